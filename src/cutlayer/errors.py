@@ -1,0 +1,87 @@
+"""What can go wrong, as a tree.
+
+CutlayerError
+|- UserError (exit code 2)       something a person gave us is wrong; one line, no traceback
+|  |- ConfigError                a run file, a flag or an option
+|  |- DataError                  a data file, a column, a label
+|  |- ModelError                 a model folder, an architecture, a tensor that is not there
+|  |- AdapterError               an adapter that fits nothing, or a folder that holds none
+|  |- BudgetError                a device cannot hold its part
+|  |- CheckpointError            a checkpoint that is torn, foreign or absent
+|  '- DivergedError              a loss that is not finite
+'- WireError                     a message that may not be believed
+   '- MalformedMessage           its version or bytes do not fit; never retried
+
+Every message reads `<where>: <expected>, got <value>. <what to change>.` and is one line.
+To add a class: put it in the tree, say in one sentence when it happens, and reach it from a test.
+"""
+
+from __future__ import annotations
+
+
+class CutlayerError(Exception):
+    """The root: catching it catches everything that cutlayer raises on purpose."""
+
+
+class UserError(CutlayerError):
+    """Something that a person gave is wrong. The command line prints it as one line and exits with 2."""
+
+
+class ConfigError(UserError, ValueError):
+    """The run file, a flag or an option says something that cannot be done."""
+
+
+class DataError(UserError, ValueError):
+    """A data file is missing, empty or malformed, or lacks a column or a label."""
+
+
+class ModelError(UserError, ValueError):
+    """A model folder is missing or incomplete, or its architecture has no family row."""
+
+
+class AdapterError(UserError, ValueError):
+    """An adapter attaches to nothing, or the folder holds no adapter for this model."""
+
+
+class BudgetError(UserError):
+    """A device has too little memory for its part.
+
+    Attributes:
+      device: the device's name.
+      need_bytes: what the smallest admissible part needs.
+      have_bytes: what the device offers.
+    """
+
+    def __init__(self, message: str, *, device: str, need_bytes: int, have_bytes: int) -> None:
+        super().__init__(message)
+        self.device = device
+        self.need_bytes = need_bytes
+        self.have_bytes = have_bytes
+
+
+class CheckpointError(UserError):
+    """A checkpoint is torn, was written by another run, or is not there."""
+
+
+class DivergedError(UserError):
+    """A loss stopped being finite.
+
+    Attributes:
+      device: whose batch it was.
+      round: the round, counted from 0.
+      step: the device's local step in that round, counted from 0.
+    """
+
+    def __init__(self, message: str, *, device: str, round: int, step: int) -> None:
+        super().__init__(message)
+        self.device = device
+        self.round = round
+        self.step = step
+
+
+class WireError(CutlayerError):
+    """Something arrived from another machine that may not be believed."""
+
+
+class MalformedMessage(WireError, ValueError):
+    """A frame whose version, header or length does not fit. Never retried."""
