@@ -53,11 +53,8 @@ class DevicePlan:
     device: str
     cut: int = 0
     """Number of blocks the device holds: it has the embeddings and blocks [0, cut)."""
-    rank: int = 8
     batch_size: int = 16
     local_steps: int = 1
-    head: Literal["server", "device"] = "server"
-    """Where the head and the loss are. `device` (labels never leave) is reserved: today it is refused."""
 
 
 @dataclass(frozen=True, slots=True)

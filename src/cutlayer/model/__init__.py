@@ -1,0 +1,1 @@
+"""Cutting a Hugging Face model, adapters on it, what a part costs."""

@@ -1,0 +1,276 @@
+"""One frozen base model in this process, and the parts that are cut from it.
+
+`Base` builds a part by making the task model on the meta device, cutting it, attaching LoRA and assigning the
+tensors that it still holds. The tensors come from one `Weights`, so all parts share their storage.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from cutlayer.errors import ModelError
+from cutlayer.model.adapter import (
+    PREFIX,
+    LoraSettings,
+    attach_lora,
+    check_targets,
+    find_slots,
+    initial_tensor,
+    target_modules,
+)
+from cutlayer.model.cut import check_cut, head_modules, keep_device_side, keep_server_side
+from cutlayer.model.families import family_of
+from cutlayer.model.part import DevicePart, ServerPart, WholePart
+from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
+from cutlayer.model.source import DTYPES, ModelFiles, Weights
+from cutlayer.types import Adapter, TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What a run says of the model.
+
+    Attributes:
+      name: folder, hub name or `builtin:minilm`.
+      task: what it is trained for.
+      num_labels: classes of a classification; 0 for causal LM.
+      pad_id: the token id that pads; kept in the model's config, where a decoder's classification head looks for it.
+      dtype: of the frozen weights and the activations: fp32, bf16 or fp16. Trainable tensors are always fp32.
+      pooling: `auto`, or how a sentence becomes a vector.
+      base_dropout: whether the base model's own dropout is on while training. Off, the cut is exact.
+      checkpoint_device: the device recomputes its blocks in the backward pass, to hold fewer activations.
+      checkpoint_server: the same on the server.
+      lora: the adapter.
+    """
+
+    name: str
+    task: TaskKind
+    num_labels: int = 0
+    pad_id: int = 0
+    dtype: str = "fp32"
+    pooling: str = "auto"
+    base_dropout: bool = False
+    checkpoint_device: bool = False
+    checkpoint_server: bool = False
+    lora: LoraSettings = field(default_factory=LoraSettings)
+
+
+class Base:
+    """The frozen base model of this process, and the factory of its parts.
+
+    Args:
+      settings: What the run says of the model.
+      device: Where tensors live and arithmetic happens; `meta` makes parts without reading any weight.
+
+    Raises:
+      ModelError: The model's files or architecture do not serve.
+      AdapterError: The LoRA targets attach to nothing.
+    """
+
+    def __init__(self, settings: ModelSettings, device: torch.device | str = "cpu") -> None:
+        self.settings = settings
+        self.device = torch.device(device)
+        self.files = ModelFiles(settings.name)
+        self.dtype = DTYPES[settings.dtype]
+        self.family = family_of(str(self.files.config.get("model_type")), settings.task)
+        self.pooling = choose_pooling(settings.pooling, self.family)
+        self.config = self._transformers_config()
+        self.trained_heads = self._trained_heads()
+        skeleton = self._skeleton()
+        self._pool(skeleton)
+        self._prefix: str = skeleton.base_model_prefix
+        self._blocks = f"{self._prefix}.{self.family.blocks}"
+        self.num_blocks = len(skeleton.get_submodule(self._blocks))
+        self._ties = _ties(skeleton)
+        self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device)
+        check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
+        self.target_names = sorted(
+            set(target_modules(skeleton, self._blocks, self.family, settings.lora.targets).values())
+        )
+        self.shapes = self._trainable_shapes(skeleton)
+        self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
+        self._device_parts: dict[int, DevicePart] = {}
+        self._server_parts: dict[int, ServerPart] = {}
+        self._whole: WholePart | None = None
+
+    def device_part(self, cut: int) -> DevicePart:
+        """Embeddings and blocks `[0, cut)`; parts of the same cut are one object."""
+        if cut not in self._device_parts:
+            check_cut(cut, self.num_blocks)
+            model = self._skeleton()
+            keep_device_side(model, self._backbone(model), self.family, cut)
+            self._finish(model, checkpoint=self.settings.checkpoint_device)
+            self._device_parts[cut] = DevicePart(model, self._backbone(model), find_slots(model, ()))
+        return self._device_parts[cut]
+
+    def server_part(self, cut: int) -> ServerPart:
+        """Blocks `[cut, L)` and the head; parts of the same cut are one object."""
+        if cut not in self._server_parts:
+            check_cut(cut, self.num_blocks)
+            model = self._skeleton()
+            feed = keep_server_side(self._backbone(model), self.family, cut, self.num_blocks, self.dtype)
+            self._pool(model)
+            self._finish(model, checkpoint=self.settings.checkpoint_server)
+            slots = find_slots(model, self.trained_heads)
+            self._server_parts[cut] = ServerPart(model, feed, slots, self.settings.pad_id)
+        return self._server_parts[cut]
+
+    def whole(self) -> WholePart:
+        """The unsplit model."""
+        if self._whole is None:
+            model = self._skeleton()
+            self._pool(model)
+            self._finish(model, checkpoint=self.settings.checkpoint_server)
+            self._whole = WholePart(model, find_slots(model, self.trained_heads))
+        return self._whole
+
+    def device_names(self, cut: int) -> list[str]:
+        """The trainable tensors of blocks `[0, cut)`."""
+        return [name for name in self.shapes if self.block_of(name) is not None and self.block_of(name) < cut]  # type: ignore[operator]
+
+    def server_names(self, cut: int) -> list[str]:
+        """The trainable tensors of blocks `[cut, L)` and of the head."""
+        held = set(self.device_names(cut))
+        return [name for name in self.shapes if name not in held]
+
+    def block_of(self, name: str) -> int | None:
+        """The block that a trainable tensor belongs to; None for the head's."""
+        match = self._block_pattern.match(name)
+        return int(match.group(1)) if match else None
+
+    def initial_adapter(self, seed: int) -> Adapter:
+        """The adapter that training starts from: the same for every device, whatever its cut.
+
+        LoRA starts as PEFT does. A head's tensor starts from the checkpoint if it is there in the right shape (and
+        is not a pooler that never learned), else from a seeded normal distribution.
+        """
+        return {name: self._initial(name, shape, seed).to(self.device) for name, shape in self.shapes.items()}
+
+    def _initial(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+        path = name.removeprefix(PREFIX)
+        if ".lora_" not in name and self.device.type != "meta" and path in self.weights:
+            stored = self.weights.read(path)
+            if tuple(stored.shape) == shape and not self._never_learned(path):
+                return stored.float()
+        pooler = self.family.pooler is not None and path.startswith(f"{self._prefix}.{self.family.pooler}.")
+        std = FRESH_POOLER_STD if pooler else float(getattr(self.config, "initializer_range", 0.02))
+        return initial_tensor(name, shape, seed=seed, std=std)
+
+    def _never_learned(self, path: str) -> bool:
+        """Whether this tensor belongs to a pooler whose weights are well below their own initialisation."""
+        owner = f"{self._prefix}.{self.family.pooler}"
+        if self.family.pooler is None or not path.startswith(f"{owner}."):
+            return False
+        weight = self.weights.read(f"{owner}.dense.weight").float()
+        return bool(weight.std() < 0.5 * float(self.config.initializer_range))
+
+    def _transformers_config(self) -> Any:
+        config = AutoConfig.from_pretrained(self.files.location)
+        if self.settings.task == "classification":
+            config.num_labels = self.settings.num_labels
+            config.problem_type = "single_label_classification"
+        config.use_cache = False
+        config.pad_token_id = self.settings.pad_id
+        if not self.settings.base_dropout:
+            for key, value in config.to_dict().items():
+                if "drop" in key and isinstance(value, (int, float)):
+                    setattr(config, key, 0.0)
+        return config
+
+    def _trained_heads(self) -> tuple[str, ...]:
+        if self.settings.task == "causal-lm":
+            return ()
+        pooler = self.family.pooler
+        if pooler is None or self.pooling != "pooler":
+            return self.family.head
+        prefix = _model_class(self.settings.task)._model_mapping[type(self.config)].base_model_prefix
+        return (f"{prefix}.{pooler}", *self.family.head)
+
+    def _skeleton(self) -> Any:
+        """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
+        with torch.device("meta"):
+            model = _model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
+        _rebuild_buffers(model, self.device)
+        return model
+
+    def _pool(self, model: Any) -> None:
+        if self.settings.task == "classification":
+            install_pooling(self._backbone(model), self.family, self.pooling)
+
+    def _backbone(self, model: Any) -> Any:
+        return getattr(model, model.base_model_prefix)
+
+    def _finish(self, model: Any, *, checkpoint: bool) -> None:
+        """Attaches LoRA, assigns the frozen tensors, freezes, and sets the modes."""
+        modules = target_modules(model, self._blocks, self.family, self.settings.lora.targets)
+        attach_lora(model, list(modules), self.settings.lora)
+        model.requires_grad_(False)
+        if self.device.type != "meta":
+            self._assign(model)
+        for name in self.trained_heads:
+            if self.dtype is not torch.float32 and _has_parameters(model, name):
+                model.get_submodule(name).register_forward_pre_hook(_to_fp32)
+        model.train()
+        if checkpoint:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def _assign(self, model: nn.Module) -> None:
+        trained = {slot.name for slot in find_slots(model, self.trained_heads)}
+        for path, parameter in list(model.named_parameters(remove_duplicate=False)):
+            if PREFIX + path.replace(".default.", ".") in trained:
+                continue  # an adapter is put in there
+            owner, _, attribute = path.rpartition(".")
+            stored = path.replace(".base_layer.", ".")
+            tensor = self.weights.get(self._ties.get(stored, stored))
+            if tensor.shape != parameter.shape:
+                raise ModelError(
+                    f"model {self.settings.name}: expected {stored} of shape {tuple(parameter.shape)}, got "
+                    f"{tuple(tensor.shape)}. config.json and the weights belong to different models."
+                )
+            setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=False))
+
+    def _trainable_shapes(self, skeleton: Any) -> dict[str, tuple[int, ...]]:
+        modules = target_modules(skeleton, self._blocks, self.family, self.settings.lora.targets)
+        attach_lora(skeleton, list(modules), self.settings.lora)
+        slots = find_slots(skeleton, self.trained_heads)
+        return {slot.name: tuple(getattr(slot.module, slot.attribute).shape) for slot in slots}
+
+
+def _model_class(task: TaskKind) -> Any:
+    return AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+
+
+def _ties(model: Any) -> dict[str, str]:
+    """Parameter -> the parameter whose tensor it shares, such as an output head tied to the embeddings."""
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    return dict(tied) if model.config.tie_word_embeddings else {}
+
+
+def _rebuild_buffers(model: Any, device: torch.device) -> None:
+    """Gives the buffers that are not in a checkpoint (rotary tables, position ids) their values.
+
+    transformers recomputes them in `_init_weights`; the parameters are still on the meta device, where initialising
+    costs nothing.
+    """
+    for module in model.modules():
+        absent = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
+        if absent and device.type != "meta":
+            for name in absent:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
+            model._init_weights(module)
+
+
+def _has_parameters(model: nn.Module, name: str) -> bool:
+    return any(True for _ in model.get_submodule(name).parameters())
+
+
+def _to_fp32(_module: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Trained heads are fp32; what reaches them may be bf16 or fp16."""
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)

@@ -1,0 +1,88 @@
+"""Parts of a model as they run: what a device holds, what the server holds, and the whole.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cutlayer.model.adapter import Slot, put
+from cutlayer.model.cut import Feed
+from cutlayer.types import Batch
+
+
+class Part:
+    """A part of the model with slots for the trainable tensors that it holds.
+
+    Attributes:
+      names: global names of those tensors, in slot order.
+    """
+
+    def __init__(self, model: nn.Module, slots: list[Slot]) -> None:
+        self.model = model
+        self.slots = slots
+        self.names = [slot.name for slot in slots]
+
+    def use(self, adapter: Mapping[str, Tensor]) -> None:
+        """Puts an adapter in: the next forward pass uses it, earlier graphs keep theirs."""
+        put(adapter, self.slots)
+
+
+class DevicePart(Part):
+    """Embeddings and blocks `[0, cut)`."""
+
+    def __init__(self, model: nn.Module, backbone: nn.Module, slots: list[Slot]) -> None:
+        super().__init__(model, slots)
+        self._backbone = backbone
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The activations at the cut, (B, T, D), with their graph where something on the device trains."""
+        hidden: Tensor = self._backbone(**model_inputs(batch)).last_hidden_state
+        return hidden
+
+
+class ServerPart(Part):
+    """Blocks `[cut, L)` and the head."""
+
+    def __init__(self, model: nn.Module, feed: Feed, slots: list[Slot], pad_id: int) -> None:
+        super().__init__(model, slots)
+        self._feed, self._pad_id = feed, pad_id
+
+    def loss(self, h_BTD: Tensor, mask_BT: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss over the batch: over samples, or over unmasked target tokens.
+
+        Args:
+          h_BTD: Activations at the cut; a leaf that requires grad if their gradient is wanted.
+          mask_BT: True where there is a token.
+          labels: (B,) classes or (B, T) tokens with -100 where masked; int64.
+        """
+        # The ids only tell the model where padding is: a decoder's classification head looks for the last token.
+        ids_BT = torch.where(mask_BT, self._pad_id + 1, self._pad_id)
+        self._feed.h_BTD = h_BTD
+        try:
+            output = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), labels=labels)
+        finally:
+            self._feed.h_BTD = None
+        loss: Tensor = output.loss
+        return loss
+
+
+class WholePart(Part):
+    """The whole model, for evaluation and as the thing that a split must equal."""
+
+    def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss, and logits of shape (B, classes) or (B, T, vocabulary)."""
+        output = self.model(**model_inputs(batch), labels=batch.labels)
+        return output.loss, output.logits
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """The keyword arguments that a transformers model takes for a batch."""
+    inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    if batch.token_type_ids_BT is not None:
+        inputs["token_type_ids"] = batch.token_type_ids_BT
+    return inputs

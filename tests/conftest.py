@@ -1,0 +1,46 @@
+"""What every test shares: one thread, tiny models made once, the real data where it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+ModelMaker = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
+    """`tiny_model(family, task)` is the folder of a tiny random model, saved once per session."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(family: str, task: str) -> Path:
+        key = (family, task)
+        if key not in made:
+            made[key] = tiny.save_tiny_model(family, task, tmp_path_factory.mktemp(f"{family}-{task}"))
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets; skips where it is absent."""
+    given = os.environ.get("CUTLAYER_SHARED_DATA")
+    folder = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: no folder {folder} (set CUTLAYER_SHARED_DATA to try elsewhere)")
+    return folder
