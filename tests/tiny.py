@@ -51,7 +51,13 @@ _ENCODER = {
 
 CONFIGS: dict[str, Any] = {
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=16, n_layer=BLOCKS, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+        vocab_size=VOCABULARY,
+        n_embd=16,
+        n_layer=BLOCKS,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
     "llama": lambda: LlamaConfig(**_DECODER),
     "mistral": lambda: MistralConfig(**_DECODER, sliding_window=4),
@@ -99,7 +105,9 @@ def save_tiny_model(family: str, task: str, folder: Path, *, shard: str = "1GB")
     return folder
 
 
-def random_batch(task: str, *, seed: int = 0, samples: int = 4, tokens: int = 12, token_types: bool = False) -> Batch:
+def random_batch(
+    task: str, *, seed: int = 0, samples: int = 4, tokens: int = 12, token_types: bool = False
+) -> Batch:
     """A padded batch: sample i lost its last i tokens; for causal LM the first three tokens are a masked prompt."""
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(3, VOCABULARY, (samples, tokens), generator=generator)

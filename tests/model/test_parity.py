@@ -34,11 +34,13 @@ def trained_adapter(base: Base) -> dict[str, nn.Parameter]:
     }
 
 
-def split_step(base: Base, adapter: dict[str, nn.Parameter], batch: Batch, cut: int) -> tuple[Tensor, Adapter]:
+def split_step(
+    base: Base, adapter: dict[str, nn.Parameter], batch: Batch, cut: int
+) -> tuple[Tensor, Adapter]:
     device, server = base.device_part(cut), base.server_part(cut)
     device.use(adapter)
     server.use(adapter)
-    h_BTD = device.forward(batch)
+    h_BTD = device.forward(model_inputs(batch))
     fed_BTD = h_BTD.detach().requires_grad_(h_BTD.requires_grad)
     loss = server.loss(fed_BTD, batch.attention_mask_BT.bool(), batch.labels)
     loss.backward()
@@ -75,7 +77,9 @@ def plain_step(base: Base, adapter: Adapter, batch: Batch) -> tuple[Tensor, Adap
     )
     peft_model.eval()  # no dropout
     inside = {
-        name.replace(".default.", ".").replace(".modules_to_save.default", "").replace(".modules_to_save", ""): p
+        name.replace(".default.", ".")
+        .replace(".modules_to_save.default", "")
+        .replace(".modules_to_save", ""): p
         for name, p in peft_model.named_parameters()
         if p.requires_grad
     }
@@ -153,10 +157,12 @@ def test_half_precision_splits(
         split_loss, gradients = split_step(base, adapter, batch, cut)
         assert torch.equal(split_loss, loss)
         assert_equal(gradients, whole_gradients)
-        assert base.device_part(cut).forward(batch).dtype == base.dtype
+        assert base.device_part(cut).forward(model_inputs(batch)).dtype == base.dtype
 
 
-@pytest.mark.parametrize(("family", "task"), [("gpt2", "causal-lm"), ("llama", "causal-lm"), ("bert", "classification")])
+@pytest.mark.parametrize(
+    ("family", "task"), [("gpt2", "causal-lm"), ("llama", "causal-lm"), ("bert", "classification")]
+)
 def test_gradient_checkpointing_changes_nothing(
     family: str, task: str, tiny_model: Callable[[str, str], Path]
 ) -> None:
@@ -182,20 +188,23 @@ def _saved_bytes(base: Base, adapter: dict[str, nn.Parameter], batch: Batch) -> 
     device = base.device_part(2)
     device.use(adapter)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        device.forward(batch)
+        device.forward(model_inputs(batch))
     return sum(saved)
 
 
 def test_gradients_go_to_the_adapter_that_was_used(tiny_model: Callable[[str, str], Path]) -> None:
     """Forward with one adapter, put another in, then backward: the first one's gradients are as if alone."""
     base = Base(settings_for(tiny_model("bert", "classification"), "classification"))
-    one, other = trained_adapter(base), {n: nn.Parameter(p.detach() * 3) for n, p in trained_adapter(base).items()}
+    one, other = (
+        trained_adapter(base),
+        {n: nn.Parameter(p.detach() * 3) for n, p in trained_adapter(base).items()},
+    )
     batch = random_batch("classification")
     part = base.device_part(BLOCKS)
 
     def forward(adapter: dict[str, nn.Parameter]) -> Tensor:
         part.use(adapter)
-        return part.forward(batch)
+        return part.forward(model_inputs(batch))
 
     alone = torch.autograd.grad(forward(one).sum(), [one[n] for n in part.names])
     first, second = forward(one), forward(other)

@@ -54,7 +54,9 @@ class Slot:
     attribute: str
 
 
-def target_modules(model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]) -> dict[str, str]:
+def target_modules(
+    model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]
+) -> dict[str, str]:
     """The linear layers inside the blocks that LoRA adapts: full path -> the target that it matched.
 
     Args:

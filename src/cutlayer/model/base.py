@@ -219,7 +219,7 @@ class Base:
                 model.get_submodule(name).register_forward_pre_hook(_to_fp32)
         model.train()
         if checkpoint:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable()
 
     def _assign(self, model: nn.Module) -> None:
         trained = {slot.name for slot in find_slots(model, self.trained_heads)}

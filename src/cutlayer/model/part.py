@@ -39,9 +39,13 @@ class DevicePart(Part):
         super().__init__(model, slots)
         self._backbone = backbone
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The activations at the cut, (B, T, D), with their graph where something on the device trains."""
-        hidden: Tensor = self._backbone(**model_inputs(batch)).last_hidden_state
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The activations at the cut, (B, T, D), with their graph where something on the device trains.
+
+        Args:
+          inputs: What `model_inputs` makes of a batch.
+        """
+        hidden: Tensor = self._backbone(**inputs).last_hidden_state
         return hidden
 
 
@@ -52,19 +56,25 @@ class ServerPart(Part):
         super().__init__(model, slots)
         self._feed, self._pad_id = feed, pad_id
 
-    def loss(self, h_BTD: Tensor, mask_BT: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, h_BTD: Tensor, mask_BT: Tensor | None, labels: Tensor) -> Tensor:
         """The mean loss over the batch: over samples, or over unmasked target tokens.
 
         Args:
           h_BTD: Activations at the cut; a leaf that requires grad if their gradient is wanted.
-          mask_BT: True where there is a token.
+          mask_BT: True where there is a token; None where nothing is padded.
           labels: (B,) classes or (B, T) tokens with -100 where masked; int64.
         """
         # The ids only tell the model where padding is: a decoder's classification head looks for the last token.
-        ids_BT = torch.where(mask_BT, self._pad_id + 1, self._pad_id)
+        ids_BT = torch.full(h_BTD.shape[:2], self._pad_id + 1, device=h_BTD.device)
+        inputs = {"input_ids": ids_BT, "labels": labels}
+        if mask_BT is not None:
+            inputs |= {
+                "input_ids": ids_BT.masked_fill(~mask_BT, self._pad_id),
+                "attention_mask": mask_BT.long(),
+            }
         self._feed.h_BTD = h_BTD
         try:
-            output = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), labels=labels)
+            output = self.model(**inputs)
         finally:
             self._feed.h_BTD = None
         loss: Tensor = output.loss

@@ -1,0 +1,199 @@
+"""What one step of a part costs, counted and not assumed: FLOPs by torch's counter, memory by what autograd keeps.
+
+Nothing is computed: parts are built on the meta device and run there at three lengths. Per sample, every quantity of
+a transformer is a polynomial of the length T, constant (a head on one vector) + linear (projections) + quadratic
+(attention), so three lengths fix it exactly and any batch is then one multiplication (`tests/model/test_cost.py`
+counts other shapes directly and compares).
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.part import Part
+from cutlayer.types import Cost
+
+PROBE_LENGTHS = (17, 29, 41)
+"""Primes, so that no dimension of a model is mistaken for a length."""
+PROBE_SAMPLES = 2
+BYTES_PER_TRAINABLE = 16
+"""fp32 value, gradient and AdamW's two moments."""
+TRANSIENTS = 2
+"""Tensors as large as the largest one alive at the peak that no graph keeps: an input and an output of one operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What one pass at one shape cost."""
+
+    forward_flops: float
+    backward_flops: float
+    kept_bytes: int
+    largest_bytes: int
+
+
+class CostModel:
+    """Costs of device-side and server-side steps at any cut and batch shape.
+
+    Args:
+      settings: The model; its weights are not read.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._base = Base(settings, device="meta")
+        self.num_blocks = self._base.num_blocks
+        self._settings = settings
+
+    def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
+        """One step of a device: `num_samples` x `num_tokens`, padding included."""
+        return self._price(
+            self._device_polynomial(cut),
+            self._fixed_bytes(self._base.device_part(cut)),
+            num_samples,
+            num_tokens,
+        )
+
+    def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
+        """The server's step for a device with this cut; memory is that of one model, one adapter and one batch."""
+        return self._price(
+            self._server_polynomial(cut),
+            self._fixed_bytes(self._base.server_part(cut)),
+            num_samples,
+            num_tokens,
+        )
+
+    def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
+        """The activations that cross the cut, one way, in the run's dtype."""
+        return num_samples * num_tokens * self.hidden_size * self._base.dtype.itemsize
+
+    def adapter_bytes(self, names: list[str]) -> int:
+        """The fp32 tensors that go by these names."""
+        return 4 * sum(int(np.prod(self._base.shapes[name])) for name in names)
+
+    def device_adapter_bytes(self, cut: int) -> int:
+        """What a device sends at the end of a round."""
+        return self.adapter_bytes(self._base.device_names(cut))
+
+    def adapters_on_device(self, cut: int) -> int:
+        """Number of LoRA layers that a device holds."""
+        return sum(".lora_A." in name for name in self._base.device_names(cut))
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """D: the width of the activations."""
+        part = self._base.device_part(0)
+        ids_BT = torch.zeros(1, 1, dtype=torch.long, device="meta")
+        return int(part.forward({"input_ids": ids_BT}).shape[-1])
+
+    @cached_property
+    def _without_recomputing(self) -> CostModel:
+        return CostModel(replace(self._settings, checkpoint_device=False, checkpoint_server=False))
+
+    def _price(self, coefficients: np.ndarray, fixed_bytes: int, num_samples: int, num_tokens: int) -> Cost:
+        per_sample = coefficients @ np.array([1.0, num_tokens, num_tokens**2])
+        forward, backward, kept, largest = np.rint(per_sample * num_samples)
+        return Cost(float(forward), float(backward), int(fixed_bytes + kept + TRANSIENTS * largest))
+
+    @lru_cache(maxsize=None)  # noqa: B019  (one cost model per run, and parts are few)
+    def _device_polynomial(self, cut: int) -> np.ndarray:
+        part = self._base.device_part(cut)
+
+        def step(length: int) -> Counts:
+            adapter = self._meta_adapter(part)
+            ids_BT = torch.zeros(PROBE_SAMPLES, length, dtype=torch.long, device="meta")
+            return _count(part, adapter, length, lambda: part.forward({"input_ids": ids_BT}))
+
+        coefficients = _fit(step)
+        if (
+            self._settings.checkpoint_device and cut > 0
+        ):  # while one block is recomputed, its activations are there
+            coefficients[2] += self._without_recomputing._device_polynomial(cut)[2] / cut
+        return coefficients
+
+    @lru_cache(maxsize=None)  # noqa: B019
+    def _server_polynomial(self, cut: int) -> np.ndarray:
+        part = self._base.server_part(cut)
+        task = self._base.settings.task
+
+        def step(length: int) -> Counts:
+            adapter = self._meta_adapter(part)
+            h_BTD = torch.zeros(
+                PROBE_SAMPLES,
+                length,
+                self.hidden_size,
+                device="meta",
+                dtype=self._base.dtype,
+                requires_grad=cut > 0,
+            )
+            shape = (PROBE_SAMPLES,) if task == "classification" else (PROBE_SAMPLES, length)
+            labels = torch.zeros(shape, dtype=torch.long, device="meta")
+            return _count(part, adapter, length, lambda: part.loss(h_BTD, None, labels))
+
+        coefficients = _fit(step)
+        if self._settings.checkpoint_server and cut < self.num_blocks:
+            coefficients[2] += self._without_recomputing._server_polynomial(cut)[2] / (self.num_blocks - cut)
+        return coefficients
+
+    def _meta_adapter(self, part: Part) -> dict[str, nn.Parameter]:
+        return {
+            name: nn.Parameter(torch.empty(self._base.shapes[name], device="meta")) for name in part.names
+        }
+
+    def _fixed_bytes(self, part: Part) -> int:
+        """Frozen weights, and the trainable tensors with gradient and moments."""
+        trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
+        frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
+        return frozen + BYTES_PER_TRAINABLE * sum(
+            int(np.prod(self._base.shapes[name])) for name in part.names
+        )
+
+
+def _fit(step: Callable[[int], Counts]) -> np.ndarray:
+    """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
+    counts = [step(length) for length in PROBE_LENGTHS]
+    values = np.array([[c.forward_flops, c.backward_flops, c.kept_bytes, c.largest_bytes] for c in counts])
+    powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
+    coefficients: np.ndarray = np.linalg.solve(powers, values / PROBE_SAMPLES).T
+    return coefficients
+
+
+def _count(
+    part: Part, adapter: dict[str, nn.Parameter], length: int, forward: Callable[[], Tensor]
+) -> Counts:
+    """Runs forward and, where something trains, backward, on the meta device."""
+    part.use(adapter)
+    weights = {_storage(parameter) for parameter in part.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        # Fused attention kernels keep no T x T matrix; the meta device runs the unfused formula, which does.
+        if tuple(tensor.shape[-2:]) != (length, length) and _storage(tensor) not in weights:
+            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with (
+        FlopCounterMode(display=False) as ahead,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        output = forward()
+    back_flops = 0.0
+    if output.requires_grad:
+        with FlopCounterMode(display=False) as back:
+            output.backward(torch.empty_like(output))
+        back_flops = float(back.get_total_flops())
+    largest = max([*kept.values(), output.numel() * output.element_size()])
+    return Counts(float(ahead.get_total_flops()), back_flops, sum(kept.values()), largest)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

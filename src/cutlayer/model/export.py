@@ -1,0 +1,166 @@
+"""The adapter as the world knows it: a PEFT folder that `PeftModel.from_pretrained` loads.
+
+Beside PEFT's two files stands `cutlayer.json`, which says what the adapter was trained for (task, labels, pooling,
+length), so that `cutlayer evaluate` and `load_finetuned` need no flags. Same adapter, same bytes: keys are sorted
+and nothing of the machine or the day is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from cutlayer.errors import AdapterError
+from cutlayer.files import write_folder_atomically
+from cutlayer.model.base import Base
+from cutlayer.model.families import family_of
+from cutlayer.model.pooling import install_pooling
+from cutlayer.model.source import ModelFiles
+from cutlayer.types import Adapter
+
+NOTE = """# A LoRA adapter made by cutlayer
+
+Base model: `{base}`. {how}
+"""
+PLAIN = "Plain PEFT loads it: `PeftModel.from_pretrained(base, FOLDER)`."
+POOLED = (
+    "The classifier reads the `{pooling}` of the last hidden states, which plain transformers does not compute for "
+    "this model: load it with `cutlayer.load_finetuned(FOLDER)`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCard:
+    """What an adapter was trained for.
+
+    Attributes:
+      base: the base model's name as the run gave it.
+      task: classification or causal-lm.
+      labels: class names in the order of their ids; empty for causal LM.
+      pooling: how a sentence became a vector.
+      max_length: tokens at which texts were cut off.
+      pad_id: the id that padded.
+      columns: which column of the data was what.
+    """
+
+    base: str
+    task: str
+    labels: tuple[str, ...]
+    pooling: str
+    max_length: int
+    pad_id: int
+    columns: dict[str, str]
+
+
+def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard) -> None:
+    """Writes a PEFT folder, whole or not at all."""
+    settings = base.settings
+    config = LoraConfig(
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
+        target_modules=base.target_names,
+        modules_to_save=[name.rpartition(".")[2] for name in base.trained_heads] or None,
+        fan_in_fan_out=base.family.name == "gpt2",
+        task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
+        base_model_name_or_path=base.files.location,
+        inference_mode=True,
+    )
+    plain = settings.task != "classification" or base.pooling == base.family.poolings[0]
+    note = NOTE.format(base=card.base, how=PLAIN if plain else POOLED.format(pooling=base.pooling))
+
+    def fill(temporary: Path) -> None:
+        tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
+        (temporary / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+        (temporary / "adapter_config.json").write_text(_json(config.to_dict()))
+        (temporary / "cutlayer.json").write_text(_json(asdict(card)))
+        (temporary / "README.md").write_text(note)
+
+    write_folder_atomically(folder, fill)
+
+
+def _json(value: dict[str, Any]) -> str:
+    """Sorted and stable: PEFT holds some lists as sets, whose order differs from process to process."""
+
+    def plain(item: Any) -> Any:
+        return sorted(item) if isinstance(item, (set, frozenset)) else str(item)
+
+    ordered = {
+        key: sorted(v) if key in {"target_modules", "modules_to_save"} and v else v
+        for key, v in value.items()
+    }
+    return json.dumps(ordered, indent=2, sort_keys=True, default=plain) + "\n"
+
+
+def read_card(folder: Path) -> AdapterCard:
+    """What the adapter in `folder` was trained for.
+
+    Raises:
+      AdapterError: The folder holds no adapter of ours.
+    """
+    path = folder / "cutlayer.json"
+    if not path.is_file():
+        raise AdapterError(
+            f"adapter {folder}: expected a folder with adapter_model.safetensors and cutlayer.json, got no {path.name}. "
+            "Give the adapter/ folder of a run."
+        )
+    try:
+        values = json.loads(path.read_text())
+        return AdapterCard(**{**values, "labels": tuple(values["labels"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise AdapterError(
+            f"{path}: expected the card of an adapter, got {error}. Export the run again."
+        ) from error
+
+
+def read_adapter(folder: Path, base: Base) -> Adapter:
+    """The adapter's tensors, checked against what `base` trains.
+
+    Raises:
+      AdapterError: Not a safetensors file, or other names or shapes than this model's.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            adapter: Adapter = {name: file.get_tensor(name).to(base.device) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path}: expected a safetensors file, got {error}. Export the run again."
+        ) from error
+    got = {name: tuple(value.shape) for name, value in adapter.items()}
+    if got != base.shapes:
+        other = sorted(got.items() ^ base.shapes.items())[0]
+        raise AdapterError(
+            f"{path}: expected the {len(base.shapes)} tensors that this model trains, got {len(got)}, first difference "
+            f"{other[0]} {other[1]}. Use the base model and LoRA settings that the adapter was trained with."
+        )
+    return adapter
+
+
+def load_finetuned(folder: str | Path) -> PeftModel:
+    """The base model with an adapter of ours on it, its pooling installed, ready to use: a `PeftModel` in eval mode.
+
+    Raises:
+      AdapterError: The folder holds no adapter of ours.
+    """
+    path = Path(folder)
+    card = read_card(path)
+    files = ModelFiles(card.base)
+    if card.task == "causal-lm":
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(files.location), path).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(files.location, num_labels=len(card.labels))
+    model.config.pad_token_id = card.pad_id
+    model.config.id2label = dict(enumerate(card.labels))
+    model.config.label2id = {label: index for index, label in enumerate(card.labels)}
+    family = family_of(str(files.config.get("model_type")), "classification")
+    install_pooling(getattr(model, model.base_model_prefix), family, card.pooling)  # type: ignore[arg-type]
+    return PeftModel.from_pretrained(model, path).eval()
