@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
     Gemma2Config,
@@ -105,9 +106,7 @@ def save_tiny_model(family: str, task: str, folder: Path, *, shard: str = "1GB")
     return folder
 
 
-def random_batch(
-    task: str, *, seed: int = 0, samples: int = 4, tokens: int = 12, token_types: bool = False
-) -> Batch:
+def random_batch(task: str, *, seed: int = 0, samples: int = 4, tokens: int = 12, token_types: bool = False) -> Batch:
     """A padded batch: sample i lost its last i tokens; for causal LM the first three tokens are a masked prompt."""
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(3, VOCABULARY, (samples, tokens), generator=generator)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import BLOCKS, LABELS, random_batch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -16,6 +15,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.types import Adapter, Batch
+from tiny import BLOCKS, LABELS, random_batch
 
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 
@@ -34,9 +34,7 @@ def trained_adapter(base: Base) -> dict[str, nn.Parameter]:
     }
 
 
-def split_step(
-    base: Base, adapter: dict[str, nn.Parameter], batch: Batch, cut: int
-) -> tuple[Tensor, Adapter]:
+def split_step(base: Base, adapter: dict[str, nn.Parameter], batch: Batch, cut: int) -> tuple[Tensor, Adapter]:
     device, server = base.device_part(cut), base.server_part(cut)
     device.use(adapter)
     server.use(adapter)
@@ -77,9 +75,7 @@ def plain_step(base: Base, adapter: Adapter, batch: Batch) -> tuple[Tensor, Adap
     )
     peft_model.eval()  # no dropout
     inside = {
-        name.replace(".default.", ".")
-        .replace(".modules_to_save.default", "")
-        .replace(".modules_to_save", ""): p
+        name.replace(".default.", ".").replace(".modules_to_save.default", "").replace(".modules_to_save", ""): p
         for name, p in peft_model.named_parameters()
         if p.requires_grad
     }
@@ -99,9 +95,7 @@ def assert_equal(one: Adapter, other: Adapter) -> None:
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
-def test_split_at_every_cut_is_plain_peft(
-    family: str, task: str, tiny_model: Callable[[str, str], Path]
-) -> None:
+def test_split_at_every_cut_is_plain_peft(family: str, task: str, tiny_model: Callable[[str, str], Path]) -> None:
     base = Base(settings_for(tiny_model(family, task), task))
     adapter = trained_adapter(base)
     batch = random_batch(task)
@@ -115,9 +109,7 @@ def test_split_at_every_cut_is_plain_peft(
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
-def test_each_side_holds_its_own_names(
-    family: str, task: str, tiny_model: Callable[[str, str], Path]
-) -> None:
+def test_each_side_holds_its_own_names(family: str, task: str, tiny_model: Callable[[str, str], Path]) -> None:
     base = Base(settings_for(tiny_model(family, task), task))
     for cut in range(BLOCKS + 1):
         assert set(base.device_part(cut).names) == set(base.device_names(cut))
@@ -144,9 +136,7 @@ def test_every_pooling_splits(family: str, pooling: str, tiny_model: Callable[[s
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize(("family", "task"), [("llama", "causal-lm"), ("bert", "classification")])
-def test_half_precision_splits(
-    family: str, task: str, dtype: str, tiny_model: Callable[[str, str], Path]
-) -> None:
+def test_half_precision_splits(family: str, task: str, dtype: str, tiny_model: Callable[[str, str], Path]) -> None:
     base = Base(settings_for(tiny_model(family, task), task, dtype=dtype))
     adapter, batch = trained_adapter(base), random_batch(task)
     base.whole().use(adapter)
@@ -163,9 +153,7 @@ def test_half_precision_splits(
 @pytest.mark.parametrize(
     ("family", "task"), [("gpt2", "causal-lm"), ("llama", "causal-lm"), ("bert", "classification")]
 )
-def test_gradient_checkpointing_changes_nothing(
-    family: str, task: str, tiny_model: Callable[[str, str], Path]
-) -> None:
+def test_gradient_checkpointing_changes_nothing(family: str, task: str, tiny_model: Callable[[str, str], Path]) -> None:
     folder = tiny_model(family, task)
     plain = Base(settings_for(folder, task))
     thrifty = Base(settings_for(folder, task, checkpoint_device=True, checkpoint_server=True))

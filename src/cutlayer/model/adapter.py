@@ -54,9 +54,7 @@ class Slot:
     attribute: str
 
 
-def target_modules(
-    model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]
-) -> dict[str, str]:
+def target_modules(model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]) -> dict[str, str]:
     """The linear layers inside the blocks that LoRA adapts: full path -> the target that it matched.
 
     Args:
@@ -78,7 +76,7 @@ def target_modules(
 
 
 def check_targets(model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]) -> None:
-    """Raises AdapterError if a target matches nothing inside the blocks of the whole model: silence would train less."""
+    """Raises AdapterError if a target matches nothing in the blocks of the whole model: silence would train less."""
     found = set(target_modules(model, blocks_path, family, targets).values())
     missing = [] if tuple(targets) == (ALL_LINEAR,) else [t for t in targets if t not in found]
     if not missing:
@@ -99,7 +97,7 @@ def inside_block(name: str, blocks_path: str) -> str:
 
 
 def attach_lora(model: nn.Module, modules: Sequence[str], settings: LoraSettings) -> None:
-    """Wraps the named modules in PEFT's LoRA layers, whose factors stay on the meta device until an adapter is put in."""
+    """Wraps the named modules in PEFT's LoRA layers; their factors stay on the meta device until an adapter is put in."""
     if not modules:
         return  # a part without blocks
     transposed = isinstance(model.get_submodule(modules[0]), Conv1D)

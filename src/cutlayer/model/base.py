@@ -25,7 +25,7 @@ from cutlayer.model.adapter import (
     initial_tensor,
     target_modules,
 )
-from cutlayer.model.cut import check_cut, head_modules, keep_device_side, keep_server_side
+from cutlayer.model.cut import check_cut, keep_device_side, keep_server_side
 from cutlayer.model.families import family_of
 from cutlayer.model.part import DevicePart, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling

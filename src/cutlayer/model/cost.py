@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ class CostModel:
         forward, backward, kept, largest = np.rint(per_sample * num_samples)
         return Cost(float(forward), float(backward), int(fixed_bytes + kept + TRANSIENTS * largest))
 
-    @lru_cache(maxsize=None)  # noqa: B019  (one cost model per run, and parts are few)
+    @cache  # noqa: B019  (one cost model per run, and parts are few)
     def _device_polynomial(self, cut: int) -> np.ndarray:
         part = self._base.device_part(cut)
 
@@ -114,13 +114,11 @@ class CostModel:
             return _count(part, adapter, length, lambda: part.forward({"input_ids": ids_BT}))
 
         coefficients = _fit(step)
-        if (
-            self._settings.checkpoint_device and cut > 0
-        ):  # while one block is recomputed, its activations are there
+        if self._settings.checkpoint_device and cut > 0:  # while one block is recomputed, its activations are there
             coefficients[2] += self._without_recomputing._device_polynomial(cut)[2] / cut
         return coefficients
 
-    @lru_cache(maxsize=None)  # noqa: B019
+    @cache  # noqa: B019
     def _server_polynomial(self, cut: int) -> np.ndarray:
         part = self._base.server_part(cut)
         task = self._base.settings.task
@@ -145,17 +143,13 @@ class CostModel:
         return coefficients
 
     def _meta_adapter(self, part: Part) -> dict[str, nn.Parameter]:
-        return {
-            name: nn.Parameter(torch.empty(self._base.shapes[name], device="meta")) for name in part.names
-        }
+        return {name: nn.Parameter(torch.empty(self._base.shapes[name], device="meta")) for name in part.names}
 
     def _fixed_bytes(self, part: Part) -> int:
         """Frozen weights, and the trainable tensors with gradient and moments."""
         trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
         frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
-        return frozen + BYTES_PER_TRAINABLE * sum(
-            int(np.prod(self._base.shapes[name])) for name in part.names
-        )
+        return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(self._base.shapes[name])) for name in part.names)
 
 
 def _fit(step: Callable[[int], Counts]) -> np.ndarray:
@@ -167,9 +161,7 @@ def _fit(step: Callable[[int], Counts]) -> np.ndarray:
     return coefficients
 
 
-def _count(
-    part: Part, adapter: dict[str, nn.Parameter], length: int, forward: Callable[[], Tensor]
-) -> Counts:
+def _count(part: Part, adapter: dict[str, nn.Parameter], length: int, forward: Callable[[], Tensor]) -> Counts:
     """Runs forward and, where something trains, backward, on the meta device."""
     part.use(adapter)
     weights = {_storage(parameter) for parameter in part.model.parameters()}

@@ -85,9 +85,7 @@ def keep_device_side(model: nn.Module, backbone: nn.Module, family: Family, cut:
         _replace(model, name, Pass())
 
 
-def keep_server_side(
-    backbone: nn.Module, family: Family, cut: int, num_blocks: int, dtype: torch.dtype
-) -> Feed:
+def keep_server_side(backbone: nn.Module, family: Family, cut: int, num_blocks: int, dtype: torch.dtype) -> Feed:
     """Makes a server-side model: a feed, blocks `[cut, L)` and the head. Returns the feed."""
     keep_blocks(backbone, family, cut, num_blocks)
     feed = Feed()

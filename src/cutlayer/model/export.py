@@ -94,10 +94,7 @@ def _json(value: dict[str, Any]) -> str:
     def plain(item: Any) -> Any:
         return sorted(item) if isinstance(item, (set, frozenset)) else str(item)
 
-    ordered = {
-        key: sorted(v) if key in {"target_modules", "modules_to_save"} and v else v
-        for key, v in value.items()
-    }
+    ordered = {key: sorted(v) if key in {"target_modules", "modules_to_save"} and v else v for key, v in value.items()}
     return json.dumps(ordered, indent=2, sort_keys=True, default=plain) + "\n"
 
 
@@ -110,16 +107,14 @@ def read_card(folder: Path) -> AdapterCard:
     path = folder / "cutlayer.json"
     if not path.is_file():
         raise AdapterError(
-            f"adapter {folder}: expected a folder with adapter_model.safetensors and cutlayer.json, got no {path.name}. "
+            f"adapter {folder}: expected a folder with adapter_model.safetensors and cutlayer.json, got no card. "
             "Give the adapter/ folder of a run."
         )
     try:
         values = json.loads(path.read_text())
         return AdapterCard(**{**values, "labels": tuple(values["labels"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise AdapterError(
-            f"{path}: expected the card of an adapter, got {error}. Export the run again."
-        ) from error
+        raise AdapterError(f"{path}: expected the card of an adapter, got {error}. Export the run again.") from error
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:
@@ -133,9 +128,7 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
         with safe_open(path, framework="pt") as file:
             adapter: Adapter = {name: file.get_tensor(name).to(base.device) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{path}: expected a safetensors file, got {error}. Export the run again."
-        ) from error
+        raise AdapterError(f"{path}: expected a safetensors file, got {error}. Export the run again.") from error
     got = {name: tuple(value.shape) for name, value in adapter.items()}
     if got != base.shapes:
         other = sorted(got.items() ^ base.shapes.items())[0]

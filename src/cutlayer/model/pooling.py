@@ -45,7 +45,7 @@ def install_pooling(backbone: nn.Module, family: Family, pooling: Pooling) -> No
     if family.pooler is not None:
         setattr(backbone, family.pooler, None)
 
-    def pool(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def pool(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         hidden_BTD = output.last_hidden_state
         mask_BT = kwargs.get("attention_mask")
         pooled_BD = hidden_BTD[:, 0] if pooling == "cls" else masked_mean(hidden_BTD, mask_BT)

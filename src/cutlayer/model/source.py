@@ -145,9 +145,7 @@ class Weights:
     def _open(self, filename: str) -> Any:
         path = self._files.find(filename)
         if path is None:
-            raise ModelError(
-                f"model {self._files.name}: expected the shard {filename}, got none. Fetch it again."
-            )
+            raise ModelError(f"model {self._files.name}: expected the shard {filename}, got none. Fetch it again.")
         try:
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:

@@ -1,0 +1,1 @@
+"""What runs on the weak machine. Never imports `server`."""

@@ -1,0 +1,1 @@
+"""What runs on the strong machine: the coordinator, the server steps, evaluation, checkpoints."""
