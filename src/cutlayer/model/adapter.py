@@ -97,7 +97,7 @@ def inside_block(name: str, blocks_path: str) -> str:
 
 
 def attach_lora(model: nn.Module, modules: Sequence[str], settings: LoraSettings) -> None:
-    """Wraps the named modules in PEFT's LoRA layers; their factors stay on the meta device until an adapter is put in."""
+    """Wraps the named modules in PEFT's LoRA layers; the factors stay on the meta device until an adapter is put in."""
     if not modules:
         return  # a part without blocks
     transposed = isinstance(model.get_submodule(modules[0]), Conv1D)

@@ -128,7 +128,7 @@ class Base:
             model = self._skeleton()
             self._pool(model)
             self._finish(model, checkpoint=self.settings.checkpoint_server)
-            self._whole = WholePart(model, find_slots(model, self.trained_heads))
+            self._whole = WholePart(model, find_slots(model, self.trained_heads), self.device)
         return self._whole
 
     def device_names(self, cut: int) -> list[str]:

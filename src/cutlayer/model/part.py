@@ -84,15 +84,19 @@ class ServerPart(Part):
 class WholePart(Part):
     """The whole model, for evaluation and as the thing that a split must equal."""
 
+    def __init__(self, model: nn.Module, slots: list[Slot], device: torch.device) -> None:
+        super().__init__(model, slots)
+        self.device = device
+
     def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss, and logits of shape (B, classes) or (B, T, vocabulary)."""
-        output = self.model(**model_inputs(batch), labels=batch.labels)
+        output = self.model(**model_inputs(batch, self.device), labels=batch.labels.to(self.device))
         return output.loss, output.logits
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The keyword arguments that a transformers model takes for a batch."""
+def model_inputs(batch: Batch, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The keyword arguments that a transformers model takes for a batch, on the device that computes."""
     inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
     if batch.token_type_ids_BT is not None:
         inputs["token_type_ids"] = batch.token_type_ids_BT
-    return inputs
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -29,6 +29,21 @@ class OptimizerSettings:
     clip: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How adapters are trained, on either side.
+
+    Attributes:
+      optimizer: AdamW's settings.
+      keep_moments: whether AdamW's moments outlive the end of a round, when averaged values come in.
+      seed: of dropout.
+    """
+
+    optimizer: OptimizerSettings
+    keep_moments: bool = True
+    seed: int = 0
+
+
 class Trainable:
     """One owner's trainable tensors and their optimizer.
 
@@ -98,7 +113,7 @@ class Trainable:
             )
             for name, parameter in self.parameters.items():
                 state = {
-                    key: self._moments[f"{name}#{key}"].clone()
+                    key: self._moments[f"{name}#{key}"].clone().to(parameter.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{name}#{key}" in self._moments
                 }

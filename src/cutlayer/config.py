@@ -1,0 +1,200 @@
+"""What a run file may say. Every field has a default but none is silent: a run writes its whole config back.
+
+model: {name: builtin:minilm}
+data: {path: builtin:reviews, task: classification, text: text, label: label}
+train: {rounds: 10, local_steps: 10}
+method: {name: memsfl, order: optimal}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cutlayer.errors import ConfigError
+from cutlayer.policies.learning_rate import Shape
+from cutlayer.types import TaskKind
+
+
+class Section(BaseModel):
+    """A part of a run file: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    name: str = "builtin:minilm"
+    """A folder with config.json and *.safetensors, a hub name, or builtin:minilm."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the frozen weights and of what crosses the network; trainable tensors are fp32."""
+    pooling: Literal["auto", "pooler", "mean", "cls", "last"] = "auto"
+    """How a classifier makes one vector of a sentence; auto is the family's own way."""
+    base_dropout: bool = False
+    """The base model's own dropout while training. Off, the cut is exact."""
+    checkpoint_device: bool = False
+    """Recompute the device side in its backward pass, to hold fewer activations."""
+    checkpoint_server: bool = False
+    """The same on the server."""
+
+
+class LoraSection(Section):
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ()
+    """Last parts of module paths; empty is the family's attention projections, [all-linear] every linear layer."""
+
+
+class DataSection(Section):
+    path: str = "builtin:reviews"
+    """A folder with train.* and validation.*, a file, a hub name, or builtin:reviews."""
+    task: TaskKind = "classification"
+    text: str | None = None
+    """Classification: the column of the (first) sentence, by default `text`. Causal LM: a column of plain text."""
+    text_pair: str | None = None
+    label: str | None = None
+    """Classification: the column of the class, by default `label`."""
+    prompt: str | None = None
+    answer: str | None = None
+    max_length: int = Field(128, ge=4)
+    spread: str = "iid"
+    """Over devices: iid, dirichlet:ALPHA, one-class or column:NAME."""
+    sizes: Literal["equal", "weighted"] = "equal"
+    """Equal numbers of samples, or by the fleet's data_weight."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the training rows held out where the data has no validation file."""
+
+
+class TrainSection(Section):
+    rounds: int = Field(10, ge=1)
+    local_steps: int = Field(5, ge=1)
+    """Steps of each device between two aggregations."""
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    schedule: Shape = "linear"
+    warmup: float = Field(0.06, ge=0, lt=1)
+    """Fraction of all local steps."""
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(0.0, ge=0)
+    """Largest gradient norm per owner and side; 0 is none."""
+    keep_moments: bool = True
+    """AdamW's moments outlive the end of a round."""
+    eval_every: int = Field(1, ge=1)
+    """Rounds between two evaluations; the last round is always evaluated."""
+    eval_batch_size: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class MethodSection(BaseModel):
+    """The method's name, and its own options beside it; the method table knows which there are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "memsfl"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RunConfig(Section):
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    method: MethodSection = MethodSection()
+    fleet: str = "memsfl-six"
+    """A built-in fleet, a fleet file, or a fleet written out."""
+    hardware: str = "cpu"
+    """Where this process computes: cpu, cuda or cuda:N."""
+    out: str = "runs/latest"
+    """The run folder."""
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included; reading it back gives the same config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
+    """Reads a run file and lays flags over it.
+
+    Args:
+      path: The run file; None starts from the defaults.
+      overrides: `KEY=VALUE` with dotted keys, such as `method.order=fifo`; values are read as YAML.
+      values: More of the same, already read; these come first.
+
+    Raises:
+      ConfigError: No such file, not YAML, an unknown key, or a value out of its range.
+    """
+    where = str(path) if path else "flags"
+    content = _read_yaml(path) if path else {}
+    for key, value in (values or {}).items():
+        _set(content, key, value)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"-o {override}: expected KEY=VALUE, got no '='. Write for example -o method.order=fifo.")
+        try:
+            _set(content, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"-o {override}: expected a YAML value, got {text!r}. Quote it.") from error
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_one_line(where, error)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: expected a run file, got no such file. Check the path.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f"{path}:{line + 1}" if line is not None else str(path)
+        problem = getattr(error, "problem", None) or "bytes that are not text"
+        raise ConfigError(f"{place}: expected YAML, got {problem}. Correct that line.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: expected sections such as model: and data:, got {type(content).__name__}. See the README."
+        )
+    return content
+
+
+def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"-o {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
+    content[key] = value
+
+
+def _one_line(where: str, error: ValidationError) -> str:
+    """The first problem of a validation, in our form."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(first["loc"][:-1])
+        guess = get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"Did you mean {guess[0]!r}?" if guess else "Remove it."
+        return f"{where}: expected one of {', '.join(known)}, got the key {key!r}. {hint}"
+    expected = first["msg"].removeprefix("Input should be ")
+    return f"{where}: {key}: expected {expected}, got {first['input']!r}. Change it."
+
+
+def _known_keys(sections: Sequence[Any]) -> list[str]:
+    fields = RunConfig.model_fields
+    for section in sections:
+        inner = fields[str(section)].annotation if str(section) in fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        fields = inner.model_fields
+    return list(fields)

@@ -1,0 +1,144 @@
+"""The run: round after round, until there is an adapter.
+
+    while rounds are left:
+        plan the round                       methods/: who joins, where each is cut
+        hold it                              rounds/: the conversation with the devices
+        aggregate                            many adapters to one
+        evaluate, report, checkpoint         the commit point
+
+The coordinator knows no method and no transport: a link is a link.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cutlayer.fleet.clock import now
+from cutlayer.methods.method import Method
+from cutlayer.policies.plan import Known, make_plan
+from cutlayer.report.round_row import round_row
+from cutlayer.server.server import Server, Tally
+from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Finish
+
+
+@dataclass(slots=True)
+class Logbook:
+    """How far a run is, and what it measured.
+
+    Attributes:
+      rounds_done: rounds that are complete.
+      history: what they measured.
+      cuts: each device's cut in the last round.
+      metrics: the last evaluation.
+    """
+
+    rounds_done: int = 0
+    history: History = field(default_factory=History)
+    cuts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Runs the rounds of one run.
+
+    Args:
+      method: How to decide.
+      server: The server's side of training.
+      links: The server's end of the connection to each device.
+      known: What planners may look at; its history is the logbook's.
+      logbook: Where to start from.
+      rounds: Rounds of the whole run.
+      evaluate: Full adapter -> metrics.
+      evaluate_when: Whether the round of this number is evaluated.
+      commit: Called at each commit point with the round's row and events.
+      events: Where machines and links record; emptied at each commit point.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        server: Server,
+        links: Mapping[str, Link],
+        known: Known,
+        logbook: Logbook,
+        *,
+        rounds: int,
+        evaluate: Callable[[Adapter], dict[str, float]],
+        evaluate_when: Callable[[int], bool],
+        commit: Callable[[dict[str, Any], list[Event]], None],
+        events: list[Event],
+    ) -> None:
+        self._method, self._server, self._links, self._known = method, server, links, known
+        self.logbook = logbook
+        self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
+        self._events = events
+
+    async def run(self) -> None:
+        """Holds the rounds that are left, then tells every device that it may go."""
+        while self.logbook.rounds_done < self._rounds:
+            await self._one_round(self.logbook.rounds_done)
+        for device, link in self._links.items():
+            await link.send(Finish(self._server.run, self._rounds, f"{device}: all rounds are done"))
+
+    async def _one_round(self, number: int) -> None:
+        start_wall, start = time.perf_counter(), now()
+        bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in self._links.items()}
+        plan = make_plan(self._method.plan, number, self._known)
+        contributions = await self._method.round.server_end(self._server, self._links, plan)
+        self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
+        duration = now() - start
+        if self._evaluate_when(number):
+            self.logbook.metrics = self._evaluate(self._server.adapter)
+        records = self._records(plan, self._server.take_tallies(), duration, bytes_before)
+        self.logbook.history.records.extend(records)
+        self.logbook.cuts |= {device.device: device.cut for device in plan.devices}
+        self.logbook.rounds_done = number + 1
+        row = round_row(
+            records,
+            round=number,
+            virtual_seconds=now(),
+            wall_seconds=time.perf_counter() - start_wall,
+            validation=self.logbook.metrics if self._evaluate_when(number) else {},
+        )
+        events, self._events[:] = list(self._events), []
+        self._commit(row, events)
+
+    def _records(
+        self,
+        plan: RoundPlan,
+        tallies: Mapping[str, Tally],
+        duration: float,
+        bytes_before: Mapping[str, tuple[int, int]],
+    ) -> list[StepRecord]:
+        """What the round measured of each device, in the order of their names."""
+        records = []
+        for name in sorted(device.device for device in plan.devices):
+            tally, link = tallies[name], self._links[name]
+            up, down = bytes_before[name]
+            busy = _seconds(self._events, name, ("forward", "backward"))
+            network = _seconds(self._events, name, ("upload", "download"))
+            records.append(
+                StepRecord(
+                    round=plan.round,
+                    device=name,
+                    steps=tally.steps,
+                    samples=tally.samples,
+                    weight=tally.weight,
+                    loss=tally.loss,
+                    busy_seconds=busy,
+                    network_seconds=network,
+                    waiting_seconds=max(0.0, duration - busy - network),
+                    bytes_up=link.bytes_received - up,
+                    bytes_down=link.bytes_sent - down,
+                )
+            )
+        return records
+
+
+def _seconds(events: Sequence[Event], who: str, what: tuple[str, ...]) -> float:
+    return sum(event.end_seconds - event.start_seconds for event in events if event.who == who and event.what in what)

@@ -1,0 +1,8 @@
+"""Data: from a file, a hub name or the built-in reviews to batches, and ways to spread it over devices.
+
+source.py    a name                -> tables of rows, train and validation
+reviews.py   a seed                -> the built-in rows
+tasks.py     rows and a tokenizer  -> samples: tokens, labels, loss weights
+spread.py    classes or a column   -> which samples each device has
+batches.py   samples               -> an endless, resumable stream of length-bucketed batches
+"""

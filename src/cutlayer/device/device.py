@@ -1,0 +1,139 @@
+"""A device: its data, its part of the model, its adapter. What it does in a step; `rounds/` says when.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from cutlayer.fleet.machine import Machine
+from cutlayer.model.base import Base
+from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.part import model_inputs
+from cutlayer.model.trainable import Trainable, TrainSettings
+from cutlayer.types import Adapter, Batch, Costs
+from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+
+
+class BatchStream(Protocol):
+    """An endless, resumable stream of batches (`data/batches.py`)."""
+
+    def next(self, batch_size: int | None = None) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Device:
+    """One device.
+
+    Args:
+      name: its name in the fleet.
+      base: the frozen model that its parts are cut from; devices that one process plays share it.
+      batches: its private data.
+      machine: what it computes on.
+      costs: what its steps cost, for a modelled machine.
+      settings: how it trains.
+    """
+
+    def __init__(
+        self, name: str, base: Base, batches: BatchStream, machine: Machine, costs: Costs, settings: TrainSettings
+    ) -> None:
+        self.name = name
+        self.machine = machine
+        self._base, self._batches, self._costs, self._settings = base, batches, costs, settings
+        self._trainable = Trainable({}, settings.optimizer)
+        self._assignment: Assignment | None = None
+        self._batch: Batch | None = None
+        self._h_BTD: Tensor | None = None
+        self._samples = self._weight = 0
+        self._busy_before = 0.0
+
+    def begin(self, assignment: Assignment) -> None:
+        """Takes the round's adapter and cut."""
+        self._assignment = assignment
+        self._trainable.load(assignment.adapter)
+        if not self._settings.keep_moments:
+            self._trainable.load_moments({})
+        self._samples = self._weight = 0
+        self._busy_before = self.machine.busy_seconds
+
+    async def forward(self, step: int) -> Activations:
+        """Draws a batch and runs it up to the cut. The graph stays here; what is sent is detached."""
+        now = self._now
+        batch = self._batches.next(now.plan.batch_size)
+        part = self._base.device_part(now.plan.cut)
+
+        def work() -> Tensor:
+            part.use(self._trainable.parameters)
+            with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, step):
+                return part.forward(model_inputs(batch, self._base.device))
+
+        cost = self._costs.device(now.plan.cut, batch.num_samples, batch.num_tokens)
+        h_BTD = await self.machine.run(work, what="forward", flops=cost.forward_flops, round=now.round, step=step)
+        self._batch, self._h_BTD = batch, h_BTD
+        return Activations(
+            run=now.run,
+            round=now.round,
+            step=step,
+            device=self.name,
+            h_BTD=h_BTD.detach(),
+            mask_BT=batch.attention_mask_BT.bool(),
+            labels=batch.labels.int(),
+            weight=batch.weight,
+        )
+
+    async def backward(self, gradients: Gradients) -> None:
+        """Back-propagates from the cut, steps the adapter, frees the graph."""
+        now, batch, h_BTD = self._now, self._batch, self._h_BTD
+        assert batch is not None, "backward answers a forward"
+        assert h_BTD is not None
+        self._batch = self._h_BTD = None
+        self._samples += batch.num_samples
+        self._weight += batch.weight
+        if gradients.grad_BTD is None:
+            return  # nothing on this device trains
+
+        def work() -> None:
+            h_BTD.backward(gradients.grad_BTD)
+            self._trainable.step(now.learning_rates[gradients.step])
+
+        cost = self._costs.device(now.plan.cut, batch.num_samples, batch.num_tokens)
+        await self.machine.run(work, what="backward", flops=cost.backward_flops, round=now.round, step=gradients.step)
+
+    def update(self) -> Update:
+        """What the device trained in this round."""
+        now = self._now
+        return Update(
+            run=now.run,
+            round=now.round,
+            device=self.name,
+            adapter=self._trainable.adapter(),
+            samples=self._samples,
+            weight=self._weight,
+            busy_seconds=self.machine.busy_seconds - self._busy_before,
+        )
+
+    def state(self) -> tuple[dict[str, Any], Adapter]:
+        """What outlives a round: the data cursor, and AdamW's moments."""
+        return self._batches.state_dict(), self._trainable.moments()
+
+    def load_state(self, cursor: dict[str, Any], moments: Mapping[str, Tensor]) -> None:
+        """Goes on from a `state`."""
+        self._batches.load_state_dict(cursor)
+        self._trainable.load_moments(moments)
+
+    @property
+    def _now(self) -> Assignment:
+        assert self._assignment is not None, "a round begins with an assignment"
+        return self._assignment
+
+    @property
+    def _drops(self) -> bool:
+        model = self._base.settings
+        return model.base_dropout or model.lora.dropout > 0

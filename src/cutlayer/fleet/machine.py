@@ -1,0 +1,126 @@
+"""A machine does work, one piece at a time. The modelled one takes the time that its profile says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from cutlayer.fleet.clock import now
+from cutlayer.types import Event, Recorder
+
+T = TypeVar("T")
+
+
+class Machine(Protocol):
+    """Runs pieces of work in the order in which they are handed to it.
+
+    Attributes:
+      name: the device's name, or the server's.
+      busy_seconds: time spent on work so far, by the clock of the loop.
+    """
+
+    name: str
+    busy_seconds: float
+
+    async def run(
+        self,
+        fn: Callable[[], T],
+        *,
+        what: str,
+        flops: float,
+        round: int,
+        step: int | None,
+        peer: str | None = None,
+    ) -> T:
+        """Does `fn()` and returns its result when the machine has finished it.
+
+        Args:
+          fn: the work. What it raises is raised here, at once and without an event; the machine stays usable.
+          what: the word for it in `types.Event`.
+          flops: what it costs, floating-point operations.
+          round: the round that it belongs to.
+          step: the local step that it belongs to, if it belongs to one.
+          peer: the device whom it serves, where that is another one.
+        """
+        ...
+
+
+class ModelledMachine:
+    """Does the work inline, then lets the virtual time pass that the machine would have taken.
+
+    Args:
+      name: the device's name, or the server's.
+      effective_flops: floating-point operations per second that it reaches.
+      record: gets one event for each piece of work.
+    """
+
+    def __init__(self, name: str, effective_flops: float, record: Recorder) -> None:
+        self.name = name
+        self.effective_flops = effective_flops
+        self.busy_seconds = 0.0
+        self._record = record
+        self._lock = asyncio.Lock()
+
+    async def run(
+        self,
+        fn: Callable[[], T],
+        *,
+        what: str,
+        flops: float,
+        round: int,
+        step: int | None,
+        peer: str | None = None,
+    ) -> T:
+        """See `Machine.run`; it takes `flops / effective_flops` virtual seconds."""
+        async with self._lock:
+            start = now()
+            result = fn()
+            await asyncio.sleep(flops / self.effective_flops)
+            end = now()
+            self.busy_seconds += end - start
+            self._record(Event(self.name, what, start, end, round, step, peer))
+        return result
+
+
+class RealMachine:
+    """Does the work in a thread of its own and measures it, so that links and timers go on meanwhile.
+
+    Args:
+      name: the device's name, or the server's.
+      record: gets one event for each piece of work, in the loop's thread.
+    """
+
+    def __init__(self, name: str, record: Recorder) -> None:
+        self.name = name
+        self.busy_seconds = 0.0
+        self._record = record
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def run(
+        self,
+        fn: Callable[[], T],
+        *,
+        what: str,
+        flops: float,  # noqa: ARG002  the modelled machine's; this one measures
+        round: int,
+        step: int | None,
+        peer: str | None = None,
+    ) -> T:
+        """See `Machine.run`. Modes that torch keeps per thread, such as `no_grad`, belong inside `fn`."""
+        loop = asyncio.get_running_loop()
+
+        def timed() -> tuple[T, float, float]:
+            start = loop.time()
+            result = fn()
+            return result, start, loop.time()
+
+        result, start, end = await loop.run_in_executor(self._thread, timed)
+        self.busy_seconds += end - start
+        self._record(Event(self.name, what, start, end, round, step, peer))
+        return result
+
+    def close(self) -> None:
+        """Ends the thread after the work that it has."""
+        self._thread.shutdown()

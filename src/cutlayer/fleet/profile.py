@@ -1,0 +1,245 @@
+"""What machines a fleet has, and how a person writes that down.
+
+A fleet file, in the units of data sheets (`builtin/memsfl-six.yaml` is a full one):
+
+    source: where the numbers come from
+    server: {tflops: 52.2, efficiency: 0.3, memory_gib: 16}
+    defaults: {efficiency: 0.3, up_mbit: 100, down_mbit: 100, latency_ms: 5}      # for every device
+    devices:
+      - {name: jetson-nano, tflops: 0.472, memory_gib: 4, count: 10}              # jetson-nano-1 to -10
+      - {name: phone, tflops: 1.689, memory_gib: 8, up_mbit: 20, max_blocks: 2}
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Set
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cutlayer.errors import ConfigError
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of machines are also names of files and of bars in a chart."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DeviceProfile(_Frozen):
+    """A device, in base units.
+
+    Attributes:
+      name: its name in the fleet.
+      flops_per_second: peak floating-point operations per second.
+      efficiency: the part of the peak that training reaches, above 0 and up to 1.
+      memory_bytes: what it offers for its part of the model.
+      up_bits_per_second: rate towards the server.
+      down_bits_per_second: rate from the server.
+      latency_seconds: from the last byte sent to the last byte received.
+      max_blocks: the most blocks that its owner lends; None for as many as fit.
+      data_weight: its share of the training data, relative to the other devices'.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    flops_per_second: float = Field(gt=0)
+    efficiency: float = Field(gt=0, le=1)
+    memory_bytes: int = Field(gt=0)
+    up_bits_per_second: float = Field(gt=0)
+    down_bits_per_second: float = Field(gt=0)
+    latency_seconds: float = Field(ge=0)
+    max_blocks: int | None = Field(default=None, ge=0)
+    data_weight: float = Field(default=1.0, gt=0)
+
+    @property
+    def effective_flops(self) -> float:
+        """Floating-point operations per second that training reaches."""
+        return self.flops_per_second * self.efficiency
+
+
+class ServerProfile(_Frozen):
+    """The server, in base units; the fields are those of `DeviceProfile`."""
+
+    name: str = Field(default="server", pattern=NAME_PATTERN)
+    flops_per_second: float = Field(gt=0)
+    efficiency: float = Field(gt=0, le=1)
+    memory_bytes: int = Field(gt=0)
+
+    @property
+    def effective_flops(self) -> float:
+        """Floating-point operations per second that training reaches."""
+        return self.flops_per_second * self.efficiency
+
+
+class Fleet(_Frozen):
+    """A server and its devices, and where their numbers come from."""
+
+    name: str
+    source: str
+    server: ServerProfile
+    devices: tuple[DeviceProfile, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Fleet:
+        names = Counter([self.server.name, *(device.name for device in self.devices)])
+        repeated = [name for name, times in names.items() if times > 1]
+        if repeated:
+            raise ValueError(
+                f"expected each machine's name once, got {', '.join(repeated)} more than once. "
+                "Rename them, or write one row with `count`."
+            )
+        return self
+
+
+def load_fleet(name_or_path: str | Path) -> Fleet:
+    """The built-in fleet of that name, or the fleet in that YAML file.
+
+    Raises:
+      ConfigError: when there is neither, or the file does not describe a fleet.
+    """
+    text = str(name_or_path)
+    if text in _builtin():
+        return _read(_builtin()[text], text)
+    path = Path(text)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise ConfigError(
+            f"fleet: expected one of {', '.join(_builtin())}, or a .yaml file, got {text!r}. "
+            "Name one of these, or write the path of a fleet file."
+        )
+    return _read(path, path.stem)
+
+
+def list_fleets() -> list[Fleet]:
+    """The built-in fleets, by name."""
+    return [_read(file, name) for name, file in _builtin().items()]
+
+
+# ------------------------------------------------------------------ the file
+
+_MEGA, _GIBI, _TERA = 1e6, 2**30, 1e12
+_MOST = 1e6  # whoever writes more than that many Mbit/s or TFLOP/s wrote bits or FLOPs
+
+
+class _Row(BaseModel):
+    """What may stand in a file; an error about a field says its description."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=_Row)
+
+
+class _ServerRow(_Row):
+    name: str = Field("server", pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
+    tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 52.2")
+    efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
+    memory_gib: float = Field(gt=0, le=_MOST, description="memory in GiB, such as 16")
+
+    def profile(self) -> ServerProfile:
+        return ServerProfile(
+            name=self.name,
+            flops_per_second=self.tflops * _TERA,
+            efficiency=self.efficiency,
+            memory_bytes=math.ceil(self.memory_gib * _GIBI),
+        )
+
+
+class _DeviceRow(_Row):
+    name: str = Field(pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
+    count: int = Field(1, ge=1, le=_MOST, description="number of such devices, such as 10")
+    tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 0.472")
+    efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
+    memory_gib: float = Field(gt=0, le=_MOST, description="memory in GiB, such as 4")
+    up_mbit: float = Field(gt=0, le=_MOST, description="rate to the server in Mbit/s, such as 100")
+    down_mbit: float = Field(gt=0, le=_MOST, description="rate from the server in Mbit/s, such as 100")
+    latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency in ms, such as 5")
+    max_blocks: int | None = Field(None, ge=0, description="most blocks that it lends, such as 3")
+    data_weight: float = Field(1.0, gt=0, le=_MOST, description="share of the data beside others', such as 1")
+
+    def profiles(self) -> list[DeviceProfile]:
+        names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
+        return [
+            DeviceProfile(
+                name=name,
+                flops_per_second=self.tflops * _TERA,
+                efficiency=self.efficiency,
+                memory_bytes=math.ceil(self.memory_gib * _GIBI),
+                up_bits_per_second=self.up_mbit * _MEGA,
+                down_bits_per_second=self.down_mbit * _MEGA,
+                latency_seconds=self.latency_ms / 1000,
+                max_blocks=self.max_blocks,
+                data_weight=self.data_weight,
+            )
+            for name in names
+        ]
+
+
+class _File(_Row):
+    source: str = Field("not stated", description="place where the numbers come from, as text")
+    server: Any = Field(description="server, as {tflops: 52.2, efficiency: 0.3, memory_gib: 16}")
+    defaults: dict[Any, Any] = Field({}, description="keys that all devices share, such as {latency_ms: 5}")
+    devices: list[dict[Any, Any]] = Field(min_length=1, description="devices, as a list of - {name: ...}")
+
+
+def _builtin() -> dict[str, Traversable]:
+    folder = resources.files("cutlayer.fleet").joinpath("builtin")
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+
+
+def _read(path: Path | Traversable, name: str) -> Fleet:
+    where = f"fleet file {path}"
+    file = _parse(_File, _yaml(path, where), where)
+    _expect_keys(file.defaults, _DeviceRow.model_fields.keys() - {"name", "count"}, f"{where}, defaults")
+    server = _parse(_ServerRow, file.server, f"{where}, server").profile()
+    devices: list[DeviceProfile] = []
+    for number, row in enumerate(file.devices, start=1):
+        label = f"{where}, device {reprlib.repr(row.get('name', number))}"
+        devices += _parse(_DeviceRow, file.defaults | row, label).profiles()
+    try:
+        return Fleet(name=name, source=file.source, server=server, devices=tuple(devices))
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message}") from None
+
+
+def _yaml(path: Path | Traversable, where: str) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: expected a text file, got {error}. Correct the path.") from None
+    except yaml.YAMLError as error:
+        found = " ".join(str(error).split())
+        raise ConfigError(f"{where}: expected YAML, got an error: {found}. Correct that line.") from None
+
+
+def _parse(row: type[R], data: Any, where: str) -> R:
+    """`data` as a `row`; the first thing that is wrong with it becomes one line that says what to change."""
+    _expect_keys(data, row.model_fields.keys(), where)
+    try:
+        return row.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, why = str(first["loc"][0]), first["msg"]
+        got, fix = reprlib.repr(first["input"]), "Correct it"
+        if first["type"] == "missing":
+            got, fix = "nothing", "Add it"
+        expected = row.model_fields[key].description
+        raise ConfigError(f"{where}, {key}: expected the {expected}, got {got} ({why}). {fix}.") from None
+
+
+def _expect_keys(data: Any, known: Set[str], where: str) -> None:
+    keys = ", ".join(sorted(known))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected keys among {keys}, got {reprlib.repr(data)}. Write them as `key: value`.")
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{where}: expected keys among {keys}, got {key!r}. Remove it or correct its spelling.")

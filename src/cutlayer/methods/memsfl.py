@@ -1,0 +1,48 @@
+"""MemSFL: one base model on the server, an adapter per device swapped in, the order of the devices optimised.
+
+Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous Mobile Devices
+    Xiaopei Chen, Liang Li, Fei Ji, Wen Wu. IEEE INFOCOM IEILM workshop 2025. https://arxiv.org/abs/2506.02940
+
+    the paper                                         here
+    ---------------------------------------------     ------------------------------------------
+    the server assigns W_u: embedding + k_u blocks    cut_by_memory()
+    one full model, per-client server adapters        one_device_at_a_time(order, owner=one_per_device)
+    clients one at a time, order by the scheduler     order
+    R_u^f = R_u^c + R_u^s covers all layers           Server.contributions: names joined, depth differences vanish
+    aggregation of R_u^f, layer by layer              mean_per_block(weighted by what was trained)
+
+What is certain (abstract, reviews): one full model, adapters per client, the order optimised, different cuts. Our
+reading (nothing of it could be read): the aggregation, its weights |D_u| and its interval (train.local_steps), cuts
+by memory, and the greedy rule `ratio`. `optimal` is ours.
+"""
+
+from __future__ import annotations
+
+from cutlayer.methods.method import Method
+from cutlayer.policies.aggregate import mean_per_block
+from cutlayer.policies.cut import cut_at, cut_by_memory
+from cutlayer.policies.order import order_by_name
+from cutlayer.policies.select import everyone
+from cutlayer.rounds.split import split
+from cutlayer.server.server import one_per_device
+from cutlayer.server.steps import one_device_at_a_time
+
+
+def memsfl(
+    *, order: str = "longest_tail", cut: int | None = None, least: int = 1, weighted: bool = True, seed: int = 0
+) -> Method:
+    """Builds MemSFL.
+
+    Args:
+      order: Who is served next: fifo, random, longest_tail, ratio, strict_ratio or optimal.
+      cut: Blocks on every device; None gives each as many as its memory holds.
+      least: With cut None, the fewest blocks that a device must be able to hold.
+      weighted: Whether devices count by what they trained in the mean; False counts them alike (the 1/U of the
+        paper's objective).
+      seed: Of the random order.
+    """
+    return Method(
+        plan=(everyone(), cut_by_memory(least=least) if cut is None else cut_at(cut)),
+        round=split(server_step=one_device_at_a_time(order_by_name(order, seed), owner=one_per_device)),
+        aggregate=mean_per_block(weighted=weighted),
+    )

@@ -1,0 +1,29 @@
+"""Dropout that is drawn from a named seed, so that who ran before changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded_dropout(active: bool, *key: object) -> Iterator[None]:
+    """Within it, torch's generator is seeded by `key`; afterwards it is as it was.
+
+    torch's dropout takes no generator, so its global one is borrowed. The server seeds by device, round and step:
+    its result then does not depend on the order in which it serves the devices.
+
+    Args:
+      active: False where nothing drops out; then nothing is done.
+      key: What the draw depends on, such as seed, device, round, step, side.
+    """
+    if not active:
+        yield
+        return
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    with torch.random.fork_rng():
+        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        yield

@@ -1,0 +1,1 @@
+"""One decision per file: what a method chooses between."""

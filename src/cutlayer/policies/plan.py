@@ -1,0 +1,51 @@
+"""Planners: each takes the plan so far and returns a better one. `plan=(everyone(), cut_by_memory())` is a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.types import Costs, DevicePlan, History, RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a planner may look at.
+
+    Attributes:
+      fleet: the machines, as declared.
+      costs: what a step costs.
+      history: what earlier rounds measured.
+      num_tokens: the longest batch there can be.
+      batch_size: samples per local step, as the run asks.
+      local_steps: steps per round, as the run asks.
+    """
+
+    fleet: Fleet
+    costs: Costs
+    history: History
+    num_tokens: int
+    batch_size: int
+    local_steps: int
+
+    def profile(self, device: str) -> DeviceProfile:
+        return next(profile for profile in self.fleet.devices if profile.name == device)
+
+    def device_bytes(self, device: DevicePlan) -> int:
+        """Memory that the device's part needs at its largest batch."""
+        return self.costs.device(device.cut, device.batch_size, self.num_tokens).memory_bytes
+
+
+class Planner(Protocol):
+    """Maps the plan so far to a better one. Must not change what it is given."""
+
+    def __call__(self, plan: RoundPlan, known: Known) -> RoundPlan: ...
+
+
+def make_plan(planners: tuple[Planner, ...], round: int, known: Known) -> RoundPlan:
+    """Runs the planners in order, from a plan without devices."""
+    plan = RoundPlan(round)
+    for planner in planners:
+        plan = planner(plan, known)
+    return plan

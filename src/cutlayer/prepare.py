@@ -1,0 +1,199 @@
+"""From a config to the things a run is made of: data, model, costs, fleet. Everything a person got wrong shows here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from cutlayer.config import RunConfig
+from cutlayer.data.batches import Batches, evaluation_batches
+from cutlayer.data.source import Columns, load_tables, require_columns, split_off_validation
+from cutlayer.data.spread import spread
+from cutlayer.data.tasks import Classification, Samples, pad_token_id, task_from
+from cutlayer.errors import ConfigError, ModelError
+from cutlayer.fleet.profile import Fleet, load_fleet
+from cutlayer.model.adapter import LoraSettings
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.cost import CostModel
+from cutlayer.model.export import AdapterCard
+from cutlayer.model.source import ModelFiles
+from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.types import Batch
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a run is made of.
+
+    Attributes:
+      config: the whole config.
+      fleet: the machines.
+      train, validation: tokenised samples.
+      labels: class names; empty for causal LM.
+      pad_id: the token id that pads.
+      parts: each device's rows of `train`, in the order of the fleet.
+    """
+
+    config: RunConfig
+    fleet: Fleet
+    train: Samples
+    validation: Samples
+    labels: tuple[str, ...]
+    pad_id: int
+    parts: list[list[int]]
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        return model_settings(self.config, len(self.labels), self.pad_id)
+
+    @cached_property
+    def base(self) -> Base:
+        """The one base model; weights are read when a part needs them."""
+        return Base(self.model_settings, hardware(self.config))
+
+    @cached_property
+    def costs(self) -> CostModel:
+        return CostModel(self.model_settings)
+
+    @property
+    def train_settings(self) -> TrainSettings:
+        train = self.config.train
+        optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
+        return TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed)
+
+    @property
+    def card(self) -> AdapterCard:
+        data = self.config.data
+        columns = {name: value for name, value in vars(columns_of(self.config)).items() if value is not None}
+        return AdapterCard(
+            base=self.config.model.name,
+            task=data.task,
+            labels=self.labels,
+            pooling=self.base.pooling,
+            max_length=data.max_length,
+            pad_id=self.pad_id,
+            columns=columns,
+        )
+
+    @property
+    def run_id(self) -> str:
+        """Names the run by what decides its result: two configs that differ only in where they write are one run."""
+        deciding = self.config.model_dump(mode="json", exclude={"out"})
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+    def batches(self, index: int) -> Batches:
+        """The batch stream of the device at this place in the fleet."""
+        train = self.config.train
+        return Batches(
+            self.train,
+            self.parts[index],
+            batch_size=train.batch_size,
+            seed=train.seed * 100_003 + index,
+            pad_id=self.pad_id,
+        )
+
+    def validation_batches(self) -> list[Batch]:
+        return list(evaluation_batches(self.validation, self.config.train.eval_batch_size, self.pad_id))
+
+
+def prepare(config: RunConfig) -> Ingredients:
+    """Reads and checks all that a run needs except the model's weights.
+
+    Raises:
+      UserError: Whatever is wrong with the config, the data, the fleet or the model.
+    """
+    fleet = load_fleet(config.fleet)
+    hardware(config)
+    files = ModelFiles(config.model.name)
+    tables = split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
+    assert tables.validation is not None, "split_off_validation gave one"
+    task = task_from(config.data.task, columns_of(config), config.data.max_length)
+    labels: tuple[str, ...] = ()
+    if isinstance(task, Classification):
+        task = task.fitted(tables.train)
+        labels = task.label_names
+    tokenizer = load_tokenizer(files)
+    train = task.encode(tables.train, tokenizer)
+    validation = task.encode(tables.validation, tokenizer, "validation data")
+    column = None
+    if config.data.spread.startswith("column:"):
+        name = config.data.spread.removeprefix("column:")
+        require_columns(tables.train, [name], "data.spread")
+        column = [tables.train[name][row] for row in train.rows.tolist()]
+    parts = spread(
+        train.classes,
+        len(train),
+        len(fleet.devices),
+        how=config.data.spread,
+        weights=[d.data_weight for d in fleet.devices] if config.data.sizes == "weighted" else None,
+        seed=config.train.seed,
+        column=column,
+    )
+    return Ingredients(config, fleet, train, validation, labels, pad_token_id(tokenizer), parts)
+
+
+def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSettings:
+    """What the config says of the model, with what only the data and the tokenizer know."""
+    model, lora = config.model, config.lora
+    return ModelSettings(
+        name=model.name,
+        task=config.data.task,
+        num_labels=num_labels,
+        pad_id=pad_id,
+        dtype=model.dtype,
+        pooling=model.pooling,
+        base_dropout=model.base_dropout,
+        checkpoint_device=model.checkpoint_device,
+        checkpoint_server=model.checkpoint_server,
+        lora=LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets),
+    )
+
+
+def columns_of(config: RunConfig) -> Columns:
+    """The columns by their role, with the defaults of the task."""
+    data = config.data
+    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer)
+    if data.task == "classification":
+        return replace(columns, text=data.text or "text", label=data.label or "label")
+    return columns
+
+
+def hardware(config: RunConfig) -> torch.device:
+    """The device that computes.
+
+    Raises:
+      ConfigError: No such device here.
+    """
+    try:
+        device = torch.device(config.hardware)
+    except RuntimeError as error:
+        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {config.hardware!r}. Change it.") from error
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"hardware: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {config.hardware!r}. "
+            "Use cpu, or install a CUDA build of torch."
+        )
+    return device
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+      ModelError: The folder has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(files.location)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"model {files.name}: expected a tokenizer (tokenizer.json), got {reason} Copy it from the original model."
+        ) from error

@@ -1,0 +1,89 @@
+"""The display of a running training: the run's line, and below it what each machine is doing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cutlayer.report.activities import SERVER
+from cutlayer.report.human import human_seconds
+from cutlayer.report.run_state import RunState
+
+MAX_LINES = 12  # with more devices than this, one line says how many do what
+
+STATES = {  # Event.what -> what the display calls it, and its style
+    "forward": ("forward", "blue"),
+    "backward": ("backward", "yellow"),
+    "step": ("updating", "magenta"),
+    "upload": ("uploading", "green"),
+    "download": ("downloading", "green"),
+    "wait": ("waiting", "dim"),
+    "aggregate": ("aggregating", "red"),
+}
+IDLE = ("idle", "dim")
+
+
+def live_view(state: RunState, now: float) -> RenderableType:
+    """The whole display at wall time `now`."""
+    head = Table.grid(padding=(0, 2, 0, 0), expand=False)
+    bar = ProgressBar(total=state.num_rounds, completed=state.rounds_elapsed(), width=36)
+    head.add_row(Text(_round(state), style="bold"), bar, Text(_times(state, now), style="dim"))
+    lines = _device_lines(state) if len(state.devices) <= MAX_LINES else [_fleet_line(state)]
+    return Group(head, Text("  ".join(_numbers(state))), *lines)
+
+
+def round_text(state: RunState, now: float) -> Text:
+    """One plain line on the round that has just ended."""
+    return Text("  ".join([f"round {state.rounds_done}/{state.num_rounds}", *_numbers(state), _left(state, now)]))
+
+
+def _round(state: RunState) -> str:
+    return f"round {min(state.rounds_done + 1, state.num_rounds)}/{state.num_rounds}"
+
+
+def _left(state: RunState, now: float) -> str:
+    left = state.seconds_left(now)
+    return "left ?" if left is None else f"left {human_seconds(round(left))}"
+
+
+def _times(state: RunState, now: float) -> str:
+    return f"{human_seconds(round(now - state.started))} gone, {_left(state, now)}"
+
+
+def _numbers(state: RunState) -> Iterator[str]:
+    """`loss 1.2034  accuracy 0.8125  virtual 3m 20s  120 samples/s`, each as soon as it is known."""
+    if state.last_row is not None and state.last_row["loss"] is not None:
+        yield f"loss {state.last_row['loss']:.4f}"
+    for name, value in state.validation.items():
+        yield f"{'validation loss' if name == 'loss' else name} {value:.4g}"
+    yield f"virtual {human_seconds(state.virtual_seconds())}"
+    if state.samples_per_second is not None:
+        yield f"{state.samples_per_second:.4g} samples/s"
+
+
+def _device_lines(state: RunState) -> Iterator[Text]:
+    width = max(map(len, (*state.devices, SERVER)))
+    for name in (*state.devices, SERVER):
+        event = state.last_event[name]
+        label, style = IDLE if event is None else STATES.get(event.what, (event.what, ""))
+        line = Text(f"  {name:<{width}}  ").append(f"{label:<12}", style)
+        if name == SERVER:
+            yield line.append(event.peer if event is not None and event.peer else "", "dim")
+        else:
+            yield line.append(f"step {state.step_of(name):>{len(str(state.local_steps))}}/{state.local_steps}")
+
+
+def _fleet_line(state: RunState) -> Text:
+    latest = [state.last_event[device] for device in state.devices]
+    counts = Counter(IDLE[0] if event is None else STATES.get(event.what, (event.what,))[0] for event in latest)
+    doing = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+    steps = sorted(map(state.step_of, state.devices))
+    return Text(
+        f"  {len(steps)} devices: {doing}; step {steps[0]} to {steps[-1]} of {state.local_steps}",
+        no_wrap=True,
+    )

@@ -1,0 +1,101 @@
+"""What a person sees while a run is going: a live display, or a line per round where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from cutlayer.report.live_view import live_view, round_text
+from cutlayer.report.run_state import RunState
+from cutlayer.types import Event
+
+REFRESH_HZ = 4  # drawing twelve devices costs about 2 ms, so under 1 % of a core
+
+
+class ProgressDisplay(Protocol):
+    """What a run tells while it goes. A context manager, so that the terminal is always given back."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
+        """Rounds [first_round, num_rounds) begin; a resumed run starts above 0."""
+
+    def event(self, event: Event) -> None:
+        """A machine did something. Called for every event, so it must cost next to nothing."""
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """A round is over; `row` as in `round_row.py`."""
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
+        pass
+
+    def event(self, event: Event) -> None:
+        pass
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        pass
+
+
+class Progress:
+    """Shows a run on `console`: live on a terminal, else one plain line per round (a log, a pipe).
+
+    An event only stores what was last seen of its machine; rich's own thread draws a few times a second.
+    """
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` gives wall seconds."""
+        self._console = console
+        self._clock = clock
+        self._state: RunState | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_interactive:
+            self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=REFRESH_HZ)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
+        self._state = RunState(num_rounds, first_round, tuple(devices), local_steps, started=self._clock())
+
+    def event(self, event: Event) -> None:
+        if self._state is not None:
+            self._state.saw(event)
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        if self._state is None:
+            return
+        self._state.finished(row, now=self._clock())
+        if self._live is None:
+            self._console.print(round_text(self._state, self._clock()), soft_wrap=True)
+
+    def _view(self) -> Any:
+        return Text("starting …") if self._state is None else live_view(self._state, self._clock())

@@ -1,0 +1,49 @@
+"""One round in one flat record: the line of metrics.jsonl that the display and TensorBoard read too.
+
+round             counted from 0
+loss              mean training loss over everything the round trained on, weighted by the loss normaliser
+samples, weight   trained on in this round, over all devices
+bytes_up, bytes_down   devices to server, server to devices
+virtual_seconds   the run's clock at the end of the round
+wall_seconds      real time this round took; keys that start with `wall_` differ between equal runs
+validation        the metrics by plain name, or {} where the round was not evaluated
+devices           per device: steps, samples, weight, loss, seconds and bytes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cutlayer.types import StepRecord
+
+
+def round_row(
+    records: Sequence[StepRecord],
+    *,
+    round: int,
+    virtual_seconds: float,
+    wall_seconds: float,
+    validation: Mapping[str, float],
+) -> dict[str, Any]:
+    """The record of one round, from what its devices measured. `loss` is None where nobody trained."""
+    weight = sum(record.weight for record in records)
+    loss_sum = math.fsum(record.loss * record.weight for record in records)
+    return {
+        "round": round,
+        "loss": loss_sum / weight if weight else None,
+        "samples": sum(record.samples for record in records),
+        "weight": weight,
+        "bytes_up": sum(record.bytes_up for record in records),
+        "bytes_down": sum(record.bytes_down for record in records),
+        "virtual_seconds": virtual_seconds,
+        "wall_seconds": wall_seconds,
+        "validation": dict(validation),
+        "devices": {record.device: _of_device(record) for record in records},
+    }
+
+
+def _of_device(record: StepRecord) -> dict[str, Any]:
+    return {key: value for key, value in asdict(record).items() if key not in ("round", "device")}

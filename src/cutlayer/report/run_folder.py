@@ -1,0 +1,164 @@
+"""Everything a run writes except checkpoints, in one folder.
+
+    config.yaml     the complete configuration; its presence says that the folder holds a run
+    metrics.jsonl   one line per round (`round_row.py`)
+    events.jsonl    one line per thing a machine did, in virtual seconds
+    tensorboard/    the same scalars, step = round
+    summary.json    the result, written at the end
+    report.svg      the Gantt chart of one round
+
+Text files appear whole or not at all; the two .jsonl files grow, and a checkpoint remembers how long they
+were (`positions`), so that a resumed run cuts off (`rewind`) what the killed one wrote after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cutlayer.errors import CheckpointError, ConfigError
+from cutlayer.files import write_atomically
+from cutlayer.report.json_lines import JsonLines, to_json
+from cutlayer.report.tensorboard import Scalars
+from cutlayer.types import Event
+
+
+class RunFolder:
+    """The folder of one run. `create` makes one, `reopen` continues one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._events = JsonLines(path / "events.jsonl")
+        self._scalars = Scalars(path / "tensorboard")
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Makes the folder for a new run.
+
+        Raises:
+          ConfigError: it already holds a run, or cannot be made.
+        """
+        if (path / "config.yaml").exists():
+            raise ConfigError(
+                f"out: expected a folder without a run, got {path} which holds config.yaml. "
+                f"Use another --out, or continue that run with --resume {path}."
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"out: expected a folder that can be made, got {path} ({error.strerror}). Use another --out."
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Opens the folder of a run that was started before.
+
+        Raises:
+          CheckpointError: it holds no run.
+        """
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(
+                f"resume: expected a run folder with config.yaml, got {path}. "
+                "Give the --out folder of a run that was started."
+            )
+        return cls(path)
+
+    def write_config(self, text: str) -> None:
+        """Writes config.yaml; from here on the folder holds a run."""
+        write_atomically(self.path / "config.yaml", text)
+
+    def read_config(self) -> str:
+        return (self.path / "config.yaml").read_text(encoding="utf-8")
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds one round's line (`round_row`) and waits until it is on the disk."""
+        self._metrics.append([row])
+
+    def append_events(self, events: Iterable[Event]) -> None:
+        """Adds one line per event and waits for the disk once: call it per round, not per event."""
+        self._events.append(map(_event_row, events))
+
+    def read_events(self) -> Iterator[Event]:
+        """The events written so far: the rounds before a resume belong to the report too.
+
+        Raises:
+          CheckpointError: a line is not an event.
+        """
+        return map(_event, self._events.read())
+
+    def positions(self) -> dict[str, int]:
+        """How long the growing files are, in bytes, by name: for the checkpoint."""
+        return {file.path.name: file.position() for file in (self._metrics, self._events)}
+
+    def rewind(self, positions: Mapping[str, int]) -> None:
+        """Cuts the growing files back to what a checkpoint remembers; on refusal neither is touched.
+
+        Raises:
+          CheckpointError: a file is shorter than remembered, or was changed.
+        """
+        files = (self._metrics, self._events)
+        if set(positions) != {file.path.name for file in files}:
+            raise CheckpointError(
+                f"{self.path}: expected the lengths of metrics.jsonl and events.jsonl, "
+                f"got {sorted(positions)}. The checkpoint is of another version; use another --out."
+            )
+        for file in files:
+            file.check(positions[file.path.name])
+        for file in files:
+            file.rewind(positions[file.path.name])
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json: sorted keys, null for a number that is not finite."""
+        write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
+
+    def write_report(self, svg: str) -> None:
+        """Writes report.svg (`gantt_svg`)."""
+        write_atomically(self.path / "report.svg", svg)
+
+    def scalars(self, row: Mapping[str, Any]) -> None:
+        """Adds one round's numbers to TensorBoard.
+
+        What an earlier process wrote for this round and later ones is purged.
+        """
+        self._scalars.add(row)
+
+    def close(self) -> None:
+        """Closes TensorBoard's file; everything else is already on the disk."""
+        self._scalars.close()
+
+
+def _event_row(event: Event) -> dict[str, Any]:
+    row = {
+        "who": event.who,
+        "what": event.what,
+        "start": event.start_seconds,
+        "end": event.end_seconds,
+        "round": event.round,
+        "step": event.step,
+        "peer": event.peer,
+        "bytes": event.num_bytes,
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _event(row: dict[str, Any]) -> Event:
+    try:
+        return Event(
+            who=row["who"],
+            what=row["what"],
+            start_seconds=row["start"],
+            end_seconds=row["end"],
+            round=row["round"],
+            step=row.get("step"),
+            peer=row.get("peer"),
+            num_bytes=row["bytes"],
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"events.jsonl: expected who, what, start, end, round and bytes on every line, "
+            f"got one without {error}. The file was written by something else; use another --out."
+        ) from error

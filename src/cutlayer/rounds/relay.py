@@ -1,0 +1,49 @@
+"""The relay: one device after another; each goes on from what the one before it trained.
+
+    for device in cohort:  an up-and-down round with this device alone; its adapter goes to the next
+
+No averaging happens: the round's one contribution is where the last device left off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from cutlayer.device.device import Device
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.order import fifo
+from cutlayer.rounds.round import Round
+from cutlayer.rounds.split import split
+from cutlayer.server.server import Server, one_for_all
+from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.types import RoundPlan
+from cutlayer.wire.link import Link
+
+
+def relay() -> Round:
+    """Builds the relay."""
+    return _Relay()
+
+
+class _Relay:
+    def __init__(self) -> None:
+        self._turn = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
+
+    async def device_end(self, link: Link, device: Device) -> None:
+        await self._turn.device_end(link, device)
+
+    async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
+        broadcast = server.adapter
+        for device in plan.devices:
+            trained = await self._turn.server_end(server, links, replace(plan, devices=(device,)))
+            server.adapter = {**server.adapter, **{k: v for part in trained for k, v in part.adapter.items()}}
+        relayed, server.adapter = server.adapter, broadcast
+        return [Contribution(relayed, dict.fromkeys(relayed, 1.0))]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._turn.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._turn.load_state_dict(state)

@@ -1,0 +1,28 @@
+"""What every shape of a round offers: the conversation's two ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from cutlayer.device.device import Device
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.server.server import Server
+from cutlayer.types import RoundPlan
+from cutlayer.wire.link import Link
+
+
+class Round(Protocol):
+    """The shape of a round. The two ends share nothing but a link."""
+
+    async def device_end(self, link: Link, device: Device) -> None:
+        """Runs on the device, over all rounds, until the server says it is finished."""
+
+    async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
+        """Runs on the server, one round: returns what was trained."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to decide as this one would have; JSON can hold it."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a `state_dict`."""

@@ -1,0 +1,81 @@
+"""The server's queue: who has arrived, who is on the way, who is served next."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from cutlayer.fleet.clock import now
+from cutlayer.policies.order import Job, Order
+from cutlayer.server.forecast import Forecast, StepTimes
+from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.wire.messages import Activations
+
+
+@dataclass(slots=True)
+class _Guest:
+    """One device of the round, as the queue sees it."""
+
+    plan: DevicePlan
+    steps_left: int
+    num_samples: int
+    num_tokens: int
+    due_seconds: float
+    waiting: Activations | None = None
+
+
+class Arrivals:
+    """The queue of one round.
+
+    Args:
+      plan: the round.
+      forecast: predicts when a device that is on its way arrives.
+      num_tokens: the longest batch, assumed of a device that has not shown one yet.
+    """
+
+    def __init__(self, plan: RoundPlan, forecast: Forecast, num_tokens: int) -> None:
+        self._forecast = forecast
+        self._news = asyncio.Event()
+        self._guests = {
+            device.device: _Guest(device, device.local_steps, device.batch_size, num_tokens, due_seconds=0.0)
+            for device in plan.devices
+        }
+        for guest in self._guests.values():
+            guest.due_seconds = now() + self._times(guest).head
+
+    def put(self, activations: Activations) -> None:
+        """A device's activations have arrived."""
+        guest = self._guests[activations.device]
+        guest.waiting = activations
+        guest.num_samples, guest.num_tokens = activations.h_BTD.shape[:2]
+        guest.due_seconds = now()
+        self._news.set()
+
+    async def pick(self, order: Order) -> Activations | None:
+        """Who is served next; waits until somebody is. None when every step of the round has been served."""
+        while any(guest.steps_left for guest in self._guests.values()):
+            arrived = [self._job(guest) for guest in self._guests.values() if guest.waiting is not None]
+            expected = [
+                self._job(guest) for guest in self._guests.values() if guest.waiting is None and guest.steps_left
+            ]
+            choice = order.pick(now(), arrived, expected) if arrived else None
+            if choice is not None:
+                return self._serve(self._guests[choice.device])
+            self._news.clear()
+            await self._news.wait()
+        return None
+
+    def _serve(self, guest: _Guest) -> Activations:
+        served = guest.waiting
+        assert served is not None, "an order picks among those who have arrived"
+        times = self._times(guest)
+        guest.waiting = None
+        guest.steps_left -= 1
+        guest.due_seconds = now() + times.server + times.tail + times.head
+        return served
+
+    def _times(self, guest: _Guest) -> StepTimes:
+        return self._forecast.step(guest.plan, guest.num_samples, guest.num_tokens)
+
+    def _job(self, guest: _Guest) -> Job:
+        return self._forecast.job(guest.plan, guest.num_samples, guest.num_tokens, guest.due_seconds)

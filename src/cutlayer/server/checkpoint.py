@@ -1,0 +1,126 @@
+"""The commit point between two rounds: everything a run needs to go on as if it had never stopped.
+
+    checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digest
+    checkpoint/tensors.safetensors   the adapter, and AdamW's moments of the server and of every device
+
+The folder appears whole or not at all. It names the run it belongs to and the digest of its tensors, so a torn
+or a foreign one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cutlayer.errors import CheckpointError
+from cutlayer.files import recover_folder, sha256, write_folder_atomically
+from cutlayer.types import Adapter, StepRecord
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a run between two rounds.
+
+    Attributes:
+      rounds_done: rounds that are complete.
+      clock_seconds: the virtual clock.
+      adapter: the full adapter.
+      server_moments: AdamW's moments of the server's adapters, by owner.
+      device_moments: AdamW's moments of each device.
+      cursors: each device's place in its data.
+      round_state: what the round's policies carry.
+      history: what rounds measured.
+      totals: running sums of the summary.
+      positions: lengths of the run folder's growing files.
+    """
+
+    rounds_done: int
+    clock_seconds: float
+    adapter: Adapter
+    server_moments: dict[str, Adapter]
+    device_moments: dict[str, Adapter]
+    cursors: dict[str, dict[str, Any]]
+    round_state: dict[str, Any]
+    history: list[StepRecord]
+    totals: dict[str, Any]
+    positions: dict[str, int]
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
+    """Replaces the checkpoint in `folder` by this one; a crash leaves one of the two whole."""
+    tensors = {f"adapter/{name}": value for name, value in snapshot.adapter.items()}
+    for side, owners in (("server", snapshot.server_moments), ("device", snapshot.device_moments)):
+        for owner, moments in owners.items():
+            tensors |= {f"{side}/{owner}/{name}": value for name, value in moments.items()}
+
+    def fill(temporary: Path) -> None:
+        path = temporary / "tensors.safetensors"
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+        state = {
+            "format": FORMAT,
+            "run": run,
+            "tensors_sha256": sha256(path),
+            "rounds_done": snapshot.rounds_done,
+            "clock_seconds": snapshot.clock_seconds,
+            "cursors": snapshot.cursors,
+            "round_state": snapshot.round_state,
+            "history": [asdict(record) for record in snapshot.history],
+            "totals": snapshot.totals,
+            "positions": snapshot.positions,
+            "owners": {"server": list(snapshot.server_moments), "device": list(snapshot.device_moments)},
+        }
+        (temporary / "state.json").write_text(json.dumps(state, sort_keys=True))
+
+    write_folder_atomically(folder, fill)
+
+
+def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
+    """The checkpoint in `folder`; None if no round has been completed yet.
+
+    Raises:
+      CheckpointError: It is torn, of another run, or of another version of cutlayer.
+    """
+    recover_folder(folder)
+    if not folder.exists():
+        return None
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        path = folder / "tensors.safetensors"
+        _expect(folder, "format", FORMAT, state["format"], "It was written by another version: use that one")
+        _expect(folder, "run", run, state["run"], "It belongs to another run, or config.yaml was changed since")
+        _expect(folder, "tensors", state["tensors_sha256"], sha256(path), "It is torn: start the run again")
+        with safe_open(path, framework="pt") as file:
+            tensors: Adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Snapshot(
+            rounds_done=state["rounds_done"],
+            clock_seconds=state["clock_seconds"],
+            adapter=_under(tensors, "adapter/"),
+            server_moments={owner: _under(tensors, f"server/{owner}/") for owner in state["owners"]["server"]},
+            device_moments={owner: _under(tensors, f"device/{owner}/") for owner in state["owners"]["device"]},
+            cursors=state["cursors"],
+            round_state=state["round_state"],
+            history=[StepRecord(**record) for record in state["history"]],
+            totals=state["totals"],
+            positions=state["positions"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder}: expected a whole checkpoint, got {type(error).__name__}: {error}. Start the run again."
+        ) from error
+
+
+def _expect(folder: Path, what: str, expected: object, got: object, advice: str) -> None:
+    if expected != got:
+        raise CheckpointError(f"{folder}: expected {what} {expected}, got {got}. {advice}.")
+
+
+def _under(tensors: Mapping[str, Any], prefix: str) -> Adapter:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,223 @@
+"""The server's side of training: one base model, the adapters it trains, one step for one device's activations.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from cutlayer.errors import DivergedError
+from cutlayer.fleet.machine import Machine
+from cutlayer.model.adapter import split_adapter
+from cutlayer.model.base import Base
+from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.trainable import Trainable, TrainSettings
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.server.forecast import Forecast
+from cutlayer.types import Adapter, Costs, DevicePlan, RoundPlan
+from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+
+SHARED = "shared"
+"""The owner of a server adapter that all devices train."""
+
+Owner = Callable[[str], str]
+"""Device name -> who owns the server adapter that its activations train."""
+
+
+def one_per_device(device: str) -> str:
+    """Each device has a server adapter of its own."""
+    return device
+
+
+def one_for_all(_device: str) -> str:
+    """One server adapter, stepped by every device's activations."""
+    return SHARED
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the server saw of one device in a round."""
+
+    steps: int = 0
+    samples: int = 0
+    weight: int = 0
+    loss_sum: float = 0.0  # sum of batch losses times their weights
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.weight if self.weight else math.nan
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """A round under way: its plan and what has come in."""
+
+    plan: RoundPlan
+    owner: Owner
+    updates: dict[str, Update] = field(default_factory=dict)
+
+    def device(self, name: str) -> DevicePlan:
+        return next(device for device in self.plan.devices if device.device == name)
+
+
+class Server:
+    """The server.
+
+    Args:
+      run: the run's identifier.
+      base: the one frozen model.
+      adapter: the full adapter to start from.
+      machine: what it computes on.
+      costs: what its steps cost.
+      settings: how it trains.
+      learning_rate: (round, step) -> the rate of a device's local step.
+      forecast: predicts when devices' activations arrive.
+      longest_tokens: the longest batch there can be, for the forecast of a device's first.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        base: Base,
+        adapter: Adapter,
+        machine: Machine,
+        costs: Costs,
+        settings: TrainSettings,
+        learning_rate: Callable[[int, int], float],
+        forecast: Forecast,
+        longest_tokens: int,
+    ) -> None:
+        self.run, self.base, self.machine = run, base, machine
+        self.adapter, self.forecast, self.longest_tokens = adapter, forecast, longest_tokens
+        self._costs, self._settings, self._learning_rate = costs, settings, learning_rate
+        self._trainables: dict[str, Trainable] = {}
+        self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self._round: OpenRound | None = None
+
+    def begin(self, plan: RoundPlan, owner: Owner) -> None:
+        """Opens a round: every owner's server adapter starts from the full adapter."""
+        self._round = OpenRound(plan, owner)
+        lowest: dict[str, int] = {}
+        for device in plan.devices:
+            name = owner(device.device)
+            lowest[name] = min(device.cut, lowest.get(name, device.cut))
+        for name, cut in lowest.items():
+            trainable = self._trainable(name)
+            trainable.load(split_adapter(self.adapter, self.base.server_names(cut)))
+            if not self._settings.keep_moments:
+                trainable.load_moments({})
+
+    def assignment(self, device: DevicePlan) -> Assignment:
+        """What a device is told when the round opens."""
+        plan = self.open.plan
+        return Assignment(
+            run=self.run,
+            round=plan.round,
+            device=device.device,
+            plan=device,
+            learning_rates=tuple(self._learning_rate(plan.round, step) for step in range(device.local_steps)),
+            adapter=split_adapter(self.adapter, self.base.device_names(device.cut)),
+        )
+
+    async def step(self, arrived: Activations) -> Gradients:
+        """Server-side forward, loss, backward and adapter step for one device's activations.
+
+        Raises:
+          DivergedError: The loss is not finite.
+        """
+        device = self.open.device(arrived.device)
+        num_samples, num_tokens = arrived.h_BTD.shape[:2]
+        cost = self._costs.server(device.cut, num_samples, num_tokens)
+        loss, grad_BTD = await self.machine.run(
+            lambda: self._compute(arrived, device.cut),
+            what="step",
+            flops=cost.forward_flops + cost.backward_flops,
+            round=arrived.round,
+            step=arrived.step,
+            peer=arrived.device,
+        )
+        tally = self._tallies[arrived.device]
+        tally.steps += 1
+        tally.loss_sum += loss * arrived.weight
+        tally.weight += arrived.weight
+        return Gradients(self.run, arrived.round, arrived.step, arrived.device, grad_BTD, loss)
+
+    def _compute(self, arrived: Activations, cut: int) -> tuple[float, Tensor | None]:
+        part = self.base.server_part(cut)
+        trainable = self._trainable(self.open.owner(arrived.device))
+        part.use(trainable.parameters)
+        device_trains = bool(self.base.device_names(cut))
+        h_BTD = arrived.h_BTD.detach().requires_grad_(device_trains)
+        drops = self.base.settings.base_dropout or self.base.settings.lora.dropout > 0
+        with seeded_dropout(drops, self._settings.seed, "server", arrived.device, arrived.round, arrived.step):
+            loss = part.loss(h_BTD, arrived.mask_BT.to(h_BTD.device), arrived.labels.long().to(h_BTD.device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"device {arrived.device}, round {arrived.round}, step {arrived.step}: expected a finite loss, got "
+                f"{value}. Lower the learning rate (--lr), or set train.clip.",
+                device=arrived.device,
+                round=arrived.round,
+                step=arrived.step,
+            )
+        loss.backward()
+        trainable.step(self._learning_rate(arrived.round, arrived.step))
+        return value, h_BTD.grad
+
+    def accept(self, update: Update) -> None:
+        """A device has sent what it trained."""
+        self.open.updates[update.device] = update
+        self._tallies[update.device].samples += update.samples
+
+    def take_tallies(self) -> dict[str, Tally]:
+        """What was seen of each device since the last call."""
+        tallies, self._tallies = dict(self._tallies), defaultdict(Tally)
+        return tallies
+
+    def contributions(self) -> list[Contribution]:
+        """The full adapters of a round, each with the weight of who trained it, block by block.
+
+        A device's adapter is what it sent joined with its owner's server adapter. A server adapter that several
+        devices trained counts at each block with the weight of those whose activations passed through it there.
+        """
+        result = []
+        served: dict[str, list[tuple[DevicePlan, float]]] = {}
+        for device in sorted(self.open.plan.devices, key=lambda plan: plan.device):
+            update = self.open.updates[device.device]
+            result.append(Contribution(update.adapter, dict.fromkeys(update.adapter, float(update.weight))))
+            served.setdefault(self.open.owner(device.device), []).append((device, float(update.weight)))
+        for name, devices in sorted(served.items()):
+            adapter = self._trainables[name].adapter()
+            weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
+            result.append(Contribution(adapter, weights))
+        return result
+
+    def _on_server(self, name: str, cut: int) -> bool:
+        block = self.base.block_of(name)
+        return block is None or block >= cut
+
+    def moments(self) -> dict[str, Adapter]:
+        """AdamW's moments of every server adapter, by owner."""
+        return {name: trainable.moments() for name, trainable in self._trainables.items()}
+
+    def load_moments(self, moments: Mapping[str, Adapter]) -> None:
+        """Goes on from `moments`."""
+        for name, tensors in moments.items():
+            self._trainable(name).load_moments(tensors)
+
+    @property
+    def open(self) -> OpenRound:
+        """The round under way."""
+        assert self._round is not None, "a round is opened by begin()"
+        return self._round
+
+    def _trainable(self, owner: str) -> Trainable:
+        if owner not in self._trainables:
+            self._trainables[owner] = Trainable({}, self._settings.optimizer)
+        return self._trainables[owner]

@@ -1,0 +1,54 @@
+"""Server steps: how arriving activations are processed on the one base model."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from cutlayer.policies.order import Order
+from cutlayer.server.arrivals import Arrivals
+from cutlayer.server.server import Owner, Server, one_per_device
+from cutlayer.wire.messages import Gradients
+
+Reply = Callable[[Gradients], Awaitable[None]]
+
+
+class ServerStep(Protocol):
+    """Empties a round's queue.
+
+    Attributes:
+      owner: who owns the server adapter that a device's activations train.
+    """
+
+    owner: Owner
+
+    async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> ServerStep:
+    """Serves one device's activations after the other, swapping adapters on one base.
+
+    Args:
+      order: Which of those who have arrived is next.
+      owner: One server adapter per device, or one for all.
+    """
+    return _OneAtATime(order, owner)
+
+
+class _OneAtATime:
+    def __init__(self, order: Order, owner: Owner) -> None:
+        self._order, self.owner = order, owner
+
+    async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
+        while (activations := await arrivals.pick(self._order)) is not None:
+            await reply(await server.step(activations))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._order.load_state_dict(state)

@@ -1,0 +1,266 @@
+"""A run with its whole fleet simulated in this process: the same device and server code, on a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cutlayer.config import RunConfig
+from cutlayer.coordinator import Coordinator, Logbook
+from cutlayer.device.device import Device
+from cutlayer.errors import UserError
+from cutlayer.fleet.clock import now, run_virtual
+from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.methods.method import Method
+from cutlayer.methods.table import build_method
+from cutlayer.model.export import save_adapter
+from cutlayer.policies.learning_rate import schedule
+from cutlayer.policies.plan import Known, make_plan
+from cutlayer.prepare import Ingredients
+from cutlayer.report.devices import DeviceRow, device_ledger
+from cutlayer.report.gantt import gantt_svg
+from cutlayer.report.progress import ProgressDisplay
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
+from cutlayer.server.checkpoint import Snapshot, load_checkpoint, save_checkpoint
+from cutlayer.server.evaluate import evaluate
+from cutlayer.server.forecast import Forecast
+from cutlayer.server.server import Server
+from cutlayer.types import Adapter, Event
+from cutlayer.wire.link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+      folder: the run folder.
+      adapter: the PEFT folder in it.
+      before: metrics of the untrained adapter.
+      metrics: metrics of the trained one.
+      devices: what each machine did, the server last.
+      summary: what summary.json holds.
+    """
+
+    folder: Path
+    adapter: Path
+    before: dict[str, float]
+    metrics: dict[str, float]
+    devices: list[DeviceRow]
+    summary: dict[str, Any]
+
+
+def known_of(ingredients: Ingredients, logbook: Logbook) -> Known:
+    """What planners may look at."""
+    train = ingredients.config.train
+    return Known(
+        fleet=ingredients.fleet,
+        costs=ingredients.costs,
+        history=logbook.history,
+        num_tokens=ingredients.config.data.max_length,
+        batch_size=train.batch_size,
+        local_steps=train.local_steps,
+    )
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method that the config names, with its options."""
+    return build_method(config.method.name, config.method.options, config.train.seed)
+
+
+def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool = False) -> Outcome:
+    """Runs to the end and exports.
+
+    Args:
+      ingredients: What the run is made of.
+      display: Told of every event and round.
+      resume: Go on from the checkpoint in the run folder.
+
+    Raises:
+      UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
+    """
+    method, logbook = method_of(ingredients.config), Logbook()
+    make_plan(method.plan, 0, known_of(ingredients, logbook))  # what does not fit shows before anything is written
+    path = Path(ingredients.config.out)
+    snapshot = load_checkpoint(path / "checkpoint", ingredients.run_id) if resume else None
+    folder = RunFolder.reopen(path) if resume else RunFolder.create(path)
+    if not resume:
+        folder.write_config(ingredients.config.to_yaml())
+    try:
+        return _Simulation(ingredients, method, folder, display, logbook).run(snapshot, resume)
+    finally:
+        folder.close()
+
+
+class _Simulation:
+    """The wiring of one run: machines, links, both ends, and what happens at a commit point."""
+
+    def __init__(
+        self, ingredients: Ingredients, method: Method, folder: RunFolder, display: ProgressDisplay, logbook: Logbook
+    ) -> None:
+        self._ingredients, self._method, self._folder, self._display = ingredients, method, folder, display
+        self._logbook = logbook
+        self._events: list[Event] = []
+        self._validation = ingredients.validation_batches()
+        self._before: dict[str, float] = {}
+        self._wall_before = 0.0  # wall seconds of earlier processes
+        self._started = time.perf_counter()
+        self._devices: dict[str, Device] = {}
+        self._server: Server | None = None
+
+    def run(self, snapshot: Snapshot | None, resume: bool) -> Outcome:
+        if resume:
+            self._folder.rewind(snapshot.positions if snapshot else dict.fromkeys(self._folder.positions(), 0))
+        start = snapshot.clock_seconds if snapshot else 0.0
+        try:
+            return run_virtual(self._play(snapshot), start_seconds=start)
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+
+    async def _play(self, snapshot: Snapshot | None) -> Outcome:
+        config, train = self._ingredients.config, self._ingredients.config.train
+        links = self._build()
+        assert self._server is not None
+        if snapshot:
+            self._restore(snapshot)
+        else:
+            self._before = self._evaluate(self._server.adapter)
+        names = [device.name for device in self._ingredients.fleet.devices]
+        self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
+        coordinator = Coordinator(
+            self._method,
+            self._server,
+            {name: server_end for name, (_, server_end) in links.items()},
+            known_of(self._ingredients, self._logbook),
+            self._logbook,
+            rounds=train.rounds,
+            evaluate=self._evaluate,
+            evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
+            commit=self._commit,
+            events=self._events,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for name, (device_end, _) in links.items():
+                tasks.create_task(self._method.round.device_end(device_end, self._devices[name]), name=name)
+            await coordinator.run()
+        adapter = self._folder.path / "adapter"
+        save_adapter(adapter, self._server.adapter, self._ingredients.base, self._ingredients.card)
+        return self._finish(adapter, now(), config)
+
+    def _build(self) -> dict[str, tuple[Link, Link]]:
+        """Machines, links, devices and the server."""
+        ingredients, train = self._ingredients, self._ingredients.config.train
+        fleet, base, costs = ingredients.fleet, ingredients.base, ingredients.costs
+        for index, profile in enumerate(fleet.devices):
+            machine = ModelledMachine(profile.name, profile.effective_flops, self._record)
+            batches = ingredients.batches(index)
+            self._devices[profile.name] = Device(
+                profile.name, base, batches, machine, costs, ingredients.train_settings
+            )
+        self._server = Server(
+            ingredients.run_id,
+            base,
+            base.initial_adapter(train.seed),
+            ModelledMachine(fleet.server.name, fleet.server.effective_flops, self._record),
+            costs,
+            ingredients.train_settings,
+            schedule(
+                train.schedule,
+                peak=train.lr,
+                warmup=train.warmup,
+                rounds=train.rounds,
+                local_steps=train.local_steps,
+            ),
+            Forecast(fleet, costs),
+            ingredients.config.data.max_length,
+        )
+        return {profile.name: modelled_link(profile, self._record) for profile in fleet.devices}
+
+    def _record(self, event: Event) -> None:
+        self._events.append(event)
+        self._display.event(event)
+
+    def _evaluate(self, adapter: Adapter) -> dict[str, float]:
+        return evaluate(self._ingredients.base, adapter, self._validation)
+
+    def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
+        """The commit point: what the round did is on the disk, then the state that goes on from there."""
+        self._folder.append_metrics(row)
+        self._folder.append_events(events)
+        self._folder.scalars(row)
+        save_checkpoint(self._folder.path / "checkpoint", self._snapshot(), self._ingredients.run_id)
+        self._display.round_done(row)
+
+    def _snapshot(self) -> Snapshot:
+        assert self._server is not None
+        states = {name: device.state() for name, device in self._devices.items()}
+        return Snapshot(
+            rounds_done=self._logbook.rounds_done,
+            clock_seconds=now(),
+            adapter=self._server.adapter,
+            server_moments=self._server.moments(),
+            device_moments={name: moments for name, (_, moments) in states.items()},
+            cursors={name: cursor for name, (cursor, _) in states.items()},
+            round_state=self._method.round.state_dict(),
+            history=self._logbook.history.records,
+            totals={"before": self._before, "cuts": self._logbook.cuts, "wall_seconds": self._wall()},
+            positions=self._folder.positions(),
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        assert self._server is not None
+        device = self._ingredients.base.device
+        self._server.adapter = {name: value.to(device) for name, value in snapshot.adapter.items()}
+        self._server.load_moments(snapshot.server_moments)
+        for name, player in self._devices.items():
+            player.load_state(snapshot.cursors[name], snapshot.device_moments[name])
+        self._method.round.load_state_dict(snapshot.round_state)
+        self._logbook.rounds_done = snapshot.rounds_done
+        self._logbook.history.records.extend(snapshot.history)
+        self._logbook.cuts |= snapshot.totals["cuts"]
+        self._before = snapshot.totals["before"]
+        self._wall_before = snapshot.totals["wall_seconds"]
+
+    def _wall(self) -> float:
+        return self._wall_before + time.perf_counter() - self._started
+
+    def _finish(self, adapter: Path, virtual_seconds: float, config: RunConfig) -> Outcome:
+        profiles = {device.name: device.name for device in self._ingredients.fleet.devices}
+        events = list(self._folder.read_events())
+        rows = device_ledger(events, self._logbook.history.records, profiles=profiles, cuts=self._logbook.cuts)
+        metrics = self._logbook.metrics or self._evaluate_last()
+        totals = Counter[str]()
+        for row in rows[:-1]:
+            totals.update(samples=row.samples, steps=row.steps, bytes_up=row.bytes_up, bytes_down=row.bytes_down)
+        summary = {
+            "metrics": metrics,
+            "metrics_before": self._before,
+            "totals": {**totals, "rounds": self._logbook.rounds_done, "virtual_seconds": virtual_seconds},
+            "wall_seconds": self._wall(),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_cuda_bytes": peak_cuda_bytes(),
+            "versions": versions(),
+            "seed": config.train.seed,
+            "run": self._ingredients.run_id,
+        }
+        self._folder.write_report(gantt_svg(events, round=self._logbook.rounds_done - 1))
+        self._folder.write_summary(summary)
+        return Outcome(self._folder.path, adapter, self._before, metrics, rows, summary)
+
+    def _evaluate_last(self) -> dict[str, float]:
+        """A run that was resumed after its last round evaluates once more."""
+        assert self._server is not None
+        return self._evaluate(self._server.adapter)
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    """What a person should read of several tasks' failures: a user error if there is one."""
+    users = group.subgroup(UserError) or group
+    inner: BaseException = users.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

@@ -1,0 +1,287 @@
+"""A message as bytes and back: one small header that is checked, then the tensors as they lie in memory.
+
+    bytes   0..4     magic "CUTL"
+            4..8     protocol version, uint32
+            8..12    length of the header, uint32
+            12..     header, msgpack: {"kind", "fields": {name: value}, "tensors": [[path, dtype, shape]]}
+            then     each tensor's elements, contiguous, in the order of the header
+
+Numbers are little-endian, as are the machines this runs on. The header and every tensor are followed by zeros
+up to a multiple of 16 bytes, so that a decoded tensor is aligned where it lies. The path is the field's
+name, or `adapter/<tensor name>`. `docs/decisions/0005-frames.md` says why not pickle, JSON or safetensors.
+
+The fields of a kind and their types are those of its dataclass in `messages.py`: a new message needs no code
+here.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+import struct
+from dataclasses import asdict
+from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
+
+import msgpack
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutlayer.errors import MalformedMessage
+from cutlayer.types import Adapter, DevicePlan
+from cutlayer.wire.messages import PROTOCOL_VERSION, Message
+
+MAGIC = b"CUTL"
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+MAX_DIMS = 8
+MAX_ENTRIES = 2**16
+"""Longest list in a header. A list is allocated by the length that it claims, before its content is seen."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
+_PREFIX = struct.Struct("<4sII")
+_ALIGNMENT = 16
+
+_HINTS: dict[type[Any], dict[str, Any]] = {kind: get_type_hints(kind) for kind in (*_KINDS.values(), DevicePlan)}
+_IS_TENSOR = (Tensor, Tensor | None, Adapter)
+_TENSORS = {kind: {name: hint for name, hint in hints.items() if hint in _IS_TENSOR} for kind, hints in _HINTS.items()}
+"""Of each kind, the fields that are tensors, and their types."""
+_PLAIN = {
+    kind: {name: hint for name, hint in hints.items() if hint not in _IS_TENSOR} for kind, hints in _HINTS.items()
+}
+"""Of each kind, the fields that the header carries, and their types."""
+
+
+def encode(message: Message) -> bytes:
+    """The frame of `message`; tensors of any device and layout are copied into it once.
+
+    Raises:
+      MalformedMessage: when a tensor's dtype has no place on the wire.
+    """
+    tensors = _tensors_of(message)
+    header = _header(message, tensors)
+    pieces: list[Any] = [_PREFIX.pack(MAGIC, PROTOCOL_VERSION, len(header)), header]
+    pieces.append(bytes(_padding(_PREFIX.size + len(header))))
+    for _, tensor in tensors:
+        pieces.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        pieces.append(bytes(_padding(tensor.nbytes)))
+    return b"".join(pieces)
+
+
+def frame_bytes(message: Message) -> int:
+    """The length of `encode(message)` in bytes, without touching the tensors' elements."""
+    tensors = _tensors_of(message)
+    start = _PREFIX.size + len(_header(message, tensors))
+    return _aligned(start) + sum(_aligned(tensor.nbytes) for _, tensor in tensors)
+
+
+def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message:
+    """The message in `frame`. Its tensors are views of `frame` and keep it alive: read them, do not write.
+
+    Args:
+      frame: what arrived; nothing in it is believed.
+      max_bytes: the longest frame that the receiver's plan allows.
+
+    Raises:
+      MalformedMessage: for every frame that `encode` could not have made, and nothing else.
+    """
+    view = memoryview(frame).cast("B")
+    header, start = _read_header(view, max_bytes)
+    _expect_keys(header, ("kind", "fields", "tensors"), "frame header")
+    kind = _KINDS.get(header["kind"]) if isinstance(header["kind"], str) else None
+    if kind is None:
+        raise _malformed("frame kind", f"one of {', '.join(_KINDS)}", header["kind"])
+    values = _read_fields(kind, header["fields"], header["kind"])
+    tensors = _read_tensors(header["tensors"], view, start)
+    values |= {name: _take(tensors, name, hint) for name, hint in _TENSORS[kind].items()}
+    if tensors:
+        raise _malformed(f"{header['kind']} tensors", "only those of its fields", list(tensors))
+    return kind(**values)
+
+
+# ------------------------------------------------------------------ writing
+
+
+def _tensors_of(message: Message) -> list[tuple[str, Tensor]]:
+    """The tensors of `message` with their paths, in the order of the fields."""
+    found: list[tuple[str, Tensor]] = []
+    for name in _TENSORS[type(message)]:
+        value = getattr(message, name)
+        if isinstance(value, Tensor):
+            found.append((name, value))
+        elif value is not None:
+            found.extend((f"{name}/{key}", tensor) for key, tensor in value.items())
+    return found
+
+
+def _header(message: Message, tensors: list[tuple[str, Tensor]]) -> bytes:
+    header = {
+        "kind": type(message).__name__.lower(),
+        "fields": {name: getattr(message, name) for name in _PLAIN[type(message)]},
+        "tensors": [(path, _dtype_name(path, tensor), tensor.shape) for path, tensor in tensors],
+    }
+    packed: bytes = msgpack.packb(header, default=asdict)
+    return packed
+
+
+def _dtype_name(path: str, tensor: Tensor) -> str:
+    name = _NAMES.get(tensor.dtype)
+    if name is None:
+        raise _malformed(f"tensor {reprlib.repr(path)}", f"a dtype among {', '.join(DTYPES)}", tensor.dtype)
+    return name
+
+
+# ------------------------------------------------------------------ reading
+
+
+def _read_header(view: memoryview, max_bytes: int) -> tuple[Any, int]:
+    """The unpacked header, and where the first tensor starts."""
+    if len(view) > max_bytes:
+        raise _malformed("frame length", f"at most {max_bytes} bytes", len(view))
+    if len(view) < _PREFIX.size:
+        raise _malformed("frame length", f"at least {_PREFIX.size} bytes", len(view))
+    magic, version, length = _PREFIX.unpack_from(view)
+    if magic != MAGIC:
+        raise _malformed("frame magic", MAGIC, magic)
+    if version != PROTOCOL_VERSION:
+        raise MalformedMessage(
+            f"frame version: expected protocol version {PROTOCOL_VERSION}, got {version}. "
+            "Install the same version of cutlayer on both ends."
+        )
+    end = _PREFIX.size + length
+    if end > len(view):
+        raise _malformed("frame header", f"{length} bytes", len(view) - _PREFIX.size)
+    try:
+        header = msgpack.unpackb(view[_PREFIX.size : end], max_array_len=MAX_ENTRIES)
+    except ValueError as error:  # msgpack's own errors are ValueErrors, as is text that is not UTF-8
+        raise _malformed("frame header", "msgpack", str(error)) from None
+    return header, _skip_padding(view, end)
+
+
+def _read_tensors(entries: object, view: memoryview, start: int) -> dict[str, Tensor]:
+    """The tensors by path. Everything that a header can claim is checked before a tensor is made of it."""
+    if type(entries) is not list:
+        raise _malformed("frame tensors", "a list", entries)
+    body = torch.from_numpy(np.asarray(_Window(view)))
+    tensors: dict[str, Tensor] = {}
+    for entry in entries:
+        path, dtype, shape = _read_entry(entry, limit=len(view))
+        end = start + math.prod(shape) * dtype.itemsize
+        if path in tensors:
+            raise _malformed("frame tensors", "each path once", path)
+        if end > len(view):
+            raise _malformed(f"tensor {reprlib.repr(path)}", f"{end - start} bytes", len(view) - start)
+        elements = body[start:end]
+        if dtype is torch.bool and end > start and int(elements.max()) > 1:
+            raise _malformed(f"tensor {reprlib.repr(path)}", "booleans of 0 and 1", int(elements.max()))
+        tensors[path] = elements.view(dtype).reshape(shape)
+        start = _skip_padding(view, end)
+    if start != len(view):
+        raise _malformed("frame length", f"{start} bytes", len(view))
+    return tensors
+
+
+def _read_entry(entry: object, limit: int) -> tuple[str, torch.dtype, list[int]]:
+    """One row of the tensor table: path, dtype, shape; `limit` caps the product of the dimensions."""
+    if type(entry) is not list or len(entry) != 3:
+        raise _malformed("frame tensors", "[path, dtype, shape]", entry)
+    path, name, shape = entry
+    if type(path) is not str:
+        raise _malformed("frame tensors", "a path that is text", path)
+    if type(name) is not str or name not in DTYPES:
+        raise _malformed("tensor dtype", f"one of {', '.join(DTYPES)}", name)
+    if not _is_shape(shape) or math.prod(max(dim, 1) for dim in shape) > limit:
+        raise _malformed("tensor shape", f"at most {MAX_DIMS} dimensions that fit the frame", shape)
+    return path, DTYPES[name], shape
+
+
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    return type(value) is list and len(value) <= MAX_DIMS and all(type(dim) is int and dim >= 0 for dim in value)
+
+
+def _read_fields(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
+    """The plain fields of `kind`, each of its declared type."""
+    hints = _PLAIN[kind]
+    _expect_keys(values, tuple(hints), f"{where} fields")
+    return {name: _read_value(hint, values[name], f"{where} {name}") for name, hint in hints.items()}
+
+
+def _read_value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as a field of type `hint`: exact types, no conversion but that of a whole number to a float."""
+    if hint is DevicePlan:
+        return DevicePlan(**_read_fields(DevicePlan, value, where))
+    if get_origin(hint) is tuple and type(value) is list:
+        return tuple(_read_value(get_args(hint)[0], item, where) for item in value)
+    if get_origin(hint) is Literal and type(value) is str and value in get_args(hint):
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint and (hint is not int or value >= 0):
+        return value
+    raise _malformed(where, "a count" if hint is int else str(hint), value)
+
+
+def _take(tensors: dict[str, Tensor], name: str, hint: Any) -> Tensor | Adapter | None:
+    """Moves what belongs to the field `name` out of `tensors`."""
+    if hint == Adapter:
+        paths = [path for path in tensors if path.startswith(f"{name}/")]
+        return {path.removeprefix(f"{name}/"): tensors.pop(path) for path in paths}
+    if name in tensors:
+        return tensors.pop(name)
+    if hint is Tensor:
+        raise _malformed(f"tensor {name!r}", "a tensor", None)
+    return None
+
+
+class _Window:
+    """Bytes that may be read-only, shown to numpy as an array.
+
+    torch has no read-only tensors and warns of a read-only array. The frame is shown as writable instead, and
+    whoever gets a tensor of it is told not to write.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self.owner = view  # numpy keeps this object alive as the array's base, and thereby the frame
+        interface = np.frombuffer(view, np.uint8).__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+# ------------------------------------------------------------------ both
+
+
+def _aligned(num_bytes: int) -> int:
+    return num_bytes + _padding(num_bytes)
+
+
+def _padding(num_bytes: int) -> int:
+    return -num_bytes % _ALIGNMENT
+
+
+def _skip_padding(view: memoryview, end: int) -> int:
+    """The next aligned position, after zeros."""
+    start = _aligned(end)
+    if start > len(view) or any(view[end:start]):
+        raise _malformed("frame padding", f"{start - end} zero bytes", bytes(view[end:start]))
+    return start
+
+
+def _expect_keys(value: object, keys: tuple[str, ...], where: str) -> None:
+    if type(value) is not dict or set(value) != set(keys):
+        raise _malformed(where, f"the keys {', '.join(keys)}", value)
+
+
+def _malformed(where: str, expected: object, got: object) -> MalformedMessage:
+    """The error for bytes that do not fit; what was got is shortened and stays on one line."""
+    return MalformedMessage(
+        f"{where}: expected {expected}, got {reprlib.repr(got)}. "
+        "Drop the frame: it is damaged, or its sender is no cutlayer of this version."
+    )

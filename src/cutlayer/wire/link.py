@@ -1,0 +1,27 @@
+"""One end of a connection between a device and the server. A transport is a class that fits this."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from cutlayer.wire.messages import Message
+
+
+class Link(Protocol):
+    """Carries messages both ways, each direction in order. The two directions do not wait for each other.
+
+    Attributes:
+      bytes_sent: length of the frames whose sending has ended, in bytes.
+      bytes_received: length of the frames that `receive` has returned, in bytes.
+    """
+
+    bytes_sent: int
+    bytes_received: int
+
+    async def send(self, message: Message) -> None:
+        """Returns when the last byte has left this end, which is before it arrives at the other."""
+        ...
+
+    async def receive(self) -> Message:
+        """Waits for the next message. Whoever holds a tensor of it must not write to it."""
+        ...

@@ -1,0 +1,127 @@
+"""Everything that a device and the server say to each other.
+
+Every message names its run and its round, and its local step where there is one, so that whoever receives it
+recognises a repeat or a late one. Rounds and steps count from 0. Fields that the wire can carry: text, whole
+numbers that are not negative, numbers, tuples of those, a `DevicePlan`, tensors and adapters (`frames.py`).
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cutlayer.types import Adapter, DevicePlan
+
+PROTOCOL_VERSION = 1
+"""Raised by one whenever a frame of the old code would be misread by the new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Server to device, opening a round: what to do, and the adapter to start from.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it opens.
+      device: whom it is for.
+      plan: the device's part of the round's plan.
+      learning_rates: the rate of each local step; as many as `plan.local_steps`.
+      adapter: the tensors of the blocks that the device holds, by global name.
+    """
+
+    run: str
+    round: int
+    device: str
+    plan: DevicePlan
+    learning_rates: tuple[float, ...]
+    adapter: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Device to server, once per local step: the batch as it leaves the device-side model.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it belongs to.
+      step: the device's local step.
+      device: who sends it.
+      h_BTD: hidden states at the cut, detached.
+      mask_BT: True where there is a token, False where there is padding.
+      labels: int32; (B,) class ids, or (B, T) token ids with -100 where the loss is masked.
+      weight: the loss normaliser of the batch: samples, or unmasked target tokens (`types.Batch.weight`).
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    h_BTD: Tensor
+    mask_BT: Tensor
+    labels: Tensor
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Server to device, the answer to `Activations`.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it belongs to.
+      step: the local step that it answers.
+      device: whom it is for.
+      grad_BTD: gradient of the loss by the device's `h_BTD`; None where nothing on the device trains.
+      loss: mean loss of the batch; not finite when training diverged.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    grad_BTD: Tensor | None
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Device to server, closing the device's part of a round.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it closes.
+      device: who sends it.
+      adapter: the tensors that the device trained, by global name.
+      samples: training samples that it saw in this round.
+      weight: sum of its batches' weights.
+      busy_seconds: time that the device computed in this round; virtual in simulation.
+    """
+
+    run: str
+    round: int
+    device: str
+    adapter: Adapter
+    samples: int
+    weight: int
+    busy_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Server to device: there is nothing more to do.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that will not be opened.
+      reason: why, for a person to read.
+    """
+
+    run: str
+    round: int
+    reason: str
+
+
+Message = Assignment | Activations | Gradients | Update | Finish

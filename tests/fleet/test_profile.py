@@ -1,0 +1,204 @@
+"""Fleet files: readable units in, base units out, and one line for everything that may be wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+
+from cutlayer.errors import ConfigError
+from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile, list_fleets, load_fleet
+
+DEVICE: dict[Any, object] = {
+    "name": "phone",
+    "tflops": 2,
+    "efficiency": 0.25,
+    "memory_gib": 1.5,
+    "up_mbit": 10,
+    "down_mbit": 50.5,
+    "latency_ms": 20,
+}
+SERVER: dict[str, object] = {"tflops": 50, "efficiency": 0.5, "memory_gib": 16}
+
+
+def write(folder: Path, *devices: object, **content: object) -> Path:
+    path = folder / "lab.yaml"
+    path.write_text(yaml.safe_dump({"server": SERVER, "devices": list(devices)} | content))
+    return path
+
+
+def test_units_become_base_units(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, DEVICE | {"max_blocks": 3, "data_weight": 2}, source="measured"))
+    assert fleet.devices == (
+        DeviceProfile(
+            name="phone",
+            flops_per_second=2e12,
+            efficiency=0.25,
+            memory_bytes=3 * 2**29,
+            up_bits_per_second=10e6,
+            down_bits_per_second=50.5e6,
+            latency_seconds=0.02,
+            max_blocks=3,
+            data_weight=2.0,
+        ),
+    )
+    assert fleet.devices[0].effective_flops == 5e11
+    assert fleet.server == ServerProfile(flops_per_second=5e13, efficiency=0.5, memory_bytes=2**34)
+    assert fleet.server.effective_flops == 2.5e13
+    assert (fleet.name, fleet.source, fleet.server.name) == ("lab", "measured", "server")
+
+
+def test_what_may_be_left_out(tmp_path: Path) -> None:
+    fleet = load_fleet(str(write(tmp_path, DEVICE)))
+    assert (fleet.devices[0].max_blocks, fleet.devices[0].data_weight) == (None, 1.0)
+    assert fleet.source == "not stated"
+
+
+def test_count_makes_numbered_devices(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, DEVICE | {"count": 3}, DEVICE | {"name": "pc", "count": 1}))
+    assert [device.name for device in fleet.devices] == ["phone-1", "phone-2", "phone-3", "pc"]
+    assert len({device.memory_bytes for device in fleet.devices}) == 1
+
+
+def test_defaults_are_for_every_device_that_says_nothing_else(tmp_path: Path) -> None:
+    slow = {"name": "slow", "tflops": 1, "latency_ms": 7}
+    defaults = {key: DEVICE[key] for key in DEVICE if key not in ("name", "tflops")}
+    fleet = load_fleet(write(tmp_path, {"name": "a", "tflops": 3}, slow, defaults=defaults))
+    assert [device.latency_seconds for device in fleet.devices] == [0.02, 0.007]
+    assert [device.flops_per_second for device in fleet.devices] == [3e12, 1e12]
+
+
+def test_profiles_do_not_change_and_take_no_other_fields(tmp_path: Path) -> None:
+    device = load_fleet(write(tmp_path, DEVICE)).devices[0]
+    with pytest.raises(pydantic.ValidationError):
+        device.efficiency = 1.0  # type: ignore[misc]
+    with pytest.raises(pydantic.ValidationError):
+        DeviceProfile.model_validate(device.model_dump() | {"colour": "red"})
+
+
+# ------------------------------------------------------------------ what is built in
+
+
+def test_every_built_in_fleet_loads_by_its_name_and_cites_its_source() -> None:
+    fleets = list_fleets()
+    assert "memsfl-six" in [fleet.name for fleet in fleets]
+    assert [load_fleet(fleet.name) for fleet in fleets] == fleets
+    assert all(fleet.source != "not stated" for fleet in fleets)
+
+
+def test_memsfl_six_is_the_six_recalled_devices() -> None:
+    fleet = load_fleet("memsfl-six")
+    speeds = [device.flops_per_second / 1e12 for device in fleet.devices]
+    assert speeds == pytest.approx([0.472, 1.33, 1.689, 2.147, 2.774, 3.533])
+    assert [device.max_blocks for device in fleet.devices] == [1, 1, 2, 2, 3, 3]
+    assert {device.up_bits_per_second for device in fleet.devices} == {100e6}
+    assert {device.down_bits_per_second for device in fleet.devices} == {100e6}
+    assert fleet.server.flops_per_second == pytest.approx(52.2e12)
+    assert "recalled" in fleet.source
+    assert "not confirmed" in fleet.source
+
+
+# ------------------------------------------------------------------ what is wrong
+
+
+def error_of(name_or_path: str | Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_fleet(name_or_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ": expected " in message
+    assert ", got " in message
+    assert message.endswith(".")
+    return message
+
+
+def without(key: str) -> dict[str, object]:
+    return {name: value for name, value in DEVICE.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        (without("tflops"), "device 'phone', tflops: expected the peak TFLOP/s, such as 0.472, got nothing"),
+        (without("name"), "device 1, name"),
+        (DEVICE | {"tflop": 1}, "device 'phone': expected keys among count, data_weight, down_mbit"),
+        (DEVICE | {7: 1}, "got 7"),
+        (DEVICE | {"tflops": 0}, "tflops"),
+        (DEVICE | {"tflops": 472e9}, "tflops"),
+        (DEVICE | {"tflops": "fast"}, "got 'fast'"),
+        (DEVICE | {"efficiency": 1.01}, "efficiency"),
+        (DEVICE | {"efficiency": 0}, "efficiency"),
+        (DEVICE | {"memory_gib": -4}, "memory_gib: expected the memory in GiB, such as 4, got -4"),
+        (DEVICE | {"up_mbit": -100}, "up_mbit: expected the rate to the server in Mbit/s, such as 100, got -100"),
+        (DEVICE | {"down_mbit": 0}, "down_mbit"),
+        (DEVICE | {"latency_ms": -1}, "latency_ms"),
+        (DEVICE | {"latency_ms": float("nan")}, "latency_ms"),
+        (DEVICE | {"up_mbit": float("inf")}, "up_mbit"),
+        (DEVICE | {"count": 0}, "count"),
+        (DEVICE | {"count": 1.5}, "count"),
+        (DEVICE | {"count": True}, "count"),
+        (DEVICE | {"max_blocks": -1}, "max_blocks"),
+        (DEVICE | {"data_weight": 0}, "data_weight"),
+        (DEVICE | {"name": "a phone"}, "name"),
+        (DEVICE | {"name": "a\nphone"}, "name"),
+        (DEVICE | {"name": "../phone"}, "name"),
+        (DEVICE | {"name": "server"}, "each machine's name once, got server"),
+        ("phone", "devices"),
+    ],
+)
+def test_a_device_that_is_wrong(tmp_path: Path, device: object, says: str) -> None:
+    path = write(tmp_path, device)
+    message = error_of(path)
+    assert message.startswith(f"fleet file {path}")
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"devices": []}, "devices: expected the devices"),
+        ({"devices": None}, "devices: expected the devices"),
+        ({"devices": [DEVICE, DEVICE]}, "got phone more than once"),
+        ({"devices": [DEVICE | {"count": 2}, DEVICE | {"name": "phone-2"}]}, "got phone-2 more than once"),
+        ({"defaults": {"latency": 1}}, "defaults: expected keys among data_weight"),
+        ({"defaults": {"name": "phone"}}, "defaults: expected keys among data_weight"),
+        ({"defaults": 3}, "defaults: expected the keys that all devices share"),
+        ({"server": None}, "server: expected keys among efficiency, memory_gib, name, tflops, got None"),
+        ({"server": SERVER | {"tflops": -1}}, "server, tflops"),
+        ({"server": SERVER | {"up_mbit": 1}}, "got 'up_mbit'"),
+        ({"source": 7}, "source"),
+        ({"sources": "x"}, "expected keys among defaults, devices, server, source, got 'sources'"),
+    ],
+)
+def test_a_file_that_is_wrong(tmp_path: Path, content: dict[str, object], says: str) -> None:
+    assert says in error_of(write(tmp_path, *[DEVICE], **content))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "devices: [", "\x00", "a: b: c"])
+def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text(text)
+    assert str(path) in error_of(path)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert str(path) in error_of(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "No such file" in error_of(tmp_path / "lab.yaml")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    message = error_of("memsfl")
+    assert "got 'memsfl'" in message
+    assert all(fleet.name in message for fleet in list_fleets())
+
+
+def test_a_fleet_made_in_code_is_checked_too() -> None:
+    server = ServerProfile(flops_per_second=1, efficiency=1, memory_bytes=1)
+    with pytest.raises(pydantic.ValidationError):
+        Fleet(name="lab", source="here", server=server, devices=())

@@ -1,0 +1,107 @@
+import io
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cutlayer.report.progress import NoProgress, Progress, ProgressDisplay
+from cutlayer.types import Event
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def row(round: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "round": round,
+        "loss": 1.25,
+        "samples": 96,
+        "virtual_seconds": 200.0 * (round + 1),
+        "validation": {"accuracy": 0.8125, "loss": 0.5},
+    } | changes
+
+
+def run(display: ProgressDisplay, clock: Clock, rounds: range, devices: tuple[str, ...] = ("pi", "m3")) -> None:
+    display.run_started(rounds.stop, devices, 4, first_round=rounds.start)
+    for round in rounds:
+        for step in range(4):
+            for device in devices:
+                display.event(Event(device, "forward", 0.0, 1.0, round, step))
+        clock.now += 10
+        display.round_done(row(round))
+
+
+def test_without_a_terminal_there_is_one_plain_line_per_round() -> None:
+    out, clock = io.StringIO(), Clock()
+    with Progress(Console(file=out, width=40), clock=clock) as display:
+        run(display, clock, range(3))
+    assert out.getvalue().splitlines() == [
+        "round 1/3  loss 1.2500  accuracy 0.8125  validation loss 0.5  virtual 3m 20s  9.6 samples/s  left 20.0 s",
+        "round 2/3  loss 1.2500  accuracy 0.8125  validation loss 0.5  virtual 6m 40s  9.6 samples/s  left 10.0 s",
+        "round 3/3  loss 1.2500  accuracy 0.8125  validation loss 0.5  virtual 10m 00s  9.6 samples/s  left 0 s",
+    ]
+
+
+def test_a_resumed_run_reckons_its_pace_from_where_it_began() -> None:
+    out, clock = io.StringIO(), Clock()
+    with Progress(Console(file=out, width=40), clock=clock) as display:
+        run(display, clock, range(90, 92))
+    assert "round 91/92" in out.getvalue()
+    assert "left 10.0 s" in out.getvalue()
+
+
+@pytest.fixture
+def terminal() -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=True, width=100, color_system=None, _environ={}), out
+
+
+def test_on_a_terminal_the_display_is_live(terminal: tuple[Console, io.StringIO]) -> None:
+    console, out = terminal
+    clock = Clock()
+    with Progress(console, clock=clock) as display:
+        run(display, clock, range(1, 2))
+        display.run_started(4, ("pi", "m3"), 4)
+        display.event(Event("pi", "upload", 0.0, 1.0, 0, 2))
+    text = out.getvalue()
+    assert "\x1b[?25l" in text  # the cursor is hidden meanwhile
+    assert "round 1/4" in text
+    assert "pi      uploading   step 3/4" in text
+
+
+def test_an_error_gives_the_terminal_back(terminal: tuple[Console, io.StringIO]) -> None:
+    console, out = terminal
+    display = Progress(console)
+    with pytest.raises(RuntimeError), display:
+        raise RuntimeError
+    text = out.getvalue()
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is shown again
+
+
+def test_an_event_costs_microseconds(terminal: tuple[Console, io.StringIO]) -> None:
+    display, event = Progress(terminal[0]), Event("pi", "forward", 0.0, 1.0, 0, 0)
+    display.run_started(1, ["pi"], 4)
+    start = time.process_time()
+    for _ in range(10_000):
+        display.event(event)
+    assert (time.process_time() - start) / 10_000 < 20e-6
+
+
+def test_quiet_takes_the_same_calls_and_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with NoProgress() as display:
+        run(display, Clock(), range(2))
+    assert capsys.readouterr().out == ""
+
+
+def test_calls_before_the_run_has_started_are_harmless() -> None:
+    out = io.StringIO()
+    with Progress(Console(file=out)) as display:
+        display.event(Event("pi", "download", 0.0, 1.0, 0))
+        display.round_done(row(0))
+    assert out.getvalue() == ""

@@ -1,0 +1,109 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cutlayer.errors import CheckpointError, ConfigError
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.types import Event
+
+EVENTS = [
+    Event("a", "forward", 0.1, 0.30000000000000004, round=0, step=2),
+    Event("a", "upload", 0.3, 0.4, round=0, step=2, peer="server", num_bytes=512),
+    Event("server", "aggregate", 0.4, 0.5, round=0),
+]
+
+
+def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path / "runs" / "one").write_config("seed: 1\n")
+    with pytest.raises(ConfigError, match=r"another --out, or continue that run with --resume .*one\.$"):
+        RunFolder.create(tmp_path / "runs" / "one")
+
+
+def test_a_folder_without_a_run_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder.create(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"expected a folder that can be made, got .*file \("):
+        RunFolder.create(tmp_path / "file")
+
+
+def test_reopening_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"expected a run folder with config\.yaml"):
+        RunFolder.reopen(tmp_path)
+    RunFolder.create(tmp_path).write_config("seed: 1\n")
+    assert RunFolder.reopen(tmp_path).read_config() == "seed: 1\n"
+
+
+def test_events_are_one_line_each_and_come_back(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.append_events(EVENTS[:1])
+    folder.append_events(iter(EVENTS[1:]))
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert lines[0] == (
+        '{"bytes": 0, "end": 0.30000000000000004, "round": 0, "start": 0.1, "step": 2, "what": "forward", "who": "a"}'
+    )
+    assert list(json.loads(lines[1])) == ["bytes", "end", "peer", "round", "start", "step", "what", "who"]
+    assert list(folder.read_events()) == EVENTS
+
+
+def test_a_line_that_is_not_an_event_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"who": "a"}\n')
+    with pytest.raises(CheckpointError, match="got one without 'what'"):
+        list(RunFolder(tmp_path).read_events())
+
+
+def test_a_rewound_run_that_repeats_its_rounds_has_the_same_bytes(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.append_metrics({"round": 0, "loss": 1.5})
+    folder.append_events(EVENTS[:1])
+    positions = folder.positions()
+    folder.append_metrics({"round": 1, "loss": 1.25})
+    folder.append_events(EVENTS[1:])
+    whole = [(tmp_path / name).read_bytes() for name in positions]
+
+    with open(tmp_path / "events.jsonl", "ab") as file:
+        file.write(b'{"bytes": 0, "en')  # killed here
+    folder = RunFolder(tmp_path)
+    folder.rewind(positions)
+    assert folder.positions() == positions
+    folder.append_metrics({"loss": 1.25, "round": 1})
+    folder.append_events(EVENTS[1:])
+    assert [(tmp_path / name).read_bytes() for name in positions] == whole
+
+
+def test_a_refused_rewind_touches_neither_file(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.append_metrics({"round": 0})
+    folder.append_events(EVENTS)
+    before = folder.positions()
+    with pytest.raises(CheckpointError, match=r"events\.jsonl: expected at least"):
+        folder.rewind({"metrics.jsonl": 0, "events.jsonl": before["events.jsonl"] + 1})
+    assert folder.positions() == before
+
+
+def test_a_checkpoint_that_remembers_other_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"got \['metrics.jsonl'\]"):
+        RunFolder(tmp_path).rewind({"metrics.jsonl": 0})
+
+
+def test_the_summary_is_sorted_json_without_nan(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.write_summary({"seed": 1, "metrics": {"perplexity": float("inf"), "loss": 0.1}})
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text) == {"metrics": {"loss": 0.1, "perplexity": None}, "seed": 1}
+    assert text.endswith("}\n")
+    assert text.index('"metrics"') < text.index('"seed"')
+
+
+def test_the_report_and_the_scalars_are_in_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.write_report("<svg/>")
+    folder.scalars({"round": 0, "loss": 1.0})
+    folder.close()
+    assert (tmp_path / "report.svg").read_text() == "<svg/>"
+    assert [path.name.split(".")[2] for path in (tmp_path / "tensorboard").iterdir()] == ["tfevents"]

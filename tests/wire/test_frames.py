@@ -1,0 +1,381 @@
+"""Frames: what goes in comes out, lengths are exact, and no bytes get through that `encode` cannot make."""
+
+import dataclasses
+import gc
+import math
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cutlayer.errors import MalformedMessage
+from cutlayer.types import DevicePlan
+from cutlayer.wire.frames import DTYPES, MAX_DIMS, decode, encode, frame_bytes
+from cutlayer.wire.messages import PROTOCOL_VERSION, Activations, Assignment, Finish, Gradients, Message, Update
+
+PLENTY = 2**30
+few = settings(max_examples=150, deadline=None, derandomize=True)
+many = settings(max_examples=400, deadline=None, derandomize=True)
+very_many = settings(max_examples=3000, deadline=None, derandomize=True)
+
+counts = st.integers(0, 2**40)
+words = st.text(max_size=12)
+floats = st.floats(allow_nan=False)
+
+
+def read(frame: bytes | bytearray | memoryview) -> Any:
+    return decode(frame, max_bytes=PLENTY)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> torch.Tensor:
+    """Any dtype of the wire, any bits, up to 3 dimensions, also empty, also not contiguous."""
+    dtype = DTYPES[draw(st.sampled_from(sorted(DTYPES)))]
+    shape = draw(st.lists(st.integers(0, 4), max_size=3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    below = 2 if dtype is torch.bool else 256
+    num_bytes = math.prod(shape) * dtype.itemsize
+    raw = torch.randint(0, below, (num_bytes,), generator=generator, dtype=torch.uint8)
+    tensor = raw.view(dtype).reshape(shape)
+    return tensor.mT if tensor.ndim >= 2 and draw(st.booleans()) else tensor
+
+
+adapters = st.dictionaries(words, tensors(), max_size=3)
+plans = st.builds(DevicePlan, device=words, cut=counts, batch_size=counts, local_steps=counts)
+messages = st.one_of(
+    st.builds(
+        Assignment,
+        run=words,
+        round=counts,
+        device=words,
+        plan=plans,
+        learning_rates=st.lists(floats, max_size=3).map(tuple),
+        adapter=adapters,
+    ),
+    st.builds(
+        Activations,
+        run=words,
+        round=counts,
+        step=counts,
+        device=words,
+        h_BTD=tensors(),
+        mask_BT=tensors(),
+        labels=tensors(),
+        weight=counts,
+    ),
+    st.builds(
+        Gradients,
+        run=words,
+        round=counts,
+        step=counts,
+        device=words,
+        grad_BTD=st.none() | tensors(),
+        loss=floats,
+    ),
+    st.builds(
+        Update,
+        run=words,
+        round=counts,
+        device=words,
+        adapter=adapters,
+        samples=counts,
+        weight=counts,
+        busy_seconds=floats,
+    ),
+    st.builds(Finish, run=words, round=counts, reason=words),
+)
+
+GRADIENTS = Gradients("run", 1, 2, "phone", torch.arange(6, dtype=torch.float32).reshape(1, 2, 3), 0.5)
+
+
+def plain(value: object) -> object:
+    """Something that can be compared by ==, to the bit."""
+    if isinstance(value, torch.Tensor):
+        bits = value.contiguous().reshape(-1).view(torch.uint8).tolist()
+        return value.dtype, tuple(value.shape), bits
+    if isinstance(value, dict):
+        return [(name, plain(tensor)) for name, tensor in value.items()]
+    return value
+
+
+def same(a: Message, b: Message) -> bool:
+    names = [field.name for field in dataclasses.fields(a)]
+    return type(a) is type(b) and all(plain(getattr(a, n)) == plain(getattr(b, n)) for n in names)
+
+
+def parts(frame: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of a frame, and what follows it."""
+    (length,) = struct.unpack_from("<I", frame, 8)
+    return msgpack.unpackb(frame[12 : 12 + length]), frame[12 + length + (-(12 + length) % 16) :]
+
+
+def frame_of(header: dict[str, Any], body: bytes = b"") -> bytes:
+    """A frame with any header, well-formed but for what the header says."""
+    packed: bytes = msgpack.packb(header)
+    head = struct.pack("<4sII", b"CUTL", PROTOCOL_VERSION, len(packed)) + packed
+    return head + bytes(-len(head) % 16) + body
+
+
+# ------------------------------------------------------------------ there and back
+
+
+@few
+@given(messages)
+def test_what_goes_in_comes_out(message: Message) -> None:
+    frame = encode(message)
+    assert same(decode(frame, max_bytes=len(frame)), message)
+    assert frame_bytes(message) == len(frame)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda frame: memoryview(b"x" + frame)[1:]])
+def test_any_buffer_will_do_at_any_address(kind: Callable[[bytes], memoryview]) -> None:
+    assert same(read(kind(encode(GRADIENTS))), GRADIENTS)
+
+
+def test_the_bytes_of_version_1() -> None:
+    """If this fails, frames of the last release are misread: raise PROTOCOL_VERSION."""
+    message = Gradients("r", 0, 1, "d", torch.tensor([1.0, 2.0], dtype=torch.bfloat16), 0.5)
+    assert encode(message) == (
+        b"CUTL\x01\0\0\0\x5c\0\0\0"
+        b"\x83\xa4kind\xa9gradients"
+        b"\xa6fields\x85\xa3run\xa1r\xa5round\x00\xa4step\x01\xa6device\xa1d\xa4loss\xcb\x3f\xe0\0\0\0\0\0\0"
+        b"\xa7tensors\x91\x93\xa8grad_BTD\xa4bf16\x91\x02"
+        b"\0\0\0\0\0\0\0\0"
+        b"\x80\x3f\x00\x40"
+        b"\0\0\0\0\0\0\0\0\0\0\0\0"
+    )
+
+
+@pytest.mark.parametrize("buffer", [bytes, bytearray])
+def test_elements_outlive_the_frame_object(buffer: type[bytes] | type[bytearray]) -> None:
+    message = read(buffer(encode(GRADIENTS)))
+    gc.collect()
+    assert same(message, GRADIENTS)
+
+
+def test_elements_are_not_copied() -> None:
+    frame = bytearray(encode(GRADIENTS))
+    message = read(frame)
+    frame[-9] ^= 0x80  # the sign of the last of six float32, which 8 bytes of padding follow
+    assert message.grad_BTD.flatten().tolist() == [0, 1, 2, 3, 4, -5]
+
+
+def test_decoded_tensors_are_aligned() -> None:
+    update = Update("run", 0, "phone", {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(5)}, 1, 1, 0.0)
+    adapter = read(encode(update)).adapter
+    assert [tensor.data_ptr() % 16 for tensor in adapter.values()] == [0, 0]
+
+
+def test_a_trained_parameter_is_sent_without_its_graph() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    update = Update("run", 0, "phone", {"a": parameter}, 1, 1, 0.0)
+    assert not read(encode(update)).adapter["a"].requires_grad
+
+
+def test_a_loss_that_is_not_finite_travels() -> None:
+    for loss in (math.inf, math.nan):
+        message = dataclasses.replace(GRADIENTS, loss=loss)
+        assert str(read(encode(message)).loss) == str(loss)
+
+
+def test_a_whole_number_is_a_float_where_a_float_is_due() -> None:
+    message = read(encode(dataclasses.replace(GRADIENTS, loss=3)))
+    assert isinstance(message.loss, float)
+
+
+@pytest.mark.parametrize("write", [encode, frame_bytes])
+def test_a_dtype_that_has_no_place_on_the_wire(write: Callable[[Message], object]) -> None:
+    with pytest.raises(MalformedMessage, match=r"'grad_BTD': expected a dtype among .*, got torch"):
+        write(dataclasses.replace(GRADIENTS, grad_BTD=torch.ones(1, dtype=torch.complex64)))
+
+
+def test_the_length_is_told_without_the_elements() -> None:
+    message = dataclasses.replace(GRADIENTS, grad_BTD=torch.empty(2**20, 2**10, 2**6, device="meta"))
+    assert frame_bytes(message) - 2**38 < 200
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def refused(frame: bytes | bytearray, match: str, max_bytes: int = PLENTY) -> None:
+    with pytest.raises(MalformedMessage, match=match) as caught:
+        decode(frame, max_bytes=max_bytes)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_frame_longer_than_the_plan_allows() -> None:
+    frame = encode(GRADIENTS)
+    refused(frame, f"at most {len(frame) - 1} bytes, got {len(frame)}", max_bytes=len(frame) - 1)
+
+
+def test_another_version_names_both() -> None:
+    frame = bytearray(encode(GRADIENTS))
+    frame[4] = PROTOCOL_VERSION + 8
+    refused(frame, f"version {PROTOCOL_VERSION}, got {PROTOCOL_VERSION + 8}")
+
+
+@pytest.mark.parametrize("length", range(len(encode(GRADIENTS))))
+def test_a_frame_cut_short(length: int) -> None:
+    refused(encode(GRADIENTS)[:length], "expected")
+
+
+def test_bytes_left_over() -> None:
+    refused(encode(GRADIENTS) + bytes(16), "frame length")
+
+
+def test_padding_that_is_not_zero() -> None:
+    frame = bytearray(encode(GRADIENTS))
+    frame[-1] = 1
+    refused(frame, "padding")
+
+
+def test_a_header_longer_than_the_frame() -> None:
+    refused(struct.pack("<4sII", b"CUTL", PROTOCOL_VERSION, 2**32 - 1), "4294967295 bytes")
+
+
+@pytest.mark.parametrize(
+    "packed", [b"\xc1", b"\xdd\xff\xff\xff\xff", b"\x91" * 2000 + b"\x90", b"\xa1\xff", b"\x81\x90\x01"]
+)
+def test_a_header_that_is_not_msgpack(packed: bytes) -> None:
+    head = struct.pack("<4sII", b"CUTL", PROTOCOL_VERSION, len(packed)) + packed
+    refused(head + bytes(-len(head) % 16), "frame header")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kind": "parcel"}, "one of assignment, .*got 'parcel'"),
+        ({"kind": ["finish"]}, "frame kind"),
+        ({"extra": 1}, "keys kind, fields, tensors"),
+        ({"fields": None}, "gradients fields"),
+        ({"fields": {"run": "run"}}, "gradients fields"),
+        ({"tensors": {}}, "frame tensors: expected a list"),
+        ({"tensors": [["grad_BTD", "fp32"]]}, r"\[path, dtype, shape\]"),
+        ({"tensors": [[7, "fp32", [6]]]}, "a path that is text"),
+        ({"tensors": [["grad_BTD", "complex64", [3]]]}, "one of fp64"),
+        ({"tensors": [["grad_BTD", ["fp32"], [6]]]}, "one of fp64"),
+        ({"tensors": [["grad_BTD", "fp32", [-1, -6]]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [2.0, 3.0]]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [6, True]]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", 6]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [6] + [1] * MAX_DIMS]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [2**60]]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [0, 2**63]]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [2**40, 2**40]]]}, "tensor shape"),
+        ({"tensors": [["grad_BTD", "fp32", [9]]]}, "'grad_BTD': expected 36 bytes, got 32"),
+        ({"tensors": [["grad_BTD", "fp32", [3]]]}, "frame length|padding"),
+        ({"tensors": [["grad_BTD", "fp32", [4]], ["grad_BTD", "fp32", [2]]]}, "each path once"),
+        ({"tensors": [["h_BTD", "fp32", [6]]]}, "only those of its fields, got .'h_BTD'"),
+        ({"tensors": [["grad_BTD", "bool", [24]]]}, "booleans of 0 and 1"),
+    ],
+)
+def test_a_header_that_claims_what_is_not_so(change: dict[str, object], match: str) -> None:
+    header, body = parts(encode(GRADIENTS))
+    assert same(read(frame_of(header, body)), GRADIENTS)
+    refused(frame_of(header | change, body), match)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        ("run", b"run", "run"),
+        ("round", -1, "round: expected a count, got -1"),
+        ("round", True, "round: expected a count, got True"),
+        ("round", 1.0, "round: expected a count, got 1.0"),
+        ("round", msgpack.Timestamp(0), "round"),
+        ("loss", "0.5", "loss"),
+        ("loss", None, "loss"),
+        ("loss", True, "loss"),
+        ("device", "x" * 10_000, ""),
+    ],
+)
+def test_a_field_of_another_type(field: str, value: object, match: str) -> None:
+    header, body = parts(encode(GRADIENTS))
+    header["fields"][field] = value
+    if match:
+        refused(frame_of(header, body), match)
+    else:
+        assert read(frame_of(header, body)).device == value
+
+
+def test_a_tensor_that_is_missing() -> None:
+    message = Activations("run", 0, 0, "phone", torch.ones(1), torch.ones(1), torch.ones(1), 1)
+    header, body = parts(encode(message))
+    header["tensors"].pop()
+    refused(frame_of(header, body[:-16]), "'labels': expected a tensor, got None")
+
+
+def test_a_plan_is_checked_like_a_message() -> None:
+    message = Assignment("run", 0, "phone", DevicePlan("phone"), (0.1, 0.2), {})
+    header, _ = parts(encode(message))
+    for wrong in ({"cut": -1}, {"cut": None}, {"other": 1}):
+        broken = header | {"fields": header["fields"] | {"plan": header["fields"]["plan"] | wrong}}
+        refused(frame_of(broken), "assignment plan")
+    refused(frame_of(header | {"fields": header["fields"] | {"learning_rates": [0.1, "a"]}}), "learning_rates")
+    refused(frame_of(header | {"fields": header["fields"] | {"learning_rates": 0.1}}), "learning_rates")
+
+
+ADAPTER = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(0, 2, dtype=torch.bfloat16)}
+ONE_OF_EACH = [
+    Assignment("run", 0, "phone", DevicePlan("phone", cut=2), (0.1, 0.2), ADAPTER),
+    Activations("run", 0, 1, "phone", torch.ones(1, 2, 2), torch.ones(1, 2) > 0, torch.ones(1).int(), 1),
+    GRADIENTS,
+    dataclasses.replace(GRADIENTS, grad_BTD=None),
+    Update("run", 0, "phone", ADAPTER, 3, 4, 0.5),
+    Finish("run", 9, "done"),
+]
+
+
+@very_many
+@given(st.sampled_from(ONE_OF_EACH), st.integers(0, 2**32))
+def test_changed_bytes_are_refused_or_make_another_message(message: Message, seed: int) -> None:
+    frame, dice = bytearray(encode(message)), random.Random(seed)
+    for _ in range(dice.randint(1, 3)):
+        position = dice.randrange(len(frame))
+        match dice.randrange(4):
+            case 0:
+                frame[position] = dice.randrange(256)
+            case 1:
+                frame[position] ^= 1 << dice.randrange(8)
+            case 2:
+                frame[position:position] = dice.randbytes(dice.randint(1, 20))
+            case _:
+                del frame[position + 1 : position + dice.randint(1, 20)]
+    decoded_or_refused(frame)
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | words | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@many
+@given(st.sampled_from(ONE_OF_EACH), st.data())
+def test_a_changed_header_is_refused_or_makes_another_message(message: Message, data: st.DataObject) -> None:
+    header, body = parts(encode(message))
+    node: Any = header
+    key: Any = data.draw(st.sampled_from(sorted(header)))
+    while isinstance(node[key], dict | list) and node[key] and data.draw(st.booleans()):
+        node = node[key]
+        keys = sorted(node) if isinstance(node, dict) else range(len(node))
+        key = data.draw(st.sampled_from(keys))
+    node[key] = data.draw(junk)
+    decoded_or_refused(frame_of(header, body))
+
+
+def decoded_or_refused(frame: bytes | bytearray) -> None:
+    """Either a message that can be sent again, or MalformedMessage; nothing else."""
+    try:
+        message = read(bytes(frame))
+    except MalformedMessage:
+        return
+    assert same(read(encode(message)), message)

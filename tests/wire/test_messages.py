@@ -1,0 +1,31 @@
+"""Rules that hold for every message, the next one included."""
+
+import dataclasses
+import re
+from typing import Any, get_args
+
+import pytest
+
+from cutlayer.wire.messages import Finish, Message
+
+KINDS = get_args(Message)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_its_run_and_round_first(kind: type[Any]) -> None:
+    assert [field.name for field in dataclasses.fields(kind)][:2] == ["run", "round"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_docstring_says_the_direction_and_each_field(kind: type[Any]) -> None:
+    text = kind.__doc__ or ""
+    told = re.findall(r"^ {6}(\w+): ", text, flags=re.MULTILINE)
+    assert told == [field.name for field in dataclasses.fields(kind)]
+    assert text.startswith(("Server to device", "Device to server"))
+
+
+def test_is_frozen_and_has_no_other_attributes() -> None:
+    message = Finish("run", 0, "done")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        message.reason = "other"  # type: ignore[misc]
+    assert not hasattr(message, "__dict__")
