@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.types import Adapter, Batch
+from reference import plain_peft_model
 from tiny import BLOCKS, LABELS, random_batch
 
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
@@ -58,32 +57,11 @@ def take_gradients(adapter: dict[str, nn.Parameter]) -> Adapter:
 
 def plain_step(base: Base, adapter: Adapter, batch: Batch) -> tuple[Tensor, Adapter]:
     """The same step by transformers' from_pretrained and PEFT's get_peft_model, with none of our code."""
-    settings = base.settings
-    maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
-    extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
-    model = maker.from_pretrained(settings.name, **extra)
-    model.config.pad_token_id = settings.pad_id
-    peft_model = get_peft_model(
-        model,
-        LoraConfig(
-            r=settings.lora.rank,
-            lora_alpha=settings.lora.alpha,
-            target_modules=base.target_names,
-            modules_to_save=[name.rpartition(".")[2] for name in base.trained_heads] or None,
-            fan_in_fan_out=base.family.name == "gpt2",
-        ),
-    )
-    peft_model.eval()  # no dropout
-    inside = {
-        name.replace(".default.", ".").replace(".modules_to_save.default", "").replace(".modules_to_save", ""): p
-        for name, p in peft_model.named_parameters()
-        if p.requires_grad
-    }
-    assert inside.keys() == adapter.keys()
+    model, inside = plain_peft_model(base)
     with torch.no_grad():
         for name, value in adapter.items():
             inside[name].copy_(value)
-    loss = peft_model(**model_inputs(batch), labels=batch.labels).loss
+    loss = model(**model_inputs(batch), labels=batch.labels).loss
     loss.backward()
     return loss.detach(), {name: parameter.grad for name, parameter in inside.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from cutlayer.fleet.clock import now
@@ -61,9 +62,15 @@ class Arrivals:
             choice = order.pick(now(), arrived, expected) if arrived else None
             if choice is not None:
                 return self._serve(self._guests[choice.device])
-            self._news.clear()
-            await self._news.wait()
+            await self._wait(expected)
         return None
+
+    async def _wait(self, expected: list[Job]) -> None:
+        """Until somebody arrives, or until somebody who was expected has not: the order may then decide anew."""
+        self._news.clear()
+        due = [job.release_seconds - now() for job in expected if job.release_seconds > now()]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), min(due, default=None))
 
     def _serve(self, guest: _Guest) -> Activations:
         served = guest.waiting

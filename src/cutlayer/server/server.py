@@ -181,19 +181,24 @@ class Server:
         return tallies
 
     def contributions(self) -> list[Contribution]:
-        """The full adapters of a round, each with the weight of who trained it, block by block.
+        """The adapters of a round, each tensor with the weight of what was trained into it.
 
-        A device's adapter is what it sent joined with its owner's server adapter. A server adapter that several
-        devices trained counts at each block with the weight of those whose activations passed through it there.
+        Where a device has a server adapter of its own, the two joined are its full adapter. A server adapter that
+        several devices trained is a contribution of its own, which counts at each block with the weight of those
+        whose activations passed through it there.
         """
         result = []
         served: dict[str, list[tuple[DevicePlan, float]]] = {}
         for device in sorted(self.open.plan.devices, key=lambda plan: plan.device):
-            update = self.open.updates[device.device]
-            result.append(Contribution(update.adapter, dict.fromkeys(update.adapter, float(update.weight))))
-            served.setdefault(self.open.owner(device.device), []).append((device, float(update.weight)))
-        for name, devices in sorted(served.items()):
-            adapter = self._trainables[name].adapter()
+            update, owner = self.open.updates[device.device], self.open.owner(device.device)
+            adapter, weight = update.adapter, float(update.weight)
+            if owner == device.device:
+                adapter = {**adapter, **self._trainables[owner].adapter()}
+            else:
+                served.setdefault(owner, []).append((device, weight))
+            result.append(Contribution(adapter, dict.fromkeys(adapter, weight)))
+        for owner, devices in sorted(served.items()):
+            adapter = self._trainables[owner].adapter()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
             result.append(Contribution(adapter, weights))
         return result

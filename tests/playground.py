@@ -1,0 +1,242 @@
+"""A run without files: the real coordinator, server, devices and links on the virtual clock, on a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tiny import random_batch
+
+from cutlayer.coordinator import Coordinator, Logbook
+from cutlayer.device.device import Device
+from cutlayer.fleet.clock import run_virtual
+from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.methods.method import Method
+from cutlayer.model.base import Base
+from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.plan import Known
+from cutlayer.server.forecast import Forecast
+from cutlayer.server.server import Server
+from cutlayer.types import Adapter, Batch, Cost, Event
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Message
+
+LEARNING_RATES = (1e-2, 5e-3, 2e-3, 1e-3)
+
+
+def learning_rate(round: int, step: int) -> float:
+    return LEARNING_RATES[(2 * round + step) % len(LEARNING_RATES)]
+
+
+class ListedBatches:
+    """A stream that gives prepared batches and remembers which samples it gave out."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches, self._next = list(batches), 0
+
+    def next(self, batch_size: int | None = None) -> Batch:
+        self._next += 1
+        return self._batches[self._next - 1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._next = state["next"]
+
+    @property
+    def given(self) -> list[Batch]:
+        return self._batches[: self._next]
+
+
+@dataclass(frozen=True)
+class FlatCosts:
+    """A cost model with round numbers: one MFLOP per block, sample and token."""
+
+    num_blocks: int
+    hidden_size: int = 16
+
+    def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
+        flops = 1e6 * (cut + 0.1) * num_samples * num_tokens
+        return Cost(flops, flops if cut else 0.0, 2**20 * (1 + cut))
+
+    def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
+        flops = 1e6 * (self.num_blocks - cut + 0.1) * num_samples * num_tokens
+        return Cost(flops, flops, 2**20 * (1 + self.num_blocks - cut))
+
+    def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
+        return 4 * num_samples * num_tokens * self.hidden_size
+
+    def adapters_on_device(self, cut: int) -> int:
+        return 2 * cut
+
+
+def fleet_of(num_devices: int, *, max_blocks: Sequence[int] = (1, 2, 3)) -> Fleet:
+    """Unequal devices: speeds, links and limits differ."""
+    return Fleet(
+        name="play",
+        source="made up",
+        server=ServerProfile(flops_per_second=3e10, efficiency=1.0, memory_bytes=2**34),
+        devices=tuple(
+            DeviceProfile(
+                name=f"device-{index}",
+                flops_per_second=1e9 * (1 + (7 * index) % 5),
+                efficiency=1.0,
+                memory_bytes=2**30,
+                up_bits_per_second=1e6 * (1 + index % 3),
+                down_bits_per_second=2e6,
+                latency_seconds=0.01,
+                max_blocks=max_blocks[index % len(max_blocks)],
+            )
+            for index in range(num_devices)
+        ),
+    )
+
+
+def streams_for(
+    fleet: Fleet, task: str, *, steps: int, samples: Callable[[int], int] = lambda index: 2 + index % 3
+) -> dict[str, ListedBatches]:
+    """Different batches for every device, of different sizes."""
+    return {
+        device.name: ListedBatches(
+            [
+                random_batch(task, seed=1000 * index + step, samples=samples(index), tokens=8 + 2 * (step % 2))
+                for step in range(steps)
+            ]
+        )
+        for index, device in enumerate(fleet.devices)
+    }
+
+
+class TappedLink:
+    """A link end that keeps a copy of every message sent through it."""
+
+    def __init__(self, link: Link, sent: list[Message]) -> None:
+        self._link, self._sent = link, sent
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        self._sent.append(message)
+        await self._link.send(message)
+
+    async def receive(self) -> Message:
+        return await self._link.receive()
+
+
+@dataclass
+class Played:
+    """What happened."""
+
+    adapter: Adapter
+    logbook: Logbook
+    rows: list[dict[str, Any]]
+    events: list[Event]
+    contributions: list[list[Contribution]]
+    sent_up: list[Message] = field(default_factory=list)
+    sent_down: list[Message] = field(default_factory=list)
+
+
+def play(
+    base: Base,
+    method: Method,
+    fleet: Fleet,
+    streams: Mapping[str, ListedBatches],
+    *,
+    rounds: int = 2,
+    local_steps: int = 2,
+    settings: TrainSettings | None = None,
+    seed: int = 0,
+) -> Played:
+    """Plays a run and returns what happened."""
+    settings = settings or TrainSettings(OptimizerSettings())
+    costs = FlatCosts(base.num_blocks)
+    played = Played({}, Logbook(), [], [], [])
+    aggregate = method.aggregate
+
+    def tapped_aggregate(broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+        played.contributions.append(list(contributions))
+        return aggregate(broadcast, contributions)
+
+    method = Method(method.plan, method.round, tapped_aggregate)
+
+    async def run() -> None:
+        events: list[Event] = []
+        server = Server(
+            "play",
+            base,
+            base.initial_adapter(seed),
+            ModelledMachine("server", fleet.server.effective_flops, events.append),
+            costs,
+            settings,
+            learning_rate,
+            Forecast(fleet, costs),
+            10,
+        )
+        ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
+        known = Known(fleet, costs, played.logbook.history, num_tokens=10, batch_size=4, local_steps=local_steps)
+        coordinator = Coordinator(
+            method,
+            server,
+            {name: TappedLink(end, played.sent_down) for name, (_, end) in ends.items()},
+            known,
+            played.logbook,
+            rounds=rounds,
+            evaluate=lambda _adapter: {},
+            evaluate_when=lambda _round: False,
+            commit=lambda row, done: (played.rows.append(row), played.events.extend(done)),
+            events=events,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for profile in fleet.devices:
+                machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
+                device = Device(profile.name, base, streams[profile.name], machine, costs, settings)
+                link = TappedLink(ends[profile.name][0], played.sent_up)
+                tasks.create_task(method.round.device_end(link, device))
+            await coordinator.run()
+        played.adapter = server.adapter
+
+    run_virtual(run())
+    return played
+
+
+def plain_training(
+    base: Base,
+    start: Adapter,
+    batches: Sequence[Batch],
+    rates: Sequence[float],
+    optimizer_state: dict[str, Any] | None = None,
+) -> tuple[Adapter, dict[str, Any]]:
+    """Ordinary PEFT training of the unsplit model: transformers' from_pretrained, peft, torch's AdamW.
+
+    Returns the adapter and the optimizer's state, so that training can go on.
+    """
+    from reference import plain_peft_model
+
+    from cutlayer.model.part import model_inputs
+
+    model, inside = plain_peft_model(base)
+    with torch.no_grad():
+        for name, value in start.items():
+            inside[name].copy_(value)
+    optimizer = torch.optim.AdamW(inside.values(), lr=0.0, weight_decay=0.0, fused=True)
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    for batch, rate in zip(batches, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        model(**model_inputs(batch), labels=batch.labels).loss.backward()
+        optimizer.step()
+    return {name: parameter.detach().clone() for name, parameter in inside.items()}, optimizer.state_dict()

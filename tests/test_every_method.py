@@ -1,0 +1,330 @@
+"""The laws, on every row of the method table (design, section 6). Equalities are bit for bit on the CPU."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from playground import (
+    ListedBatches,
+    fleet_of,
+    learning_rate,
+    plain_training,
+    play,
+    streams_for,
+)
+from tiny import BLOCKS, LABELS
+
+from cutlayer.fleet.profile import Fleet
+from cutlayer.methods.method import Method
+from cutlayer.methods.table import TABLE, build_method
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.families import FAMILIES
+from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.aggregate import mean_per_block
+from cutlayer.policies.order import ORDERS
+from cutlayer.types import Adapter, DevicePlan
+from cutlayer.wire.frames import encode
+from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Update
+
+METHODS = sorted(TABLE)
+ROUNDS, STEPS = 2, 2
+ModelMaker = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_model: ModelMaker) -> Base:
+    return open_base(tiny_model, "bert", "classification")
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_model: ModelMaker) -> Base:
+    return open_base(tiny_model, "llama", "causal-lm")
+
+
+def open_base(tiny_model: ModelMaker, family: str, task: str) -> Base:
+    labels = LABELS if task == "classification" else 0
+    return Base(ModelSettings(str(tiny_model(family, task)), task, num_labels=labels))  # type: ignore[arg-type]
+
+
+def rates() -> list[float]:
+    return [learning_rate(round, step) for round in range(ROUNDS) for step in range(STEPS)]
+
+
+def assert_same(one: Adapter, other: Adapter) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different
+
+
+def assert_trained(base: Base, adapter: Adapter) -> None:
+    start = base.initial_adapter(0)
+    untouched = [name for name in start if torch.equal(start[name], adapter[name])]
+    assert not untouched, "a law about training that trains nothing proves nothing"
+
+
+# Law 1: one device, nothing compressed = ordinary PEFT training of the same batches.
+
+
+@pytest.mark.parametrize("cut", range(BLOCKS + 1))
+@pytest.mark.parametrize("method", METHODS)
+def test_one_device_is_plain_training_at_every_cut(method: str, cut: int, bert: Base, llama: Base) -> None:
+    for base in (bert, llama):
+        fleet = fleet_of(1)
+        streams = streams_for(fleet, base.settings.task, steps=ROUNDS * STEPS)
+        played = play(base, build_method(method, {"cut": cut}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+        plain, _ = plain_training(base, base.initial_adapter(0), streams["device-0"].given, rates())
+        assert_same(played.adapter, plain)
+        assert_trained(base, played.adapter)
+
+
+@pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
+def test_one_device_is_plain_training_in_every_family(family: str, task: str, tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model, family, task)
+    fleet = fleet_of(1)
+    streams = streams_for(fleet, task, steps=ROUNDS * STEPS)
+    played = play(base, build_method("memsfl", {"cut": 2}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+    plain, _ = plain_training(base, base.initial_adapter(0), streams["device-0"].given, rates())
+    assert_same(played.adapter, plain)
+
+
+# Law 2: one base with swapped adapters = that many separate server models, in any processing order.
+
+
+@pytest.mark.parametrize("order", sorted(ORDERS))
+def test_swapped_adapters_are_separate_models(order: str, bert: Base) -> None:
+    fleet = fleet_of(4)
+    streams = streams_for(fleet, "classification", steps=3)
+    played = play(bert, build_method("memsfl", {"order": order}, seed=5), fleet, streams, rounds=1, local_steps=3)
+    assert_same(played.adapter, mean_of_plain(bert, fleet, streams, rounds=1, steps=3))
+    assert len({event.peer for event in played.events if event.what == "step"}) == 4
+
+
+def mean_of_plain(base: Base, fleet: Fleet, streams: dict[str, ListedBatches], *, rounds: int, steps: int) -> Adapter:
+    """FedAvg by hand: every device trains the whole model with plain PEFT, then A, B and head are averaged."""
+    adapter = base.initial_adapter(0)
+    states: dict[str, dict[str, object] | None] = {device.name: None for device in fleet.devices}
+    for round in range(rounds):
+        trained, weights = [], []
+        for name in sorted(states):
+            batches = streams[name].given[round * steps : (round + 1) * steps]
+            local_rates = [learning_rate(round, step) for step in range(steps)]
+            local, states[name] = plain_training(base, adapter, batches, local_rates, states[name])
+            trained.append(local)
+            weights.append(sum(batch.weight for batch in batches))
+        total = sum(weights)
+        adapter = {
+            key: sum(part[key].double() * (weight / total) for part, weight in zip(trained, weights, strict=True)).float()
+            for key in adapter
+        }
+    return adapter
+
+
+# Law 3: the neutral setting gives the simpler method.
+
+
+@pytest.mark.parametrize("cut", range(BLOCKS + 1))
+def test_memsfl_with_equal_cuts_is_sfl_v1(cut: int, bert: Base) -> None:
+    """A server model per device, both sides averaged at the end of the round, whatever the cut."""
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+    played = play(bert, build_method("memsfl", {"cut": cut}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+    assert_same(played.adapter, mean_of_plain(bert, fleet, streams, rounds=ROUNDS, steps=STEPS))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_memsfl_with_unequal_cuts_is_the_same_mean(family: str, bert: Base, llama: Base) -> None:
+    """Names are global, so unequal cuts need no mapping and change nothing; tokens weigh for causal LM."""
+    base = {"bert": bert, "llama": llama}[family]
+    fleet = fleet_of(4)
+    streams = streams_for(fleet, base.settings.task, steps=ROUNDS * STEPS)
+    played = play(base, build_method("memsfl", {}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+    assert sorted(set(played.logbook.cuts.values())) == [1, 2, 3]
+    assert_same(played.adapter, mean_of_plain(base, fleet, streams, rounds=ROUNDS, steps=STEPS))
+    assert_trained(base, played.adapter)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_device_makes_every_method_vanilla(method: str, bert: Base) -> None:
+    def adapter(name: str) -> Adapter:
+        fleet = fleet_of(1)
+        streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+        return play(bert, build_method(name, {"cut": 2}, seed=0), fleet, streams, local_steps=STEPS).adapter
+
+    assert_same(adapter(method), adapter("vanilla"))
+
+
+def test_vanilla_is_plain_training_of_one_device_after_another(bert: Base) -> None:
+    """With one local step, one round and fresh moments, the relay is one step per device on what the last one left."""
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=1)
+    settings = TrainSettings(OptimizerSettings(), keep_moments=False)
+    played = play(
+        bert, build_method("vanilla", {"cut": 2}, seed=0), fleet, streams, rounds=1, local_steps=1, settings=settings
+    )
+    adapter = bert.initial_adapter(0)
+    for name in sorted(streams):
+        adapter, _ = plain_training(bert, adapter, streams[name].given, [learning_rate(0, 0)])
+    assert_same(played.adapter, adapter)
+
+
+def test_splitlora_keeps_one_server_adapter(bert: Base) -> None:
+    """The shared adapter takes a step per device; only device adapters are averaged, and unweighted."""
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=1)
+    played = play(bert, build_method("splitlora", {"cut": 2}, seed=0), fleet, streams, rounds=1, local_steps=1)
+    *devices, server = played.contributions[0]
+    served = [event.peer for event in played.events if event.what == "step"]
+    assert sorted(served) == sorted(streams)
+    assert set(server.adapter) == set(bert.server_names(2))
+    for name in bert.server_names(2):
+        assert torch.equal(played.adapter[name], server.adapter[name])
+    for name in bert.device_names(2):
+        mean = sum(part.adapter[name].double() / 3 for part in devices)
+        torch.testing.assert_close(played.adapter[name], mean.float())
+
+
+# Law 4: every sample counts once; the order of the cohort does not matter, or the method says it does.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_sample_counts_once(method: str, bert: Base) -> None:
+    fleet = fleet_of(4)
+    streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+    played = play(bert, build_method(method, {}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+    for name, stream in streams.items():
+        given = sum(batch.num_samples for batch in stream.given)
+        records = played.logbook.history.of(name)
+        assert len(stream.given) == ROUNDS * STEPS
+        assert sum(record.samples for record in records) == given
+        assert sum(record.weight for record in records) == given
+        assert [record.steps for record in records] == [STEPS] * ROUNDS
+    assert sum(row["samples"] for row in played.rows) == sum(
+        batch.num_samples for stream in streams.values() for batch in stream.given
+    )
+
+
+@pytest.mark.parametrize("order", sorted(ORDERS))
+def test_the_order_of_the_cohort_does_not_matter_to_memsfl(order: str, bert: Base) -> None:
+    def adapter(fleet: Fleet) -> Adapter:
+        streams = streams_for(fleet_of(4), "classification", steps=ROUNDS * STEPS)
+        return play(bert, build_method("memsfl", {"order": order}, seed=0), fleet, streams, local_steps=STEPS).adapter
+
+    fleet = fleet_of(4)
+    devices = list(fleet.devices)
+    random.Random(3).shuffle(devices)
+    assert [device.name for device in devices] != [device.name for device in fleet.devices]
+    assert_same(adapter(fleet), adapter(fleet.model_copy(update={"devices": tuple(devices)})))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_run(method: str, bert: Base) -> None:
+    def once() -> tuple[Adapter, list[object]]:
+        fleet = fleet_of(3)
+        streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+        played = play(bert, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
+        return played.adapter, list(played.events)
+
+    (one, one_events), (other, other_events) = once(), once()
+    assert_same(one, other)
+    assert one_events == other_events
+
+
+# Law 7: frozen weights never change, raw text never leaves a device, reported bytes = bytes serialised.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_frozen_weights_never_change(method: str, tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model, "qwen2", "classification")
+    base.whole()
+    before = {name: tensor.clone() for name, tensor in base.weights._loaded.items()}
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+    play(base, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
+    assert before.keys() == base.weights._loaded.keys()
+    for name, tensor in base.weights._loaded.items():
+        assert torch.equal(before[name], tensor)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_raw_text_never_leaves_a_device(method: str, bert: Base) -> None:
+    """Up go activations, a mask, class ids and adapters: nothing integer that is as long as a text."""
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+    played = play(bert, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
+    assert {type(message) for message in played.sent_up} == {Activations, Update}
+    assert {type(message) for message in played.sent_down} == {Assignment, Gradients, Finish}
+    for message in played.sent_up:
+        if isinstance(message, Activations):
+            assert message.h_BTD.is_floating_point()
+            assert message.h_BTD.grad_fn is None
+            assert message.mask_BT.dtype is torch.bool
+            assert message.labels.shape == message.h_BTD.shape[:1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_reported_bytes_are_bytes_serialised(method: str, bert: Base) -> None:
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+    played = play(bert, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
+    up = sum(len(encode(message)) for message in played.sent_up)
+    down = sum(len(encode(message)) for message in played.sent_down if not isinstance(message, Finish))
+    assert sum(row["bytes_up"] for row in played.rows) == up
+    assert sum(row["bytes_down"] for row in played.rows) == down
+    assert sum(event.num_bytes for event in played.events if event.what == "upload") == up
+
+
+# Time: a device is busy, on the network or waiting, and the round lasts as long as the slowest.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_times_add_up(method: str, bert: Base) -> None:
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+    played = play(bert, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
+    ends = [0.0, *(row["virtual_seconds"] for row in played.rows)]
+    for record in played.logbook.history.records:
+        duration = ends[record.round + 1] - ends[record.round]
+        total = record.busy_seconds + record.network_seconds + record.waiting_seconds
+        assert total == pytest.approx(duration)
+        assert record.busy_seconds > 0
+        assert record.network_seconds > 0
+
+
+def test_a_frozen_device_gets_no_gradients(bert: Base) -> None:
+    """At cut 0 nothing on the device trains, so nothing is sent back but the loss."""
+    fleet = fleet_of(2)
+    streams = streams_for(fleet, "classification", steps=STEPS)
+    played = play(bert, build_method("memsfl", {"cut": 0}, seed=0), fleet, streams, rounds=1, local_steps=STEPS)
+    answers = [message for message in played.sent_down if isinstance(message, Gradients)]
+    assert len(answers) == 2 * STEPS
+    assert all(answer.grad_BTD is None for answer in answers)
+
+
+def test_a_tensor_is_averaged_over_those_who_trained_it(bert: Base) -> None:
+    """splitlora's plan with unequal cuts: block 1 is trained on device-1 itself and on the server for device-0."""
+    fleet = fleet_of(2)
+    streams = streams_for(fleet, "classification", steps=1)
+    built = build_method("splitlora", {}, seed=0)
+
+    def unequal(plan, known):  # type: ignore[no-untyped-def]
+        cuts = {"device-0": 1, "device-1": 2}
+        return plan.with_each(lambda device: DevicePlan(device.device, cuts[device.device], 4, 1))
+
+    method = Method((built.plan[0], unequal), built.round, mean_per_block(weighted=True))
+    played = play(bert, method, fleet, streams, rounds=1, local_steps=1)
+    first, second, server = played.contributions[0]
+    weights = {name: stream.given[0].weight for name, stream in streams.items()}
+    for name in bert.shapes:
+        block = bert.block_of(name)
+        if block == 0:
+            assert set(first.adapter) <= set(second.adapter)
+            assert name not in server.adapter
+        elif block == 1:
+            assert server.weights[name] == weights["device-0"]
+            assert second.weights[name] == weights["device-1"]
+        else:
+            assert server.weights[name] == sum(weights.values())
