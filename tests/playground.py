@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from tiny import random_batch
 
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.device import Device
@@ -19,13 +18,14 @@ from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Known
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Batch, Cost, Event
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Message
+from tiny import random_batch
 
 LEARNING_RATES = (1e-2, 5e-3, 2e-3, 1e-3)
 
@@ -40,7 +40,7 @@ class ListedBatches:
     def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches, self._next = list(batches), 0
 
-    def next(self, batch_size: int | None = None) -> Batch:
+    def next(self, batch_size: int | None = None) -> Batch:  # noqa: ARG002  the batches are prepared
         self._next += 1
         return self._batches[self._next - 1]
 
@@ -136,6 +136,23 @@ class TappedLink:
         return await self._link.receive()
 
 
+class TappedAggregate:
+    """An aggregate that keeps what it was given."""
+
+    def __init__(self, aggregate: Aggregate, given: list[list[Contribution]]) -> None:
+        self._aggregate, self._given = aggregate, given
+
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+        self._given.append(list(contributions))
+        return self._aggregate(broadcast, contributions)
+
+    def state(self) -> Adapter:
+        return self._aggregate.state()
+
+    def load_state(self, state: Adapter) -> None:
+        self._aggregate.load_state(state)
+
+
 @dataclass
 class Played:
     """What happened."""
@@ -164,13 +181,7 @@ def play(
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks)
     played = Played({}, Logbook(), [], [], [])
-    aggregate = method.aggregate
-
-    def tapped_aggregate(broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-        played.contributions.append(list(contributions))
-        return aggregate(broadcast, contributions)
-
-    method = Method(method.plan, method.round, tapped_aggregate)
+    method = Method(method.plan, method.round, TappedAggregate(method.aggregate, played.contributions))
 
     async def run() -> None:
         events: list[Event] = []
@@ -223,9 +234,8 @@ def plain_training(
 
     Returns the adapter and the optimizer's state, so that training can go on.
     """
-    from reference import plain_peft_model
-
     from cutlayer.model.part import model_inputs
+    from reference import plain_peft_model
 
     model, inside = plain_peft_model(base)
     with torch.no_grad():

@@ -8,15 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from playground import (
-    ListedBatches,
-    fleet_of,
-    learning_rate,
-    plain_training,
-    play,
-    streams_for,
-)
-from tiny import BLOCKS, LABELS
 
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
@@ -29,6 +20,16 @@ from cutlayer.policies.order import ORDERS
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Update
+from playground import (
+    ListedBatches,
+    Played,
+    fleet_of,
+    learning_rate,
+    plain_training,
+    play,
+    streams_for,
+)
+from tiny import BLOCKS, LABELS
 
 METHODS = sorted(TABLE)
 ROUNDS, STEPS = 2, 2
@@ -75,7 +76,9 @@ def test_one_device_is_plain_training_at_every_cut(method: str, cut: int, bert: 
     for base in (bert, llama):
         fleet = fleet_of(1)
         streams = streams_for(fleet, base.settings.task, steps=ROUNDS * STEPS)
-        played = play(base, build_method(method, {"cut": cut}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+        played = play(
+            base, build_method(method, {"cut": cut}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS
+        )
         plain, _ = plain_training(base, base.initial_adapter(0), streams["device-0"].given, rates())
         assert_same(played.adapter, plain)
         assert_trained(base, played.adapter)
@@ -117,7 +120,9 @@ def mean_of_plain(base: Base, fleet: Fleet, streams: dict[str, ListedBatches], *
             weights.append(sum(batch.weight for batch in batches))
         total = sum(weights)
         adapter = {
-            key: sum(part[key].double() * (weight / total) for part, weight in zip(trained, weights, strict=True)).float()
+            key: sum(
+                part[key].double() * (weight / total) for part, weight in zip(trained, weights, strict=True)
+            ).float()
             for key in adapter
         }
     return adapter
@@ -185,6 +190,29 @@ def test_splitlora_keeps_one_server_adapter(bert: Base) -> None:
     for name in bert.device_names(2):
         mean = sum(part.adapter[name].double() / 3 for part in devices)
         torch.testing.assert_close(played.adapter[name], mean.float())
+
+
+def test_momentum_by_hand(bert: Base) -> None:
+    """Two rounds of `with_momentum` against its two formulas; momentum 0 is the plain mean itself."""
+
+    def run(momentum: float) -> Played:
+        fleet = fleet_of(3)
+        streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+        return play(bert, build_method("memsfl", {"momentum": momentum}, seed=0), fleet, streams, local_steps=STEPS)
+
+    plain, moved = run(0.0), run(0.5)
+    mean = mean_per_block()
+    start = bert.initial_adapter(0)
+    first = mean(start, moved.contributions[0])
+    assert_same(first, mean(start, plain.contributions[0]))
+    velocity = {name: first[name] - start[name] for name in start}
+    after_one = {name: start[name] + velocity[name] + 0.5 * velocity[name] for name in start}
+    second = mean(after_one, moved.contributions[1])
+    for name in start:
+        change = second[name] - after_one[name]
+        velocity[name] = 0.5 * velocity[name] + change
+        assert torch.equal(moved.adapter[name], after_one[name] + change + 0.5 * velocity[name])
+    assert_same(plain.adapter, mean(start, plain.contributions[1]))
 
 
 # Law 4: every sample counts once; the order of the cohort does not matter, or the method says it does.

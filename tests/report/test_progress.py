@@ -72,6 +72,7 @@ def test_on_a_terminal_the_display_is_live(terminal: tuple[Console, io.StringIO]
     text = out.getvalue()
     assert "\x1b[?25l" in text  # the cursor is hidden meanwhile
     assert "round 1/4" in text
+    assert "samples/s  left" not in text  # which the plain lines would say
     assert "pi      uploading   step 3/4" in text
 
 

@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from importlib.metadata import version
@@ -42,7 +43,7 @@ def test_without_proc_the_peak_comes_from_getrusage(platform: str, unit: int, mo
     monkeypatch.setattr(Path, "exists", lambda path: False)
     monkeypatch.setattr(sys, "platform", platform)
     usage = type("Usage", (), {"ru_maxrss": 5})
-    monkeypatch.setattr(summary.resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
     assert summary.peak_memory_bytes() == 5 * unit
 
 

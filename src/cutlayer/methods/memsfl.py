@@ -13,13 +13,13 @@ Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous M
 
 What is certain (abstract, reviews): one full model, adapters per client, the order optimised, different cuts. Our
 reading (nothing of it could be read): the aggregation, its weights |D_u| and its interval (train.local_steps), cuts
-by memory, and the greedy rule `ratio`. `optimal` is ours.
+by memory, and the greedy rule `ratio`. `optimal` and `momentum` are ours.
 """
 
 from __future__ import annotations
 
 from cutlayer.methods.method import Method
-from cutlayer.policies.aggregate import mean_per_block
+from cutlayer.policies.aggregate import mean_per_block, with_momentum
 from cutlayer.policies.cut import cut_at, cut_by_memory
 from cutlayer.policies.order import order_by_name
 from cutlayer.policies.select import everyone
@@ -29,7 +29,13 @@ from cutlayer.server.steps import one_device_at_a_time
 
 
 def memsfl(
-    *, order: str = "longest_tail", cut: int | None = None, least: int = 1, weighted: bool = True, seed: int = 0
+    *,
+    order: str = "longest_tail",
+    cut: int | None = None,
+    least: int = 1,
+    weighted: bool = True,
+    momentum: float = 0.0,
+    seed: int = 0,
 ) -> Method:
     """Builds MemSFL.
 
@@ -39,10 +45,11 @@ def memsfl(
       least: With cut None, the fewest blocks that a device must be able to hold.
       weighted: Whether devices count by what they trained in the mean; False counts them alike (the 1/U of the
         paper's objective).
+      momentum: Of the averaged updates, from round to round; 0 is the paper's plain mean.
       seed: Of the random order.
     """
     return Method(
         plan=(everyone(), cut_by_memory(least=least) if cut is None else cut_at(cut)),
         round=split(server_step=one_device_at_a_time(order_by_name(order, seed), owner=one_per_device)),
-        aggregate=mean_per_block(weighted=weighted),
+        aggregate=with_momentum(mean_per_block(weighted=weighted), momentum),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from cutlayer.types import Adapter
 
@@ -34,33 +35,85 @@ class Aggregate(Protocol):
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter: ...
 
+    def state(self) -> Adapter:
+        """The tensors that a resumed run needs to aggregate as this one would have."""
+
+    def load_state(self, state: Adapter) -> None:
+        """Continues from a `state`."""
+
 
 def mean_per_block(*, weighted: bool = True) -> Aggregate:
     """The mean of each tensor over those who trained it: A and B averaged separately, as in FedAvg.
 
-    Sums are in fp64 and begin with the first contribution, so the mean of equal values is that value and the mean
-    of one contribution is itself, bit for bit. A tensor that nobody trained keeps its broadcast value.
+    Sums are in fp64, so the mean of equal values is that value and the mean of one contribution is itself, bit for
+    bit. A tensor that nobody trained keeps its broadcast value.
 
     Args:
       weighted: by what was trained; False counts everyone who trained anything alike.
     """
+    return _Mean(weighted)
 
-    def aggregate(broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-        result = {}
+
+def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
+    """Lets the mean of the updates gather momentum from round to round: many small averaged steps go further.
+
+    The change that a round brings is taken as a gradient and handed to Nesterov momentum, as the outer optimizer of
+    DiLoCo (Douillard et al. 2023, arXiv 2311.08105) and SlowMo (Wang et al. 2020, arXiv 1910.00643) do, at rate 1:
+
+        velocity <- momentum * velocity + (mean - broadcast)
+        next     <- broadcast + (mean - broadcast) + momentum * velocity
+
+    Args:
+      aggregate: What makes the mean.
+      momentum: Below 1; 0 is `aggregate` itself.
+    """
+    return _Momentum(aggregate, momentum) if momentum else aggregate
+
+
+class _Mean:
+    def __init__(self, weighted: bool) -> None:
+        self._weighted = weighted
+
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+        return {name: self._mean(name, value, contributions) for name, value in broadcast.items()}
+
+    def _mean(self, name: str, value: Tensor, contributions: Sequence[Contribution]) -> Tensor:
+        parts = [
+            (part.adapter[name], part.weights[name] if self._weighted else 1.0)
+            for part in contributions
+            if name in part.adapter and part.weights[name] > 0
+        ]
+        if not parts:
+            return value
+        total = sum(weight for _, weight in parts)
+        mean = torch.zeros_like(value, dtype=torch.float64)
+        for tensor, weight in parts:
+            mean += tensor.double() * (weight / total)
+        return mean.to(value.dtype)
+
+    def state(self) -> Adapter:
+        return {}
+
+    def load_state(self, state: Adapter) -> None:
+        """Nothing to continue from: a mean depends on its round alone."""
+
+
+class _Momentum:
+    def __init__(self, aggregate: Aggregate, momentum: float) -> None:
+        self._aggregate, self._momentum = aggregate, momentum
+        self._velocity: Adapter = {}
+
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+        mean, result = self._aggregate(broadcast, contributions), {}
         for name, value in broadcast.items():
-            parts = [
-                (c.adapter[name], c.weights[name] if weighted else 1.0)
-                for c in contributions
-                if name in c.adapter and c.weights[name] > 0
-            ]
-            total = sum(weight for _, weight in parts)
-            if not parts:
-                result[name] = value
-                continue
-            mean = torch.zeros_like(value, dtype=torch.float64)
-            for tensor, weight in parts:
-                mean += tensor.double() * (weight / total)
-            result[name] = mean.to(value.dtype)
+            change = mean[name] - value
+            velocity = self._momentum * self._velocity.get(name, torch.zeros_like(value)) + change
+            self._velocity[name] = velocity
+            result[name] = value + change + self._momentum * velocity
         return result
 
-    return aggregate
+    def state(self) -> Adapter:
+        return dict(self._velocity)
+
+    def load_state(self, state: Adapter) -> None:
+        self._velocity = dict(state)

@@ -27,6 +27,7 @@ def rect(
     radius: float = 0,
     stroke: str = "none",
 ) -> ET.Element:
+    """A filled rectangle whose upper left corner is (x, y), in pixels."""
     box = {"x": f"{x:.2f}", "y": f"{y:g}", "width": f"{width:.2f}", "height": f"{height:g}", "fill": fill}
     corners = {"rx": f"{radius:g}"} if radius else {}
     outline = {"stroke": stroke} if stroke != "none" else {}
@@ -34,6 +35,7 @@ def rect(
 
 
 def vertical(parent: ET.Element, x: float, top: float, bottom: float, stroke: str) -> None:
+    """A line from `top` to `bottom` at `x`, in pixels."""
     line = {"x1": f"{x:.2f}", "x2": f"{x:.2f}", "y1": f"{top:g}", "y2": f"{bottom:g}", "stroke": stroke}
     ET.SubElement(parent, "line", line)
 
@@ -61,6 +63,7 @@ def hover(element: ET.Element, words: str) -> None:
 
 
 def to_text(svg: ET.Element) -> str:
+    """The picture as an SVG document."""
     ET.indent(svg, " ")
     return ET.tostring(svg, encoding="unicode") + "\n"
 

@@ -1,7 +1,7 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
     checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digest
-    checkpoint/tensors.safetensors   the adapter, and AdamW's moments of the server and of every device
+    checkpoint/tensors.safetensors   the adapter, what the aggregate carries, AdamW's moments of server and devices
 
 The folder appears whole or not at all. It names the run it belongs to and the digest of its tensors, so a torn
 or a foreign one is refused.
@@ -33,6 +33,7 @@ class Snapshot:
       rounds_done: rounds that are complete.
       clock_seconds: the virtual clock.
       adapter: the full adapter.
+      aggregate: what the aggregate carries.
       server_moments: AdamW's moments of the server's adapters, by owner.
       device_moments: AdamW's moments of each device.
       cursors: each device's place in its data.
@@ -45,6 +46,7 @@ class Snapshot:
     rounds_done: int
     clock_seconds: float
     adapter: Adapter
+    aggregate: Adapter
     server_moments: dict[str, Adapter]
     device_moments: dict[str, Adapter]
     cursors: dict[str, dict[str, Any]]
@@ -57,6 +59,7 @@ class Snapshot:
 def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
     """Replaces the checkpoint in `folder` by this one; a crash leaves one of the two whole."""
     tensors = {f"adapter/{name}": value for name, value in snapshot.adapter.items()}
+    tensors |= {f"aggregate/{name}": value for name, value in snapshot.aggregate.items()}
     for side, owners in (("server", snapshot.server_moments), ("device", snapshot.device_moments)):
         for owner, moments in owners.items():
             tensors |= {f"{side}/{owner}/{name}": value for name, value in moments.items()}
@@ -103,6 +106,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             rounds_done=state["rounds_done"],
             clock_seconds=state["clock_seconds"],
             adapter=_under(tensors, "adapter/"),
+            aggregate=_under(tensors, "aggregate/"),
             server_moments={owner: _under(tensors, f"server/{owner}/") for owner in state["owners"]["server"]},
             device_moments={owner: _under(tensors, f"device/{owner}/") for owner in state["owners"]["device"]},
             cursors=state["cursors"],
