@@ -29,6 +29,16 @@ def test_time_jumps_from_timer_to_timer() -> None:
     assert run_virtual(program()) == [("a", 0.25), ("b", 86_400.0), ("c", 3e7)]
 
 
+def test_timers_that_lie_close_fire_each_at_its_own_time() -> None:
+    async def program() -> Log:
+        log: Log = []
+        times = [1.0, 1.0 + 1e-12, 1.001]
+        await asyncio.gather(*(sleep_and_tell(seconds, log, str(seconds)) for seconds in times))
+        return log
+
+    assert run_virtual(program()) == [(str(time), time) for time in (1.0, 1.0 + 1e-12, 1.001)]
+
+
 def test_computing_takes_no_time_and_the_clock_starts_where_it_is_told() -> None:
     async def program() -> tuple[float, float]:
         before = now()

@@ -44,7 +44,7 @@ DTYPES = {
 }
 MAX_DIMS = 8
 MAX_ENTRIES = 2**16
-"""Longest list in a header. A list is allocated by the length that it claims, before its content is seen."""
+"""Longest list in a header. msgpack allocates a list by the length that it claims, before it sees the content."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
@@ -92,7 +92,7 @@ def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message:
       max_bytes: the longest frame that the receiver's plan allows.
 
     Raises:
-      MalformedMessage: for every frame that `encode` could not have made, and nothing else.
+      MalformedMessage: when anything in the frame does not fit. Nothing else is raised, whatever the bytes.
     """
     view = memoryview(frame).cast("B")
     header, start = _read_header(view, max_bytes)
@@ -161,7 +161,7 @@ def _read_header(view: memoryview, max_bytes: int) -> tuple[Any, int]:
     if end > len(view):
         raise _malformed("frame header", f"{length} bytes", len(view) - _PREFIX.size)
     try:
-        header = msgpack.unpackb(view[_PREFIX.size : end], max_array_len=MAX_ENTRIES)
+        header = msgpack.unpackb(view[_PREFIX.size : end], max_array_len=min(length, MAX_ENTRIES))
     except ValueError as error:  # msgpack's own errors are ValueErrors, as is text that is not UTF-8
         raise _malformed("frame header", "msgpack", str(error)) from None
     return header, _skip_padding(view, end)
@@ -180,10 +180,9 @@ def _read_tensors(entries: object, view: memoryview, start: int) -> dict[str, Te
             raise _malformed("frame tensors", "each path once", path)
         if end > len(view):
             raise _malformed(f"tensor {reprlib.repr(path)}", f"{end - start} bytes", len(view) - start)
-        elements = body[start:end]
-        if dtype is torch.bool and end > start and int(elements.max()) > 1:
-            raise _malformed(f"tensor {reprlib.repr(path)}", "booleans of 0 and 1", int(elements.max()))
-        tensors[path] = elements.view(dtype).reshape(shape)
+        if dtype is torch.bool and (others := bytes(view[start:end]).strip(b"\0\1")):
+            raise _malformed(f"tensor {reprlib.repr(path)}", "booleans of 0 and 1", others)
+        tensors[path] = body[start:end].view(dtype).reshape(shape)
         start = _skip_padding(view, end)
     if start != len(view):
         raise _malformed("frame length", f"{start} bytes", len(view))

@@ -1,0 +1,191 @@
+"""Law 5: stop anywhere, resume, and the run is the one that never stopped, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+import cutlayer.simulation as simulation
+from cutlayer.config import RunConfig, read_config
+from cutlayer.methods.table import TABLE
+from cutlayer.prepare import prepare
+from cutlayer.report.progress import NoProgress
+from cutlayer.types import Event
+from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
+
+ROUNDS = 3
+
+
+class Stopped(Exception):
+    """Stands for a kill: nothing of the process's memory goes on."""
+
+
+class StopAt(NoProgress):
+    """A display that stops the run at its n-th event."""
+
+    def __init__(self, event: int) -> None:
+        self._left = event
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def event(self, event: Event) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise Stopped
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model("bert", "classification", folder / "model")
+    save_tiny_tokenizer(folder / "model")
+    write_jsonl(folder / "data" / "train.jsonl", reviews(90, seed=1))
+    write_jsonl(folder / "data" / "validation.jsonl", reviews(30, seed=2))
+    return folder
+
+
+def config_for(inputs: Path, out: Path, *options: str) -> RunConfig:
+    return read_config(None, (*overrides_for(inputs, out), *options))
+
+
+def overrides_for(inputs: Path, out: Path) -> tuple[str, ...]:
+    return (
+        f"model.name={inputs / 'model'}",
+        f"data.path={inputs / 'data'}",
+        "data.spread=dirichlet:0.5",
+        f"train.rounds={ROUNDS}",
+        "data.max_length=32",
+        "train.local_steps=3",
+        "train.batch_size=4",
+        "train.lr=0.01",
+        f"out={out}",
+    )
+
+
+def run(config: RunConfig, display: NoProgress | None = None, *, resume: bool = False) -> None:
+    simulation.simulate(prepare(config), display or NoProgress(), resume=resume)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Everything in a run folder that must not depend on how often it was stopped."""
+    without_wall = [
+        {key: value for key, value in json.loads(line).items() if not key.startswith("wall_")}
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "adapter": {path.name: path.read_bytes() for path in sorted((folder / "adapter").iterdir())},
+        "metrics": without_wall,
+        "events": (folder / "events.jsonl").read_bytes(),
+        "summary": {key: summary[key] for key in ("metrics", "metrics_before", "totals", "run")},
+        "report": (folder / "report.svg").read_bytes(),
+        "tensors": (folder / "checkpoint" / "tensors.safetensors").read_bytes(),
+    }
+
+
+def num_events(folder: Path) -> int:
+    return len((folder / "events.jsonl").read_text().splitlines())
+
+
+OPTIONS = {
+    "plain": (),
+    "random order": ("method.order=random",),
+    "optimal order, momentum": ("method.order=optimal", "method.momentum=0.5"),
+    "dropout": ("model.base_dropout=true", "lora.dropout=0.1"),
+    "fresh moments": ("train.keep_moments=false",),
+    "evaluated seldom": ("train.eval_every=2",),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_stopped_in_the_middle_of_any_round(options: tuple[str, ...], inputs: Path, tmp_path: Path) -> None:
+    run(config_for(inputs, tmp_path / "whole", *options))
+    expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
+    for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):
+        config = config_for(inputs, tmp_path / f"stopped-{number}", *options)
+        with pytest.raises(Stopped):
+            run(config, StopAt(stop))
+        run(config, resume=True)
+        assert result_of(Path(config.out)) == expected
+
+
+@pytest.mark.parametrize("method", sorted(TABLE))
+def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -> None:
+    run(config_for(inputs, tmp_path / "whole", f"method.name={method}"))
+    expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
+    config = config_for(inputs, tmp_path / "stopped", f"method.name={method}")
+    with pytest.raises(Stopped):
+        run(config, StopAt(events // 2))
+    with pytest.raises(Stopped):
+        run(config, StopAt(events // 3), resume=True)
+    run(config, resume=True)
+    assert result_of(tmp_path / "stopped") == expected
+
+
+def test_stopped_between_report_and_checkpoint(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round's lines are written, its checkpoint is not: resuming takes the lines back and repeats the round."""
+    run(config_for(inputs, tmp_path / "whole"))
+    config = config_for(inputs, tmp_path / "stopped")
+    save = simulation.save_checkpoint
+
+    def stop_at_the_second(folder: Path, snapshot: Any, run_id: str) -> None:
+        if snapshot.rounds_done == 2:
+            raise Stopped
+        save(folder, snapshot, run_id)
+
+    monkeypatch.setattr(simulation, "save_checkpoint", stop_at_the_second)
+    with pytest.raises(Stopped):
+        run(config)
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 2
+    monkeypatch.undo()
+    run(config, resume=True)
+    assert result_of(tmp_path / "stopped") == result_of(tmp_path / "whole")
+
+
+def test_stopped_before_the_first_checkpoint(inputs: Path, tmp_path: Path) -> None:
+    run(config_for(inputs, tmp_path / "whole"))
+    config = config_for(inputs, tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        run(config, StopAt(2))
+    run(config, resume=True)
+    assert result_of(tmp_path / "stopped") == result_of(tmp_path / "whole")
+
+
+def test_resuming_a_finished_run_changes_nothing(inputs: Path, tmp_path: Path) -> None:
+    config = config_for(inputs, tmp_path / "whole")
+    run(config)
+    expected = result_of(tmp_path / "whole")
+    run(config, resume=True)
+    assert result_of(tmp_path / "whole") == expected
+
+
+def test_a_real_kill(inputs: Path, tmp_path: Path) -> None:
+    """SIGKILL of the command as its second round is reported, then `cutlayer train --resume`."""
+    run(config_for(inputs, tmp_path / "whole"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cutlayer", "train"]
+    flags = [part for override in overrides_for(inputs, tmp_path / "killed") for part in ("-o", override)]
+    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("round 2/"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "adapter").exists()
+    subprocess.run([*command, "--resume", str(tmp_path / "killed")], check=True, env=environment, capture_output=True)
+    assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
