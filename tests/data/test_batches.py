@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutlayer.data.batches import POOL_BATCHES, Batches, evaluation_batches
@@ -40,6 +40,7 @@ def stream(lengths: list[int], batch_size: int = 4, seed: int = 0, rows: list[in
     return Batches(samples_of(lengths), wanted, batch_size=batch_size, seed=seed, pad_id=PAD)
 
 
+@settings(deadline=None)
 @given(
     num_samples=st.integers(1, 300),
     batch_size=st.integers(1, 9),
@@ -74,6 +75,7 @@ def test_another_size_walks_on_through_the_same_order() -> None:
     assert walked == order[:31]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 20))
 def test_resumed_anywhere_is_never_stopped(num_before: int, num_after: int) -> None:
     lengths = [1 + row % 11 for row in range(37)]

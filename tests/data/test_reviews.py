@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from cutlayer.data import reviews
 from cutlayer.data.reviews import LABELS, LONGEST_WORDS, SHORTEST_WORDS, generate
 
 
@@ -50,6 +51,11 @@ def test_reviews_are_short_single_lines_and_all_different() -> None:
     assert max(lengths) <= LONGEST_WORDS
     assert max(lengths) - min(lengths) > 25
     assert not any("\n" in text or "{" in text or "  " in text for text in texts)
+
+
+def test_a_review_that_was_made_before_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reviews, "_review", lambda label, rng: f"{label} {rng.randrange(3)}" + " word" * SHORTEST_WORDS)
+    assert len({row["text"] for row in generate(12, seed=0)}) == 12
 
 
 def test_counting_words_tells_little_about_the_verdict() -> None:

@@ -167,7 +167,7 @@ def _empty(path: Path) -> DataError:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+    if "corresponds to no data" in str(error):
         return _empty(path)
     cause = _first_line(error.__cause__ or error)
     return DataError(f"data {path}: expected a readable {path.suffix} file, got {cause}. Repair it.")

@@ -140,9 +140,9 @@ def _by_one_class(groups: list[Ints], weights_D: Floats, rng: np.random.Generato
         return _deal(groups, weights_D, rng)
     members: list[list[int]] = [[] for _ in groups]
 
-    def supply(group: int) -> float:
-        """Ints of the class per weight that already shares it: a class without a device comes first."""
-        return len(groups[group]) / weights_D[members[group]].sum() if members[group] else math.inf
+    def supply(group: int) -> tuple[bool, float]:
+        """A class without a device comes first, then the one with the most samples for the weight that shares it."""
+        return not members[group], len(groups[group]) / (weights_D[members[group]].sum() or 1)
 
     for device in _heaviest_first(weights_D, rng):
         has_more = [group for group in range(len(groups)) if len(groups[group]) > len(members[group])]
@@ -156,7 +156,11 @@ def _by_one_class(groups: list[Ints], weights_D: Floats, rng: np.random.Generato
 
 
 def _by_dirichlet(groups: list[Ints], weights_D: Floats, alpha: float, rng: np.random.Generator) -> list[Ints]:
-    """Devices take turns in random order, and draw a class from their mix and then any sample of that class."""
+    """Devices take turns in random order, and draw a class from their mix and then any sample of that class.
+
+    Federated Learning Based on Dynamic Regularization
+        Durmus Alp Emre Acar et al. ICLR 2021. https://arxiv.org/abs/2111.04263 (how its data is divided)
+    """
     counts_K = np.array([len(group) for group in groups])
     # The overall mix is the mean, so that ALPHA -> infinity is iid; in balanced data each class has plain ALPHA.
     mixes_DK = rng.dirichlet(alpha * counts_K / counts_K.mean(), size=len(weights_D))
@@ -194,8 +198,8 @@ def _deal(groups: list[Ints], weights_D: Floats, rng: np.random.Generator) -> li
     devices = _heaviest_first(weights_D, rng)
 
     def load(device: int) -> float:
-        """Ints per weight; less than nothing where there are none yet, so no device stays empty."""
-        return sum(map(len, hands[device])) / weights_D[device] if hands[device] else -1
+        """Samples per weight: 0 only where there are none yet, so no device stays empty."""
+        return float(sum(map(len, hands[device])) / weights_D[device])
 
     for group in sorted(groups, key=len, reverse=True):
         hands[min(devices, key=load)].append(group)
