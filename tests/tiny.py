@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -18,6 +24,7 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     Phi3Config,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
@@ -123,3 +130,52 @@ def random_batch(task: str, *, seed: int = 0, samples: int = 4, tokens: int = 12
         weight = samples
     types_BT = torch.zeros_like(ids_BT) if token_types else None
     return Batch(ids_BT, mask_BT, labels, types_BT, tuple(range(samples)), weight)
+
+
+# ------------------------------------------------------------------ a model that can read, and something to read
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+CLASSES = ("bad", "fair", "good")
+NUMBERS = tuple(f"n{number}" for number in range(VOCABULARY - len(SPECIAL) - len(CLASSES)))
+
+
+def save_tiny_tokenizer(folder: Path) -> Path:
+    """Saves a tokenizer of whole words, those of `reviews` and `sums`, and returns its folder."""
+    words = {word: index for index, word in enumerate((*SPECIAL, *CLASSES, *NUMBERS))}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    return folder
+
+
+def reviews(rows: int, seed: int) -> list[dict[str, Any]]:
+    """Texts of 3 to 12 words; the one word that is a class says the label."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(rows):
+        label = rng.choice(CLASSES)
+        text = [*rng.choices(NUMBERS, k=rng.randint(2, 11)), label]
+        rng.shuffle(text)
+        made.append({"text": " ".join(text), "label": label, "site": f"site-{rng.randrange(4)}"})
+    return made
+
+
+def sums(rows: int, seed: int) -> list[dict[str, Any]]:
+    """Two numbers, and their sum in words of the vocabulary."""
+    rng = random.Random(seed)
+    pairs = [(rng.randrange(20), rng.randrange(20)) for _ in range(rows)]
+    return [{"question": f"n{a} n{b}", "reply": f"n{a + b}"} for a, b in pairs]
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes one JSON object per line and returns the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cutlayer.errors import ConfigError
+from cutlayer.fleet.profile import write_out
 from cutlayer.policies.learning_rate import Shape
 from cutlayer.types import TaskKind
 
@@ -24,10 +25,12 @@ from cutlayer.types import TaskKind
 class Section(BaseModel):
     """A part of a run file: unknown keys are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
+    """The base model: which, in what precision, with what head."""
+
     name: str = "builtin:minilm"
     """A folder with config.json and *.safetensors, a hub name, or builtin:minilm."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -43,6 +46,8 @@ class ModelSection(Section):
 
 
 class LoraSection(Section):
+    """The adapter: LoRA on the blocks' linear layers."""
+
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -51,6 +56,8 @@ class LoraSection(Section):
 
 
 class DataSection(Section):
+    """The data: what is learnt, from which columns, and how the devices share it."""
+
     path: str = "builtin:reviews"
     """A folder with train.* and validation.*, a file, a hub name, or builtin:reviews."""
     task: TaskKind = "classification"
@@ -71,6 +78,8 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
+    """The training: how long, how fast, and how often it is looked at."""
+
     rounds: int = Field(10, ge=1)
     local_steps: int = Field(5, ge=1)
     """Steps of each device between two aggregations."""
@@ -103,13 +112,15 @@ class MethodSection(BaseModel):
 
 
 class RunConfig(Section):
+    """A whole run."""
+
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     method: MethodSection = MethodSection()
-    fleet: str = "memsfl-six"
-    """A built-in fleet, a fleet file, or a fleet written out."""
+    fleet: str | dict[str, Any] = "memsfl-six"
+    """A built-in fleet, a fleet file, or the content of one written out here."""
     hardware: str = "cpu"
     """Where this process computes: cpu, cuda or cuda:N."""
     out: str = "runs/latest"
@@ -118,6 +129,26 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """The whole config, defaults included; reading it back gives the same config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def self_contained(self) -> RunConfig:
+        """The same run, readable from any working directory: paths absolute, a fleet file written out.
+
+        Raises:
+          ConfigError: There is no such fleet.
+        """
+        return self.model_copy(
+            update={
+                "model": self.model.model_copy(update={"name": _absolute(self.model.name)}),
+                "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "fleet": write_out(self.fleet),
+            }
+        )
+
+
+def _absolute(name: str) -> str:
+    """A path that is there, from the root; other names (of the hub, built-in) as they are."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
@@ -131,22 +162,24 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mappin
     Raises:
       ConfigError: No such file, not YAML, an unknown key, or a value out of its range.
     """
-    where = str(path) if path else "flags"
     content = _read_yaml(path) if path else {}
-    for key, value in (values or {}).items():
-        _set(content, key, value)
+    given = dict(values or {})
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"-o {override}: expected KEY=VALUE, got no '='. Write for example -o method.order=fifo.")
         try:
-            _set(content, key, yaml.safe_load(text))
+            given[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"-o {override}: expected a YAML value, got {text!r}. Quote it.") from error
+    for key, value in given.items():
+        _set(content, key, value)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_one_line(where, error)) from error
+        at = ".".join(map(str, error.errors()[0]["loc"])) + "."
+        from_flags = any(at.startswith(f"{key}.") for key in given)
+        raise ConfigError(_one_line("flags" if path is None or from_flags else str(path), error)) from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -173,7 +206,7 @@ def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ConfigError(f"-o {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
+            raise ConfigError(f"flags: {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
     content[key] = value
 
 

@@ -13,11 +13,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Writes `content` so that a reader, or a crash, sees the old file or the new one and never a part."""
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -25,21 +29,25 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
     """Calls `fill` on a temporary folder beside `path`, then renames it into place.
 
     An existing `path` is moved aside first and removed last, so that at any moment one whole version exists,
-    as `path` or, for the instant between two renames, as `.NAME.old` (`recover_folder` puts it back).
+    as `path` or, for the instant between two renames, as `.NAME.old` (`recover_folder` puts it back). What `fill`
+    raises is raised here, and `path` is as it was.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     recover_folder(path)
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fill(temporary)
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-    sync_folder(temporary)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
+    try:
+        fill(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        sync_folder(temporary)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except BaseException:
+        recover_folder(path)
+        raise
     sync_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -14,14 +14,16 @@ from transformers import AutoTokenizer
 from cutlayer.config import RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches
 from cutlayer.data.source import Columns, load_tables, require_columns, split_off_validation
-from cutlayer.data.spread import spread
+from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, pad_token_id, task_from
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.fleet.profile import Fleet, load_fleet
+from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.cost import CostModel
+from cutlayer.model.cost import CostModel, cost_model
 from cutlayer.model.export import AdapterCard
+from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.types import Batch
@@ -55,11 +57,11 @@ class Ingredients:
     @cached_property
     def base(self) -> Base:
         """The one base model; weights are read when a part needs them."""
-        return Base(self.model_settings, hardware(self.config))
+        return Base(self.model_settings, hardware(self.config.hardware))
 
     @cached_property
     def costs(self) -> CostModel:
-        return CostModel(self.model_settings)
+        return cost_model(self.model_settings)
 
     @property
     def train_settings(self) -> TrainSettings:
@@ -103,14 +105,19 @@ class Ingredients:
 
 
 def prepare(config: RunConfig) -> Ingredients:
-    """Reads and checks all that a run needs except the model's weights.
+    """Reads and checks all that a run needs except the model's weights. What is quick to check is checked first.
 
     Raises:
       UserError: Whatever is wrong with the config, the data, the fleet or the model.
     """
+    config = config.self_contained()
     fleet = load_fleet(config.fleet)
-    hardware(config)
+    build_method(config.method.name, config.method.options, config.train.seed)
+    how = parse(config.data.spread)
+    hardware(config.hardware)
     files = ModelFiles(config.model.name)
+    family_of(str(files.config.get("model_type")), config.data.task)
+    _check_positions(files, config.data.max_length)
     tables = split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
     assert tables.validation is not None, "split_off_validation gave one"
     task = task_from(config.data.task, columns_of(config), config.data.max_length)
@@ -122,10 +129,9 @@ def prepare(config: RunConfig) -> Ingredients:
     train = task.encode(tables.train, tokenizer)
     validation = task.encode(tables.validation, tokenizer, "validation data")
     column = None
-    if config.data.spread.startswith("column:"):
-        name = config.data.spread.removeprefix("column:")
-        require_columns(tables.train, [name], "data.spread")
-        column = [tables.train[name][row] for row in train.rows.tolist()]
+    if how.column is not None:
+        require_columns(tables.train, [how.column], "data.spread")
+        column = [tables.train[how.column][row] for row in train.rows.tolist()]
     parts = spread(
         train.classes,
         len(train),
@@ -164,24 +170,37 @@ def columns_of(config: RunConfig) -> Columns:
     return columns
 
 
-def hardware(config: RunConfig) -> torch.device:
-    """The device that computes.
+def hardware(name: str) -> torch.device:
+    """The device that computes: `cpu`, `cuda` or `cuda:N`.
 
     Raises:
       ConfigError: No such device here.
     """
     try:
-        device = torch.device(config.hardware)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {config.hardware!r}. Change it.") from error
+        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {name!r}. Change it.") from error
     if device.type not in ("cpu", "cuda") or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
         raise ConfigError(
-            f"hardware: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {config.hardware!r}. "
+            f"hardware: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {name!r}. "
             "Use cpu, or install a CUDA build of torch."
         )
     return device
+
+
+def _check_positions(files: ModelFiles, max_length: int) -> None:
+    """Raises ConfigError if texts may be longer than the model has positions: it would fail in the middle of a run."""
+    config = files.config
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or max_length
+    if config.get("model_type") == "roberta":  # its positions begin after the padding's
+        positions -= config.get("pad_token_id", 1) + 1
+    if max_length > positions:
+        raise ConfigError(
+            f"data.max_length: expected at most {positions}, the positions of model {files.name}, got {max_length}. "
+            "Lower --max-length."
+        )
 
 
 def load_tokenizer(files: ModelFiles) -> Any:
@@ -193,7 +212,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
     try:
         return AutoTokenizer.from_pretrained(files.location)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".: ")
         raise ModelError(
-            f"model {files.name}: expected a tokenizer (tokenizer.json), got {reason} Copy it from the original model."
+            f"model {files.name}: expected a tokenizer (tokenizer.json), got {reason}. Copy it from the original model."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from cutlayer.config import RunConfig
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.device import Device
-from cutlayer.errors import UserError
+from cutlayer.errors import DivergedError, UserError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
@@ -86,7 +87,9 @@ def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     method, logbook = method_of(ingredients.config), Logbook()
-    make_plan(method.plan, 0, known_of(ingredients, logbook))  # what does not fit shows before anything is written
+    # What does not fit, and weights that cannot be read, show before anything is written.
+    make_plan(method.plan, 0, known_of(ingredients, logbook))
+    ingredients.base.whole()
     path = Path(ingredients.config.out)
     snapshot = load_checkpoint(path / "checkpoint", ingredients.run_id) if resume else None
     folder = RunFolder.reopen(path) if resume else RunFolder.create(path)
@@ -187,7 +190,16 @@ class _Simulation:
         self._display.event(event)
 
     def _evaluate(self, adapter: Adapter) -> dict[str, float]:
-        return evaluate(self._ingredients.base, adapter, self._validation)
+        metrics = evaluate(self._ingredients.base, adapter, self._validation)
+        if not math.isfinite(metrics["loss"]):
+            raise DivergedError(
+                f"round {self._logbook.rounds_done}, validation: expected a finite loss, got {metrics['loss']}. "
+                "Lower the learning rate (--lr), or set train.clip.",
+                device=self._ingredients.fleet.server.name,
+                round=self._logbook.rounds_done,
+                step=self._ingredients.config.train.local_steps,
+            )
+        return metrics
 
     def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""
@@ -204,6 +216,7 @@ class _Simulation:
             rounds_done=self._logbook.rounds_done,
             clock_seconds=now(),
             adapter=self._server.adapter,
+            aggregate=self._method.aggregate.state(),
             server_moments=self._server.moments(),
             device_moments={name: moments for name, (_, moments) in states.items()},
             cursors={name: cursor for name, (cursor, _) in states.items()},
@@ -217,6 +230,7 @@ class _Simulation:
         assert self._server is not None
         device = self._ingredients.base.device
         self._server.adapter = {name: value.to(device) for name, value in snapshot.adapter.items()}
+        self._method.aggregate.load_state({name: value.to(device) for name, value in snapshot.aggregate.items()})
         self._server.load_moments(snapshot.server_moments)
         for name, player in self._devices.items():
             player.load_state(snapshot.cursors[name], snapshot.device_moments[name])
@@ -249,7 +263,7 @@ class _Simulation:
             "seed": config.train.seed,
             "run": self._ingredients.run_id,
         }
-        self._folder.write_report(gantt_svg(events, round=self._logbook.rounds_done - 1))
+        self._folder.write_report(gantt_svg(events, round=self._logbook.rounds_done - 1, first_steps=4, order=list(profiles)))
         self._folder.write_summary(summary)
         return Outcome(self._folder.path, adapter, self._before, metrics, rows, summary)
 

@@ -26,6 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cutlayer.errors import ConfigError
 
+WRITTEN_OUT = "written-out"
+"""The name of a fleet that stands in a run file."""
+
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of machines are also names of files and of bars in a chart."""
 
@@ -99,22 +102,32 @@ class Fleet(_Frozen):
         return self
 
 
-def load_fleet(name_or_path: str | Path) -> Fleet:
-    """The built-in fleet of that name, or the fleet in that YAML file.
+def load_fleet(fleet: str | Path | dict[str, Any]) -> Fleet:
+    """The built-in fleet of that name, the fleet in that YAML file, or the fleet that a file's content describes.
 
     Raises:
-      ConfigError: when there is neither, or the file does not describe a fleet.
+      ConfigError: when there is none of that name, or what is there does not describe a fleet.
     """
-    text = str(name_or_path)
-    if text in _builtin():
-        return _read(_builtin()[text], text)
-    path = Path(text)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        raise ConfigError(
-            f"fleet: expected one of {', '.join(_builtin())}, or a .yaml file, got {text!r}. "
-            "Name one of these, or write the path of a fleet file."
-        )
+    if isinstance(fleet, dict):
+        return _fleet(fleet, WRITTEN_OUT, "fleet")
+    if str(fleet) in _builtin():
+        return _read(_builtin()[str(fleet)], str(fleet))
+    path = _fleet_file(fleet)
     return _read(path, path.stem)
+
+
+def write_out(fleet: str | dict[str, Any]) -> str | dict[str, Any]:
+    """The same fleet without its file: the content of the file, which `load_fleet` takes; built-in names stay.
+
+    Raises:
+      ConfigError: when there is no such fleet.
+    """
+    if isinstance(fleet, str) and fleet not in _builtin():
+        path = _fleet_file(fleet)
+        _read(path, path.stem)  # says what is wrong with the file while there is a file to name
+        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return content
+    return fleet
 
 
 def list_fleets() -> list[Fleet]:
@@ -195,9 +208,24 @@ def _builtin() -> dict[str, Traversable]:
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
 
 
+def _fleet_file(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        raise ConfigError(
+            f"fleet: expected one of {', '.join(_builtin())}, or a .yaml file, got {str(name_or_path)!r}. "
+            "Name one of these, or write the path of a fleet file."
+        )
+    return path
+
+
 def _read(path: Path | Traversable, name: str) -> Fleet:
     where = f"fleet file {path}"
-    file = _parse(_File, _yaml(path, where), where)
+    return _fleet(_yaml(path, where), name, where)
+
+
+def _fleet(content: object, name: str, where: str) -> Fleet:
+    """The fleet that the content of a fleet file describes; `where` begins its errors."""
+    file = _parse(_File, content, where)
     _expect_keys(file.defaults, _DeviceRow.model_fields.keys() - {"name", "count"}, f"{where}, defaults")
     server = _parse(_ServerRow, file.server, f"{where}, server").profile()
     devices: list[DeviceProfile] = []

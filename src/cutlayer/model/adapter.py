@@ -75,6 +75,17 @@ def target_modules(model: nn.Module, blocks_path: str, family: Family, targets: 
     return {name: target for name, target in matched.items() if target is not None}
 
 
+def peft_targets(model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]) -> list[str]:
+    """How a PEFT config names the same modules: PEFT looks for targets in the whole model, not only in its blocks.
+
+    A target that ends a path outside the blocks too (BERT's pooler has a `dense`) is written out, block by block.
+    """
+    outside = [f".{name}" for name, _ in model.named_modules() if not name.startswith(f"{blocks_path}.")]
+    matched = target_modules(model, blocks_path, family, targets)
+    taken = {target for target in matched.values() if any(name.endswith(f".{target}") for name in outside)}
+    return sorted({path if target in taken else target for path, target in matched.items()})
+
+
 def check_targets(model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]) -> None:
     """Raises AdapterError if a target matches nothing in the blocks of the whole model: silence would train less."""
     found = set(target_modules(model, blocks_path, family, targets).values())

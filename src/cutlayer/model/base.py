@@ -23,6 +23,7 @@ from cutlayer.model.adapter import (
     check_targets,
     find_slots,
     initial_tensor,
+    peft_targets,
     target_modules,
 )
 from cutlayer.model.cut import check_cut, keep_device_side, keep_server_side
@@ -84,16 +85,14 @@ class Base:
         self.config = self._transformers_config()
         self.trained_heads = self._trained_heads()
         skeleton = self._skeleton()
-        self._pool(skeleton)
         self._prefix: str = skeleton.base_model_prefix
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)
         self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
-        self.target_names = sorted(
-            set(target_modules(skeleton, self._blocks, self.family, settings.lora.targets).values())
-        )
+        self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
+        self._pool(skeleton)
         self.shapes = self._trainable_shapes(skeleton)
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
         self._device_parts: dict[int, DevicePart] = {}
@@ -104,9 +103,9 @@ class Base:
         """Embeddings and blocks `[0, cut)`; parts of the same cut are one object."""
         if cut not in self._device_parts:
             check_cut(cut, self.num_blocks)
-            model = self._skeleton()
+            model = self._skeleton(checkpoint=self.settings.checkpoint_device)
             keep_device_side(model, self._backbone(model), self.family, cut)
-            self._finish(model, checkpoint=self.settings.checkpoint_device)
+            self._finish(model)
             self._device_parts[cut] = DevicePart(model, self._backbone(model), find_slots(model, ()))
         return self._device_parts[cut]
 
@@ -114,10 +113,10 @@ class Base:
         """Blocks `[cut, L)` and the head; parts of the same cut are one object."""
         if cut not in self._server_parts:
             check_cut(cut, self.num_blocks)
-            model = self._skeleton()
+            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
             feed = keep_server_side(self._backbone(model), self.family, cut, self.num_blocks, self.dtype)
             self._pool(model)
-            self._finish(model, checkpoint=self.settings.checkpoint_server)
+            self._finish(model)
             slots = find_slots(model, self.trained_heads)
             self._server_parts[cut] = ServerPart(model, feed, slots, self.settings.pad_id)
         return self._server_parts[cut]
@@ -125,9 +124,9 @@ class Base:
     def whole(self) -> WholePart:
         """The unsplit model."""
         if self._whole is None:
-            model = self._skeleton()
+            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
             self._pool(model)
-            self._finish(model, checkpoint=self.settings.checkpoint_server)
+            self._finish(model)
             self._whole = WholePart(model, find_slots(model, self.trained_heads), self.device)
         return self._whole
 
@@ -193,11 +192,14 @@ class Base:
         prefix = _model_class(self.settings.task)._model_mapping[type(self.config)].base_model_prefix
         return (f"{prefix}.{pooler}", *self.family.head)
 
-    def _skeleton(self) -> Any:
+    def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
         with torch.device("meta"):
             model = _model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
         _rebuild_buffers(model, self.device)
+        if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
+            model.activation_checkpointing_enable()
+            model.disable_input_require_grads()  # the hook: it would make a device without adapters train
         return model
 
     def _pool(self, model: Any) -> None:
@@ -207,7 +209,7 @@ class Base:
     def _backbone(self, model: Any) -> Any:
         return getattr(model, model.base_model_prefix)
 
-    def _finish(self, model: Any, *, checkpoint: bool) -> None:
+    def _finish(self, model: Any) -> None:
         """Attaches LoRA, assigns the frozen tensors, freezes, and sets the modes."""
         modules = target_modules(model, self._blocks, self.family, self.settings.lora.targets)
         attach_lora(model, list(modules), self.settings.lora)
@@ -218,8 +220,6 @@ class Base:
             if self.dtype is not torch.float32 and _has_parameters(model, name):
                 model.get_submodule(name).register_forward_pre_hook(_to_fp32)
         model.train()
-        if checkpoint:
-            model.activation_checkpointing_enable()
 
     def _assign(self, model: nn.Module) -> None:
         trained = {slot.name for slot in find_slots(model, self.trained_heads)}

@@ -1,9 +1,10 @@
 """What one step of a part costs, counted and not assumed: FLOPs by torch's counter, memory by what autograd keeps.
 
-Nothing is computed: parts are built on the meta device and run there at three lengths. Per sample, every quantity of
-a transformer is a polynomial of the length T, constant (a head on one vector) + linear (projections) + quadratic
-(attention), so three lengths fix it exactly and any batch is then one multiplication (`tests/model/test_cost.py`
-counts other shapes directly and compares).
+Nothing is computed: parts are built on the meta device and run at three lengths on fake tensors, which choose the
+CPU's kernels (fused attention keeps no T x T matrix) and answer no question about their values. Per sample, every
+quantity of a transformer is a polynomial of the length T, constant (a head on one vector) + linear (projections) +
+quadratic (attention), so three lengths fix it exactly and any batch is then one multiplication
+(`tests/model/test_cost.py` counts other shapes directly and compares).
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -13,23 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.part import Part
+from cutlayer.model.part import DevicePart, Part, ServerPart
 from cutlayer.types import Cost
 
-PROBE_LENGTHS = (17, 29, 41)
-"""Primes, so that no dimension of a model is mistaken for a length."""
+PROBE_LENGTHS = (16, 32, 48)
 PROBE_SAMPLES = 2
 BYTES_PER_TRAINABLE = 16
 """fp32 value, gradient and AdamW's two moments."""
 TRANSIENTS = 2
 """Tensors as large as the largest one alive at the peak that no graph keeps: an input and an output of one operator."""
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +56,26 @@ class CostModel:
 
     def __init__(self, settings: ModelSettings) -> None:
         self._base = Base(settings, device="meta")
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.num_blocks = self._base.num_blocks
         self._settings = settings
 
+    @cache  # noqa: B019  (one cost model per run; cuts and batch shapes are few, and every step asks)
     def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
         return self._price(
             self._device_polynomial(cut),
-            self._fixed_bytes(self._base.device_part(cut)),
+            self._fixed_bytes(self._device_part(cut)),
             num_samples,
             num_tokens,
         )
 
+    @cache  # noqa: B019
     def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for a device with this cut; memory is that of one model, one adapter and one batch."""
         return self._price(
             self._server_polynomial(cut),
-            self._fixed_bytes(self._base.server_part(cut)),
+            self._fixed_bytes(self._server_part(cut)),
             num_samples,
             num_tokens,
         )
@@ -84,6 +92,7 @@ class CostModel:
         """What a device sends at the end of a round."""
         return self.adapter_bytes(self._base.device_names(cut))
 
+    @cache  # noqa: B019
     def adapters_on_device(self, cut: int) -> int:
         """Number of LoRA layers that a device holds."""
         return sum(".lora_A." in name for name in self._base.device_names(cut))
@@ -91,9 +100,9 @@ class CostModel:
     @cached_property
     def hidden_size(self) -> int:
         """D: the width of the activations."""
-        part = self._base.device_part(0)
-        ids_BT = torch.zeros(1, 1, dtype=torch.long, device="meta")
-        return int(part.forward({"input_ids": ids_BT}).shape[-1])
+        part = self._device_part(0)
+        with self._fake:
+            return int(part.forward(_inputs(1, 1)).shape[-1])
 
     @cached_property
     def _without_recomputing(self) -> CostModel:
@@ -104,47 +113,61 @@ class CostModel:
         forward, backward, kept, largest = np.rint(per_sample * num_samples)
         return Cost(float(forward), float(backward), int(fixed_bytes + kept + TRANSIENTS * largest))
 
-    @cache  # noqa: B019  (one cost model per run, and parts are few)
+    @cache  # noqa: B019
+    def _device_part(self, cut: int) -> DevicePart:
+        return self._faked(self._base.device_part(cut))
+
+    @cache  # noqa: B019
+    def _server_part(self, cut: int) -> ServerPart:
+        return self._faked(self._base.server_part(cut))
+
+    def _faked(self, part: AnyPart) -> AnyPart:
+        """The part with fake tensors on the CPU where there were tensors on the meta device."""
+        with self._fake:
+            part.model.to_empty(device="cpu")
+        return part
+
+    @cache  # noqa: B019
     def _device_polynomial(self, cut: int) -> np.ndarray:
-        part = self._base.device_part(cut)
+        part = self._device_part(cut)
 
         def step(length: int) -> Counts:
-            adapter = self._meta_adapter(part)
-            ids_BT = torch.zeros(PROBE_SAMPLES, length, dtype=torch.long, device="meta")
-            return _count(part, adapter, length, lambda: part.forward({"input_ids": ids_BT}))
+            inputs = _inputs(PROBE_SAMPLES, length)
+            return _count(part, lambda: part.forward(inputs))
 
-        coefficients = _fit(step)
+        coefficients = self._fit(part, step)
         if self._settings.checkpoint_device and cut > 0:  # while one block is recomputed, its activations are there
             coefficients[2] += self._without_recomputing._device_polynomial(cut)[2] / cut
         return coefficients
 
     @cache  # noqa: B019
     def _server_polynomial(self, cut: int) -> np.ndarray:
-        part = self._base.server_part(cut)
-        task = self._base.settings.task
+        part = self._server_part(cut)
+        classes, hidden_size = self._settings.task == "classification", self.hidden_size
 
         def step(length: int) -> Counts:
-            adapter = self._meta_adapter(part)
-            h_BTD = torch.zeros(
-                PROBE_SAMPLES,
-                length,
-                self.hidden_size,
-                device="meta",
-                dtype=self._base.dtype,
-                requires_grad=cut > 0,
-            )
-            shape = (PROBE_SAMPLES,) if task == "classification" else (PROBE_SAMPLES, length)
-            labels = torch.zeros(shape, dtype=torch.long, device="meta")
-            return _count(part, adapter, length, lambda: part.loss(h_BTD, None, labels))
+            shape = (PROBE_SAMPLES, length)
+            h_BTD = torch.zeros(*shape, hidden_size, dtype=self._base.dtype, requires_grad=cut > 0)
+            mask_BT = torch.ones(shape, dtype=torch.bool)
+            labels = torch.zeros(shape[:1] if classes else shape, dtype=torch.long)
+            return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
 
-        coefficients = _fit(step)
+        coefficients = self._fit(part, step)
         if self._settings.checkpoint_server and cut < self.num_blocks:
             coefficients[2] += self._without_recomputing._server_polynomial(cut)[2] / (self.num_blocks - cut)
         return coefficients
 
-    def _meta_adapter(self, part: Part) -> dict[str, nn.Parameter]:
-        return {name: nn.Parameter(torch.empty(self._base.shapes[name], device="meta")) for name in part.names}
+    def _fit(self, part: Part, step: Callable[[int], Counts]) -> np.ndarray:
+        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
+        with self._fake:
+            part.use({name: nn.Parameter(torch.empty(self._base.shapes[name])) for name in part.names})
+            counts = [step(length) for length in PROBE_LENGTHS]
+        values = np.array([[c.forward_flops, c.backward_flops, c.kept_bytes, c.largest_bytes] for c in counts])
+        powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
+        coefficients: np.ndarray = np.linalg.solve(powers, values / PROBE_SAMPLES).T
+        return coefficients
 
+    @cache  # noqa: B019
     def _fixed_bytes(self, part: Part) -> int:
         """Frozen weights, and the trainable tensors with gradient and moments."""
         trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
@@ -152,35 +175,53 @@ class CostModel:
         return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(self._base.shapes[name])) for name in part.names)
 
 
-def _fit(step: Callable[[int], Counts]) -> np.ndarray:
-    """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
-    counts = [step(length) for length in PROBE_LENGTHS]
-    values = np.array([[c.forward_flops, c.backward_flops, c.kept_bytes, c.largest_bytes] for c in counts])
-    powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
-    coefficients: np.ndarray = np.linalg.solve(powers, values / PROBE_SAMPLES).T
-    return coefficients
+@cache
+def cost_model(settings: ModelSettings) -> CostModel:
+    """The cost model for these settings, one per process: what was counted once is not counted again."""
+    return CostModel(settings)
 
 
-def _count(part: Part, adapter: dict[str, nn.Parameter], length: int, forward: Callable[[], Tensor]) -> Counts:
-    """Runs forward and, where something trains, backward, on the meta device."""
-    part.use(adapter)
+def _attention(*shapes: torch.Size, **_: object) -> int:
+    return int(sdpa_flop_count(*shapes[:3]))
+
+
+def _attention_backward(*shapes: torch.Size, **_: object) -> int:
+    return int(sdpa_backward_flop_count(*shapes[:4]))
+
+
+FUSED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""The CPU's kernels, for which torch's counter has no formula."""
+
+
+def _inputs(num_samples: int, num_tokens: int) -> dict[str, Tensor]:
+    shape = (num_samples, num_tokens)
+    return {
+        "input_ids": torch.zeros(shape, dtype=torch.long),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+    }
+
+
+def _count(part: Part, forward: Callable[[], Tensor]) -> Counts:
+    """Runs forward and, where something trains, backward, within a fake mode."""
     weights = {_storage(parameter) for parameter in part.model.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        # Fused attention kernels keep no T x T matrix; the meta device runs the unfused formula, which does.
-        if tuple(tensor.shape[-2:]) != (length, length) and _storage(tensor) not in weights:
+        if _storage(tensor) not in weights:
             kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
     with (
-        FlopCounterMode(display=False) as ahead,
+        FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as ahead,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         output = forward()
     back_flops = 0.0
     if output.requires_grad:
-        with FlopCounterMode(display=False) as back:
+        with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as back:
             output.backward(torch.empty_like(output))
         back_flops = float(back.get_total_flops())
     largest = max([*kept.values(), output.numel() * output.element_size()])

@@ -61,11 +61,13 @@ class ModelFiles:
 
         try:
             return Path(huggingface_hub.hf_hub_download(self.name, filename))
-        except (errors.RemoteEntryNotFoundError, errors.LocalEntryNotFoundError) as error:
-            if isinstance(error, errors.LocalEntryNotFoundError):
-                raise self._unreachable(error) from error
+        except errors.RemoteEntryNotFoundError:
             return None
-        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        except errors.LocalEntryNotFoundError as error:  # no hub, and not in the cache
+            if isinstance(huggingface_hub.try_to_load_from_cache(self.name, "config.json"), str):
+                return None  # the model is: what it lacks is what it was fetched without, such as an index of shards
+            raise self._unreachable(error) from error
+        except Exception as error:  # the client's, its HTTP library's or the system's: three trees, and they change
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> ModelError:
@@ -79,15 +81,22 @@ class ModelFiles:
         """The model's config.json as it stands."""
         path = self.find("config.json")
         assert path is not None  # checked at construction
-        try:
-            return dict(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ModelError(f"{path}: expected a JSON object, got {error}. Fetch the file again.") from error
+        return _json_object(path)
 
     @property
     def location(self) -> str:
         """What transformers' `from_pretrained` takes to find the same model."""
         return str(self.folder) if self.folder is not None else self.name
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path}: expected a JSON object, got {error}. Fetch the file again.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(value).__name__}. Fetch the file again.")
+    return value
 
 
 def minilm_folder() -> Path:
@@ -133,7 +142,7 @@ class Weights:
         """Tensor name in the checkpoint -> file that holds it."""
         index = self._files.find("model.safetensors.index.json")
         if index is not None:
-            return dict(json.loads(index.read_text())["weight_map"])
+            return dict(_json_object(index).get("weight_map", {}))
         if self._files.find("model.safetensors") is None:
             raise ModelError(
                 f"model {self._files.name}: expected model.safetensors or model.safetensors.index.json, got neither. "

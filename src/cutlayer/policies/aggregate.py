@@ -86,10 +86,8 @@ class _Mean:
         if not parts:
             return value
         total = sum(weight for _, weight in parts)
-        mean = torch.zeros_like(value, dtype=torch.float64)
-        for tensor, weight in parts:
-            mean += tensor.double() * (weight / total)
-        return mean.to(value.dtype)
+        first, *others = (tensor.double() * (weight / total) for tensor, weight in parts)
+        return sum(others, start=first).to(value.dtype)
 
     def state(self) -> Adapter:
         return {}

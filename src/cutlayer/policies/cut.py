@@ -19,10 +19,7 @@ def cut_at(cut: int) -> Planner:
     """
 
     def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        if not 0 <= cut <= known.costs.num_blocks:
-            raise ConfigError(
-                f"method.cut: expected 0 to {known.costs.num_blocks}, the model's blocks, got {cut}. Change method.cut."
-            )
+        _check_range("cut", cut, known)
         for device in plan.devices:
             _check_fits(replace(device, cut=cut), known)
         return plan.with_each(lambda device: replace(device, cut=cut))
@@ -37,24 +34,40 @@ def cut_by_memory(*, least: int = 1) -> Planner:
       least: The fewest blocks a device may hold; one that cannot hold them is an error, never a silent 0.
 
     Raises (when planning):
+      ConfigError: The model has fewer blocks than `least`, or a device's owner lends fewer.
       BudgetError: A device cannot hold `least` blocks; names the device, the need and what would fit.
     """
 
     def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        _check_range("least", least, known)
+
         def choose(device: DevicePlan) -> DevicePlan:
             profile = known.profile(device.device)
-            most = known.costs.num_blocks if profile.max_blocks is None else profile.max_blocks
-            most = min(most, known.costs.num_blocks)
+            blocks = known.costs.num_blocks
+            most = blocks if profile.max_blocks is None else min(profile.max_blocks, blocks)
+            if most < least:
+                raise ConfigError(
+                    f"device {device.device}: expected max_blocks to be at least method.least, {least}, got {most}. "
+                    f"Set method.least={most}, or leave the device out."
+                )
             for cut in range(most, least, -1):
                 if known.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
                     return replace(device, cut=cut)
-            smallest = replace(device, cut=min(least, most))
+            smallest = replace(device, cut=least)
             _check_fits(smallest, known)
             return smallest
 
         return plan.with_each(choose)
 
     return planner
+
+
+def _check_range(option: str, cut: int, known: Known) -> None:
+    if not 0 <= cut <= known.costs.num_blocks:
+        raise ConfigError(
+            f"method.{option}: expected 0 to {known.costs.num_blocks}, the model's blocks, got {cut}. "
+            f"Change method.{option}."
+        )
 
 
 def _check_fits(device: DevicePlan, known: Known) -> None:

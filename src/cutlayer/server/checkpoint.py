@@ -1,14 +1,15 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
-    checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digest
+    checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digests
     checkpoint/tensors.safetensors   the adapter, what the aggregate carries, AdamW's moments of server and devices
 
-The folder appears whole or not at all. It names the run it belongs to and the digest of its tensors, so a torn
+The folder appears whole or not at all. It names the run it belongs to and the digests of what it holds, so a torn
 or a foreign one is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -80,7 +81,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
             "positions": snapshot.positions,
             "owners": {"server": list(snapshot.server_moments), "device": list(snapshot.device_moments)},
         }
-        (temporary / "state.json").write_text(json.dumps(state, sort_keys=True))
+        (temporary / "state.json").write_text(json.dumps(state | {"state_sha256": _digest(state)}, sort_keys=True))
 
     write_folder_atomically(folder, fill)
 
@@ -99,6 +100,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
         path = folder / "tensors.safetensors"
         _expect(folder, "format", FORMAT, state["format"], "It was written by another version: use that one")
         _expect(folder, "run", run, state["run"], "It belongs to another run, or config.yaml was changed since")
+        _expect(folder, "state", state.pop("state_sha256"), _digest(state), "It is torn: start the run again")
         _expect(folder, "tensors", state["tensors_sha256"], sha256(path), "It is torn: start the run again")
         with safe_open(path, framework="pt") as file:
             tensors: Adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -124,6 +126,12 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
 def _expect(folder: Path, what: str, expected: object, got: object, advice: str) -> None:
     if expected != got:
         raise CheckpointError(f"{folder}: expected {what} {expected}, got {got}. {advice}.")
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """Of what JSON keeps of it: a list for a tuple, text for a number that is a key."""
+    kept = json.loads(json.dumps(state))
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _under(tensors: Mapping[str, Any], prefix: str) -> Adapter:

@@ -7,6 +7,7 @@ download, device backward; FLOPs over speed and bytes over rate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.model.cost import CostModel
@@ -47,6 +48,7 @@ class Forecast:
         self._server_flops = fleet.server.effective_flops
         self._profiles: dict[str, DeviceProfile] = {device.name: device for device in fleet.devices}
 
+    @cache  # noqa: B019  (one forecast per run, and batches have few shapes; it is asked several times per step)
     def step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> StepTimes:
         """One local step with a batch of this shape."""
         profile = self._profiles[plan.device]

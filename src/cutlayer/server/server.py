@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import Tensor
 
@@ -23,8 +24,8 @@ from cutlayer.server.forecast import Forecast
 from cutlayer.types import Adapter, Costs, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
 
-SHARED = "shared"
-"""The owner of a server adapter that all devices train."""
+SHARED = "*"
+"""The owner of a server adapter that all devices train: a name that no device can have."""
 
 Owner = Callable[[str], str]
 """Device name -> who owns the server adapter that its activations train."""
@@ -152,8 +153,7 @@ class Server:
         part = self.base.server_part(cut)
         trainable = self._trainable(self.open.owner(arrived.device))
         part.use(trainable.parameters)
-        device_trains = bool(self.base.device_names(cut))
-        h_BTD = arrived.h_BTD.detach().requires_grad_(device_trains)
+        h_BTD = arrived.h_BTD.detach().requires_grad_(self._device_trains(cut))
         drops = self.base.settings.base_dropout or self.base.settings.lora.dropout > 0
         with seeded_dropout(drops, self._settings.seed, "server", arrived.device, arrived.round, arrived.step):
             loss = part.loss(h_BTD, arrived.mask_BT.to(h_BTD.device), arrived.labels.long().to(h_BTD.device))
@@ -221,6 +221,10 @@ class Server:
         """The round under way."""
         assert self._round is not None, "a round is opened by begin()"
         return self._round
+
+    @cache  # noqa: B019  (one server per run, and cuts are few)
+    def _device_trains(self, cut: int) -> bool:
+        return bool(self.base.device_names(cut))
 
     def _trainable(self, owner: str) -> Trainable:
         if owner not in self._trainables:

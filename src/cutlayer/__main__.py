@@ -1,0 +1,6 @@
+"""`python -m cutlayer` is the command `cutlayer`."""
+
+from cutlayer.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The command `cutlayer`: one command per file here, `flags.py` has the flags of a run.
+
+Modules import torch and what builds on it inside their commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cutlayer.cli.app import app
+from cutlayer.cli.terminal import quiet_libraries
+from cutlayer.errors import CutlayerError, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits.
+
+    Exit codes: 0 done; 1 something that arrived from another machine is wrong, or a mistake of ours (with its
+    traceback); 2 something that the user gave is wrong; 130 interrupted.
+
+    Args:
+      arguments: What stands behind `cutlayer`; None takes those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    quiet_libraries()
+    try:
+        app([argument for argument in given if argument != "--debug"], prog_name="cutlayer")
+    except CutlayerError as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)

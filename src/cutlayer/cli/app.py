@@ -1,0 +1,43 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cutlayer import __version__
+from cutlayer.cli.evaluate import evaluate
+from cutlayer.cli.families import families
+from cutlayer.cli.flags import takes_flags
+from cutlayer.cli.fleets import fleets
+from cutlayer.cli.methods import methods
+from cutlayer.cli.plan import plan
+from cutlayer.cli.train import train
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (takes_flags(train), takes_flags(plan), evaluate, methods, fleets, families):
+    app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"cutlayer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    _debug: Annotated[  # `main` has taken it out: it may stand anywhere
+        bool, typer.Option("--debug", help="Print the traceback of an error; may stand behind any command.")
+    ] = False,
+) -> None:
+    """Fine-tune one large language model with LoRA on private data that stays on many weak, unequal devices."""

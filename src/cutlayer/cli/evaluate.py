@@ -1,0 +1,121 @@
+"""`cutlayer evaluate`: the metrics of an adapter on other data, or of the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cutlayer.cli.terminal import console, table
+from cutlayer.errors import AdapterError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from cutlayer.data.tasks import Task
+    from cutlayer.model.adapter import LoraSettings
+    from cutlayer.model.export import AdapterCard
+
+Column = Annotated[str | None, typer.Option(metavar="COLUMN", help="Where its name differs.", show_default=False)]
+
+
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The adapter/ folder of a run.")],
+    *,
+    data: Annotated[str, typer.Option(metavar="PATH", help="A folder, a file, a hub name, or builtin:reviews.")],
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="train|validation", help="Of a folder; a single file is used whole.", show_default="validation"
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Changes speed only.")] = 64,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The base model, where it has moved.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the frozen weights.")] = "fp32",
+    hardware: Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where to compute.")] = "cpu",
+    text: Column = None,
+    text_pair: Column = None,
+    label: Column = None,
+    prompt: Column = None,
+    answer: Column = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Evaluate an adapter; the base model, the task and the columns are those of its training."""
+    from cutlayer.data.batches import evaluation_batches
+    from cutlayer.model.base import Base, ModelSettings
+    from cutlayer.model.export import read_adapter, read_card
+    from cutlayer.model.source import DTYPES, ModelFiles
+    from cutlayer.prepare import hardware as hardware_named
+    from cutlayer.prepare import load_tokenizer
+    from cutlayer.report.json_lines import to_json
+    from cutlayer.server import evaluate as evaluation
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")
+    device, card = hardware_named(hardware), read_card(adapter)
+    columns = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "answer": answer}
+    task = _task(card, {role: name for role, name in columns.items() if name is not None})
+    files = ModelFiles(model or card.base)
+    dataset, where = _rows(data, split)
+    samples = task.encode(dataset, load_tokenizer(files), where)
+    settings = ModelSettings(
+        name=files.name,
+        task=task.kind,
+        num_labels=len(card.labels),
+        pad_id=card.pad_id,
+        dtype=dtype,
+        pooling=card.pooling,
+        lora=_lora(adapter),
+    )
+    base = Base(settings, device)
+    batches = evaluation_batches(samples, batch_size, card.pad_id)
+    metrics = evaluation.evaluate(base, read_adapter(adapter, base), batches)
+    if as_json:
+        print(to_json(metrics))
+        return
+    shown = table("metric", numbers=["value"])
+    for name, value in metrics.items():
+        shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    console().print(shown)
+
+
+def _task(card: AdapterCard, columns: dict[str, str]) -> Task:
+    """The adapter's task, on its own columns or on these."""
+    from cutlayer.data.source import Columns
+    from cutlayer.data.tasks import Classification, task_from
+
+    task = task_from(card.task, Columns(**card.columns | columns), card.max_length)  # type: ignore[arg-type]
+    return replace(task, label_names=card.labels) if isinstance(task, Classification) else task
+
+
+def _rows(data: str, split: str | None) -> tuple[Dataset, str]:
+    """The rows to judge by, and what they are called in errors."""
+    from cutlayer.data.source import load_tables
+
+    tables = load_tables(data)
+    if split not in (None, "train", "validation"):
+        raise ConfigError(f"--split: expected train or validation, got {split!r}. Choose one of them.")
+    if split == "train" or (split is None and tables.validation is None):
+        return tables.train, "training data" if split else f"data {data}"
+    if tables.validation is None:
+        raise DataError(f"data {data}: expected a validation file, got none. Leave --split out to use all rows.")
+    return tables.validation, "validation data"
+
+
+def _lora(adapter: Path) -> LoraSettings:
+    """The LoRA settings of an exported adapter."""
+    from cutlayer.model.adapter import LoraSettings
+
+    path = adapter / "adapter_config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+        return LoraSettings(values["r"], values["lora_alpha"], targets=tuple(values["target_modules"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"{path}: expected PEFT's settings of the adapter, got {error}. Export the run again."
+        ) from error

@@ -1,0 +1,15 @@
+"""`cutlayer families`: the model families that can be cut."""
+
+from __future__ import annotations
+
+from cutlayer.cli.terminal import console, table
+
+
+def families() -> None:
+    """List the model families, with LoRA's default targets and the ways of pooling, the default first."""
+    from cutlayer.model.families import FAMILIES
+
+    shown = table("family", "tasks", "LoRA targets", "pooling")
+    for row in FAMILIES.values():
+        shown.add_row(row.name, ", ".join(row.tasks), ", ".join(row.attention), ", ".join(row.poolings))
+    console().print(shown)

@@ -1,0 +1,147 @@
+"""The flags that describe a run: each is one key of the run file, and what is given lays itself over the file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from cutlayer.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+      name: with its dashes.
+      key: the key of the run file, dotted.
+      metavar: what stands for its value in the help; empty for a switch.
+      help: one line.
+    """
+
+    name: str
+    key: str
+    metavar: str
+    help: str
+
+    @property
+    def variable(self) -> str:
+        return self.name.removeprefix("--").replace("-", "_")
+
+    def parameter(self) -> inspect.Parameter:
+        """As typer reads it. Values stay text: the config knows what they may be, and says so in one line."""
+        section = self.key.rpartition(".")[0] or "run"
+        names = self.name if self.metavar else f"{self.name}/--no-{self.name.removeprefix('--')}"
+        option = typer.Option(
+            names,
+            metavar=self.metavar or None,
+            help=self.help,
+            rich_help_panel=section.capitalize(),
+            show_default=False,
+        )
+        kind = str | None if self.metavar else bool | None
+        return inspect.Parameter(
+            self.variable, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option]
+        )
+
+
+FLAGS = (
+    Flag("--model", "model.name", "NAME", "A folder with safetensors, a hub name, or builtin:minilm."),
+    Flag("--dtype", "model.dtype", "fp32|bf16|fp16", "Of the frozen weights and of what crosses the network."),
+    Flag("--pooling", "model.pooling", "auto|pooler|mean|cls|last", "How a classifier makes a vector of a sentence."),
+    Flag("--base-dropout", "model.base_dropout", "", "The base model's own dropout while training."),
+    Flag("--checkpoint-device", "model.checkpoint_device", "", "Recompute activations on devices to save memory."),
+    Flag("--checkpoint-server", "model.checkpoint_server", "", "The same on the server."),
+    Flag("--rank", "lora.rank", "N", "Rank of the LoRA factors."),
+    Flag("--alpha", "lora.alpha", "X", "LoRA's scale is alpha / rank."),
+    Flag("--lora-dropout", "lora.dropout", "X", "Dropout before LoRA's first factor."),
+    Flag("--data", "data.path", "PATH", "A folder with train.* and validation.*, a file, or a hub name."),
+    Flag("--task", "data.task", "classification|causal-lm", "What is learnt."),
+    Flag("--text", "data.text", "COLUMN", "Column of the text."),
+    Flag("--text-pair", "data.text_pair", "COLUMN", "Classification: column of a second text."),
+    Flag("--label", "data.label", "COLUMN", "Classification: column of the label."),
+    Flag("--prompt", "data.prompt", "COLUMN", "Causal LM: column of the prompt, which the loss leaves out."),
+    Flag("--answer", "data.answer", "COLUMN", "Causal LM: column of the answer."),
+    Flag("--max-length", "data.max_length", "N", "Tokens at which a text is cut off."),
+    Flag("--spread", "data.spread", "iid|dirichlet:ALPHA|one-class|column:NAME", "How devices share the data."),
+    Flag("--sizes", "data.sizes", "equal|weighted", "Equal shares, or by the fleet's data_weight."),
+    Flag("--validation-fraction", "data.validation_fraction", "X", "Held out where there is no validation file."),
+    Flag("--rounds", "train.rounds", "N", "Rounds: each ends with one aggregation."),
+    Flag("--local-steps", "train.local_steps", "N", "Steps of each device in a round."),
+    Flag("--batch-size", "train.batch_size", "N", "Samples per device and step."),
+    Flag("--lr", "train.lr", "X", "Highest learning rate."),
+    Flag("--schedule", "train.schedule", "constant|linear|cosine", "How the learning rate falls."),
+    Flag("--warmup", "train.warmup", "X", "Fraction of the steps in which it rises."),
+    Flag("--weight-decay", "train.weight_decay", "X", "AdamW's."),
+    Flag("--clip", "train.clip", "X", "Largest gradient norm; 0 is none."),
+    Flag("--eval-every", "train.eval_every", "N", "Rounds between two evaluations."),
+    Flag("--seed", "train.seed", "N", "Same seed, same adapter."),
+    Flag("--method", "method.name", "NAME", "See `cutlayer methods`."),
+    Flag("--fleet", "fleet", "NAME|FILE", "See `cutlayer fleets`, or write a fleet file."),
+    Flag("--hardware", "hardware", "cpu|cuda|cuda:N", "Where this process computes."),
+    Flag("--out", "out", "FOLDER", "The run folder."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says of a run.
+
+    Attributes:
+      run: the run file.
+      values: flags that were given, by key.
+      overrides: `KEY=VALUE` of each -o.
+    """
+
+    run: Path | None
+    values: Mapping[str, str | bool]
+    overrides: Sequence[str]
+
+    def config(self) -> RunConfig:
+        """The run file with the flags laid over it.
+
+        Raises:
+          ConfigError: Something in it cannot be.
+        """
+        from cutlayer.config import read_config
+
+        return read_config(self.run, self.overrides, self.values)
+
+    def spelled(self) -> list[str]:
+        """What was given, as it was typed but for values."""
+        names = [flag.name for flag in FLAGS if flag.key in self.values]
+        return [*([str(self.run)] if self.run else []), *names, *(f"-o {override}" for override in self.overrides)]
+
+
+RunFile = Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A run file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", "-o", metavar="KEY=VALUE", help="Any key, dotted, such as method.order=fifo.", show_default=False
+    ),
+]
+
+
+def takes_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the run file, every flag of the table and -o; it gets them as its first argument, a `Given`."""
+
+    def with_flags(run: Path | None, option: list[str] | None, **rest: Any) -> None:
+        flags = {flag.key: rest.pop(flag.variable) for flag in FLAGS}
+        values = {key: value for key, value in flags.items() if value is not None}
+        command(Given(run, values, option or ()), **rest)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    shared = [
+        inspect.Parameter("run", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=RunFile),
+        inspect.Parameter("option", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Overrides),
+    ]
+    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
+    parameters = [*shared, *own, *(flag.parameter() for flag in FLAGS)]
+    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return with_flags

@@ -1,0 +1,159 @@
+"""A round that is only said: the real conversation on the virtual clock, between machines that do no work.
+
+Devices and the server say what they would say of batches of one shape, in tensors that hold nothing (`meta`);
+machines and links let the time pass that it would take. So the time of a round is known for any method, with its
+order and its barriers, before a weight is read. Where all batches have that shape, it is the time of the run.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from cutlayer.device.device import Device
+from cutlayer.fleet.clock import now, run_virtual
+from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.methods.method import Method
+from cutlayer.model.base import Base
+from cutlayer.prepare import Ingredients
+from cutlayer.server.forecast import Forecast
+from cutlayer.server.server import Server
+from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Finish
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    """What a round would take.
+
+    Attributes:
+      seconds: from the first assignment to the last update.
+      bytes_up: devices to server.
+      bytes_down: server to devices.
+      owners: of the adapters on the server.
+    """
+
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    owners: tuple[str, ...]
+
+
+def rehearse(ingredients: Ingredients, method: Method, plan: RoundPlan, num_tokens: int) -> Rehearsed:
+    """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight."""
+    return run_virtual(_Rehearsal(ingredients, method, plan, num_tokens).play())
+
+
+class _Rehearsal:
+    """The wiring of one round."""
+
+    def __init__(self, ingredients: Ingredients, method: Method, plan: RoundPlan, num_tokens: int) -> None:
+        self._ingredients, self._method, self._plan, self._num_tokens = ingredients, method, plan, num_tokens
+        self._base = Base(ingredients.model_settings, device="meta")
+        self._devices = {device.device: device for device in plan.devices}
+
+    async def play(self) -> Rehearsed:
+        server, links = self._server(), dict[str, Link]()
+        async with asyncio.TaskGroup() as tasks:
+            for profile in self._ingredients.fleet.devices:
+                device_end, links[profile.name] = modelled_link(profile, _ignore)
+                device = self._device(profile.name, profile.effective_flops)
+                tasks.create_task(self._method.round.device_end(device_end, device), name=profile.name)
+            await self._method.round.server_end(server, links, self._plan)
+            result = Rehearsed(
+                seconds=now(),
+                bytes_up=sum(link.bytes_received for link in links.values()),
+                bytes_down=sum(link.bytes_sent for link in links.values()),
+                owners=tuple(server.moments()),
+            )
+            for link in links.values():
+                await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))
+        return result
+
+    def _server(self) -> Server:
+        ingredients, profile = self._ingredients, self._ingredients.fleet.server
+
+        def answer(device: str | None) -> tuple[float, Tensor | None]:
+            """Loss, and the gradient at the cut."""
+            assert device is not None, "a server's step is for a device"
+            plan = self._devices[device]
+            return 0.0, self._hidden(plan) if self._base.device_names(plan.cut) else None
+
+        return Server(
+            ingredients.run_id,
+            self._base,
+            {name: torch.empty(shape, device="meta") for name, shape in self._base.shapes.items()},
+            _IdleMachine(profile.name, profile.effective_flops, answer),
+            ingredients.costs,
+            ingredients.train_settings,
+            lambda _round, _step: 0.0,
+            Forecast(ingredients.fleet, ingredients.costs),
+            ingredients.config.data.max_length,
+        )
+
+    def _device(self, name: str, effective_flops: float) -> Device:
+        machine = _IdleMachine(name, effective_flops, lambda _peer: self._hidden(self._devices[name]))
+        batches = _AlikeBatches(self._ingredients.config.data.task, self._num_tokens)
+        return Device(name, self._base, batches, machine, self._ingredients.costs, self._ingredients.train_settings)
+
+    def _hidden(self, plan: DevicePlan) -> Tensor:
+        """What crosses the cut, one way."""
+        shape_BTD = (plan.batch_size, self._num_tokens, self._ingredients.costs.hidden_size)
+        return torch.empty(shape_BTD, dtype=self._base.dtype, device="meta")
+
+
+class _IdleMachine(ModelledMachine):
+    """Takes the time that work takes without doing it; the result is what `answer` has for the peer."""
+
+    def __init__(self, name: str, effective_flops: float, answer: Callable[[str | None], Any]) -> None:
+        super().__init__(name, effective_flops, _ignore)
+        self._answer = answer
+
+    async def run(
+        self,
+        fn: Callable[[], T],  # noqa: ARG002  the work that is not done
+        *,
+        what: str,
+        flops: float,
+        round: int,
+        step: int | None,
+        peer: str | None = None,
+    ) -> T:
+        done: T = await super().run(
+            lambda: self._answer(peer), what=what, flops=flops, round=round, step=step, peer=peer
+        )
+        return done
+
+
+class _AlikeBatches:
+    """A stream of batches that hold nothing, all of one shape."""
+
+    def __init__(self, task: TaskKind, num_tokens: int) -> None:
+        self._task, self._num_tokens = task, num_tokens
+
+    def next(self, batch_size: int | None = None) -> Batch:
+        assert batch_size is not None, "a device asks for the batch size of its plan"
+        ids_BT = torch.empty(batch_size, self._num_tokens, dtype=torch.long, device="meta")
+        labels = ids_BT if self._task == "causal-lm" else ids_BT[:, 0]
+        return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=(), weight=batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state, "this stream has one place only"
+
+
+def _ignore(_event: Event) -> None:
+    """Records nothing."""

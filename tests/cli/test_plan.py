@@ -1,0 +1,111 @@
+"""`plan` says what a run would take, and reads no weight to know it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from commands import FLEET, World, run
+from cutlayer.cli.plan import server_bytes, summary_lines, typical_tokens
+from cutlayer.cli.rehearsal import Rehearsed
+from cutlayer.config import read_config
+from cutlayer.coordinator import Logbook
+from cutlayer.model.source import Weights
+from cutlayer.policies.plan import make_plan
+from cutlayer.prepare import Ingredients, prepare
+from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.server.forecast import Forecast
+from cutlayer.simulation import known_of, method_of
+
+
+def ingredients_of(flags: list[object]) -> Ingredients:
+    """Of a run by flags."""
+    names = {"--model": "model.name", "--data": "data.path", "--fleet": "fleet", "--out": "out", "--lr": "train.lr"}
+    train = {f"--{name}": f"train.{name.replace('-', '_')}" for name in ("rounds", "local-steps", "batch-size")}
+    data = {f"--{name}": f"data.{name.replace('-', '_')}" for name in ("task", "prompt", "answer", "max-length")}
+    pairs = zip(flags[::2], flags[1::2], strict=True)
+    return prepare(read_config(None, values={(names | train | data)[str(k)]: str(v) for k, v in pairs}))
+
+
+def cells(out: str) -> dict[str, list[str]]:
+    """The table's rows by device."""
+    split = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    return {name: rest for name, *rest in split if name in ("slow", "quick")}
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_every_device_has_a_row_of_what_the_models_say(task: str, world: World) -> None:
+    flags = world.classification() if task == "classification" else world.causal_lm()
+    ran = run("plan", *flags)
+    assert (ran.code, ran.err) == (0, "")
+    made = ingredients_of(flags)
+    known, costs, tokens = known_of(made, Logbook()), made.costs, typical_tokens(made)
+    for device in make_plan(method_of(made.config).plan, 0, known).devices:
+        work = [side(device.cut, 4, tokens) for side in (costs.device, costs.server)]
+        crossing = human_bytes(4 * tokens * 16 * 4)
+        assert cells(ran.out)[device.device] == [
+            {"slow": "1", "quick": "2"}[device.device],
+            human_bytes(costs.device(device.cut, 4, 16).memory_bytes),
+            "1.0 GiB",
+            crossing,
+            crossing,
+            *(f"{(cost.forward_flops + cost.backward_flops) / 1e9:.3g}" for cost in work),
+            human_seconds(Forecast(made.fleet, costs).step(device, 4, tokens).total),
+        ]
+    assert not world.out.exists()
+
+
+def test_no_weight_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(world.classifier, world.folder / "without-weights")
+    (copy / "model.safetensors").unlink()
+    read = list[Any]()
+    monkeypatch.setattr(Weights, "read", lambda self, name: read.append(name))
+    assert run("plan", *world.classification(), "--model", copy).code == 0
+    assert read == []
+
+
+def test_a_device_that_trains_nothing_gets_nothing_down(world: World) -> None:
+    rows = cells(run("plan", *world.classification(), "-o", "method.cut=0").out)
+    assert [row[4] for row in rows.values()] == ["0 B", "0 B"]
+    assert all(row[3] != "0 B" for row in rows.values())
+
+
+def test_the_run_is_its_rounds(world: World) -> None:
+    made = ingredients_of([*world.classification(), "--rounds", 10])
+    known = known_of(made, Logbook())
+    rehearsed = Rehearsed(seconds=2.0, bytes_up=1024, bytes_down=2048, owners=("shared",))
+    _, a_round, all_rounds = summary_lines(
+        made, known, make_plan(method_of(made.config).plan, 0, known), rehearsed, num_tokens=12
+    )
+    assert a_round == "round:  2.0 s, 1.0 KiB up, 2.0 KiB down (2 steps with batches of 4 x 12 tokens)"
+    assert all_rounds == "run:    20.0 s, 10.0 KiB up, 20.0 KiB down (10 rounds)"
+
+
+def test_the_server_holds_one_base_and_an_adapter_per_owner(world: World) -> None:
+    made = ingredients_of(world.classification())
+    devices = make_plan(method_of(made.config).plan, 0, known_of(made, Logbook()))
+    alone, both = (server_bytes(made, devices, owners) for owners in (("slow",), ("slow", "quick")))
+    adapter = sum(int(np.prod(made.base.shapes[name])) for name in made.base.server_names(2))
+    assert both - alone == 12 * adapter, "values and two moments in fp32"
+    waiting = 2 * made.costs.activation_bytes(4, 16)
+    assert alone - waiting == made.costs.server(1, 4, 16).memory_bytes
+
+
+def test_a_server_that_is_too_small_is_told_so(world: World, tmp_path: Path) -> None:
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump(FLEET | {"server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 1e-6}}))
+    assert "too much" in run("plan", *world.classification(), "--fleet", small).out
+    assert "too much" not in run("plan", *world.classification()).out
+
+
+def test_a_typical_batch_is_padded_as_batches_are(world: World) -> None:
+    made = ingredients_of(world.classification())
+    padded = [min(16, 8 * -(-int(length) // 8)) for length in made.train.lengths]
+    assert typical_tokens(made) == round(sum(padded) / len(padded))
+    assert 8 < typical_tokens(made) < 16

@@ -1,0 +1,40 @@
+"""The rehearsed round is the round: the same time and the same bytes, for every method."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import tiny
+from commands import World, run
+from cutlayer.cli.rehearsal import rehearse
+from cutlayer.config import read_config
+from cutlayer.coordinator import Logbook
+from cutlayer.methods.table import TABLE
+from cutlayer.policies.plan import make_plan
+from cutlayer.prepare import prepare
+from cutlayer.server.server import SHARED
+from cutlayer.simulation import known_of, method_of
+
+
+@pytest.mark.parametrize("method", TABLE)
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
+    for split, rows in (("train", 24), ("validation", 6)):
+        made = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
+        tiny.write_jsonl(world.folder / "equal" / f"{split}.jsonl", made)
+    lm = ["--task", "causal-lm", "--prompt", "text", "--answer", "reply"]
+    flags = [*(world.classification() if task == "classification" else [*world.causal_lm(), *lm])]
+    flags += ["--data", world.folder / "equal", "--method", method]
+    assert run("train", *flags, "--quiet").code == 0
+
+    ingredients = prepare(read_config(world.out / "config.yaml"))
+    first = make_plan(method_of(ingredients.config).plan, 0, known_of(ingredients, Logbook()))
+    rehearsed = rehearse(ingredients, method_of(ingredients.config), first, num_tokens=8)
+
+    row = json.loads((world.out / "metrics.jsonl").read_text().splitlines()[0])
+    assert rehearsed.seconds == pytest.approx(row["virtual_seconds"], rel=1e-12)
+    assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
+    assert rehearsed.owners == (("slow", "quick") if method == "memsfl" else (SHARED,))
+    assert ingredients.base.weights.bytes_read == 0

@@ -1,0 +1,184 @@
+"""A whole run by its flags: what it says, what it leaves behind, and that it can be done again."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from commands import World, run, stopped_after_a_round
+from cutlayer.config import read_config
+from cutlayer.model.adapter import LoraSettings
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.export import read_adapter, read_card
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_it_ends_with_the_devices_the_metrics_and_the_adapter(world: World) -> None:
+    ran = run("train", *world.classification())
+    assert (ran.code, ran.err) == (0, "")
+    lines = ran.out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["round 1/2", "round 2/2"]
+    assert [line.split()[0] for line in lines if line.startswith((" slow", " quick", " server"))] == [
+        "slow",
+        "quick",
+        "server",
+    ]
+    assert re.search(r"^accuracy \S+ -> \S+, macro_f1 \S+ -> \S+, loss \S+ -> \S+$", ran.out, re.MULTILINE)
+    assert lines[-2:] == [f"adapter: {world.out / 'adapter'}", f"run folder: {world.out}"]
+
+
+def test_quiet_prints_the_adapters_path_only(world: World) -> None:
+    ran = run("train", *world.classification(), "--quiet")
+    assert (ran.code, ran.out, ran.err) == (0, f"{world.out / 'adapter'}\n", "")
+
+
+def test_a_run_file_does_what_the_flags_do_and_flags_override_it(trained: World, tmp_path: Path) -> None:
+    config = yaml.safe_load((trained.out / "config.yaml").read_text())
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(yaml.safe_dump({**config, "train": {**config["train"], "seed": 5}}))
+    again = tmp_path / "again"
+    assert run("train", run_file, "--seed", 0, "--out", again).code == 0
+    assert files(again / "adapter") == files(trained.out / "adapter")
+
+
+def test_the_config_is_complete(trained: World) -> None:
+    config = yaml.safe_load((trained.out / "config.yaml").read_text())
+    read = read_config(trained.out / "config.yaml")
+    assert read.model_dump(mode="json") == config
+    assert config["train"]["keep_moments"] is True, "defaults are written out"
+    assert config["fleet"]["devices"][0]["name"] == "slow", "the fleet file is written out"
+    assert (config["model"]["name"], config["data"]["path"]) == (
+        str(trained.classifier.resolve()),
+        str(trained.reviews.resolve()),
+    )
+
+
+def test_its_config_gives_the_same_adapter_from_elsewhere(
+    world: World, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.folder)
+    relative = ["--model", "bert", "--data", "reviews", "--fleet", "fleet.yaml", "--out", "run"]
+    assert run("train", *world.classification(), *relative).code == 0
+    world.fleet.unlink()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    assert run("train", world.out / "config.yaml", "--out", "again").code == 0
+    assert files(elsewhere / "again" / "adapter") == files(world.out / "adapter")
+
+
+def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
+    out = trained.out
+    assert {path.name for path in out.iterdir()} == {
+        "adapter",
+        "checkpoint",
+        "config.yaml",
+        "events.jsonl",
+        "metrics.jsonl",
+        "report.svg",
+        "summary.json",
+        "tensorboard",
+    }
+    assert [row["round"] for row in rows(out / "metrics.jsonl")] == [0, 1]
+    assert {row["what"] for row in rows(out / "events.jsonl")} == {"forward", "backward", "step", "upload", "download"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() == {
+        "metrics",
+        "metrics_before",
+        "totals",
+        "wall_seconds",
+        "peak_memory_bytes",
+        "peak_cuda_bytes",
+        "versions",
+        "seed",
+        "run",
+    }
+    assert summary["metrics"].keys() == {"accuracy", "macro_f1", "loss"}
+    assert summary["totals"]["steps"] == 2 * 2 * 2
+    assert len(list((out / "tensorboard").iterdir())) == 1
+
+
+def test_a_method_option_reaches_the_method(world: World) -> None:
+    assert run("train", *world.classification(), "-o", "method.cut=2", "-o", "method.order=fifo").code == 0
+    steps = json.loads((world.out / "checkpoint" / "state.json").read_text())["totals"]["cuts"]
+    assert steps == {"slow": 2, "quick": 2}
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_plain_peft_gives_the_logits_of_the_run(task: str, world: World) -> None:
+    flags = world.classification() if task == "classification" else world.causal_lm()
+    folder = world.classifier if task == "classification" else world.writer
+    assert run("train", *flags).code == 0
+    card = read_card(world.out / "adapter")
+    settings = ModelSettings(str(folder), task, len(card.labels), card.pad_id, lora=LoraSettings(8, 16))  # type: ignore[arg-type]
+    base = Base(settings)
+    whole = base.whole()
+    whole.use(read_adapter(world.out / "adapter", base))
+    maker, more = (
+        (AutoModelForSequenceClassification, {"num_labels": len(card.labels)})
+        if task == "classification"
+        else (AutoModelForCausalLM, {})
+    )
+    plain = PeftModel.from_pretrained(maker.from_pretrained(folder, **more), world.out / "adapter").eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(["n1 good n2", "n5 n6 n7"], return_tensors="pt")
+    whole.model.eval()
+    with torch.no_grad():
+        assert torch.equal(plain(**inputs).logits, whole.model(**inputs).logits)
+
+
+def test_a_causal_lm_run_reports_perplexity(world: World) -> None:
+    ran = run("train", *world.causal_lm())
+    assert (ran.code, ran.err) == (0, "")
+    assert re.search(r"^loss \S+ -> \S+, perplexity \S+ -> \S+$", ran.out, re.MULTILINE)
+    summary = json.loads((world.out / "summary.json").read_text())
+    assert summary["metrics"].keys() == {"loss", "perplexity", "tokens"}
+    assert summary["metrics"]["loss"] < summary["metrics_before"]["loss"]
+
+
+# ------------------------------------------------------------------ going on
+
+
+def test_resume_ends_where_the_whole_run_ends(trained: World, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ran = stopped_after_a_round("train", trained.out / "config.yaml", "--out", out)
+    assert (ran.code, ran.err) == (130, f"interrupted: go on with cutlayer train --resume {out}\n")
+    assert not (out / "adapter").exists()
+    moved = out.rename(tmp_path / "moved")
+    ran = run("train", "--resume", moved)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("round 2/2")
+    assert files(moved / "adapter") == files(trained.out / "adapter")
+    assert files(moved)["events.jsonl"] == files(trained.out)["events.jsonl"]
+
+
+def test_a_run_that_is_done_can_be_resumed(trained: World) -> None:
+    before = files(trained.out / "adapter")
+    assert run("train", "--resume", trained.out).code == 0
+    assert files(trained.out / "adapter") == before
+
+
+def test_ctrl_c_says_how_to_go_on(world: World) -> None:
+    command = [sys.executable, "-m", "cutlayer", "train", *map(str, world.classification()), "--rounds", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("round 1/")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, f"interrupted: go on with cutlayer train --resume {world.out}\n")
+    assert (world.out / "checkpoint" / "state.json").exists()

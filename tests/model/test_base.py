@@ -1,0 +1,227 @@
+"""The base: which names a side holds, where an adapter starts, and what the settings change."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bases import moved_adapter, open_base, settings_for
+from cutlayer.errors import ConfigError, ModelError
+from cutlayer.model.adapter import LoraSettings
+from cutlayer.model.base import Base
+from cutlayer.model.families import FAMILIES
+from cutlayer.model.part import model_inputs
+from cutlayer.model.pooling import FRESH_POOLER_STD
+from cutlayer.types import Adapter
+from tiny import BLOCKS, LABELS, random_batch
+
+ModelMaker = Callable[[str, str], Path]
+POOLER = "base_model.model.bert.pooler.dense.weight"
+CLASSIFIER = "base_model.model.classifier.weight"
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_model: ModelMaker) -> Base:
+    return open_base(tiny_model("bert", "classification"), "classification")
+
+
+def changed(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor], to: Path) -> Path:
+    """A copy of the model with one tensor changed."""
+    shutil.copytree(folder, to)
+    path = to / "model.safetensors"
+    tensors = {key: value.clone() for key, value in load_file(path).items()}
+    tensors[name] = change(tensors[name])
+    path.unlink()
+    save_file(tensors, path)
+    return to
+
+
+def test_names_belong_to_blocks_and_sides(bert: Base) -> None:
+    blocks = {name: bert.block_of(name) for name in bert.shapes}
+    assert {block for block in blocks.values() if block is not None} == set(range(BLOCKS))
+    assert {name for name, block in blocks.items() if block is None} == {
+        f"base_model.model.{path}.{kind}" for path in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")
+    }
+    for name, block in blocks.items():
+        if block is not None:
+            assert f".encoder.layer.{block}." in name
+    for cut in range(BLOCKS + 1):
+        assert bert.device_names(cut) == [name for name, block in blocks.items() if block is not None and block < cut]
+        assert bert.server_names(cut) == [name for name, block in blocks.items() if block is None or block >= cut]
+
+
+def test_a_module_that_looks_like_a_block_is_none(bert: Base) -> None:
+    assert bert.block_of("base_model.model.other.encoder.layer.1.lora_A.weight") is None
+    assert bert.block_of("bert.encoder.layer.1.lora_A.weight") is None
+
+
+# ------------------------------------------------------------------ where an adapter starts
+
+
+def test_the_initial_adapter_has_the_trained_names_and_shapes(bert: Base) -> None:
+    adapter = bert.initial_adapter(0)
+    assert {name: tuple(value.shape) for name, value in adapter.items()} == bert.shapes
+    assert all(value.dtype is torch.float32 for value in adapter.values())
+
+
+def test_the_seed_decides_the_initial_adapter(bert: Base, tiny_model: ModelMaker) -> None:
+    one = bert.initial_adapter(0)
+    again = open_base(tiny_model("bert", "classification"), "classification").initial_adapter(0)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    other = bert.initial_adapter(1)
+    drawn = [name for name in one if ".lora_A." in name]
+    assert not any(torch.equal(one[name], other[name]) for name in drawn)
+
+
+def test_the_initial_adapter_does_not_know_of_cuts(bert: Base) -> None:
+    """Parts were built or not, in whatever order, with whatever random numbers drawn: the start is the same."""
+    before = bert.initial_adapter(3)
+    torch.manual_seed(77)
+    bert.server_part(2)
+    bert.device_part(1)
+    after = bert.initial_adapter(3)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_head_that_fits_comes_from_the_checkpoint(bert: Base, tiny_model: ModelMaker) -> None:
+    stored = load_file(tiny_model("bert", "classification") / "model.safetensors")
+    adapter = bert.initial_adapter(0)
+    for path in ("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"):
+        assert torch.equal(adapter[f"base_model.model.{path}"], stored[path])
+
+
+def test_a_head_for_other_classes_begins_anew(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification", num_labels=7)
+    adapter = base.initial_adapter(0)
+    assert adapter[CLASSIFIER].shape == (7, 16)
+    assert adapter[CLASSIFIER].std() == pytest.approx(base.config.initializer_range, rel=0.3)
+    assert not adapter["base_model.model.classifier.bias"].any()
+    assert not torch.equal(adapter[CLASSIFIER], base.initial_adapter(1)[CLASSIFIER])
+
+
+def test_a_pooler_that_never_learned_begins_anew(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    folder = tiny_model("bert", "classification")
+    shrunken = changed(folder, "bert.pooler.dense.weight", lambda weight: weight * 0.2, tmp_path / "shrunken")
+    adapter = open_base(shrunken, "classification").initial_adapter(0)
+    assert adapter[POOLER].std() == pytest.approx(FRESH_POOLER_STD, rel=0.15)
+    assert not adapter[POOLER.replace("weight", "bias")].any()
+    assert torch.equal(adapter[CLASSIFIER], load_file(folder / "model.safetensors")["classifier.weight"])
+
+
+def test_a_pooler_that_learned_is_kept(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    folder = tiny_model("bert", "classification")
+    small = changed(folder, "bert.pooler.dense.weight", lambda weight: weight * 0.7, tmp_path / "small")
+    adapter = open_base(small, "classification").initial_adapter(0)
+    assert torch.equal(adapter[POOLER], load_file(small / "model.safetensors")["bert.pooler.dense.weight"])
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "llama", "gpt2"])
+def test_heads_of_other_families_come_from_the_checkpoint(family: str, tiny_model: ModelMaker) -> None:
+    folder = tiny_model(family, "classification")
+    stored = load_file(folder / "model.safetensors")
+    base = open_base(folder, "classification")
+    heads = [name for name in base.shapes if base.block_of(name) is None]
+    assert heads
+    adapter = base.initial_adapter(0)
+    assert all(torch.equal(adapter[name], stored[name.removeprefix("base_model.model.")]) for name in heads)
+
+
+# ------------------------------------------------------------------ settings
+
+
+def test_the_pooler_is_trained_only_where_it_is_used(tiny_model: ModelMaker) -> None:
+    folder = tiny_model("bert", "classification")
+    assert open_base(folder, "classification").trained_heads == ("bert.pooler", "classifier")
+    assert open_base(folder, "classification", pooling="mean").trained_heads == ("classifier",)
+    assert open_base(tiny_model("llama", "causal-lm"), "causal-lm").trained_heads == ()
+    assert open_base(tiny_model("llama", "classification"), "classification").trained_heads == ("score",)
+    with pytest.raises(ConfigError, match=r"model\.pooling"):
+        open_base(folder, "classification", pooling="last")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_dropout_is_off_unless_asked_for(family: str, tiny_model: ModelMaker) -> None:
+    folder = tiny_model(family, "classification")
+
+    def base(**changes: object) -> Base:
+        return Base(settings_for(folder, "classification", **changes), device="meta")
+
+    def rates(model: nn.Module) -> set[float]:
+        modules = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+        attributes = [getattr(m, name) for m in model.modules() for name in vars(m) if "drop" in name]
+        return {float(rate) for rate in [*modules, *attributes] if isinstance(rate, (int, float))}
+
+    model = base().whole().model
+    assert model.training
+    assert rates(model) <= {0.0}
+    if family in ("gpt2", "bert", "roberta", "distilbert", "opt"):  # the others have none
+        assert 0.1 in rates(base(base_dropout=True).whole().model)
+    assert 0.3 in rates(base(lora=LoraSettings(dropout=0.3)).device_part(1).model)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_recomputing_changes_nothing_in_any_family(family: str, tiny_model: ModelMaker) -> None:
+    task = FAMILIES[family].tasks[0]
+    plain = open_base(tiny_model(family, task), task)
+    thrifty = open_base(tiny_model(family, task), task, checkpoint_device=True, checkpoint_server=True)
+    batch, values = random_batch(task), moved_adapter(plain)
+
+    def gradients(base: Base, cut: int) -> Adapter:
+        adapter = {name: nn.Parameter(value) for name, value in values.items()}
+        device, server = base.device_part(cut), base.server_part(cut)
+        device.use(adapter)
+        server.use(adapter)
+        h_BTD = device.forward(model_inputs(batch))
+        assert h_BTD.requires_grad == (cut > 0), "a device without blocks has nothing to train"
+        fed_BTD = h_BTD.detach().requires_grad_(cut > 0)
+        server.loss(fed_BTD, batch.attention_mask_BT.bool(), batch.labels).backward()
+        assert (fed_BTD.grad is not None) == (cut > 0)
+        if cut > 0:
+            h_BTD.backward(fed_BTD.grad)
+        return {name: p.grad for name, p in adapter.items() if p.grad is not None}
+
+    for cut in (0, 1):
+        one, other = gradients(plain, cut), gradients(thrifty, cut)
+        assert one.keys() == other.keys() == plain.shapes.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_trained_heads_are_fp32_in_a_half_precision_model(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification", dtype="bf16")
+    base.whole().use({name: nn.Parameter(value) for name, value in moved_adapter(base).items()})
+    loss, logits = base.whole().loss_and_logits(random_batch("classification"))
+    assert logits.dtype is torch.float32
+    loss.backward()
+    frozen = {name: p for name, p in base.whole().model.named_parameters() if not p.requires_grad}
+    assert {p.dtype for p in frozen.values()} == {torch.bfloat16}
+    assert base.device_part(1).forward(model_inputs(random_batch("classification"))).dtype is torch.bfloat16
+
+
+def test_on_the_meta_device_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    folder = tiny_model("bert", "classification")
+    shutil.copy(folder / "config.json", tmp_path)
+    base = Base(settings_for(tmp_path, "classification"), device="meta")
+    assert base.num_blocks == BLOCKS
+    assert base.shapes == open_base(folder, "classification").shapes
+    base.device_part(1)
+    base.server_part(1)
+    assert base.weights.bytes_read == 0
+    assert all(value.is_meta for value in base.initial_adapter(0).values())
+
+
+def test_labels_and_padding_of_the_run_are_in_the_config(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("llama", "classification"), "classification", pad_id=5)
+    assert (base.config.num_labels, base.config.pad_token_id, base.config.use_cache) == (LABELS, 5, False)
+
+
+def test_an_architecture_without_a_row(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    text = (tiny_model("llama", "causal-lm") / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace('"model_type": "llama"', '"model_type": "mamba"'))
+    with pytest.raises(ModelError, match="'mamba'"):
+        open_base(tmp_path, "causal-lm")

@@ -1,0 +1,52 @@
+"""Planners compose: each sees the plan that the one before it made."""
+
+from __future__ import annotations
+
+import pytest
+
+from cutlayer.policies.plan import Known, make_plan
+from cutlayer.types import DevicePlan, History, RoundPlan
+from playground import FlatCosts, fleet_of
+
+
+def known_of(num_devices: int = 2) -> Known:
+    return Known(fleet_of(num_devices), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+
+
+def test_planners_run_in_order_from_an_empty_plan() -> None:
+    seen = []
+
+    def joins(plan: RoundPlan, known: Known) -> RoundPlan:
+        seen.append(plan)
+        return RoundPlan(plan.round, (DevicePlan("device-0"),))
+
+    def cuts(plan: RoundPlan, known: Known) -> RoundPlan:
+        seen.append(plan)
+        return plan.with_each(lambda device: DevicePlan(device.device, cut=2))
+
+    plan = make_plan((joins, cuts), 7, known_of())
+    assert seen == [RoundPlan(7), RoundPlan(7, (DevicePlan("device-0"),))]
+    assert plan == RoundPlan(7, (DevicePlan("device-0", cut=2),))
+
+
+def test_no_planner_is_no_device() -> None:
+    assert make_plan((), 3, known_of()) == RoundPlan(3)
+
+
+def test_what_is_known_of_a_device() -> None:
+    known = known_of(3)
+    assert known.profile("device-2") is known.fleet.devices[2]
+    with pytest.raises(StopIteration):
+        known.profile("nobody")
+
+
+def test_memory_is_that_of_the_largest_batch() -> None:
+    class Counting(FlatCosts):
+        def device(self, cut, num_samples, num_tokens):  # type: ignore[no-untyped-def]
+            asked.append((cut, num_samples, num_tokens))
+            return super().device(cut, num_samples, num_tokens)
+
+    asked: list[tuple[int, int, int]] = []
+    known = Known(fleet_of(1), Counting(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    assert known.device_bytes(DevicePlan("device-0", cut=2, batch_size=5)) == 3 * 2**20
+    assert asked == [(2, 5, 10)]

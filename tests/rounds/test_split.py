@@ -1,0 +1,234 @@
+"""The up-and-down round: who says what when, and what happens when somebody says something else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bases import open_base
+from cutlayer.device.device import Device
+from cutlayer.errors import WireError
+from cutlayer.fleet.clock import now, run_virtual
+from cutlayer.methods.table import build_method
+from cutlayer.model.base import Base
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.order import random_order
+from cutlayer.rounds.split import split
+from cutlayer.server.server import Server
+from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Update
+from ends import device_for, server_for
+from playground import fleet_of, play, streams_for
+from tiny import random_batch
+
+ModelMaker = Callable[[str, str], Path]
+FINISH = Finish("run", 1, "done")
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_model: ModelMaker) -> Base:
+    return open_base(tiny_model("bert", "classification"), "classification")
+
+
+class Script:
+    """A link end whose other end says what it was told to, then nothing for ever; it keeps what was said to it."""
+
+    bytes_sent = bytes_received = 0
+
+    def __init__(self, says: Sequence[Message | Callable[[Message], Message]]) -> None:
+        self._says, self.heard = list(says), list[Message]()
+
+    async def send(self, message: Message) -> None:
+        self.heard.append(message)
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(1.0)
+        if not self._says:
+            await asyncio.sleep(1e9)
+        says = self._says.pop(0)
+        return says if not callable(says) else says(self.heard[-1])
+
+
+def round_of() -> Any:
+    return split(server_step=one_device_at_a_time(random_order(0)))
+
+
+def assignment(base: Base, *, steps: int = 2, round: int = 0) -> Assignment:
+    adapter = {name: base.initial_adapter(0)[name] for name in base.device_names(1)}
+    plan = DevicePlan("device-0", 1, 4, local_steps=steps)
+    return Assignment("run", round, "device-0", plan, (0.01,) * steps, adapter)
+
+
+def gradients(step: int) -> Callable[[Message], Message]:
+    def answer(message: Message) -> Message:
+        assert isinstance(message, Activations)
+        return Gradients("run", 0, step, "device-0", torch.ones_like(message.h_BTD), 0.5)
+
+    return answer
+
+
+def device_of(base: Base) -> Device:
+    return device_for(base, [random_batch("classification", seed=seed) for seed in range(8)])
+
+
+def run_device(base: Base, says: Sequence[Message | Callable[[Message], Message]]) -> list[Message]:
+    link = Script(says)
+    run_virtual(round_of().device_end(link, device_of(base)))
+    return link.heard
+
+
+# ------------------------------------------------------------------ the device's end
+
+
+def test_a_device_answers_round_after_round_until_it_may_go(bert: Base) -> None:
+    says = [
+        assignment(bert, steps=2), gradients(0), gradients(1),
+        assignment(bert, steps=1, round=1), gradients(0),
+        FINISH,
+    ]  # fmt: skip
+    heard = run_device(bert, says)
+    assert [type(message) for message in heard] == [Activations, Activations, Update, Activations, Update]
+    assert [message.step for message in heard if isinstance(message, Activations)] == [0, 1, 0]
+    assert [message.round for message in heard] == [0, 0, 0, 1, 1]
+
+
+def test_a_device_without_a_round_goes(bert: Base) -> None:
+    assert run_device(bert, [FINISH]) == []
+
+
+@pytest.mark.parametrize(
+    ("says", "expected", "got"),
+    [
+        ([gradients], "an Assignment or Finish", "Gradients"),
+        ([assignment, gradients, FINISH], "Gradients of step 1", "Finish"),
+        ([assignment, assignment], "Gradients of step 0", "Assignment"),
+        ([assignment, gradients, gradients], "Gradients of step 1", "Gradients"),  # step 0 again
+    ],
+)
+def test_a_device_believes_nothing_out_of_turn(says: list[Any], expected: str, got: str, bert: Base) -> None:
+    first = Gradients("run", 0, 0, "device-0", torch.ones(1), 0.5)
+    spoken = [assignment(bert) if item is assignment else gradients(0) if item is gradients else item for item in says]
+    if says[0] is gradients:
+        spoken[0] = first
+    with pytest.raises(WireError) as error:
+        run_device(bert, spoken)
+    assert "\n" not in str(error.value)
+    assert f"device device-0: expected {expected}, got {got}. " in str(error.value)
+
+
+# ------------------------------------------------------------------ the server's end
+
+
+def plan_of(num_devices: int, *, steps: int = 2) -> RoundPlan:
+    return RoundPlan(0, tuple(DevicePlan(f"device-{i}", 1, 4, steps) for i in range(num_devices)))
+
+
+def said(base: Base, name: str, *, steps: int = 2) -> list[Any]:
+    """What an honest device says in one round."""
+    h_BTD, ones_BT = torch.ones(4, 6, 16), torch.ones(4, 6).bool()
+    labels = torch.zeros(4, dtype=torch.int32)
+    activations = [Activations("run", 0, step, name, h_BTD, ones_BT, labels, 4) for step in range(steps)]
+    adapter = {key: base.initial_adapter(0)[key] for key in base.device_names(1)}
+    return [*activations, Update("run", 0, name, adapter, 4 * steps, 4 * steps, 1.0)]
+
+
+def run_server(
+    base: Base, scripts: dict[str, list[Any]], *, steps: int = 2
+) -> tuple[list[Contribution], dict[str, Script], Server]:
+    links, server = {name: Script(says) for name, says in scripts.items()}, server_for(base, fleet_of(len(scripts)))
+    plan = plan_of(len(scripts), steps=steps)
+    contributions = run_virtual(round_of().server_end(server, links, plan))
+    return contributions, links, server
+
+
+def test_a_server_answers_every_step_and_collects_every_update(bert: Base) -> None:
+    names = ["device-0", "device-1"]
+    contributions, links, server = run_server(bert, {name: said(bert, name) for name in names})
+    for name, link in links.items():
+        assert [type(message) for message in link.heard] == [Assignment, Gradients, Gradients]
+        answers = [message for message in link.heard if isinstance(message, Gradients)]
+        assert [(answer.device, answer.step) for answer in answers] == [(name, 0), (name, 1)]
+    assert len(contributions) == 2
+    tallies = server.take_tallies()
+    assert {name: (tally.steps, tally.samples) for name, tally in tallies.items()} == dict.fromkeys(names, (2, 8))
+
+
+def wrong(kind: str, base: Base) -> list[Any]:
+    honest = said(base, "device-1")
+    if kind == "a step twice":
+        return [honest[0], honest[0]]
+    if kind == "an update too early":
+        return [honest[0], honest[2]]
+    if kind == "activations too many":
+        return [honest[0], honest[1], replace(honest[1], step=2)]
+    return [Finish("run", 0, "I want to go")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "got"),
+    [
+        ("a step twice", "Activations of step 1", "Activations"),
+        ("an update too early", "Activations of step 1", "Update"),
+        ("activations too many", "an Update", "Activations"),
+        ("a word of the server's", "Activations of step 0", "Finish"),
+    ],
+)
+def test_a_server_believes_nothing_out_of_turn(kind: str, expected: str, got: str, bert: Base) -> None:
+    """And stops at once: the other device is listened to no longer, nothing hangs."""
+    with pytest.raises(ExceptionGroup) as group:
+        run_server(bert, {"device-0": said(bert, "device-0")[:1], "device-1": wrong(kind, bert)})
+    (error,) = group.value.exceptions
+    assert isinstance(error, WireError)
+    assert f"device device-1: expected {expected}, got {got}. " in str(error)
+
+
+# ------------------------------------------------------------------ both
+
+
+def test_the_server_works_while_its_answers_leave(bert: Base) -> None:
+    """The next step begins while the bytes of the last answer are still on their way."""
+    fleet = fleet_of(4)
+    streams = streams_for(fleet, "classification", steps=2)
+    played = play(bert, build_method("memsfl", {"order": "fifo", "cut": 1}, seed=0), fleet, streams, rounds=1)
+    steps = [event for event in played.events if event.what == "step"]
+    downloads = [event for event in played.events if event.what == "download" and event.step is not None]
+    overlaps = [
+        (step.peer, download.who)
+        for step in steps
+        for download in downloads
+        if step.peer != download.who and step.start_seconds < download.end_seconds < step.end_seconds
+    ]
+    assert overlaps
+    assert all(one.end_seconds <= other.start_seconds for one, other in zip(steps, steps[1:], strict=False))
+
+
+def test_devices_work_at_the_same_time(bert: Base) -> None:
+    fleet = fleet_of(2)
+    streams = streams_for(fleet, "classification", steps=1)
+    played = play(bert, build_method("memsfl", {"cut": 1}, seed=0), fleet, streams, rounds=1, local_steps=1)
+    one, other = (event for event in played.events if event.what == "forward")
+    assert one.who != other.who
+    assert one.start_seconds < other.end_seconds
+    assert other.start_seconds < one.end_seconds
+
+
+def test_a_rounds_state_is_its_orders(bert: Base) -> None:
+    one, other = round_of(), round_of()
+    server, names = server_for(bert, fleet_of(2)), ("device-0", "device-1")
+
+    async def program() -> None:
+        links = {name: Script(said(bert, name)) for name in names}
+        await one.server_end(server, links, plan_of(2))
+        assert now() > 0
+
+    run_virtual(program())
+    assert one.state_dict() == {"seed": 0, "num_picks": 4}
+    other.load_state_dict(one.state_dict())
+    assert other.state_dict() == one.state_dict()

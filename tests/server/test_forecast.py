@@ -1,0 +1,76 @@
+"""The latency model, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.server.forecast import Forecast, StepTimes
+from cutlayer.types import DevicePlan
+from playground import FlatCosts
+
+SLOW = DeviceProfile(
+    name="slow",
+    flops_per_second=4e8,
+    efficiency=0.25,  # 100 MFLOP/s
+    memory_bytes=2**30,
+    up_bits_per_second=1e5,
+    down_bits_per_second=2e5,
+    latency_seconds=0.5,
+)
+FAST = SLOW.model_copy(update={"name": "fast", "efficiency": 1.0})
+FLEET = Fleet(
+    name="two",
+    source="made up",
+    server=ServerProfile(flops_per_second=2e9, efficiency=0.5, memory_bytes=2**30),  # 1 GFLOP/s
+    devices=(SLOW, FAST),
+)
+SAMPLES, TOKENS = 5, 4  # 20 MFLOP per block; 5 x 4 x 16 x 4 bytes = 10,240 bits of activations
+
+
+def forecast() -> Forecast:
+    return Forecast(FLEET, FlatCosts(num_blocks=3))  # type: ignore[arg-type]
+
+
+def test_a_step_piece_by_piece() -> None:
+    times = forecast().step(DevicePlan("slow", cut=1), SAMPLES, TOKENS)
+    assert times.forward == pytest.approx(1.1 * 0.2)  # 1.1 blocks of 20 MFLOP at 100 MFLOP/s
+    assert times.upload == pytest.approx(0.1024 + 0.5)
+    assert times.server == pytest.approx(2 * 2.1 * 0.02)  # forward and backward of 2.1 blocks at 1 GFLOP/s
+    assert times.download == pytest.approx(0.0512 + 0.5)
+    assert times.backward == pytest.approx(1.1 * 0.2)
+
+
+def test_heads_tails_and_totals() -> None:
+    times = StepTimes(forward=1.0, upload=2.0, server=4.0, download=8.0, backward=16.0)
+    assert (times.head, times.tail, times.total) == (3.0, 24.0, 31.0)
+
+
+def test_speed_is_that_of_the_device_named() -> None:
+    slow, fast = (forecast().step(DevicePlan(name, cut=2), SAMPLES, TOKENS) for name in ("slow", "fast"))
+    assert slow.forward == pytest.approx(4 * fast.forward)
+    assert slow.backward == pytest.approx(4 * fast.backward)
+    assert (slow.upload, slow.server, slow.download) == (fast.upload, fast.server, fast.download)
+
+
+def test_a_frozen_device_gets_no_gradients() -> None:
+    """Without blocks there is nothing to send back but the loss, and nothing to compute."""
+    times = forecast().step(DevicePlan("slow", cut=0), SAMPLES, TOKENS)
+    assert times.download == 0.5
+    assert times.backward == 0.0
+    assert times.upload == pytest.approx(0.1024 + 0.5)
+
+
+def test_a_job_is_the_step_as_the_scheduler_sees_it() -> None:
+    plan = DevicePlan("slow", cut=2)
+    job, times = forecast().job(plan, SAMPLES, TOKENS, 7.5), forecast().step(plan, SAMPLES, TOKENS)
+    assert (job.device, job.release_seconds) == ("slow", 7.5)
+    assert (job.work_seconds, job.tail_seconds) == (times.server, times.tail)
+    assert job.ratio == pytest.approx(4 / 1e8)  # two adapters per block, at 100 MFLOP/s
+
+
+def test_a_batch_costs_what_its_shape_costs() -> None:
+    plan = DevicePlan("slow", cut=1)
+    one, two = forecast().step(plan, SAMPLES, TOKENS), forecast().step(plan, 2 * SAMPLES, TOKENS)
+    assert two.forward == pytest.approx(2 * one.forward)
+    assert two.upload - 0.5 == pytest.approx(2 * (one.upload - 0.5))

