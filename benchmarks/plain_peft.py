@@ -59,7 +59,8 @@ def train(ingredients: Ingredients, steps: int, batch_size: int) -> dict[str, fl
         for name, value in base.initial_adapter(config.train.seed).items():
             trainable[name].copy_(value)
     optimizer = torch.optim.AdamW(trainable.values(), lr=0.0, weight_decay=config.train.weight_decay)
-    rate = schedule(config.train.schedule, peak=config.train.lr, warmup=config.train.warmup, rounds=1, local_steps=steps)
+    how = config.train
+    rate = schedule(how.schedule, peak=how.lr, warmup=how.warmup, rounds=1, local_steps=steps)
     batches = Batches(
         ingredients.train,
         range(len(ingredients.train)),

@@ -1,7 +1,7 @@
 """Makes a tiny random Llama with a tokenizer learnt from your data: to try causal LM where there is no model hub.
 
-    python examples/make_tiny_llama.py models/tiny-llama --data data/gsm8k --columns question answer
-    cutlayer train --model models/tiny-llama --data data/gsm8k --task causal-lm --prompt question --answer answer
+python examples/make_tiny_llama.py models/tiny-llama --data data/gsm8k --columns question answer
+cutlayer train --model models/tiny-llama --data data/gsm8k --task causal-lm --prompt question --answer answer
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def learn_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -34,12 +33,7 @@ class StopAt(NoProgress):
     def __init__(self, event: int) -> None:
         self._left = event
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def event(self, event: Event) -> None:
+    def event(self, event: Event) -> None:  # noqa: ARG002  any event will do
         self._left -= 1
         if self._left < 0:
             raise Stopped
@@ -133,9 +127,7 @@ def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -
     assert result_of(tmp_path / "stopped") == expected
 
 
-def test_stopped_between_report_and_checkpoint(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_between_report_and_checkpoint(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The round's lines are written, its checkpoint is not: resuming takes the lines back and repeats the round."""
     run(config_for(inputs, tmp_path / "whole"))
     config = config_for(inputs, tmp_path / "stopped")

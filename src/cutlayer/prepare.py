@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from cutlayer.config import RunConfig
+from cutlayer.config import MethodSection, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches
 from cutlayer.data.source import Columns, load_tables, require_columns, split_off_validation
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, pad_token_id, task_from
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.fleet.profile import Fleet, load_fleet
-from cutlayer.methods.table import build_method
+from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import CostModel, cost_model
@@ -110,9 +110,8 @@ def prepare(config: RunConfig) -> Ingredients:
     Raises:
       UserError: Whatever is wrong with the config, the data, the fleet or the model.
     """
-    config = config.self_contained()
+    config = _with_method_defaults(config.self_contained())
     fleet = load_fleet(config.fleet)
-    build_method(config.method.name, config.method.options, config.train.seed)
     how = parse(config.data.spread)
     hardware(config.hardware)
     files = ModelFiles(config.model.name)
@@ -188,6 +187,14 @@ def hardware(name: str) -> torch.device:
             "Use cpu, or install a CUDA build of torch."
         )
     return device
+
+
+def _with_method_defaults(config: RunConfig) -> RunConfig:
+    """The config with every option of its method; raises ConfigError if there is no such method or option."""
+    name, options = config.method.name, config.method.options
+    build_method(name, options, config.train.seed)
+    method = MethodSection(name=name, **(TABLE[name].options | options))
+    return config.model_copy(update={"method": method})
 
 
 def _check_positions(files: ModelFiles, max_length: int) -> None:

@@ -17,6 +17,7 @@ from cutlayer.errors import DivergedError, UserError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
 from cutlayer.model.export import save_adapter
@@ -34,6 +35,9 @@ from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Event
 from cutlayer.wire.link import Link
+
+STEPS_IN_CHART = 4
+"""Of the last round, in report.svg: enough to see who waits for whom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ class _Simulation:
             raise _first(group) from group
 
     async def _play(self, snapshot: Snapshot | None) -> Outcome:
-        config, train = self._ingredients.config, self._ingredients.config.train
+        train = self._ingredients.config.train
         links = self._build()
         assert self._server is not None
         if snapshot:
@@ -154,7 +158,7 @@ class _Simulation:
             await coordinator.run()
         adapter = self._folder.path / "adapter"
         save_adapter(adapter, self._server.adapter, self._ingredients.base, self._ingredients.card)
-        return self._finish(adapter, now(), config)
+        return self._finish(adapter, now())
 
     def _build(self) -> dict[str, tuple[Link, Link]]:
         """Machines, links, devices and the server."""
@@ -244,33 +248,47 @@ class _Simulation:
     def _wall(self) -> float:
         return self._wall_before + time.perf_counter() - self._started
 
-    def _finish(self, adapter: Path, virtual_seconds: float, config: RunConfig) -> Outcome:
-        profiles = {device.name: device.name for device in self._ingredients.fleet.devices}
+    def _finish(self, adapter: Path, virtual_seconds: float) -> Outcome:
+        """Writes the chart and the summary."""
+        fleet = self._ingredients.fleet
+        machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
         events = list(self._folder.read_events())
-        rows = device_ledger(events, self._logbook.history.records, profiles=profiles, cuts=self._logbook.cuts)
-        metrics = self._logbook.metrics or self._evaluate_last()
+        rows = device_ledger(
+            events,
+            self._logbook.history.records,
+            profiles={machine.name: _profile(machine) for machine in machines},
+            cuts=self._logbook.cuts,
+        )
+        last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
+        self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
+        summary = self._summary(rows, virtual_seconds)
+        self._folder.write_summary(summary)
+        return Outcome(self._folder.path, adapter, self._before, summary["metrics"], rows, summary)
+
+    def _summary(self, rows: list[DeviceRow], virtual_seconds: float) -> dict[str, Any]:
         totals = Counter[str]()
-        for row in rows[:-1]:
+        for row in rows[:-1]:  # the server's row repeats what the devices' hold
             totals.update(samples=row.samples, steps=row.steps, bytes_up=row.bytes_up, bytes_down=row.bytes_down)
-        summary = {
-            "metrics": metrics,
+        return {
+            "metrics": self._logbook.metrics or self._evaluate_last(),
             "metrics_before": self._before,
             "totals": {**totals, "rounds": self._logbook.rounds_done, "virtual_seconds": virtual_seconds},
             "wall_seconds": self._wall(),
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_cuda_bytes": peak_cuda_bytes(),
             "versions": versions(),
-            "seed": config.train.seed,
+            "seed": self._ingredients.config.train.seed,
             "run": self._ingredients.run_id,
         }
-        self._folder.write_report(gantt_svg(events, round=self._logbook.rounds_done - 1, first_steps=4, order=list(profiles)))
-        self._folder.write_summary(summary)
-        return Outcome(self._folder.path, adapter, self._before, metrics, rows, summary)
 
     def _evaluate_last(self) -> dict[str, float]:
         """A run that was resumed after its last round evaluates once more."""
         assert self._server is not None
         return self._evaluate(self._server.adapter)
+
+
+def _profile(machine: DeviceProfile | ServerProfile) -> str:
+    return f"{machine.flops_per_second / 1e12:g} TFLOP/s"
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -111,12 +111,6 @@ def config_says(**values: object) -> Callable[[Path], object]:
     return change
 
 
-def unheard_of(folder: Path) -> None:
-    """Without settings of the tokenizer, transformers looks for them under the architecture's name."""
-    config_says(model_type="mamba9")(folder)
-    (folder / "tokenizer_config.json").unlink()
-
-
 def torn(folder: Path) -> None:
     file = folder / "model.safetensors"
     content = file.read_bytes()
@@ -130,7 +124,11 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "no safetensors": (model(forget("model.safetensors")), ("expected model.safetensors", "pickle")),
     "torn weights": (model(torn), ("model.safetensors: expected a safetensors file", "Fetch it again")),
     "no tokenizer": (model(forget("tokenizer.json")), ("expected a tokenizer",)),
-    "unknown architecture": (model(unheard_of), ("'mamba9'", "llama", "families.py")),
+    "unknown architecture": (model(config_says(model_type="mamba9")), ("'mamba9'", "llama", "families.py")),
+    "the model and the data": (  # what is quick to check comes first
+        lambda world: [*model(config_says(model_type="mamba9"))(world), "--data", "./none"],
+        ("'mamba9'",),
+    ),
     "weights of another model": (model(config_says(intermediate_size=48)), ("shape (48, 16)", "(32, 16)")),
     "a family without that task": (flags("--task", "causal-lm", "--text", "text"), ("'bert'", "--task")),
     "a model from the hub without network": (flags("--model", "org/none"), ("model org/none", "the network")),

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from commands import World, run, stopped_after_a_round
 from cutlayer.config import read_config
+from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.export import read_adapter, read_card
@@ -63,6 +64,7 @@ def test_the_config_is_complete(trained: World) -> None:
     read = read_config(trained.out / "config.yaml")
     assert read.model_dump(mode="json") == config
     assert config["train"]["keep_moments"] is True, "defaults are written out"
+    assert config["method"] == {"name": "memsfl", **TABLE["memsfl"].options}
     assert config["fleet"]["devices"][0]["name"] == "slow", "the fleet file is written out"
     assert (config["model"]["name"], config["data"]["path"]) == (
         str(trained.classifier.resolve()),

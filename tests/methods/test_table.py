@@ -102,3 +102,10 @@ def test_an_order_that_is_not_there() -> None:
     with pytest.raises(ConfigError) as error:
         build_method("memsfl", {"order": "lifo"}, seed=0)
     assert "'lifo'" in message(error)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 1])
+def test_a_momentum_that_would_grow_for_ever(momentum: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_method("memsfl", {"momentum": momentum}, seed=0)
+    assert f"method.momentum: expected at least 0 and below 1, got {momentum}" in message(error)

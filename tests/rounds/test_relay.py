@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_one_device_works_at_a_time(bert: Base) -> None:
     played = play(bert, build_method("vanilla", {"cut": 1}, seed=0), fleet, streams, rounds=1, local_steps=2)
     work = [event for event in played.events if event.what in ("forward", "backward", "step")]
     assert len(work) == 3 * 2 * 3
-    assert all(one.end_seconds <= other.start_seconds for one, other in zip(work, work[1:], strict=False))
+    assert all(one.end_seconds <= other.start_seconds for one, other in pairwise(work))
     whose = [event.peer or event.who for event in work]
     assert whose == sorted(whose)
 
@@ -69,7 +70,7 @@ def test_the_broadcast_stays_until_the_aggregate_replaces_it(bert: Base) -> None
     broadcasts: list[Adapter] = []
 
     class Noting:
-        def __call__(self, broadcast: Adapter, contributions: object) -> Adapter:
+        def __call__(self, broadcast: Adapter, contributions: object) -> Adapter:  # noqa: ARG002
             broadcasts.append(broadcast)
             return broadcast
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +207,7 @@ def test_the_server_works_while_its_answers_leave(bert: Base) -> None:
         if step.peer != download.who and step.start_seconds < download.end_seconds < step.end_seconds
     ]
     assert overlaps
-    assert all(one.end_seconds <= other.start_seconds for one, other in zip(steps, steps[1:], strict=False))
+    assert all(one.end_seconds <= other.start_seconds for one, other in pairwise(steps))
 
 
 def test_devices_work_at_the_same_time(bert: Base) -> None:

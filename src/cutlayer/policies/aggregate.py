@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cutlayer.errors import ConfigError
 from cutlayer.types import Adapter
 
 
@@ -66,7 +67,12 @@ def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
     Args:
       aggregate: What makes the mean.
       momentum: Below 1; 0 is `aggregate` itself.
+
+    Raises:
+      ConfigError: A momentum that is negative or would grow for ever.
     """
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"method.momentum: expected at least 0 and below 1, got {momentum}. Change method.momentum.")
     return _Momentum(aggregate, momentum) if momentum else aggregate
 
 

@@ -100,4 +100,4 @@ def _what_fits(device: DevicePlan, profile: DeviceProfile, known: Known) -> str:
 
 
 def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.0f} MiB"
+    return f"{num_bytes / 2**20:.4g} MiB"

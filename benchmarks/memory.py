@@ -1,0 +1,294 @@
+"""Peak memory of the server and of a device, each measured in a process of its own.
+
+    python benchmarks/memory.py
+
+memsfl is `Server.step` under the queue of a round: one base, an adapter per device, every device's activations
+waiting, cuts 1, 1, 2, 2, 3, 3 and again. The devices are not in that process: what they would send is made up.
+
+SFL-V1 keeps a server-side model of its own for every device and processes all at the same time (SplitFed, Thapa et
+al. 2022), so all activations of its models are alive together; here all forward passes come first, then the
+backward passes one by one, which needs less than true concurrency would. "one by one" is the same with a forward
+and a backward pass of one model after the other: what no published SFL-V1 does, shown so that nobody need wonder.
+Its models are separate `Base` objects; that their weights share no memory is checked.
+
+A device runs `Device.forward` and `Device.backward` with k of the model's blocks, beside what `model/cost.py` predicts.
+
+Peaks are VmHWM, and on cuda the allocator's. The floor is a process that has only imported torch, transformers and
+peft; "net" is without it. All weights are random, converted when read, and so in memory of the process's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from cutlayer.fleet.clock import run_virtual
+from cutlayer.model.adapter import split_adapter
+from cutlayer.model.base import Base
+from cutlayer.model.cost import CostModel
+from cutlayer.model.trainable import OptimizerSettings, Trainable
+from cutlayer.policies.aggregate import mean_per_block
+from cutlayer.policies.order import longest_tail
+from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes
+from cutlayer.server.arrivals import Arrivals
+from cutlayer.server.server import Server
+from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches
+from models import model_folder
+from simulated import RUN, equal_fleet, make_device, make_server
+from tables import in_fresh_process, publish, require_device
+
+CUTS = (1, 1, 2, 2, 3, 3)
+STEPS = 2  # AdamW's moments are there from the first step on: the second one has the peak
+TARGET = 0.79
+IMPORTS = "import torch, peft; from transformers import AutoModelForCausalLM, GPT2LMHeadModel"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One process: its peak, and the same without the floor."""
+
+    what: str
+    peak_bytes: int
+    net_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A device with so many blocks, beside the cost model's word."""
+
+    blocks: int
+    net_bytes: int
+    predicted_bytes: int
+
+
+def cuts_of(num_devices: int) -> list[int]:
+    """The cuts of so many devices."""
+    return list(islice(cycle(CUTS), num_devices))
+
+
+def floor() -> int:
+    """Peak bytes of an interpreter that imports torch, transformers and peft and does nothing."""
+    show = f"{IMPORTS}; print(open('/proc/self/status').read())"
+    status = subprocess.run([sys.executable, "-c", show], check=True, capture_output=True, text=True).stdout
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def plain(job: Job, device: str) -> int:
+    """Peak bytes of the whole model in a plain PEFT loop."""
+    torch.set_num_threads(1)
+    loop = PlainLoop(job, random_batches(job, STEPS), fused=True, device=device)
+    for _ in range(STEPS):
+        loop.step()
+    return _peak(device)
+
+
+def memsfl_server(job: Job, num_devices: int, device: str) -> int:
+    """Peak bytes of one base that serves one device's activations after the other, through a whole round."""
+    torch.set_num_threads(1)
+    base, fleet = Base(job.settings, device), equal_fleet(num_devices)
+    server = make_server(job, base, CostModel(job.settings), fleet)
+    plans = [
+        DevicePlan(profile.name, cut, job.num_samples, STEPS)
+        for profile, cut in zip(fleet.devices, cuts_of(num_devices), strict=True)
+    ]
+    run_virtual(_hold_round(server, RoundPlan(0, tuple(plans)), job))
+    return _peak(device)
+
+
+async def _hold_round(server: Server, plan: RoundPlan, job: Job) -> None:
+    """A round as `rounds/split.py` holds it, with devices that answer at once."""
+    step = one_device_at_a_time(longest_tail())
+    server.begin(plan, step.owner)
+    arrivals = Arrivals(plan, server.forecast, job.num_tokens)
+
+    async def reply(gradients: Gradients) -> None:
+        if gradients.step + 1 < STEPS:
+            arrivals.put(made_up(job, gradients.device, gradients.step + 1, server.base))
+
+    for device in plan.devices:
+        arrivals.put(made_up(job, device.device, 0, server.base))
+    await step(server, arrivals, reply)
+    for device in plan.devices:
+        adapter = split_adapter(server.adapter, server.base.device_names(device.cut))
+        trained = {name: value.clone() for name, value in adapter.items()}
+        server.accept(Update(RUN, 0, device.device, trained, STEPS * job.num_samples, STEPS, 0.0))
+    server.adapter = mean_per_block()(server.adapter, server.contributions())
+
+
+def made_up(job: Job, device: str, step: int, base: Base) -> Activations:
+    """Activations of the right shape, without a device."""
+    generator = torch.Generator().manual_seed(step)
+    shape = (job.num_samples, job.num_tokens)
+    h_BTD = torch.randn(*shape, base.config.hidden_size, generator=generator).to(base.device, base.dtype)
+    labels = torch.randint(VOCABULARY[job.model], shape, generator=generator, dtype=torch.int32)
+    return Activations(RUN, 0, step, device, h_BTD, torch.ones(shape, dtype=torch.bool), labels, labels.numel())
+
+
+class OwnModel:
+    """SFL-V1's server-side model of one device: its own weights, adapter and optimizer."""
+
+    def __init__(self, job: Job, cut: int, device: str) -> None:
+        self.base = Base(job.settings, device)
+        self.part = self.base.server_part(cut)
+        adapter = split_adapter(self.base.initial_adapter(seed=0), self.base.server_names(cut))
+        self._trainable = Trainable(adapter, OptimizerSettings())
+        self.part.use(self._trainable.parameters)
+
+    def loss(self, sent: Activations) -> Tensor:
+        """The forward pass."""
+        device = self.base.device
+        return self.part.loss(sent.h_BTD.requires_grad_(), sent.mask_BT.to(device), sent.labels.long().to(device))
+
+    def learn(self, loss: Tensor) -> None:
+        """The backward pass and the optimizer's step."""
+        loss.backward()
+        self._trainable.step(LEARNING_RATE)
+
+
+def sfl_v1_server(job: Job, num_devices: int, device: str, at_once: bool) -> int:
+    """Peak bytes of a server-side model per device, all processed at once or one by one."""
+    torch.set_num_threads(1)
+    models = [OwnModel(job, cut, device) for cut in cuts_of(num_devices)]
+    _check_separate(models)
+    for step in range(STEPS):
+        queue = [made_up(job, f"device-{index:02d}", step, model.base) for index, model in enumerate(models)]
+        if at_once:
+            losses = [model.loss(sent) for model, sent in zip(models, queue, strict=True)]
+            for model, loss in zip(models, losses, strict=True):
+                model.learn(loss)
+        else:
+            for model, sent in zip(models, queue, strict=True):
+                model.learn(model.loss(sent))
+    return _peak(device)
+
+
+def _check_separate(models: Sequence[OwnModel]) -> None:
+    """The contender is honest: no two models share a weight."""
+    owned = [{weight.data_ptr() for weight in model.part.model.parameters()} for model in models]
+    assert len(set[int]().union(*owned)) == sum(len(pointers) for pointers in owned), "each model has its own weights"
+
+
+def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
+    """Peak bytes of a device that holds so many blocks, and what the cost model predicts of it."""
+    torch.set_num_threads(1)
+    base, costs, profile = Base(job.settings, device), CostModel(job.settings), equal_fleet(1).devices[0]
+    player = make_device(profile, base, costs, random_batches(job, STEPS))
+    plan = DevicePlan(profile.name, blocks, job.num_samples, STEPS)
+    adapter = split_adapter(base.initial_adapter(seed=0), base.device_names(blocks))
+    player.begin(Assignment(RUN, 0, profile.name, plan, (LEARNING_RATE,) * STEPS, adapter))
+
+    async def steps() -> None:
+        for step in range(STEPS):
+            sent = await player.forward(step)
+            await player.backward(Gradients(RUN, 0, step, profile.name, torch.randn_like(sent.h_BTD), 0.0))
+
+    run_virtual(steps())
+    return _peak(device), costs.device(blocks, job.num_samples, job.num_tokens).memory_bytes
+
+
+def _peak(device: str) -> int:
+    return peak_memory_bytes() if torch.device(device).type == "cpu" else peak_cuda_bytes() or 0
+
+
+def bound_per_device(job: Job) -> float:
+    """Bytes that a device may add to the memsfl server: adapter, AdamW's two moments, queued message; mean of CUTS."""
+    base, costs = Base(job.settings, "meta"), CostModel(job.settings)
+    adapter = sum(costs.adapter_bytes(base.server_names(cut)) for cut in CUTS) / len(CUTS)
+    labels_and_mask = (4 + 1) * job.num_samples * job.num_tokens
+    return 3 * adapter + costs.activation_bytes(job.num_samples, job.num_tokens) + labels_and_mask
+
+
+def mib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:.1f}" if num_bytes < 100 * 2**20 else f"{num_bytes / 2**20:.0f}"
+
+
+def server_table(rows: Sequence[Measured], versus: Measured) -> Table:
+    """Every server beside SFL-V1."""
+    result = Table(title=f"server: peak memory in MiB (aim at 6 devices: {TARGET:.0%} less than SFL-V1)")
+    result.add_column("process")
+    for heading in ("peak", "net of floor", "peak under SFL-V1", "net under SFL-V1"):
+        result.add_column(heading, justify="right")
+    for row in rows:
+        less = (1 - row.peak_bytes / versus.peak_bytes, 1 - row.net_bytes / versus.net_bytes)
+        result.add_row(row.what, mib(row.peak_bytes), mib(row.net_bytes), *(f"{share:.1%}" for share in less))
+    return result
+
+
+def device_table(rows: Sequence[DeviceRow]) -> Table:
+    """Every depth of a device beside its prediction."""
+    result = Table(title="device: peak memory in MiB, net of floor")
+    for heading in ("blocks", "measured", "predicted", "predicted/measured"):
+        result.add_column(heading, justify="right")
+    for row in rows:
+        ratio = row.predicted_bytes / row.net_bytes
+        result.add_row(str(row.blocks), mib(row.net_bytes), mib(row.predicted_bytes), f"{ratio:.2f}")
+    return result
+
+
+def growth_table(per_device: float, bound: float, few: int, many: int) -> Table:
+    """What one more device adds."""
+    result = Table(title=f"memsfl server: MiB per added device, from {few} to {many} devices")
+    for heading in ("measured", "bound: adapter + moments + queued activations"):
+        result.add_column(heading, justify="right")
+    result.add_row(f"{per_device / 2**20:.2f}", f"{bound / 2**20:.2f}")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the tables and writes the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--model", choices=[name for name, job in JOBS.items() if job.task == "causal-lm"], default="gpt2"
+    )
+    parser.add_argument("--devices", type=int, nargs="+", default=[6, 12, 24], help="fleets of the memsfl server")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[1, 3, 6, 12], help="blocks on a device")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/memory.json"))
+    args = parser.parse_args(arguments)
+    require_device(args.device)
+    model_folder(args.model)
+    job, few, many = JOBS[args.model], min(args.devices), max(args.devices)
+    base_line = floor() if torch.device(args.device).type == "cpu" else 0
+
+    def measured(what: str, peak: int) -> Measured:
+        return Measured(what, peak, peak - base_line)
+
+    servers = {
+        n: measured(f"memsfl, {n} devices", in_fresh_process(memsfl_server, job, n, args.device)) for n in args.devices
+    }
+    versus = measured(f"SFL-V1, {few} devices", in_fresh_process(sfl_v1_server, job, few, args.device, True))
+    one_by_one = in_fresh_process(sfl_v1_server, job, few, args.device, False)
+    rows = [
+        measured("floor: imports only", base_line),
+        measured("plain PEFT, whole model", in_fresh_process(plain, job, args.device)),
+        *servers.values(),
+        versus,
+        measured(f"SFL-V1 one by one, {few} devices", one_by_one),
+    ]
+    devices = []
+    for blocks in args.blocks:
+        peak, predicted = in_fresh_process(device_side, job, blocks, args.device)
+        devices.append(DeviceRow(blocks, peak - base_line, predicted))
+    tables = [server_table(rows, versus), device_table(devices)]
+    result = {"servers": [asdict(row) for row in rows], "devices": [asdict(row) for row in devices]}
+    if many > few:
+        growth, bound = (servers[many].peak_bytes - servers[few].peak_bytes) / (many - few), bound_per_device(job)
+        tables.insert(1, growth_table(growth, bound, few, many))
+        result |= {"bytes_per_added_device": growth, "bound_per_added_device": bound}
+    publish(tables, args.json, {name: value for name, value in vars(args).items() if name != "json"}, result)
+
+
+if __name__ == "__main__":
+    main()

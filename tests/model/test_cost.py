@@ -1,0 +1,206 @@
+"""Costs foretold without computing anything, beside those of real steps on real tensors, and beside formulas."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bases import moved_adapter, open_base, settings_for
+from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, TRANSIENTS, CostModel, cost_model
+from cutlayer.model.part import Part, model_inputs
+from cutlayer.types import Cost
+from tiny import BLOCKS, random_batch
+
+ModelMaker = Callable[[str, str], Path]
+CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
+SAMPLES, TOKENS = 3, 23
+D, FF, HEADS, RANK = 16, 32, 4, 8  # of the tiny encoders, and LoRA's rank
+
+
+@pytest.fixture
+def costs(tiny_model: ModelMaker) -> Callable[[str, str], CostModel]:
+    """The cost model of a tiny model, counted once for all tests."""
+    return lambda family, task: cost_model(settings_for(tiny_model(family, task), task))
+
+
+# ------------------------------------------------------------------ beside a real step
+
+
+@dataclass
+class Measured:
+    """What one pass of a part really did."""
+
+    output: Tensor
+    flops: float
+    kept_bytes: int
+    largest_bytes: int
+
+
+def measured(part: Part, forward: Callable[[], Tensor]) -> Measured:
+    weights = {parameter.untyped_storage().data_ptr() for parameter in part.model.parameters()}
+    alive: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            alive[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with counter() as flops, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
+    sizes = [tensor.untyped_storage().nbytes() for tensor in alive.values()]
+    largest = max([*sizes, output.numel() * output.element_size()])
+    return Measured(output, flops.get_total_flops(), sum(sizes), largest)
+
+
+def counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION)
+
+
+def backward_flops(output: Tensor, gradient: Tensor | None) -> float:
+    with counter() as flops:
+        output.backward(gradient)
+    return flops.get_total_flops()
+
+
+def fixed_bytes(part: Part, adapter: Mapping[str, Tensor]) -> int:
+    frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if not p.requires_grad)
+    return frozen + BYTES_PER_TRAINABLE * sum(adapter[name].numel() for name in part.names)
+
+
+@pytest.mark.parametrize("cut", [0, 1, BLOCKS])
+@pytest.mark.parametrize(("family", "task"), CASES)
+def test_a_step_costs_what_was_foretold(
+    family: str, task: str, cut: int, costs: Callable[[str, str], CostModel], tiny_model: ModelMaker
+) -> None:
+    """FLOPs exactly; memory but for what does not grow with the batch (rotary tables, a scalar)."""
+    base, batch = open_base(tiny_model(family, task), task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    adapter = {name: nn.Parameter(value) for name, value in moved_adapter(base).items()}
+    device, server = base.device_part(cut), base.server_part(cut)
+    device.use(adapter)
+    server.use(adapter)
+    ahead = measured(device, lambda: device.forward(model_inputs(batch)))
+    fed_BTD = ahead.output.detach().requires_grad_(cut > 0)
+    loss = measured(server, lambda: server.loss(fed_BTD, batch.attention_mask_BT.bool(), batch.labels))
+    server_back = backward_flops(loss.output, None)
+    device_back = backward_flops(ahead.output, fed_BTD.grad) if cut > 0 else 0.0
+
+    foretold = costs(family, task).device(cut, SAMPLES, TOKENS), costs(family, task).server(cut, SAMPLES, TOKENS)
+    real = ((device, ahead, device_back), (server, loss, server_back))
+    for cost, (part, forward, back) in zip(foretold, real, strict=True):
+        assert (cost.forward_flops, cost.backward_flops) == (forward.flops, back)
+        memory = fixed_bytes(part, adapter) + forward.kept_bytes + TRANSIENTS * forward.largest_bytes
+        assert cost.memory_bytes == pytest.approx(memory, rel=0.03)
+        assert forward.kept_bytes == 0 or forward.kept_bytes > 0.03 * memory, "or the line above would prove nothing"
+
+
+# ------------------------------------------------------------------ beside formulas
+
+
+def test_flops_of_a_block_by_hand(costs: Callable[[str, str], CostModel]) -> None:
+    """Two per multiplication and addition: four projections, two of the feed-forward, scores and values, LoRA."""
+    projections = 2 * (4 * D * D + 2 * D * FF)
+    lora = 4 * 2 * (D * RANK + RANK * D)
+    attention = 2 * 2 * TOKENS * D
+    per_token = projections + lora + attention
+    assert costs("bert", "classification").device(1, SAMPLES, TOKENS).forward_flops == SAMPLES * TOKENS * per_token
+
+
+def test_flops_of_a_head_by_hand(costs: Callable[[str, str], CostModel]) -> None:
+    """Pooler and classifier on one vector per sample; backward as much again for the weights and for the vector."""
+    cost = costs("bert", "classification").server(BLOCKS, SAMPLES, TOKENS)
+    head = SAMPLES * 2 * (D * D + D * 3)
+    assert cost.forward_flops == head
+    assert cost.backward_flops == 2 * head
+
+
+def test_bytes_by_hand(costs: Callable[[str, str], CostModel], tiny_model: ModelMaker) -> None:
+    model = costs("bert", "classification")
+    assert model.num_blocks == BLOCKS
+    assert model.hidden_size == D
+    assert model.activation_bytes(SAMPLES, TOKENS) == SAMPLES * TOKENS * D * 4
+    assert model.adapters_on_device(2) == 2 * 4
+    assert model.device_adapter_bytes(2) == 2 * 4 * (RANK * D + D * RANK) * 4
+    assert model.adapter_bytes(["base_model.model.classifier.weight"]) == 3 * D * 4
+    half = CostModel(settings_for(tiny_model("bert", "classification"), "classification", dtype="bf16"))
+    assert half.activation_bytes(SAMPLES, TOKENS) == SAMPLES * TOKENS * D * 2
+    assert half.device_adapter_bytes(2) == model.device_adapter_bytes(2), "what is trained stays fp32"
+
+
+# ------------------------------------------------------------------ how costs hang together
+
+
+@pytest.mark.parametrize(("family", "task"), CASES[:2])
+def test_wherever_the_cut_the_blocks_add_up(family: str, task: str, costs: Callable[[str, str], CostModel]) -> None:
+    model = costs(family, task)
+    pairs = [(model.device(cut, 2, 50), model.server(cut, 2, 50)) for cut in range(BLOCKS + 1)]
+    sums = {device.forward_flops + server.forward_flops for device, server in pairs}
+    assert len(sums) == 1
+    devices, servers = [list(side) for side in zip(*pairs, strict=True)]
+
+    def grows(side: list[Cost], attribute: str) -> bool:
+        values = [getattr(cost, attribute) for cost in side]
+        return all(one < other for one, other in pairwise(values))
+
+    for attribute in ("forward_flops", "backward_flops", "memory_bytes"):
+        assert grows(devices, attribute)
+        assert grows(servers[::-1], attribute)
+    assert devices[0].forward_flops == 0
+    assert devices[0].backward_flops == 0, "nothing on a device without blocks trains"
+
+
+def test_flops_grow_with_samples_and_attention_with_the_square_of_tokens(
+    costs: Callable[[str, str], CostModel],
+) -> None:
+    model = costs("bert", "classification")
+
+    def flops(samples: int, tokens: int) -> float:
+        return model.device(1, samples, tokens).forward_flops
+
+    assert flops(6, 40) == 3 * flops(2, 40)
+    assert flops(1, 80) - 2 * flops(1, 40) == 2 * 2 * D * (80**2 - 2 * 40**2)
+
+
+def test_memory_grows_with_the_batch_above_what_is_fixed(costs: Callable[[str, str], CostModel]) -> None:
+    model = costs("bert", "classification")
+    one, two, four = (model.device(1, samples, 40).memory_bytes for samples in (1, 2, 4))
+    assert four - two == 2 * (two - one) > 0
+
+
+def test_recomputing_costs_flops_and_saves_memory(
+    costs: Callable[[str, str], CostModel], tiny_model: ModelMaker
+) -> None:
+    """The backward pass runs the blocks forward once more; one block's activations are there at a time."""
+    plain = costs("bert", "classification")
+    folder = tiny_model("bert", "classification")
+    thrifty = cost_model(settings_for(folder, "classification", checkpoint_device=True, checkpoint_server=True))
+    for cut, sides in ((BLOCKS, ("device",)), (0, ("server",))):
+        for side in sides:
+            before, after = (getattr(model, side)(cut, 4, 40) for model in (plain, thrifty))
+            blocks = plain.device(BLOCKS, 4, 40).forward_flops
+            assert after.forward_flops == before.forward_flops
+            assert after.backward_flops == before.backward_flops + blocks
+            assert after.memory_bytes < 0.8 * before.memory_bytes
+    one_block = plain.device(1, 4, 40).memory_bytes - plain.device(0, 4, 40).memory_bytes
+    nothing = plain.device(0, 4, 40).memory_bytes
+    assert thrifty.device(BLOCKS, 4, 40).memory_bytes > nothing + one_block
+
+
+def test_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """A folder with nothing but config.json is enough."""
+    shutil.copy(tiny_model("bert", "classification") / "config.json", tmp_path)
+    model = CostModel(settings_for(tmp_path, "classification"))
+    assert model.device(1, 1, 8).forward_flops > 0
+    assert model._base.weights.bytes_read == 0
+
+
+def test_the_same_settings_are_counted_once(tiny_model: ModelMaker) -> None:
+    settings = settings_for(tiny_model("bert", "classification"), "classification")
+    assert cost_model(settings) is cost_model(settings_for(tiny_model("bert", "classification"), "classification"))
