@@ -25,15 +25,22 @@ def server_for(base: Base, fleet: Fleet, events: list[Event] | None = None, sett
     record = (events if events is not None else []).append
     machine = ModelledMachine("server", fleet.server.effective_flops, record)
     start = base.initial_adapter(0)
-    return Server("run", base, start, machine, costs, settings, learning_rate, Forecast(fleet, costs), 10)
+    forecast = Forecast(fleet, costs)  # type: ignore[arg-type]
+    return Server("run", base, start, machine, costs, settings, learning_rate, forecast, 10)  # type: ignore[arg-type]
 
 
 def device_for(
-    base: Base, batches: Sequence[Batch], events: list[Event] | None = None, settings: TrainSettings = ADAMW
+    base: Base,
+    batches: Sequence[Batch],
+    events: list[Event] | None = None,
+    settings: TrainSettings = ADAMW,
+    *,
+    name: str = "device-0",
 ) -> Device:
-    """A device named device-0, at 1 GFLOP/s, on the costs of the playground."""
-    machine = ModelledMachine("device-0", 1e9, (events if events is not None else []).append)
-    return Device("device-0", base, ListedBatches(batches), machine, FlatCosts(base.num_blocks), settings)
+    """A device, at 1 GFLOP/s, on the costs of the playground."""
+    machine = ModelledMachine(name, 1e9, (events if events is not None else []).append)
+    costs = FlatCosts(base.num_blocks)
+    return Device(name, base, ListedBatches(batches), machine, costs, settings)  # type: ignore[arg-type]
 
 
 def activations_for(base: Base, batch: Batch, cut: int, *, device: str = "device-0", step: int = 0) -> Activations:

@@ -101,7 +101,7 @@ def test_a_failing_fill_keeps_the_old_folder(tmp_path: Path) -> None:
 
 def crash_at_replace(path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaces the folder `path`, and dies instead of making its rename of this number, counted from 0."""
-    replace, calls = os.replace, []
+    replace, calls = os.replace, list[Path]()
 
     def replace_or_die(old: Path, new: Path) -> None:
         if len(calls) == number:

@@ -174,6 +174,19 @@ def test_in_bf16_activations_are_bf16_and_the_adapter_fp32(tiny_model: ModelMake
     assert not any(torch.equal(value, start[name]) for name, value in trained.items())
 
 
+def test_dropout_is_drawn_for_each_step_of_each_device(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification", base_dropout=True)
+
+    def sent(*, name: str = "device-0", seed: int = 0, round: int = 0, step: int = 0) -> torch.Tensor:
+        device = device_for(base, BATCHES, settings=TrainSettings(OptimizerSettings(), seed=seed), name=name)
+        device.begin(assignment(base, 2, round=round))
+        return run_virtual(device.forward(step)).h_BTD
+
+    assert torch.equal(sent(), sent())
+    for other in (sent(name="device-1"), sent(seed=1), sent(round=1), sent(step=1)):
+        assert not torch.equal(sent(), other)
+
+
 # ------------------------------------------------------------------ from round to round
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,18 @@ def test_on_the_meta_device_no_weight_is_read(tiny_model: ModelMaker, tmp_path: 
 def test_labels_and_padding_of_the_run_are_in_the_config(tiny_model: ModelMaker) -> None:
     base = open_base(tiny_model("llama", "classification"), "classification", pad_id=5)
     assert (base.config.num_labels, base.config.pad_token_id, base.config.use_cache) == (LABELS, 5, False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": "x"}, {"num_attention_heads": 3}, {"hidden_act": "nope"}, {"vocab_size": -1}], ids=str
+)
+def test_a_config_that_makes_no_model(change: dict[str, object], tiny_model: ModelMaker, tmp_path: Path) -> None:
+    config = json.loads((tiny_model("llama", "causal-lm") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError) as error:
+        open_base(tmp_path, "causal-lm")
+    assert "\n" not in str(error.value)
+    assert f"model {tmp_path}: expected a config.json that transformers builds a model from, got " in str(error.value)
 
 
 def test_an_architecture_without_a_row(tiny_model: ModelMaker, tmp_path: Path) -> None:

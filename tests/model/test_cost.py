@@ -67,7 +67,7 @@ def counter() -> FlopCounterMode:
 def backward_flops(output: Tensor, gradient: Tensor | None) -> float:
     with counter() as flops:
         output.backward(gradient)
-    return flops.get_total_flops()
+    return float(flops.get_total_flops())
 
 
 def fixed_bytes(part: Part, adapter: Mapping[str, Tensor]) -> int:

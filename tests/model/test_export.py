@@ -194,7 +194,7 @@ def test_what_is_written_is_fp32_and_says_how_to_use_it(tiny_model: ModelMaker, 
         "lora_dropout": 0.1,
         "peft_type": "LORA",
         "task_type": "SEQ_CLS",
-        "modules_to_save": ["classifier", "pooler"],
+        "modules_to_save": ["pooler", "classifier"],
         "inference_mode": True,
         "base_model_name_or_path": base.settings.name,
     }

@@ -25,7 +25,7 @@ def contribution(weight: float, **adapter: Tensor) -> Contribution:
 def exact_mean(values: list[Tensor], weights: list[float]) -> list[Fraction]:
     total = sum(map(Fraction, weights))
     return [
-        sum(Fraction(float(value[i])) * Fraction(w) for value, w in zip(values, weights, strict=True)) / total
+        sum((Fraction(float(v[i])) * Fraction(w) for v, w in zip(values, weights, strict=True)), Fraction(0)) / total
         for i in range(len(values[0]))
     ]
 

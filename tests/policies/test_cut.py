@@ -20,7 +20,7 @@ MIB = 2**20
 BLOCKS = 6
 
 
-@dataclass(frozen=True)
+@dataclass
 class Linear:
     """2 MiB of embeddings, 3 MiB per block, half a MiB per sample and block."""
 

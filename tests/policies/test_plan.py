@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cutlayer.policies.plan import Known, make_plan
-from cutlayer.types import DevicePlan, History, RoundPlan
+from cutlayer.types import Cost, DevicePlan, History, RoundPlan
 from playground import FlatCosts, fleet_of
 
 
 def known_of(num_devices: int = 2) -> Known:
-    return Known(fleet_of(num_devices), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    costs: Any = FlatCosts(3)
+    return Known(fleet_of(num_devices), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
 
 
 def test_planners_run_in_order_from_an_empty_plan() -> None:
@@ -41,12 +44,14 @@ def test_what_is_known_of_a_device() -> None:
 
 
 def test_memory_is_that_of_the_largest_batch() -> None:
+    asked: list[tuple[int, int, int]] = []
+
     class Counting(FlatCosts):
-        def device(self, cut, num_samples, num_tokens):  # type: ignore[no-untyped-def]
+        def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
             asked.append((cut, num_samples, num_tokens))
             return super().device(cut, num_samples, num_tokens)
 
-    asked: list[tuple[int, int, int]] = []
-    known = Known(fleet_of(1), Counting(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    costs: Any = Counting(3)
+    known = Known(fleet_of(1), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
     assert known.device_bytes(DevicePlan("device-0", cut=2, batch_size=5)) == 3 * 2**20
     assert asked == [(2, 5, 10)]

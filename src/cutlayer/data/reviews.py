@@ -116,7 +116,7 @@ def _review(label: str, rng: Random) -> str:
         core = [_ask(f"the {aspect}", rng) for aspect in aspects[: rng.choice((1, 1, 2))]]
     else:
         core = _verdicts(label, product, aspects, rng)
-    asides = [_aside(product, rng) for _ in range(rng.choice((0, 1, 1, 2)))]
+    asides = [_aside(product, rng) for _ in range(rng.choice((0, 0, 1, 1)))]
     filler = [_fill(rng.choice(_BACKGROUND), product, rng)] if rng.random() < 0.4 else []
     filler += [_fill(rng.choice(_RHETORICAL), product, rng)] if rng.random() < 0.3 else []
     sentences = [_capital(sentence) for sentence in core + asides + filler]
@@ -141,7 +141,7 @@ def _verdicts(label: str, product: str, aspects: list[str], rng: Random) -> list
 
 def _say(what: str, good: bool, rng: Random) -> str:
     """A verdict on `what`: said outright, or by denying the opposite."""
-    if rng.random() < 0.55:
+    if rng.random() < 0.75:
         return rng.choice(_SAYS).format(what=what, word=rng.choice(_GOOD if good else _BAD))
     return rng.choice(_DENIES).format(what=what, word=rng.choice(_BAD if good else _GOOD))
 

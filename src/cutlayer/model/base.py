@@ -7,7 +7,8 @@ tensors that it still holds. The tensors come from one `Weights`, so all parts s
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,7 +172,8 @@ class Base:
         return bool(weight.std() < 0.5 * float(self.config.initializer_range))
 
     def _transformers_config(self) -> Any:
-        config = AutoConfig.from_pretrained(self.files.location)
+        with _from_config_json(self.settings.name):
+            config = AutoConfig.from_pretrained(self.files.location)
         if self.settings.task == "classification":
             config.num_labels = self.settings.num_labels
             config.problem_type = "single_label_classification"
@@ -194,7 +196,7 @@ class Base:
 
     def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
-        with torch.device("meta"):
+        with torch.device("meta"), _from_config_json(self.settings.name):
             model = _model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
         _rebuild_buffers(model, self.device)
         if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
@@ -241,6 +243,18 @@ class Base:
         attach_lora(skeleton, list(modules), self.settings.lora)
         slots = find_slots(skeleton, self.trained_heads)
         return {slot.name: tuple(getattr(slot.module, slot.attribute).shape) for slot in slots}
+
+
+@contextmanager
+def _from_config_json(name: str) -> Iterator[None]:
+    """Whatever transformers raises in it, each version something else, is about the model's config.json."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(
+            f"model {name}: expected a config.json that transformers builds a model from, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}. Fetch the file again."
+        ) from error
 
 
 def _model_class(task: TaskKind) -> Any:

@@ -89,13 +89,8 @@ def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
 
 
 def _json(value: dict[str, Any]) -> str:
-    """Sorted and stable: PEFT holds some lists as sets, whose order differs from process to process."""
-
-    def plain(item: Any) -> Any:
-        return sorted(item) if isinstance(item, (set, frozenset)) else str(item)
-
-    ordered = {key: sorted(v) if key in {"target_modules", "modules_to_save"} and v else v for key, v in value.items()}
-    return json.dumps(ordered, indent=2, sort_keys=True, default=plain) + "\n"
+    """Sorted and stable: PEFT holds the target modules as a set, whose order differs from process to process."""
+    return json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n"
 
 
 def read_card(folder: Path) -> AdapterCard:
