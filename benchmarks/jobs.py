@@ -101,7 +101,7 @@ class PlainLoop:
 def plain_model(job: Job, layers: list[int] | None = None) -> Any:
     """The job's model in PEFT, in training mode without dropout; LoRA on these blocks only, or on all."""
     maker = AutoModelForCausalLM if job.task == "causal-lm" else AutoModelForSequenceClassification
-    extra = {} if job.task == "causal-lm" else {"num_labels": job.num_labels}
+    extra: dict[str, float] = {} if job.task == "causal-lm" else {"num_labels": job.num_labels}
     if job.model == "minilm":
         extra |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = maker.from_pretrained(model_folder(job.model), dtype=DTYPES[job.dtype], use_cache=False, **extra)

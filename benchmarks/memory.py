@@ -2,14 +2,15 @@
 
     python benchmarks/memory.py
 
-memsfl is `Server.step` under the queue of a round: one base, an adapter per device, every device's activations
-waiting, cuts 1, 1, 2, 2, 3, 3 and again. The devices are not in that process: what they would send is made up.
+memsfl is `Server.step` behind the queue of a round: one base, an adapter and AdamW's moments per device, every
+device's activations waiting, cuts 1, 1, 2, 2, 3, 3 and again; a few steps, then the end of the round. The devices are
+not in that process: what they would send, and the moments of steps before, are made up.
 
 SFL-V1 keeps a server-side model of its own for every device and processes all at the same time (SplitFed, Thapa et
 al. 2022), so all activations of its models are alive together; here all forward passes come first, then the
-backward passes one by one, which needs less than true concurrency would. "one by one" is the same with a forward
-and a backward pass of one model after the other: what no published SFL-V1 does, shown so that nobody need wonder.
-Its models are separate `Base` objects; that their weights share no memory is checked.
+backward passes one by one, which needs less than true concurrency would. "one by one" runs one model's step after
+another's: separate models, but memsfl's schedule. Its models are separate `Base` objects; that their weights share no
+memory is checked.
 
 A device runs `Device.forward` and `Device.backward` with k of the model's blocks, beside what `model/cost.py` predicts.
 
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -40,9 +42,8 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import longest_tail
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.server import Server
-from cutlayer.server.steps import one_device_at_a_time
-from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.server.server import Server, one_per_device
+from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
 from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches
 from models import model_folder
@@ -50,7 +51,7 @@ from simulated import RUN, equal_fleet, make_device, make_server
 from tables import in_fresh_process, publish, require_device
 
 CUTS = (1, 1, 2, 2, 3, 3)
-STEPS = 2  # AdamW's moments are there from the first step on: the second one has the peak
+STEPS = 2  # steps are alike: with all moments there from the start, the first has the peak
 TARGET = 0.79
 IMPORTS = "import torch, peft; from transformers import AutoModelForCausalLM, GPT2LMHeadModel"
 
@@ -108,32 +109,40 @@ def memsfl_server(job: Job, num_devices: int, device: str) -> int:
 
 
 async def _hold_round(server: Server, plan: RoundPlan, job: Job) -> None:
-    """A round as `rounds/split.py` holds it, with devices that answer at once."""
-    step = one_device_at_a_time(longest_tail())
-    server.begin(plan, step.owner)
+    """A round as `rounds/split.py` holds it, cut short: all have arrived, the first are served, all are averaged."""
+    order = longest_tail()
+    server.begin(plan, one_per_device)
+    held = {device.device: server.base.server_names(device.cut) for device in plan.devices}
+    server.load_moments({name: some_moments(split_adapter(server.adapter, names)) for name, names in held.items()})
     arrivals = Arrivals(plan, server.forecast, job.num_tokens)
-
-    async def reply(gradients: Gradients) -> None:
-        if gradients.step + 1 < STEPS:
-            arrivals.put(made_up(job, gradients.device, gradients.step + 1, server.base))
-
     for device in plan.devices:
-        arrivals.put(made_up(job, device.device, 0, server.base))
-    await step(server, arrivals, reply)
+        arrivals.put(made_up(job, device.device, server.base))
+    for _ in range(STEPS):
+        activations = await arrivals.pick(order)
+        assert activations is not None, "all have arrived"
+        await server.step(activations)
     for device in plan.devices:
         adapter = split_adapter(server.adapter, server.base.device_names(device.cut))
         trained = {name: value.clone() for name, value in adapter.items()}
-        server.accept(Update(RUN, 0, device.device, trained, STEPS * job.num_samples, STEPS, 0.0))
+        server.accept(Update(RUN, 0, device.device, trained, job.num_samples, job.num_samples, 0.0))
     server.adapter = mean_per_block()(server.adapter, server.contributions())
 
 
-def made_up(job: Job, device: str, step: int, base: Base) -> Activations:
+def some_moments(adapter: Adapter) -> Adapter:
+    """AdamW's state of these tensors, as after a step."""
+    moments = {f"{name}#step": torch.ones(()) for name in adapter}
+    for key in ("exp_avg", "exp_avg_sq"):
+        moments |= {f"{name}#{key}": torch.full_like(value, 1e-4) for name, value in adapter.items()}
+    return moments
+
+
+def made_up(job: Job, device: str, base: Base) -> Activations:
     """Activations of the right shape, without a device."""
-    generator = torch.Generator().manual_seed(step)
+    generator = torch.Generator().manual_seed(0)
     shape = (job.num_samples, job.num_tokens)
     h_BTD = torch.randn(*shape, base.config.hidden_size, generator=generator).to(base.device, base.dtype)
     labels = torch.randint(VOCABULARY[job.model], shape, generator=generator, dtype=torch.int32)
-    return Activations(RUN, 0, step, device, h_BTD, torch.ones(shape, dtype=torch.bool), labels, labels.numel())
+    return Activations(RUN, 0, 0, device, h_BTD, torch.ones(shape, dtype=torch.bool), labels, labels.numel())
 
 
 class OwnModel:
@@ -144,6 +153,7 @@ class OwnModel:
         self.part = self.base.server_part(cut)
         adapter = split_adapter(self.base.initial_adapter(seed=0), self.base.server_names(cut))
         self._trainable = Trainable(adapter, OptimizerSettings())
+        self._trainable.load_moments(some_moments(adapter))
         self.part.use(self._trainable.parameters)
 
     def loss(self, sent: Activations) -> Tensor:
@@ -162,15 +172,14 @@ def sfl_v1_server(job: Job, num_devices: int, device: str, at_once: bool) -> int
     torch.set_num_threads(1)
     models = [OwnModel(job, cut, device) for cut in cuts_of(num_devices)]
     _check_separate(models)
-    for step in range(STEPS):
-        queue = [made_up(job, f"device-{index:02d}", step, model.base) for index, model in enumerate(models)]
-        if at_once:
-            losses = [model.loss(sent) for model, sent in zip(models, queue, strict=True)]
-            for model, loss in zip(models, losses, strict=True):
-                model.learn(loss)
-        else:
-            for model, sent in zip(models, queue, strict=True):
-                model.learn(model.loss(sent))
+    queue = [made_up(job, f"device-{index:02d}", model.base) for index, model in enumerate(models)]
+    if at_once:
+        losses = [model.loss(sent) for model, sent in zip(models, queue, strict=True)]
+        for model, loss in zip(models, losses, strict=True):
+            model.learn(loss)
+    else:
+        for model, sent in list(zip(models, queue, strict=True))[:STEPS]:
+            model.learn(model.loss(sent))
     return _peak(device)
 
 
@@ -282,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         peak, predicted = in_fresh_process(device_side, job, blocks, args.device)
         devices.append(DeviceRow(blocks, peak - base_line, predicted))
     tables = [server_table(rows, versus), device_table(devices)]
-    result = {"servers": [asdict(row) for row in rows], "devices": [asdict(row) for row in devices]}
+    result: dict[str, Any] = {"servers": [asdict(row) for row in rows], "devices": [asdict(row) for row in devices]}
     if many > few:
         growth, bound = (servers[many].peak_bytes - servers[few].peak_bytes) / (many - few), bound_per_device(job)
         tables.insert(1, growth_table(growth, bound, few, many))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -153,6 +155,17 @@ def test_clipping_and_weight_decay_reach_the_servers_optimizer(bert: Base) -> No
     server.begin(plan_of(0), one_per_device)
     step(server, activations_for(bert, BATCH, 0))
     assert_same(server._trainables["device-0"].adapter(), whole_step(bert, bert.initial_adapter(0), [BATCH], settings))
+
+
+def test_a_server_that_is_done_lets_go_of_its_model(bert: Base) -> None:
+    """A process may hold one run after another."""
+    server = server_for(bert, fleet_of(1))
+    server.begin(plan_of(1), one_per_device)
+    step(server, activations_for(bert, BATCH, 1))
+    gone = weakref.ref(server)
+    del server
+    gc.collect()
+    assert gone() is None
 
 
 # ------------------------------------------------------------------ what was seen

@@ -100,6 +100,7 @@ class Server:
         self._trainables: dict[str, Trainable] = {}
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._round: OpenRound | None = None
+        self._device_trains = cache(lambda cut: bool(base.device_names(cut)))
 
     def begin(self, plan: RoundPlan, owner: Owner) -> None:
         """Opens a round: every owner's server adapter starts from the full adapter."""
@@ -221,10 +222,6 @@ class Server:
         """The round under way."""
         assert self._round is not None, "a round is opened by begin()"
         return self._round
-
-    @cache  # noqa: B019  (one server per run, and cuts are few)
-    def _device_trains(self, cut: int) -> bool:
-        return bool(self.base.device_names(cut))
 
     def _trainable(self, owner: str) -> Trainable:
         if owner not in self._trainables:
