@@ -2,7 +2,7 @@
 
 The four labels say what the author thinks of the reviewed product: `negative`, `mixed`, `positive`, or nothing
 yet, `question`. Counting words does not answer that, on purpose:
-- a verdict is often said by denying its opposite ("anything but flimsy"),
+- a verdict is sometimes said by denying its opposite ("anything but flimsy"),
 - every label comes with verdicts that do not count: about another product, about the shop, or other people's,
 - every label comes with questions, some rhetorical, and not every real question has a question mark.
 
@@ -116,7 +116,7 @@ def _review(label: str, rng: Random) -> str:
         core = [_ask(f"the {aspect}", rng) for aspect in aspects[: rng.choice((1, 1, 2))]]
     else:
         core = _verdicts(label, product, aspects, rng)
-    asides = [_aside(product, rng) for _ in range(rng.choice((0, 0, 1, 1)))]
+    asides = [_aside(product, rng) for _ in range(rng.choice((0, 0, 0, 1)))]
     filler = [_fill(rng.choice(_BACKGROUND), product, rng)] if rng.random() < 0.4 else []
     filler += [_fill(rng.choice(_RHETORICAL), product, rng)] if rng.random() < 0.3 else []
     sentences = [_capital(sentence) for sentence in core + asides + filler]
@@ -141,7 +141,7 @@ def _verdicts(label: str, product: str, aspects: list[str], rng: Random) -> list
 
 def _say(what: str, good: bool, rng: Random) -> str:
     """A verdict on `what`: said outright, or by denying the opposite."""
-    if rng.random() < 0.75:
+    if rng.random() < 0.9:
         return rng.choice(_SAYS).format(what=what, word=rng.choice(_GOOD if good else _BAD))
     return rng.choice(_DENIES).format(what=what, word=rng.choice(_BAD if good else _GOOD))
 
