@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bases import moved_adapter, open_base, settings_for
-from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, TRANSIENTS, CostModel, cost_model
+from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, HEAP_SLACK, TRANSIENTS, CostModel, cost_model
 from cutlayer.model.part import Part, model_inputs
 from cutlayer.types import Cost
 from tiny import BLOCKS, random_batch
@@ -55,9 +55,11 @@ def measured(part: Part, forward: Callable[[], Tensor]) -> Measured:
 
     with counter() as flops, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = forward()
-    sizes = [tensor.untyped_storage().nbytes() for tensor in alive.values()]
-    largest = max([*sizes, output.numel() * output.element_size()])
-    return Measured(output, flops.get_total_flops(), sum(sizes), largest)
+    sizes = {storage: tensor.untyped_storage().nbytes() for storage, tensor in alive.items()}
+    reused = {tensor.untyped_storage().data_ptr() for tensor in getattr(output.grad_fn, "saved_tensors", ())}
+    others = [size for storage, size in sizes.items() if storage not in reused]
+    largest = max([*others, output.numel() * output.element_size()])
+    return Measured(output, flops.get_total_flops(), sum(sizes.values()), largest)
 
 
 def counter() -> FlopCounterMode:
@@ -96,7 +98,7 @@ def test_a_step_costs_what_was_foretold(
     real = ((device, ahead, device_back), (server, loss, server_back))
     for cost, (part, forward, back) in zip(foretold, real, strict=True):
         assert (cost.forward_flops, cost.backward_flops) == (forward.flops, back)
-        memory = fixed_bytes(part, adapter) + forward.kept_bytes + TRANSIENTS * forward.largest_bytes
+        memory = fixed_bytes(part, adapter) + HEAP_SLACK * (forward.kept_bytes + TRANSIENTS * forward.largest_bytes)
         assert cost.memory_bytes == pytest.approx(memory, rel=0.03)
         assert forward.kept_bytes == 0 or forward.kept_bytes > 0.03 * memory, "or the line above would prove nothing"
 

@@ -1,23 +1,28 @@
 """The memory that the cost model predicts is the memory that a process really takes, within a stated band.
 
 Each case runs in a process of its own: this file is its program as well. What Python and torch take is not the model's,
-so a process first does the same steps with a tiny model and counts from there.
+so a process first does the same steps with a tiny model and counts from there. It runs with the heap as it is by
+default, and with one that maps every large tensor on its own and so has no holes; the prediction lies between.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-BAND = (0.8, 1.25)
-"""Predicted over measured. Allocators round up and keep what was freed, kernels have buffers of their own."""
+BAND = (0.7, 1.3)
+"""Predicted over measured."""
+HEAPS = {"default heap": {}, "no holes": {"MALLOC_MMAP_THRESHOLD_": str(2**16)}}
+"""Environments, for glibc; another C library takes no notice."""
 
-SAMPLES, TOKENS, BLOCKS, STEPS = 8, 128, 6, 2
-SHAPE = {"n_embd": 256, "n_layer": BLOCKS, "n_head": 4, "n_positions": TOKENS, "vocab_size": 4096}
+SAMPLES, TOKENS, BLOCKS, STEPS = 8, 128, 4, 2
+SHAPE = {"n_embd": 512, "n_layer": BLOCKS, "n_head": 8, "n_positions": TOKENS, "vocab_size": 8192}
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,28 +42,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("heap", HEAPS)
 @pytest.mark.parametrize(
-    ("side", "cut", "checkpoint"),
-    [
-        ("device", 1, False),
-        ("device", BLOCKS // 2, False),
-        ("device", BLOCKS, False),
-        ("device", BLOCKS, True),
-        ("server", 1, False),
-        ("server", BLOCKS // 2, False),
-        ("server", 1, True),
-    ],
+    ("side", "cut"), [("device", 1), ("device", BLOCKS // 2), ("device", BLOCKS), ("server", 1), ("server", BLOCKS)]
 )
-def test_predicted_is_measured(side: str, cut: int, checkpoint: bool, folder: Path, tiny_model) -> None:  # type: ignore[no-untyped-def]
-    arguments = json.dumps([side, cut, checkpoint, str(tiny_model("gpt2", "causal-lm")), str(folder)])
-    child = subprocess.run([sys.executable, __file__, arguments], capture_output=True, text=True)
+def test_predicted_is_measured(
+    side: str, cut: int, heap: str, folder: Path, tiny_model: Callable[[str, str], Path]
+) -> None:
+    arguments = json.dumps([side, cut, str(tiny_model("gpt2", "causal-lm")), str(folder)])
+    environment = os.environ | HEAPS[heap]
+    child = subprocess.run([sys.executable, __file__, arguments], env=environment, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     measured, predicted = json.loads(child.stdout.splitlines()[-1])
     ratio = predicted / measured
+    print(f"{side} {cut}, {heap}: {predicted / 2**20:.0f} MiB predicted, {measured / 2**20:.0f} measured")
     assert BAND[0] < ratio < BAND[1], f"{predicted / 2**20:.0f} MiB predicted, {measured / 2**20:.0f} measured"
 
 
-def _measure(side: str, cut: int, checkpoint: bool, tiny: str, folder: str) -> tuple[int, int]:
+def _measure(side: str, cut: int, tiny: str, folder: str) -> tuple[int, int]:
     """Peak bytes beyond what the same steps took with a tiny model, and the prediction."""
     import torch
 
@@ -70,7 +71,7 @@ def _measure(side: str, cut: int, checkpoint: bool, tiny: str, folder: str) -> t
     torch.set_num_threads(1)
 
     def settings(name: str) -> ModelSettings:
-        return ModelSettings(name, "causal-lm", checkpoint_device=checkpoint, checkpoint_server=checkpoint)
+        return ModelSettings(name, "causal-lm")
 
     def train(base: Base, cut: int, samples: int, tokens: int) -> None:
         """Real steps of one side."""

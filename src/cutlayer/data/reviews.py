@@ -141,7 +141,7 @@ def _verdicts(label: str, product: str, aspects: list[str], rng: Random) -> list
 
 def _say(what: str, good: bool, rng: Random) -> str:
     """A verdict on `what`: said outright, or by denying the opposite."""
-    if rng.random() < 0.8:
+    if rng.random() < 0.9:
         return rng.choice(_SAYS).format(what=what, word=rng.choice(_GOOD if good else _BAD))
     return rng.choice(_DENIES).format(what=what, word=rng.choice(_BAD if good else _GOOD))
 

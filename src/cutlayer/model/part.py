@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cutlayer.model.adapter import Slot, put
 from cutlayer.model.cut import Feed
+from cutlayer.model.loss import token_loss
 from cutlayer.types import Batch
 
 
@@ -66,7 +67,7 @@ class ServerPart(Part):
         """
         # The ids only tell the model where padding is: a decoder's classification head looks for the last token.
         ids_BT = torch.full(h_BTD.shape[:2], self._pad_id + 1, device=h_BTD.device)
-        inputs = {"input_ids": ids_BT, "labels": labels}
+        inputs = {"input_ids": ids_BT}
         if mask_BT is not None:
             inputs |= {
                 "input_ids": ids_BT.masked_fill(~mask_BT, self._pad_id),
@@ -74,11 +75,12 @@ class ServerPart(Part):
             }
         self._feed.h_BTD = h_BTD
         try:
-            output = self.model(**inputs)
+            if labels.dim() == 2:
+                return token_loss(self.model(**inputs).logits, labels)
+            loss: Tensor = self.model(**inputs, labels=labels).loss
+            return loss
         finally:
             self._feed.h_BTD = None
-        loss: Tensor = output.loss
-        return loss
 
 
 class WholePart(Part):

@@ -1,0 +1,72 @@
+"""The loss that uses its logits up, beside torch's and transformers': the same bits, less memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from cutlayer.model import loss
+from cutlayer.model.loss import MASKED, token_loss
+
+BATCH, TOKENS = 3, 7
+
+
+def random_case(vocabulary: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits_BTV = (4 * torch.randn(BATCH, TOKENS, vocabulary, generator=generator)).to(dtype)
+    labels_BT = torch.randint(vocabulary, (BATCH, TOKENS), generator=generator)
+    labels_BT[:, :2] = MASKED
+    labels_BT[-1, 4:] = MASKED
+    return logits_BTV, labels_BT
+
+
+def loss_and_gradient(function: object, logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """By way of a linear map, as in a model: logits themselves are not leaves."""
+    leaf = logits_BTV.clone().requires_grad_()
+    value = function(leaf * 1, labels_BT)  # type: ignore[operator]
+    (3 * value).backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [2, 17, 64, 1003])
+@pytest.mark.parametrize("piece", [1, 200, 2**20])
+def test_it_is_transformers_loss_bit_for_bit(
+    vocabulary: int, dtype: torch.dtype, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "PIECE", piece)
+    logits_BTV, labels_BT = random_case(vocabulary, dtype)
+    expected = loss_and_gradient(
+        lambda logits, labels: ForCausalLMLoss(logits, labels, vocab_size=vocabulary), logits_BTV, labels_BT
+    )
+    got = loss_and_gradient(token_loss, logits_BTV, labels_BT)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    assert got[1].dtype is dtype
+
+
+def test_labels_are_not_written_to() -> None:
+    logits_BTV, labels_BT = random_case(17, torch.float32)
+    before = labels_BT.clone()
+    loss_and_gradient(token_loss, logits_BTV, labels_BT)
+    assert torch.equal(labels_BT, before)
+
+
+def test_one_tensor_of_that_size_is_alive() -> None:
+    """Logits, log-softmax and gradient are one piece of memory after the other."""
+    logits_BTV, labels_BT = random_case(1003, torch.float32)
+    logits_BTV.requires_grad_()
+    inside = logits_BTV * 1
+    seen: list[int] = []
+    inside.register_hook(lambda gradient: seen.append(gradient.untyped_storage().data_ptr()))
+    token_loss(inside, labels_BT).backward()
+    assert seen == [inside.untyped_storage().data_ptr()]
+
+
+def test_nothing_that_counts_is_not_a_number() -> None:
+    """As in torch: the server then reports that training diverged."""
+    logits_BTV, labels_BT = random_case(17, torch.float32)
+    assert torch.isnan(token_loss(logits_BTV, torch.full_like(labels_BT, MASKED)))
