@@ -10,7 +10,7 @@ SFL-V1 keeps a server-side model of its own for every device and processes all a
 al. 2022), so all activations of its models are alive together; here all forward passes come first, then the
 backward passes one by one, which needs less than true concurrency would. "one by one" runs one model's step after
 another's: separate models, but memsfl's schedule. Its models are separate `Base` objects; that their weights share no
-memory is checked.
+memory is checked. They have cutlayer's loss without copies of the logits, as memsfl has; plain PEFT has transformers'.
 
 A device runs `Device.forward` and `Device.backward` with k of the model's blocks, beside what `model/cost.py` predicts.
 

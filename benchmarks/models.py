@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers.utils import logging
 
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.source import MINILM, minilm_folder
+
+# A table is all that a benchmark prints. The warning is of peft's get_peft_model about transformers.
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
 
 
 def _gpt2(**shape: int) -> GPT2Config:

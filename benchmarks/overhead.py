@@ -1,6 +1,6 @@
 """What splitting costs: tokens per second of a split run over those of a plain transformers + PEFT loop.
 
-    python benchmarks/overhead.py --pairs 12 --steps 10
+    python benchmarks/overhead.py
 
 The split run is the product's own path with everything in this process: `rounds.split` with a Device, a Server, its
 queue and forecast, on modelled machines and links, where time is counted and not slept. One device, one round
@@ -22,7 +22,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -31,6 +31,7 @@ from rich.table import Table
 
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
+from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.cost import CostModel
 from cutlayer.policies.aggregate import mean_per_block
@@ -48,6 +49,8 @@ TARGET = 0.97
 PLAIN = ("peft", "peft fused")
 CONTENDERS = (*PLAIN, "split")
 SWAPS = 300
+STEPS = {"gpt2": 2, "llama-1b": 5, "minilm": 5, "nano": 10, "tiny": 10}
+"""In a turn: some seconds, so that turns are neighbours in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +179,16 @@ def _row(job: Job, name: str, plain: Sequence[Block], ours: Sequence[Block], ste
     )
 
 
-def swap_microseconds(job: Job, num_blocks: int = 8) -> dict[str, float]:
-    """Medians of one swap between two adapters over the last `num_blocks` blocks of a GPT-2."""
+def swap_microseconds(job: Job) -> dict[str, float]:
+    """Medians of one swap between two adapters on all attention projections of the last 8 blocks."""
     torch.set_num_threads(1)
+    job = replace(job, lora=LoraSettings())
     base = Base(job.settings)
-    part = base.server_part(base.num_blocks - num_blocks)
+    first = max(0, base.num_blocks - 8)
+    part = base.server_part(first)
     adapters = [base.initial_adapter(seed) for seed in range(2)]
     owners = [{name: torch.nn.Parameter(value) for name, value in adapter.items()} for adapter in adapters]
-    model = plain_model(job, layers=list(range(base.num_blocks - num_blocks, base.num_blocks)))
+    model = plain_model(job, layers=list(range(first, base.num_blocks)))
     model.add_adapter("other", model.peft_config["default"])
     return {
         "Part.use": _median_microseconds([lambda: part.use(owners[0]), lambda: part.use(owners[1])]),
@@ -226,7 +231,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def swap_table(microseconds: Mapping[str, float]) -> Table:
     """The swap's microseconds."""
-    result = Table(title="adapter swap over 8 blocks, cpu microseconds")
+    result = Table(title="adapter swap, 8 blocks: cpu microseconds")
     for name in microseconds:
         result.add_column(name, justify="right")
     result.add_row(*(f"{value:.0f}" for value in microseconds.values()))
@@ -237,19 +242,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables and writes the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=JOBS, help="default: gpt2 minilm nano; on cuda gpt2 llama-1b")
+    parser.add_argument("--swap-model", choices=("gpt2", "tiny"), default="gpt2", help="for the adapter swap")
     parser.add_argument("--pairs", type=int, default=12, help="turns of each contender, after one that warms up")
-    parser.add_argument("--steps", type=int, default=10, help="steps in a turn")
+    parser.add_argument("--steps", type=int, help=f"steps in a turn; default: {STEPS}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/overhead.json"))
     args = parser.parse_args(arguments)
     require_device(args.device)
     on_cpu = args.device == "cpu"
     names = args.models or (["gpt2", "minilm", "nano"] if on_cpu else ["gpt2", "llama-1b"])
-    for name in [*names, "gpt2"]:
+    for name in [*names, args.swap_model]:
         model_folder(name)
-    rows = [row for name in names for row in in_fresh_process(measure, JOBS[name], args.pairs, args.steps, args.device)]
-    swap = in_fresh_process(swap_microseconds, JOBS["gpt2"])
-    settings = {"pairs": args.pairs, "steps": args.steps, "device": args.device}
+    rows = []
+    for name in names:
+        rows += in_fresh_process(measure, JOBS[name], args.pairs, args.steps or STEPS[name], args.device)
+    swap = in_fresh_process(swap_microseconds, JOBS[args.swap_model])
+    settings = {"pairs": args.pairs, "steps": args.steps or STEPS, "device": args.device}
     publish([table(rows), swap_table(swap)], args.json, settings, {"models": [asdict(r) for r in rows], "swap": swap})
 
 

@@ -33,8 +33,8 @@ BYTES_PER_TRAINABLE = 16
 TRANSIENTS = 2
 """Tensors as large as the largest one alive at the peak that no graph keeps: an input and an output of one operator."""
 HEAP_SLACK = 1.25
-"""What comes and goes takes this much more of the heap than it has bytes. Measured (`tests/model/test_cost_memory.py`):
-1.0 where every tensor is mapped on its own, up to 1.6 in the holes that glibc 2.36 leaves by default."""
+"""What comes and goes takes this much more of the heap than it has bytes: a middle course. Where every tensor is mapped
+on its own it is 1.0; glibc's heap keeps holes that no tensor fits (`tests/model/test_cost_memory.py` measures both)."""
 
 AnyPart = TypeVar("AnyPart", bound=Part)
 

@@ -1,0 +1,68 @@
+"""The memory benchmark runs, its contender is honest, and its bound is what the shapes say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memory
+from jobs import JOBS
+
+TINY = JOBS["tiny"]
+
+
+def test_models_of_one_base_are_not_separate() -> None:
+    one, other = memory.OwnModel(TINY, 1, "cpu"), memory.OwnModel(TINY, 2, "cpu")
+    memory._check_separate([one, other])
+    other.part = one.base.server_part(2)
+    with pytest.raises(AssertionError, match="its own weights"):
+        memory._check_separate([one, other])
+
+
+def test_bound_by_hand() -> None:
+    """c_attn of width 16 has A of 8 x 16 and B of 48 x 8; of three blocks, cuts 1, 2, 3 leave 2, 1, 0 to the server."""
+    adapter = 4 * (8 * 16 + 48 * 8) * (2 + 1 + 0) / 3
+    queued = 2 * 8 * (16 * 4 + 4 + 1)  # 2 samples of 8 tokens: activations, label, mask
+    assert memory.bound_per_device(TINY) == 3 * adapter + queued
+
+
+def test_moments_are_those_that_the_optimizer_goes_on_from() -> None:
+    model = memory.OwnModel(TINY, 1, "cpu")
+    before = model._trainable.moments()
+    model.learn(model.loss(memory.made_up(TINY, "device", model.base)))
+    after = model._trainable.moments()
+    assert before.keys() == after.keys()
+    assert all(after[name] == 2 for name in after if name.endswith("#step"))
+
+
+def test_it_prints_tables_and_writes_json(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    in_this_process: Callable[[Any], None],
+) -> None:
+    in_this_process(memory)
+    monkeypatch.setattr(memory, "floor", lambda: 2**20)
+    path = tmp_path / "memory.json"
+    memory.main(["--model", "tiny", "--devices", "3", "4", "--blocks", "1", "3", "--json", str(path)])
+    shown, rows = capsys.readouterr().out, json.loads(path.read_text())["rows"]
+    assert "MiB per added device, from 3 to 4 devices" in shown
+    assert [row["what"] for row in rows["servers"]] == [
+        "floor: imports only",
+        "plain PEFT, whole model",
+        "memsfl, 3 devices",
+        "memsfl, 4 devices",
+        "SFL-V1, 3 devices",
+        "SFL-V1 one by one, 3 devices",
+    ]
+    assert all(row["net_bytes"] == row["peak_bytes"] - 2**20 for row in rows["servers"])
+    assert [row["blocks"] for row in rows["devices"]] == [1, 3]
+    assert rows["bound_per_added_device"] == memory.bound_per_device(TINY)
+
+
+def test_the_floor_is_a_python_with_torch_in_it() -> None:
+    assert 100 * 2**20 < memory.floor() < 2 * 2**30
