@@ -124,7 +124,7 @@ async def _hold_round(server: Server, plan: RoundPlan, job: Job) -> None:
     for device in plan.devices:
         adapter = split_adapter(server.adapter, server.base.device_names(device.cut))
         trained = {name: value.clone() for name, value in adapter.items()}
-        server.accept(Update(RUN, 0, device.device, trained, job.num_samples, job.num_samples, 0.0))
+        server.accept(Update(RUN, 0, device.device, trained, 0, job.num_samples, job.num_samples, 0.0, 0.0))
     server.adapter = mean_per_block()(server.adapter, server.contributions())
 
 
@@ -204,7 +204,7 @@ def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
             await player.backward(Gradients(RUN, 0, step, profile.name, torch.randn_like(sent.h_BTD), 0.0))
 
     run_virtual(steps())
-    return _peak(device), costs.device(blocks, job.num_samples, job.num_tokens).memory_bytes
+    return _peak(device), costs.device(plan, job.num_samples, job.num_tokens).memory_bytes
 
 
 def _peak(device: str) -> int:

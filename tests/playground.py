@@ -22,7 +22,7 @@ from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Known
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
-from cutlayer.types import Adapter, Batch, Cost, Event
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Message
 from tiny import random_batch
@@ -62,19 +62,25 @@ class FlatCosts:
     num_blocks: int
     hidden_size: int = 16
 
-    def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
-        flops = 1e6 * (cut + 0.1) * num_samples * num_tokens
-        return Cost(flops, flops if cut else 0.0, 2**20 * (1 + cut))
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        flops = 1e6 * (plan.cut + 0.1) * num_samples * num_tokens
+        return Cost(flops, flops if plan.cut else 0.0, 2**20 * (1 + plan.cut))
 
-    def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
-        flops = 1e6 * (self.num_blocks - cut + 0.1) * num_samples * num_tokens
-        return Cost(flops, flops, 2**20 * (1 + self.num_blocks - cut))
+    def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        flops = 1e6 * (self.num_blocks - plan.cut + 0.1) * num_samples * num_tokens
+        return Cost(flops, flops, 2**20 * (1 + self.num_blocks - plan.cut))
 
     def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
         return 4 * num_samples * num_tokens * self.hidden_size
 
-    def adapters_on_device(self, cut: int) -> int:
-        return 2 * cut
+    def adapters_on_device(self, plan: DevicePlan) -> int:
+        return 2 * plan.cut
+
+    def device_adapter_bytes(self, plan: DevicePlan) -> int:
+        return 4096 * plan.cut
+
+    def server_trainable_bytes(self, plan: DevicePlan) -> int:
+        return 12288 * (self.num_blocks - plan.cut)
 
 
 def fleet_of(num_devices: int, *, max_blocks: Sequence[int] = (1, 2, 3)) -> Fleet:
@@ -185,10 +191,11 @@ def play(
 
     async def run() -> None:
         events: list[Event] = []
+        known = Known(fleet, costs, played.logbook.history, num_tokens=10, batch_size=4, local_steps=local_steps)
         server = Server(
             "play",
             base,
-            base.initial_adapter(seed),
+            base.initial_adapter(seed, method.make_plan(0, known).ranks),
             ModelledMachine("server", fleet.server.effective_flops, events.append),
             costs,
             settings,
@@ -197,7 +204,6 @@ def play(
             10,
         )
         ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
-        known = Known(fleet, costs, played.logbook.history, num_tokens=10, batch_size=4, local_steps=local_steps)
         coordinator = Coordinator(
             method,
             server,

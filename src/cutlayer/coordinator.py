@@ -18,7 +18,7 @@ from typing import Any
 
 from cutlayer.fleet.clock import now
 from cutlayer.methods.method import Method
-from cutlayer.policies.plan import Known, make_plan
+from cutlayer.policies.plan import Known
 from cutlayer.report.round_row import round_row
 from cutlayer.server.server import Server, Tally
 from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
@@ -88,7 +88,7 @@ class Coordinator:
     async def _one_round(self, number: int) -> None:
         start_wall, start = time.perf_counter(), now()
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in self._links.items()}
-        plan = make_plan(self._method.plan, number, self._known)
+        plan = self._method.make_plan(number, self._known)
         contributions = await self._method.round.server_end(self._server, self._links, plan)
         self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
         duration = now() - start
@@ -117,11 +117,14 @@ class Coordinator:
     ) -> list[StepRecord]:
         """What the round measured of each device, in the order of their names."""
         records = []
-        for name in sorted(device.device for device in plan.devices):
+        for device in sorted(plan.devices, key=lambda device: device.device):
+            name = device.device
             tally, link = tallies[name], self._links[name]
             up, down = bytes_before[name]
-            busy = _seconds(self._events, name, ("forward", "backward"))
-            network = _seconds(self._events, name, ("upload", "download"))
+            forward, backward, upload, download = (
+                _seconds(self._events, name, what) for what in ("forward", "backward", "upload", "download")
+            )
+            busy, network = forward + backward, upload + download
             records.append(
                 StepRecord(
                     round=plan.round,
@@ -135,10 +138,15 @@ class Coordinator:
                     waiting_seconds=max(0.0, duration - busy - network),
                     bytes_up=link.bytes_received - up,
                     bytes_down=link.bytes_sent - down,
+                    backward_seconds=backward,
+                    upload_seconds=upload,
+                    cut=device.cut,
+                    batch_size=device.batch_size,
+                    ranks=device.ranks,
                 )
             )
         return records
 
 
-def _seconds(events: Sequence[Event], who: str, what: tuple[str, ...]) -> float:
-    return sum(event.end_seconds - event.start_seconds for event in events if event.who == who and event.what in what)
+def _seconds(events: Sequence[Event], who: str, what: str) -> float:
+    return sum(event.end_seconds - event.start_seconds for event in events if event.who == who and event.what == what)

@@ -22,7 +22,7 @@ from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
 from cutlayer.model.export import save_adapter
 from cutlayer.policies.learning_rate import schedule
-from cutlayer.policies.plan import Known, make_plan
+from cutlayer.policies.plan import Known
 from cutlayer.prepare import Ingredients
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
@@ -71,6 +71,8 @@ def known_of(ingredients: Ingredients, logbook: Logbook) -> Known:
         num_tokens=ingredients.config.data.max_length,
         batch_size=train.batch_size,
         local_steps=train.local_steps,
+        rank=ingredients.config.lora.rank,
+        seed=train.seed,
     )
 
 
@@ -92,7 +94,7 @@ def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool
     """
     method, logbook = method_of(ingredients.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
-    make_plan(method.plan, 0, known_of(ingredients, logbook))
+    plan = method.make_plan(0, known_of(ingredients, logbook))
     ingredients.base.whole()
     path = Path(ingredients.config.out)
     snapshot = load_checkpoint(path / "checkpoint", ingredients.run_id) if resume else None
@@ -100,7 +102,7 @@ def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool
     if not resume:
         folder.write_config(ingredients.config.to_yaml())
     try:
-        return _Simulation(ingredients, method, folder, display, logbook).run(snapshot, resume)
+        return _Simulation(ingredients, method, folder, display, logbook, plan.ranks).run(snapshot, resume)
     finally:
         folder.close()
 
@@ -109,10 +111,16 @@ class _Simulation:
     """The wiring of one run: machines, links, both ends, and what happens at a commit point."""
 
     def __init__(
-        self, ingredients: Ingredients, method: Method, folder: RunFolder, display: ProgressDisplay, logbook: Logbook
+        self,
+        ingredients: Ingredients,
+        method: Method,
+        folder: RunFolder,
+        display: ProgressDisplay,
+        logbook: Logbook,
+        ranks: tuple[int, ...],
     ) -> None:
         self._ingredients, self._method, self._folder, self._display = ingredients, method, folder, display
-        self._logbook = logbook
+        self._logbook, self._ranks = logbook, ranks
         self._events: list[Event] = []
         self._validation = ingredients.validation_batches()
         self._before: dict[str, float] = {}
@@ -173,7 +181,7 @@ class _Simulation:
         self._server = Server(
             ingredients.run_id,
             base,
-            base.initial_adapter(train.seed),
+            base.initial_adapter(train.seed, self._ranks),
             ModelledMachine(fleet.server.name, fleet.server.effective_flops, self._record),
             costs,
             ingredients.train_settings,

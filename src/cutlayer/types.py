@@ -55,14 +55,28 @@ class DevicePlan:
     """Number of blocks the device holds: it has the embeddings and blocks [0, cut)."""
     batch_size: int = 16
     local_steps: int = 1
+    head: bool = False
+    """Whether the device holds the final norm and the head too, and so trains alone; its cut is then L."""
+    ranks: tuple[int, ...] = ()
+    """LoRA rank on each block of the model, 0 for no adapter there; empty for the run's rank on every block."""
+
+    @property
+    def blocks(self) -> frozenset[int] | None:
+        """The blocks that have an adapter; None for all of them."""
+        return frozenset(block for block, rank in enumerate(self.ranks) if rank) if self.ranks else None
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """Who takes part in a round and how. Planners map a plan to a better plan."""
+    """Who takes part in a round and how. Planners map a plan to a better plan.
+
+    `ranks` is the rank of the full adapter on each block, of which a device's are at most as large; empty for the
+    run's rank everywhere. It is the same in every round of a run.
+    """
 
     round: int
     devices: tuple[DevicePlan, ...] = ()
+    ranks: tuple[int, ...] = ()
 
     def with_each(self, change: Callable[[DevicePlan], DevicePlan]) -> RoundPlan:
         return replace(self, devices=tuple(change(device) for device in self.devices))
@@ -80,11 +94,23 @@ class Cost:
 class Costs(Protocol):
     """The cost model, as planners see it (`model/cost.py` is the real one)."""
 
-    num_blocks: int
+    @property
+    def num_blocks(self) -> int: ...
 
-    def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost: ...
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        """One step of the device's part under this plan, on `num_samples` x `num_tokens`, padding included."""
 
-    def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost: ...
+    def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        """The server's step for that device: one model, one adapter, one batch."""
+
+    def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
+        """The activations that cross the cut, one way."""
+
+    def device_adapter_bytes(self, plan: DevicePlan) -> int:
+        """The adapter that the device trains, as it is sent."""
+
+    def server_trainable_bytes(self, plan: DevicePlan) -> int:
+        """A server adapter of that device at rest: values and AdamW's moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +128,11 @@ class StepRecord:
     waiting_seconds: float
     bytes_up: int
     bytes_down: int
+    backward_seconds: float = 0.0  # of busy_seconds
+    upload_seconds: float = 0.0  # of network_seconds
+    cut: int = 0
+    batch_size: int = 0
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import pytest
 import yaml
 
 from commands import FLEET, World, run
-from cutlayer.cli.plan import server_bytes, summary_lines, typical_tokens
+from cutlayer.cli.plan import summary_lines, typical_tokens
 from cutlayer.cli.rehearsal import Rehearsed
 from cutlayer.config import read_config
 from cutlayer.coordinator import Logbook
 from cutlayer.model.source import Weights
-from cutlayer.policies.plan import make_plan
 from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.human import human_bytes, human_seconds
 from cutlayer.server.forecast import Forecast
@@ -46,12 +46,12 @@ def test_every_device_has_a_row_of_what_the_models_say(task: str, world: World) 
     assert (ran.code, ran.err) == (0, "")
     made = ingredients_of(flags)
     known, costs, tokens = known_of(made, Logbook()), made.costs, typical_tokens(made)
-    for device in make_plan(method_of(made.config).plan, 0, known).devices:
-        work = [side(device.cut, 4, tokens) for side in (costs.device, costs.server)]
+    for device in method_of(made.config).make_plan(0, known).devices:
+        work = [side(device, 4, tokens) for side in (costs.device, costs.server)]
         crossing = human_bytes(4 * tokens * 16 * 4)
         assert cells(ran.out)[device.device] == [
             {"slow": "1", "quick": "2"}[device.device],
-            human_bytes(costs.device(device.cut, 4, 16).memory_bytes),
+            human_bytes(costs.device(device, 4, 16).memory_bytes),
             "1.0 GiB",
             crossing,
             crossing,
@@ -81,7 +81,7 @@ def test_the_run_is_its_rounds(world: World) -> None:
     known = known_of(made, Logbook())
     rehearsed = Rehearsed(seconds=2.0, bytes_up=1024, bytes_down=2048, owners=("shared",))
     _, a_round, all_rounds = summary_lines(
-        made, known, make_plan(method_of(made.config).plan, 0, known), rehearsed, num_tokens=12
+        made, known, method_of(made.config).make_plan(0, known), rehearsed, num_tokens=12
     )
     assert a_round == "round:  2.0 s, 1.0 KiB up, 2.0 KiB down (2 steps with batches of 4 x 12 tokens)"
     assert all_rounds == "run:    20.0 s, 10.0 KiB up, 20.0 KiB down (10 rounds)"
@@ -89,12 +89,14 @@ def test_the_run_is_its_rounds(world: World) -> None:
 
 def test_the_server_holds_one_base_and_an_adapter_per_owner(world: World) -> None:
     made = ingredients_of(world.classification())
-    devices = make_plan(method_of(made.config).plan, 0, known_of(made, Logbook()))
-    alone, both = (server_bytes(made, devices, owners) for owners in (("slow",), ("slow", "quick")))
+    method = method_of(made.config)
+    plan = method.make_plan(0, known_of(made, Logbook()))
+    slow = next(device for device in plan.devices if device.device == "slow")
+    alone, both = (method.round.server_bytes(of, made.costs, 16) for of in (replace(plan, devices=(slow,)), plan))
     adapter = sum(int(np.prod(made.base.shapes[name])) for name in made.base.server_names(2))
-    assert both - alone == 12 * adapter, "values and two moments in fp32"
-    waiting = 2 * made.costs.activation_bytes(4, 16)
-    assert alone - waiting == made.costs.server(1, 4, 16).memory_bytes
+    waiting = made.costs.activation_bytes(4, 16)
+    assert both - alone == 12 * adapter + waiting, "values and two moments in fp32"
+    assert alone - waiting == made.costs.server(slow, 4, 16).memory_bytes
 
 
 def test_a_server_that_is_too_small_is_told_so(world: World, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_bytes_counted_are_bytes_encoded() -> None:
         DOWN,
         Finish("run", 1, "done"),
     ]
-    up: list[Message] = [UP, Update("run", 0, "phone", adapter, 1, 2, 0.5)]
+    up: list[Message] = [UP, Update("run", 0, "phone", adapter, 0, 1, 2, 0.0, 0.5)]
 
     async def program() -> tuple[int, int, int, int]:
         device, server = modelled_link(PROFILE, lambda event: None)

@@ -16,13 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from bases import moved_adapter, open_base, settings_for
 from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, HEAP_SLACK, TRANSIENTS, CostModel, cost_model
 from cutlayer.model.part import Part, model_inputs
-from cutlayer.types import Cost
+from cutlayer.types import Cost, DevicePlan
 from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
 SAMPLES, TOKENS = 3, 23
 D, FF, HEADS, RANK = 16, 32, 4, 8  # of the tiny encoders, and LoRA's rank
+
+
+def at(cut: int) -> DevicePlan:
+    return DevicePlan("somebody", cut)
 
 
 @pytest.fixture
@@ -94,7 +98,7 @@ def test_a_step_costs_what_was_foretold(
     server_back = backward_flops(loss.output, None)
     device_back = backward_flops(ahead.output, fed_BTD.grad) if cut > 0 else 0.0
 
-    foretold = costs(family, task).device(cut, SAMPLES, TOKENS), costs(family, task).server(cut, SAMPLES, TOKENS)
+    foretold = [side(at(cut), SAMPLES, TOKENS) for side in (costs(family, task).device, costs(family, task).server)]
     real = ((device, ahead, device_back), (server, loss, server_back))
     for cost, (part, forward, back) in zip(foretold, real, strict=True):
         assert (cost.forward_flops, cost.backward_flops) == (forward.flops, back)
@@ -112,12 +116,12 @@ def test_flops_of_a_block_by_hand(costs: Callable[[str, str], CostModel]) -> Non
     lora = 4 * 2 * (D * RANK + RANK * D)
     attention = 2 * 2 * TOKENS * D
     per_token = projections + lora + attention
-    assert costs("bert", "classification").device(1, SAMPLES, TOKENS).forward_flops == SAMPLES * TOKENS * per_token
+    assert costs("bert", "classification").device(at(1), SAMPLES, TOKENS).forward_flops == SAMPLES * TOKENS * per_token
 
 
 def test_flops_of_a_head_by_hand(costs: Callable[[str, str], CostModel]) -> None:
     """Pooler and classifier on one vector per sample; backward as much again for the weights and for the vector."""
-    cost = costs("bert", "classification").server(BLOCKS, SAMPLES, TOKENS)
+    cost = costs("bert", "classification").server(at(BLOCKS), SAMPLES, TOKENS)
     head = SAMPLES * 2 * (D * D + D * 3)
     assert cost.forward_flops == head
     assert cost.backward_flops == 2 * head
@@ -128,12 +132,12 @@ def test_bytes_by_hand(costs: Callable[[str, str], CostModel], tiny_model: Model
     assert model.num_blocks == BLOCKS
     assert model.hidden_size == D
     assert model.activation_bytes(SAMPLES, TOKENS) == SAMPLES * TOKENS * D * 4
-    assert model.adapters_on_device(2) == 2 * 4
-    assert model.device_adapter_bytes(2) == 2 * 4 * (RANK * D + D * RANK) * 4
+    assert model.adapters_on_device(at(2)) == 2 * 4
+    assert model.device_adapter_bytes(at(2)) == 2 * 4 * (RANK * D + D * RANK) * 4
     assert model.adapter_bytes(["base_model.model.classifier.weight"]) == 3 * D * 4
     half = CostModel(settings_for(tiny_model("bert", "classification"), "classification", dtype="bf16"))
     assert half.activation_bytes(SAMPLES, TOKENS) == SAMPLES * TOKENS * D * 2
-    assert half.device_adapter_bytes(2) == model.device_adapter_bytes(2), "what is trained stays fp32"
+    assert half.device_adapter_bytes(at(2)) == model.device_adapter_bytes(at(2)), "what is trained stays fp32"
 
 
 # ------------------------------------------------------------------ how costs hang together
@@ -142,7 +146,7 @@ def test_bytes_by_hand(costs: Callable[[str, str], CostModel], tiny_model: Model
 @pytest.mark.parametrize(("family", "task"), CASES[:2])
 def test_wherever_the_cut_the_blocks_add_up(family: str, task: str, costs: Callable[[str, str], CostModel]) -> None:
     model = costs(family, task)
-    pairs = [(model.device(cut, 2, 50), model.server(cut, 2, 50)) for cut in range(BLOCKS + 1)]
+    pairs = [(model.device(at(cut), 2, 50), model.server(at(cut), 2, 50)) for cut in range(BLOCKS + 1)]
     sums = {device.forward_flops + server.forward_flops for device, server in pairs}
     assert len(sums) == 1
     devices, servers = [list(side) for side in zip(*pairs, strict=True)]
@@ -164,7 +168,7 @@ def test_flops_grow_with_samples_and_attention_with_the_square_of_tokens(
     model = costs("bert", "classification")
 
     def flops(samples: int, tokens: int) -> float:
-        return model.device(1, samples, tokens).forward_flops
+        return model.device(at(1), samples, tokens).forward_flops
 
     assert flops(6, 40) == 3 * flops(2, 40)
     assert flops(1, 80) - 2 * flops(1, 40) == 2 * 2 * D * (80**2 - 2 * 40**2)
@@ -172,7 +176,7 @@ def test_flops_grow_with_samples_and_attention_with_the_square_of_tokens(
 
 def test_memory_grows_with_the_batch_above_what_is_fixed(costs: Callable[[str, str], CostModel]) -> None:
     model = costs("bert", "classification")
-    one, two, four = (model.device(1, samples, 40).memory_bytes for samples in (1, 2, 4))
+    one, two, four = (model.device(at(1), samples, 40).memory_bytes for samples in (1, 2, 4))
     assert four - two == 2 * (two - one) > 0
 
 
@@ -186,20 +190,20 @@ def test_recomputing_costs_flops_and_saves_memory(
     for cut, sides in ((BLOCKS, ("device",)), (0, ("server",))):
         for side in sides:
             before, after = (getattr(model, side)(cut, 4, 40) for model in (plain, thrifty))
-            blocks = plain.device(BLOCKS, 4, 40).forward_flops
+            blocks = plain.device(at(BLOCKS), 4, 40).forward_flops
             assert after.forward_flops == before.forward_flops
             assert after.backward_flops == before.backward_flops + blocks
             assert after.memory_bytes < 0.8 * before.memory_bytes
-    one_block = plain.device(1, 4, 40).memory_bytes - plain.device(0, 4, 40).memory_bytes
-    nothing = plain.device(0, 4, 40).memory_bytes
-    assert thrifty.device(BLOCKS, 4, 40).memory_bytes > nothing + one_block
+    one_block = plain.device(at(1), 4, 40).memory_bytes - plain.device(at(0), 4, 40).memory_bytes
+    nothing = plain.device(at(0), 4, 40).memory_bytes
+    assert thrifty.device(at(BLOCKS), 4, 40).memory_bytes > nothing + one_block
 
 
 def test_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:
     """A folder with nothing but config.json is enough."""
     shutil.copy(tiny_model("bert", "classification") / "config.json", tmp_path)
     model = CostModel(settings_for(tmp_path, "classification"))
-    assert model.device(1, 1, 8).forward_flops > 0
+    assert model.device(at(1), 1, 8).forward_flops > 0
     assert model._base.weights.bytes_read == 0
 
 

@@ -103,7 +103,8 @@ def _measure(side: str, cut: int, tiny: str, folder: str) -> tuple[int, int]:
 
     def predicted(name: str, cut: int, samples: int, tokens: int) -> int:
         costs = CostModel(settings(name))
-        cost = costs.device(cut, samples, tokens) if side == "device" else costs.server(cut, samples, tokens)
+        plan = DevicePlan("somebody", cut)
+        cost = costs.device(plan, samples, tokens) if side == "device" else costs.server(plan, samples, tokens)
         return cost.memory_bytes
 
     train(Base(settings(tiny)), 1, 1, 4)

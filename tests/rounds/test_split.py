@@ -142,7 +142,7 @@ def said(base: Base, name: str, *, steps: int = 2) -> list[Any]:
     labels = torch.zeros(4, dtype=torch.int32)
     activations = [Activations("run", 0, step, name, h_BTD, ones_BT, labels, 4) for step in range(steps)]
     adapter = {key: base.initial_adapter(0)[key] for key in base.device_names(1)}
-    return [*activations, Update("run", 0, name, adapter, 4 * steps, 4 * steps, 1.0)]
+    return [*activations, Update("run", 0, name, adapter, 0, 4 * steps, 4 * steps, 0.0, 1.0)]
 
 
 def run_server(

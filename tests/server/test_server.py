@@ -176,7 +176,7 @@ def test_a_tally_is_weighted_by_what_was_trained(bert: Base) -> None:
     server.begin(plan_of(1, 1), one_per_device)
     batches = [BATCH, random_batch("classification", seed=5, samples=2)]
     losses = [step(server, activations_for(bert, batch, 1, step=n)).loss for n, batch in enumerate(batches)]
-    server.accept(Update("run", 0, "device-0", {}, samples=6, weight=6, busy_seconds=0.0))
+    server.accept(Update("run", 0, "device-0", {}, steps=0, samples=6, weight=6, loss=0.0, busy_seconds=0.0))
     tally = server.take_tallies()["device-0"]
     assert (tally.steps, tally.samples, tally.weight) == (2, 6, 6)
     assert tally.loss == pytest.approx((4 * losses[0] + 2 * losses[1]) / 6)
@@ -190,7 +190,9 @@ def contributions_of(
     for device in plan.devices:
         adapter = {name: server.adapter[name] + 1 for name in server.base.device_names(device.cut)}
         weight = weights[device.device]
-        server.accept(Update("run", 0, device.device, adapter, samples=weight, weight=weight, busy_seconds=0.0))
+        server.accept(
+            Update("run", 0, device.device, adapter, 0, samples=weight, weight=weight, loss=0.0, busy_seconds=0.0)
+        )
     return [(set(part.adapter), dict(part.weights)) for part in server.contributions()]
 
 

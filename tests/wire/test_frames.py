@@ -171,14 +171,14 @@ def test_elements_are_not_copied() -> None:
 
 
 def test_decoded_tensors_are_aligned() -> None:
-    update = Update("run", 0, "phone", {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(5)}, 1, 1, 0.0)
+    update = Update("run", 0, "phone", {"a": torch.ones(3, dtype=torch.bool), "b": torch.ones(5)}, 0, 1, 1, 0.0, 0.0)
     adapter = read(encode(update)).adapter
     assert [tensor.data_ptr() % 16 for tensor in adapter.values()] == [0, 0]
 
 
 def test_a_trained_parameter_is_sent_without_its_graph() -> None:
     parameter = torch.nn.Parameter(torch.ones(2, 2))
-    update = Update("run", 0, "phone", {"a": parameter}, 1, 1, 0.0)
+    update = Update("run", 0, "phone", {"a": parameter}, 0, 1, 1, 0.0, 0.0)
     assert not read(encode(update)).adapter["a"].requires_grad
 
 
@@ -350,7 +350,7 @@ ONE_OF_EACH = [
     Activations("run", 0, 1, "phone", torch.ones(1, 2, 2), torch.ones(1, 2) > 0, torch.ones(1).int(), 1),
     GRADIENTS,
     dataclasses.replace(GRADIENTS, grad_BTD=None),
-    Update("run", 0, "phone", ADAPTER, 3, 4, 0.5),
+    Update("run", 0, "phone", ADAPTER, 2, 3, 4, 0.25, 0.5),
     Finish("run", 9, "done"),
 ]
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cutlayer.types import RoundPlan
 
 TOKENS_MULTIPLE = 8  # what batches are padded to
-ADAPTER_COPIES = 3  # the values and AdamW's two moments; a gradient lives during its owner's step only
 
 
 def plan(given: Given) -> None:
@@ -24,7 +23,6 @@ def plan(given: Given) -> None:
     config = given.config()
     from cutlayer.cli.rehearsal import rehearse
     from cutlayer.coordinator import Logbook
-    from cutlayer.policies.plan import make_plan
     from cutlayer.prepare import prepare
     from cutlayer.simulation import known_of, method_of
 
@@ -32,11 +30,12 @@ def plan(given: Given) -> None:
     with terminal.status("reading the data"):
         ingredients = prepare(config)
         method, known = method_of(config), known_of(ingredients, Logbook())
-        first_round = make_plan(method.plan, 0, known)
+        first_round = method.make_plan(0, known)
         num_tokens = typical_tokens(ingredients)
         rehearsed = rehearse(ingredients, method, first_round, num_tokens)
     terminal.print(device_rows(ingredients, known, first_round, num_tokens))
-    for line in summary_lines(ingredients, known, first_round, rehearsed, num_tokens):
+    need = method.round.server_bytes(first_round, known.costs, known.num_tokens)
+    for line in summary_lines(ingredients, known, need, rehearsed, num_tokens):
         terminal.print(line, soft_wrap=True)
 
 
@@ -50,21 +49,22 @@ def device_rows(ingredients: Ingredients, known: Known, plan: RoundPlan, num_tok
     """One row per device: memory at the longest batch, everything else of one step with `num_tokens` tokens a text."""
     from cutlayer.report.human import human_bytes, human_seconds
     from cutlayer.server.forecast import Forecast
+    from cutlayer.types import Cost
 
     costs, forecast = ingredients.costs, Forecast(ingredients.fleet, ingredients.costs)
     numbers = ("cut", "memory", "of", "up/step", "down/step", "device GFLOP", "server GFLOP", "step")
     shown = table("device", numbers=numbers)
     for device in plan.devices:
-        shape = (device.cut, device.batch_size, num_tokens)
-        work = (costs.device(*shape), costs.server(*shape))
-        crossing = costs.activation_bytes(device.batch_size, num_tokens)
+        shape = (device, device.batch_size, num_tokens)
+        work = (costs.device(*shape), Cost(0.0, 0.0, 0) if device.head else costs.server(*shape))
+        crossing = 0 if device.head else costs.activation_bytes(device.batch_size, num_tokens)
         shown.add_row(
             device.device,
             str(device.cut),
             human_bytes(known.device_bytes(device)),
             human_bytes(known.profile(device.device).memory_bytes),
             human_bytes(crossing),
-            human_bytes(crossing if costs.adapters_on_device(device.cut) else 0),
+            human_bytes(crossing if costs.adapters_on_device(device) else 0),
             *(f"{(cost.forward_flops + cost.backward_flops) / 1e9:.3g}" for cost in work),
             human_seconds(forecast.step(device, device.batch_size, num_tokens).total),
         )
@@ -72,13 +72,12 @@ def device_rows(ingredients: Ingredients, known: Known, plan: RoundPlan, num_tok
 
 
 def summary_lines(
-    ingredients: Ingredients, known: Known, plan: RoundPlan, rehearsed: Rehearsed, num_tokens: int
+    ingredients: Ingredients, known: Known, need: int, rehearsed: Rehearsed, num_tokens: int
 ) -> list[str]:
     """The round, the server and the run."""
     from cutlayer.report.human import human_bytes, human_seconds
 
     rounds, server = ingredients.config.train.rounds, ingredients.fleet.server
-    need = server_bytes(ingredients, plan, rehearsed.owners)
     adapters = f"{len(rehearsed.owners)} adapter{'s' if len(rehearsed.owners) > 1 else ''} with moments"
     verdict = "" if need <= server.memory_bytes else ", which is too much"
 
@@ -92,14 +91,3 @@ def summary_lines(
         f"round:  {traffic(1)} ({known.local_steps} steps with batches of {known.batch_size} x {num_tokens} tokens)",
         f"run:    {traffic(rounds)} ({rounds} rounds)",
     ]
-
-
-def server_bytes(ingredients: Ingredients, plan: RoundPlan, owners: tuple[str, ...]) -> int:
-    """Memory of the server at the longest batch: the base, every owner's adapter, one step, and a full queue."""
-    costs, base, tokens = ingredients.costs, ingredients.base, ingredients.config.data.max_length
-    cuts = {device.device: device.cut for device in plan.devices}
-    lowest = min(cuts.values())
-    adapters = [costs.adapter_bytes(base.server_names(cuts.get(owner, lowest))) for owner in owners]
-    step = max(costs.server(d.cut, d.batch_size, tokens).memory_bytes for d in plan.devices)  # holds one adapter
-    queue = sum(costs.activation_bytes(device.batch_size, tokens) for device in plan.devices)
-    return step + ADAPTER_COPIES * (sum(adapters) - max(adapters)) + queue

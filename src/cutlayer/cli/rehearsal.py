@@ -88,12 +88,12 @@ class _Rehearsal:
             """Loss, and the gradient at the cut."""
             assert device is not None, "a server's step is for a device"
             plan = self._devices[device]
-            return 0.0, self._hidden(plan) if self._base.device_names(plan.cut) else None
+            return 0.0, self._hidden(plan) if self._base.device_names(plan.cut, plan.blocks) else None
 
         return Server(
             ingredients.run_id,
             self._base,
-            {name: torch.empty(shape, device="meta") for name, shape in self._base.shapes.items()},
+            {name: torch.empty(shape, device="meta") for name, shape in self._base.shapes_of(self._plan.ranks).items()},
             _IdleMachine(profile.name, profile.effective_flops, answer),
             ingredients.costs,
             ingredients.train_settings,
@@ -103,9 +103,13 @@ class _Rehearsal:
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, lambda _peer: self._hidden(self._devices[name]))
+        machine = _IdleMachine(name, effective_flops, lambda _peer: self._output(self._devices[name]))
         batches = _AlikeBatches(self._ingredients.config.data.task, self._num_tokens)
         return Device(name, self._base, batches, machine, self._ingredients.costs, self._ingredients.train_settings)
+
+    def _output(self, plan: DevicePlan) -> Tensor:
+        """What a device computes: a loss where it holds the head, else what crosses the cut."""
+        return torch.zeros(()) if plan.head else self._hidden(plan)
 
     def _hidden(self, plan: DevicePlan) -> Tensor:
         """What crosses the cut, one way."""

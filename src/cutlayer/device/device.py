@@ -51,7 +51,8 @@ class Device:
         self._assignment: Assignment | None = None
         self._batch: Batch | None = None
         self._h_BTD: Tensor | None = None
-        self._samples = self._weight = 0
+        self._steps = self._samples = self._weight = 0
+        self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
 
     def begin(self, assignment: Assignment) -> None:
@@ -60,21 +61,22 @@ class Device:
         self._trainable.load(assignment.adapter)
         if not self._settings.keep_moments:
             self._trainable.load_moments({})
-        self._samples = self._weight = 0
+        self._steps = self._samples = self._weight = 0
+        self._loss_sum = 0.0
         self._busy_before = self.machine.busy_seconds
 
     async def forward(self, step: int) -> Activations:
         """Draws a batch and runs it up to the cut. The graph stays here; what is sent is detached."""
         now = self._now
         batch = self._batches.next(now.plan.batch_size)
-        part = self._base.device_part(now.plan.cut)
+        part = self._base.device_part(now.plan.cut, now.plan.blocks)
 
         def work() -> Tensor:
             part.use(self._trainable.parameters)
             with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, step):
                 return part.forward(model_inputs(batch, self._base.device))
 
-        cost = self._costs.device(now.plan.cut, batch.num_samples, batch.num_tokens)
+        cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
         h_BTD = await self.machine.run(work, what="forward", flops=cost.forward_flops, round=now.round, step=step)
         self._batch, self._h_BTD = batch, h_BTD
         return Activations(
@@ -103,8 +105,31 @@ class Device:
             h_BTD.backward(gradients.grad_BTD)
             self._trainable.step(now.learning_rates[gradients.step])
 
-        cost = self._costs.device(now.plan.cut, batch.num_samples, batch.num_tokens)
+        cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
         await self.machine.run(work, what="backward", flops=cost.backward_flops, round=now.round, step=gradients.step)
+
+    async def train(self, step: int) -> None:
+        """One local step of a device that holds the whole model: forward, loss, backward, adapter step."""
+        now = self._now
+        batch = self._batches.next(now.plan.batch_size)
+        part = self._base.whole(now.plan.blocks)
+        cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
+
+        def forward() -> Tensor:
+            part.use(self._trainable.parameters)
+            with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, step):
+                return part.loss(batch)
+
+        def backward() -> None:
+            loss.backward()
+            self._trainable.step(now.learning_rates[step])
+
+        loss = await self.machine.run(forward, what="forward", flops=cost.forward_flops, round=now.round, step=step)
+        await self.machine.run(backward, what="backward", flops=cost.backward_flops, round=now.round, step=step)
+        self._steps += 1
+        self._samples += batch.num_samples
+        self._weight += batch.weight
+        self._loss_sum += float(loss.detach()) * batch.weight
 
     def update(self) -> Update:
         """What the device trained in this round."""
@@ -114,8 +139,10 @@ class Device:
             round=now.round,
             device=self.name,
             adapter=self._trainable.adapter(),
+            steps=self._steps,
             samples=self._samples,
             weight=self._weight,
+            loss=self._loss_sum / self._weight if self._steps else 0.0,
             busy_seconds=self.machine.busy_seconds - self._busy_before,
         )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cutlayer.errors import ConfigError
 from cutlayer.policies.aggregate import Aggregate
-from cutlayer.policies.plan import Planner
+from cutlayer.policies.plan import Known, Planner, make_plan
 from cutlayer.rounds.round import Round
+from cutlayer.types import RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +24,31 @@ class Method:
     plan: tuple[Planner, ...]
     round: Round
     aggregate: Aggregate
+
+    def make_plan(self, round: int, known: Known) -> RoundPlan:
+        """The plan of a round, on which this round and this aggregate can work.
+
+        Raises:
+          ConfigError: Two of the method's choices contradict each other.
+          BudgetError: A device cannot hold its part.
+        """
+        plan = make_plan(self.plan, round, known)
+        cuts, ranks = {device.cut for device in plan.devices}, {device.ranks for device in plan.devices}
+        if self.round.equal_cuts and len(cuts) > 1:
+            raise ConfigError(
+                f"method.cut: expected one cut where features of several devices are merged, got {sorted(cuts)}. "
+                "Set method.cut to one number, or serve one device at a time (memsfl)."
+            )
+        if not self.aggregate.mixed_ranks and len(ranks) > 1 and not _agree(ranks):
+            raise ConfigError(
+                f"method.aggregate: expected equal LoRA ranks on each block for {self.aggregate.name}, got "
+                f"{sorted(ranks)}. Give every device one rank, or aggregate by padding, SVD or stacking "
+                "(hetlora, flexlora, flora)."
+            )
+        return plan
+
+
+def _agree(ranks: set[tuple[int, ...]]) -> bool:
+    """Whether all devices that have an adapter on a block have it at the same rank."""
+    blocks = zip(*ranks, strict=False)
+    return () not in ranks and all(len({rank for rank in block if rank}) <= 1 for block in blocks)

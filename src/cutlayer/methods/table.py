@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cutlayer.errors import ConfigError
+from cutlayer.methods.fedlora import fedlora
 from cutlayer.methods.memsfl import memsfl
 from cutlayer.methods.method import Method
 from cutlayer.methods.splitlora import splitlora
@@ -37,6 +38,12 @@ class MethodRow:
 
 
 TABLE: dict[str, MethodRow] = {
+    "fedlora": MethodRow(
+        fedlora,
+        "federated averaging: every device trains the whole model's adapter, A and B averaged by samples",
+        "arXiv 2305.05644",
+        "the authors' code",
+    ),
     "memsfl": MethodRow(
         memsfl,
         "one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised",

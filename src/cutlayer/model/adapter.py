@@ -159,6 +159,28 @@ def initial_tensor(name: str, shape: Sequence[int], *, seed: int, std: float) ->
     return torch.empty(*shape).normal_(0.0, std, generator=generator)
 
 
-def split_adapter(adapter: Adapter, names: Sequence[str]) -> Adapter:
+def split_adapter(adapter: Mapping[str, Tensor], names: Sequence[str]) -> Adapter:
     """The part of an adapter that goes by these names."""
     return {name: adapter[name] for name in names}
+
+
+def shape_at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    """The shape of a trainable tensor if its LoRA had this rank."""
+    if ".lora_A." in name:
+        return (rank, *shape[1:])
+    if ".lora_B." in name:
+        return (shape[0], rank)
+    return shape
+
+
+def at_rank(name: str, tensor: Tensor, rank: int) -> Tensor:
+    """The first `rank` rows of an A, columns of a B; any other tensor as it is.
+
+    One scale, the run's alpha over the run's rank, holds for every rank (docs/decisions/0009-one-scale.md), so what
+    is left of a factor means what it meant.
+    """
+    if ".lora_A." in name:
+        return tensor[:rank]
+    if ".lora_B." in name:
+        return tensor[:, :rank].contiguous()
+    return tensor

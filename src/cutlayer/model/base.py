@@ -7,7 +7,7 @@ tensors that it still holds. The tensors come from one `Weights`, so all parts s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from cutlayer.model.adapter import (
     find_slots,
     initial_tensor,
     peft_targets,
+    shape_at_rank,
     target_modules,
 )
 from cutlayer.model.cut import check_cut, keep_device_side, keep_server_side
@@ -33,6 +34,9 @@ from cutlayer.model.part import DevicePart, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.types import Adapter, TaskKind
+
+Blocks = frozenset[int] | None
+"""Which blocks have an adapter; None for all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,62 +100,104 @@ class Base:
         self._pool(skeleton)
         self.shapes = self._trainable_shapes(skeleton)
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
-        self._device_parts: dict[int, DevicePart] = {}
-        self._server_parts: dict[int, ServerPart] = {}
-        self._whole: WholePart | None = None
+        self._device_parts: dict[tuple[int, Blocks], DevicePart] = {}
+        self._server_parts: dict[tuple[int, Blocks], ServerPart] = {}
+        self._wholes: dict[Blocks, WholePart] = {}
 
-    def device_part(self, cut: int) -> DevicePart:
-        """Embeddings and blocks `[0, cut)`; parts of the same cut are one object."""
-        if cut not in self._device_parts:
-            check_cut(cut, self.num_blocks)
+    def device_part(self, cut: int, blocks: Blocks = None) -> DevicePart:
+        """Embeddings and blocks `[0, cut)`; parts that hold the same are one object.
+
+        Args:
+          cut: Blocks on the device.
+          blocks: Which blocks of the model have an adapter; None for all. Backward ends at the lowest of them.
+        """
+        check_cut(cut, self.num_blocks)
+        key = (cut, self._adapted(blocks, 0, cut))
+        if key not in self._device_parts:
             model = self._skeleton(checkpoint=self.settings.checkpoint_device)
             keep_device_side(model, self._backbone(model), self.family, cut)
-            self._finish(model)
-            self._device_parts[cut] = DevicePart(model, self._backbone(model), find_slots(model, ()))
-        return self._device_parts[cut]
+            self._finish(model, key[1])
+            self._device_parts[key] = DevicePart(model, self._backbone(model), find_slots(model, ()))
+        return self._device_parts[key]
 
-    def server_part(self, cut: int) -> ServerPart:
-        """Blocks `[cut, L)` and the head; parts of the same cut are one object."""
-        if cut not in self._server_parts:
-            check_cut(cut, self.num_blocks)
+    def server_part(self, cut: int, blocks: Blocks = None) -> ServerPart:
+        """Blocks `[cut, L)` and the head; parts that hold the same are one object. See `device_part`."""
+        check_cut(cut, self.num_blocks)
+        key = (cut, self._adapted(blocks, cut, self.num_blocks))
+        if key not in self._server_parts:
             model = self._skeleton(checkpoint=self.settings.checkpoint_server)
             feed = keep_server_side(self._backbone(model), self.family, cut, self.num_blocks, self.dtype)
             self._pool(model)
-            self._finish(model)
+            self._finish(model, key[1])
             slots = find_slots(model, self.trained_heads)
-            self._server_parts[cut] = ServerPart(model, feed, slots, self.settings.pad_id)
-        return self._server_parts[cut]
+            self._server_parts[key] = ServerPart(model, feed, slots, self.settings.pad_id)
+        return self._server_parts[key]
 
-    def whole(self) -> WholePart:
-        """The unsplit model."""
-        if self._whole is None:
+    def whole(self, blocks: Blocks = None) -> WholePart:
+        """The unsplit model. See `device_part`."""
+        key = self._adapted(blocks, 0, self.num_blocks)
+        if key not in self._wholes:
             model = self._skeleton(checkpoint=self.settings.checkpoint_server)
             self._pool(model)
-            self._finish(model)
-            self._whole = WholePart(model, find_slots(model, self.trained_heads), self.device)
-        return self._whole
+            self._finish(model, key)
+            self._wholes[key] = WholePart(model, find_slots(model, self.trained_heads), self.device)
+        return self._wholes[key]
 
-    def device_names(self, cut: int) -> list[str]:
-        """The trainable tensors of blocks `[0, cut)`."""
-        return [name for name in self.shapes if self.block_of(name) is not None and self.block_of(name) < cut]  # type: ignore[operator]
+    def device_names(self, cut: int, blocks: Blocks = None, *, head: bool = False) -> list[str]:
+        """The trainable tensors of blocks `[0, cut)`, of those of `blocks` alone; with `head`, the head's too."""
+        return [name for name in self.shapes if self._on_device(name, cut, head) and self._has_adapter(name, blocks)]
 
-    def server_names(self, cut: int) -> list[str]:
-        """The trainable tensors of blocks `[cut, L)` and of the head."""
-        held = set(self.device_names(cut))
-        return [name for name in self.shapes if name not in held]
+    def server_names(self, cut: int, blocks: Blocks = None, *, head: bool = False) -> list[str]:
+        """The other trainable tensors: of blocks `[cut, L)`, and the head's unless the device has them (`head`)."""
+        return [
+            name for name in self.shapes if not self._on_device(name, cut, head) and self._has_adapter(name, blocks)
+        ]
+
+    def shapes_of(self, ranks: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
+        """The trainable tensors and their shapes at these ranks.
+
+        Args:
+          ranks: Of each block, 0 for no adapter there; empty for the run's rank on every block.
+        """
+        shapes = {}
+        for name, shape in self.shapes.items():
+            block = self.block_of(name)
+            rank = ranks[block] if ranks and block is not None else self.settings.lora.rank
+            if block is None or rank > 0:
+                shapes[name] = shape_at_rank(name, shape, rank)
+        return shapes
+
+    def blocks_in(self, names: Iterable[str]) -> frozenset[int]:
+        """The blocks that these trainable tensors belong to."""
+        return frozenset(block for name in names if (block := self.block_of(name)) is not None)
+
+    def _adapted(self, blocks: Blocks, first: int, end: int) -> frozenset[int]:
+        return frozenset(range(first, end)) if blocks is None else blocks & frozenset(range(first, end))
+
+    def _on_device(self, name: str, cut: int, head: bool) -> bool:
+        block = self.block_of(name)
+        return head if block is None else block < cut
+
+    def _has_adapter(self, name: str, blocks: Blocks) -> bool:
+        block = self.block_of(name)
+        return blocks is None or block is None or block in blocks
 
     def block_of(self, name: str) -> int | None:
         """The block that a trainable tensor belongs to; None for the head's."""
         match = self._block_pattern.match(name)
         return int(match.group(1)) if match else None
 
-    def initial_adapter(self, seed: int) -> Adapter:
+    def initial_adapter(self, seed: int, ranks: Sequence[int] = ()) -> Adapter:
         """The adapter that training starts from: the same for every device, whatever its cut.
 
         LoRA starts as PEFT does. A head's tensor starts from the checkpoint if it is there in the right shape (and
         is not a pooler that never learned), else from a seeded normal distribution.
+
+        Args:
+          seed: Of the draw.
+          ranks: See `shapes_of`.
         """
-        return {name: self._initial(name, shape, seed).to(self.device) for name, shape in self.shapes.items()}
+        return {name: self._initial(name, shape, seed).to(self.device) for name, shape in self.shapes_of(ranks).items()}
 
     def _initial(self, name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         path = name.removeprefix(PREFIX)
@@ -211,10 +257,10 @@ class Base:
     def _backbone(self, model: Any) -> Any:
         return getattr(model, model.base_model_prefix)
 
-    def _finish(self, model: Any) -> None:
-        """Attaches LoRA, assigns the frozen tensors, freezes, and sets the modes."""
+    def _finish(self, model: Any, blocks: frozenset[int]) -> None:
+        """Attaches LoRA to these blocks, assigns the frozen tensors, freezes, and sets the modes."""
         modules = target_modules(model, self._blocks, self.family, self.settings.lora.targets)
-        attach_lora(model, list(modules), self.settings.lora)
+        attach_lora(model, [path for path in modules if self.block_of(f"{PREFIX}{path}") in blocks], self.settings.lora)
         model.requires_grad_(False)
         if self.device.type != "meta":
             self._assign(model)

@@ -11,10 +11,9 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.part import DevicePart, Part, ServerPart
-from cutlayer.types import Cost
+from cutlayer.model.base import Base, Blocks, ModelSettings
+from cutlayer.model.part import DevicePart, Part, ServerPart, WholePart
+from cutlayer.types import Batch, Cost, DevicePlan
 
 PROBE_LENGTHS = (16, 32, 48)
 PROBE_SAMPLES = 2
@@ -36,8 +35,6 @@ HEAP_SLACK = 1.25
 """What comes and goes takes this much more of the heap than it has bytes: a middle course. Where every tensor is mapped
 on its own it is 1.0; glibc's heap keeps holes that no tensor fits (`tests/model/test_cost_memory.py` measures both)."""
 
-AnyPart = TypeVar("AnyPart", bound=Part)
-
 
 @dataclass(frozen=True, slots=True)
 class Counts:
@@ -47,6 +44,22 @@ class Counts:
     backward_flops: float
     kept_bytes: int
     largest_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a machine holds: device-side, server-side or the whole, its cut, and the rank on every block."""
+
+    kind: str
+    cut: int
+    ranks: tuple[int, ...]
+
+    @property
+    def blocks(self) -> Blocks:
+        return frozenset(block for block, rank in enumerate(self.ranks) if rank) if self.ranks else None
+
+    def has(self, block: int) -> bool:
+        return self.kind == "whole" or (block < self.cut) == (self.kind == "device")
 
 
 class CostModel:
@@ -62,47 +75,53 @@ class CostModel:
         self.num_blocks = self._base.num_blocks
         self._settings = settings
 
-    @cache  # noqa: B019  (one cost model per run; cuts and batch shapes are few, and every step asks)
-    def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
-        return self._price(
-            self._device_polynomial(cut),
-            self._fixed_bytes(self._device_part(cut)),
-            num_samples,
-            num_tokens,
-        )
+        held = Held("whole" if plan.head else "device", plan.cut, plan.ranks)
+        return self._cost(held, num_samples, num_tokens)
 
-    @cache  # noqa: B019
-    def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
-        """The server's step for a device with this cut; memory is that of one model, one adapter and one batch."""
-        return self._price(
-            self._server_polynomial(cut),
-            self._fixed_bytes(self._server_part(cut)),
-            num_samples,
-            num_tokens,
-        )
+    def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        """The server's step for that device; memory is that of one model, one adapter and one batch."""
+        return self._cost(Held("server", plan.cut, plan.ranks), num_samples, num_tokens)
+
+    def server_trainable_bytes(self, plan: DevicePlan) -> int:
+        """A server adapter of that device at rest: values and AdamW's moments."""
+        names = self._base.server_names(plan.cut, plan.blocks, head=plan.head)
+        return 3 * self.adapter_bytes(names, plan.ranks)
+
+    @cache  # noqa: B019  (one cost model per process; what is held and batch shapes are few, and every step asks)
+    def _cost(self, held: Held, num_samples: int, num_tokens: int) -> Cost:
+        per_sample = self._coefficients(held) @ np.array([1.0, num_tokens, num_tokens**2])
+        forward, backward, kept, largest = np.rint(per_sample * num_samples)
+        memory = self._fixed_bytes(held) + HEAP_SLACK * (kept + TRANSIENTS * largest)
+        return Cost(float(forward), float(backward), int(memory))
 
     def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
         """The activations that cross the cut, one way, in the run's dtype."""
         return num_samples * num_tokens * self.hidden_size * self._base.dtype.itemsize
 
-    def adapter_bytes(self, names: list[str]) -> int:
-        """The fp32 tensors that go by these names."""
-        return 4 * sum(int(np.prod(self._base.shapes[name])) for name in names)
+    def adapter_bytes(self, names: Iterable[str], ranks: tuple[int, ...] = ()) -> int:
+        """The fp32 tensors that go by these names, at these ranks."""
+        shapes = self._base.shapes_of(ranks)
+        return 4 * sum(int(np.prod(shapes[name])) for name in names)
 
-    def device_adapter_bytes(self, cut: int) -> int:
-        """What a device sends at the end of a round."""
-        return self.adapter_bytes(self._base.device_names(cut))
+    def device_adapter_bytes(self, plan: DevicePlan) -> int:
+        """The adapter that the device trains, as it is sent."""
+        return self.adapter_bytes(self._base.device_names(plan.cut, plan.blocks, head=plan.head), plan.ranks)
+
+    def adapters_on_device(self, plan: DevicePlan) -> int:
+        """Number of LoRA layers that a device trains."""
+        return self._adapters(plan.cut, plan.blocks)
 
     @cache  # noqa: B019
-    def adapters_on_device(self, cut: int) -> int:
-        """Number of LoRA layers that a device holds."""
-        return sum(".lora_A." in name for name in self._base.device_names(cut))
+    def _adapters(self, cut: int, blocks: Blocks) -> int:
+        return sum(".lora_A." in name for name in self._base.device_names(cut, blocks))
 
     @cached_property
     def hidden_size(self) -> int:
         """D: the width of the activations."""
-        part = self._device_part(0)
+        part = self._part("device", 0, None)
+        assert isinstance(part, DevicePart)
         with self._fake:
             return int(part.forward(_inputs(1, 1)).shape[-1])
 
@@ -110,54 +129,70 @@ class CostModel:
     def _without_recomputing(self) -> CostModel:
         return CostModel(replace(self._settings, checkpoint_device=False, checkpoint_server=False))
 
-    def _price(self, coefficients: np.ndarray, fixed_bytes: int, num_samples: int, num_tokens: int) -> Cost:
-        per_sample = coefficients @ np.array([1.0, num_tokens, num_tokens**2])
-        forward, backward, kept, largest = np.rint(per_sample * num_samples)
-        return Cost(float(forward), float(backward), int(fixed_bytes + HEAP_SLACK * (kept + TRANSIENTS * largest)))
+    @cache  # noqa: B019
+    def _coefficients(self, held: Held) -> np.ndarray:
+        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample.
+
+        All that LoRA adds grows with the rank in proportion, so two ranks fix every other; blocks of one shape cost
+        what their mean rank costs.
+        """
+        inside = [rank for block, rank in enumerate(held.ranks) if rank and held.has(block)]
+        if all(rank == self._settings.lora.rank for rank in inside):
+            return self._counted(held.kind, held.cut, held.blocks)
+        one, two = (self._with_rank(rank)._counted(held.kind, held.cut, held.blocks) for rank in (1, 2))
+        mean = sum(inside) / len(inside)
+        result: np.ndarray = one + (mean - 1) * (two - one)
+        return result
 
     @cache  # noqa: B019
-    def _device_part(self, cut: int) -> DevicePart:
-        return self._faked(self._base.device_part(cut))
+    def _with_rank(self, rank: int) -> CostModel:
+        return cost_model(replace(self._settings, lora=replace(self._settings.lora, rank=rank)))
 
     @cache  # noqa: B019
-    def _server_part(self, cut: int) -> ServerPart:
-        return self._faked(self._base.server_part(cut))
-
-    def _faked(self, part: AnyPart) -> AnyPart:
-        """The part with fake tensors on the CPU where there were tensors on the meta device."""
+    def _part(self, kind: str, cut: int, blocks: Blocks) -> Part:
+        """The part, with fake tensors on the CPU where there were tensors on the meta device."""
+        part: Part
+        if kind == "device":
+            part = self._base.device_part(cut, blocks)
+        elif kind == "server":
+            part = self._base.server_part(cut, blocks)
+        else:
+            part = self._base.whole(blocks)
         with self._fake:
             part.model.to_empty(device="cpu")
         return part
 
     @cache  # noqa: B019
-    def _device_polynomial(self, cut: int) -> np.ndarray:
-        part = self._device_part(cut)
-
-        def step(length: int) -> Counts:
-            inputs = _inputs(PROBE_SAMPLES, length)
-            return _count(part, lambda: part.forward(inputs))
-
-        coefficients = self._fit(part, step)
-        if self._settings.checkpoint_device and cut > 0:  # while one block is recomputed, its activations are there
-            coefficients[2] += self._without_recomputing._device_polynomial(cut)[2] / cut
+    def _counted(self, kind: str, cut: int, blocks: Blocks) -> np.ndarray:
+        part = self._part(kind, cut, blocks)
+        coefficients = self._fit(part, self._probe(part, cut, blocks))
+        settings = self._settings
+        recomputes = settings.checkpoint_device if kind == "device" else settings.checkpoint_server
+        num_blocks = cut if kind == "device" else self.num_blocks - cut if kind == "server" else self.num_blocks
+        if recomputes and num_blocks:  # while one block is recomputed, its activations are there
+            coefficients[2] += self._without_recomputing._counted(kind, cut, blocks)[2] / num_blocks
         return coefficients
 
-    @cache  # noqa: B019
-    def _server_polynomial(self, cut: int) -> np.ndarray:
-        part = self._server_part(cut)
-        classes, hidden_size = self._settings.task == "classification", self.hidden_size
+    def _probe(self, part: Part, cut: int, blocks: Blocks) -> Callable[[int], Counts]:
+        """One step of this part on `PROBE_SAMPLES` texts of the given length."""
+        classes = self._settings.task == "classification"
 
         def step(length: int) -> Counts:
             shape = (PROBE_SAMPLES, length)
-            h_BTD = torch.zeros(*shape, hidden_size, dtype=self._base.dtype, requires_grad=cut > 0)
-            mask_BT = torch.ones(shape, dtype=torch.bool)
             labels = torch.zeros(shape[:1] if classes else shape, dtype=torch.long)
+            if isinstance(part, DevicePart):
+                return _count(part, lambda: part.forward(_inputs(*shape)))
+            if isinstance(part, WholePart):
+                ids_BT, mask_BT = _inputs(*shape).values()
+                batch = Batch(ids_BT, mask_BT, labels, token_type_ids_BT=None, indices=(), weight=1)
+                return _count(part, lambda: part.loss(batch))
+            assert isinstance(part, ServerPart)
+            trains = bool(self._base.device_names(cut, blocks))
+            h_BTD = torch.zeros(*shape, self.hidden_size, dtype=self._base.dtype, requires_grad=trains)
+            mask_BT = torch.ones(shape, dtype=torch.bool)
             return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
 
-        coefficients = self._fit(part, step)
-        if self._settings.checkpoint_server and cut < self.num_blocks:
-            coefficients[2] += self._without_recomputing._server_polynomial(cut)[2] / (self.num_blocks - cut)
-        return coefficients
+        return step
 
     def _fit(self, part: Part, step: Callable[[int], Counts]) -> np.ndarray:
         """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
@@ -170,11 +205,12 @@ class CostModel:
         return coefficients
 
     @cache  # noqa: B019
-    def _fixed_bytes(self, part: Part) -> int:
+    def _fixed_bytes(self, held: Held) -> int:
         """Frozen weights, and the trainable tensors with gradient and moments."""
+        part, shapes = self._part(held.kind, held.cut, held.blocks), self._base.shapes_of(held.ranks)
         trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
         frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
-        return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(self._base.shapes[name])) for name in part.names)
+        return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(shapes[name])) for name in part.names)
 
 
 @cache

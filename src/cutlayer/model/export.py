@@ -8,6 +8,7 @@ and nothing of the machine or the day is written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
+from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
 from cutlayer.model.families import family_of
 from cutlayer.model.pooling import install_pooling
@@ -64,11 +66,19 @@ class AdapterCard:
 def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard) -> None:
     """Writes a PEFT folder, whole or not at all."""
     settings = base.settings
+    ranks = {_module(name): tensor.shape[0] for name, tensor in adapter.items() if ".lora_A." in name}
+    rank = max(ranks.values(), default=settings.lora.rank)
+    scale = settings.lora.alpha / settings.lora.rank
+    # Module paths, as PEFT matches them against ends of paths, for what differs from the highest rank.
+    lower = {re.escape(path): other for path, other in ranks.items() if other != rank}
+    everywhere = ranks.keys() >= {_module(name) for name in base.shapes if ".lora_A." in name}
     config = LoraConfig(
-        r=settings.lora.rank,
-        lora_alpha=settings.lora.alpha,
+        r=rank,
+        lora_alpha=scale * rank,
+        rank_pattern=lower,
+        alpha_pattern={path: scale * other for path, other in lower.items()},
         lora_dropout=settings.lora.dropout,
-        target_modules=base.target_names,
+        target_modules=base.target_names if everywhere else sorted(ranks),
         modules_to_save=[name.rpartition(".")[2] for name in base.trained_heads] or None,
         fan_in_fan_out=base.family.name == "gpt2",
         task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
@@ -86,6 +96,11 @@ def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         (temporary / "README.md").write_text(note)
 
     write_folder_atomically(folder, fill)
+
+
+def _module(name: str) -> str:
+    """The path of the module that a LoRA factor belongs to."""
+    return name.removeprefix(PREFIX).partition(".lora_")[0]
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -125,13 +140,24 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path}: expected a safetensors file, got {error}. Export the run again.") from error
     got = {name: tuple(value.shape) for name, value in adapter.items()}
-    if got != base.shapes:
-        other = sorted(got.items() ^ base.shapes.items())[0]
+    expected = base.shapes_of(_ranks_of(adapter, base))
+    if got != expected:
+        other = sorted(got.items() ^ expected.items())[0]
         raise AdapterError(
-            f"{path}: expected the {len(base.shapes)} tensors that this model trains, got {len(got)}, first difference "
+            f"{path}: expected the {len(expected)} tensors that this model trains, got {len(got)}, first difference "
             f"{other[0]} {other[1]}. Use the base model and LoRA settings that the adapter was trained with."
         )
     return adapter
+
+
+def _ranks_of(adapter: Mapping[str, Tensor], base: Base) -> tuple[int, ...]:
+    """The rank of each block, 0 where it has no adapter; none at all if no block has one."""
+    ranks = [0] * base.num_blocks
+    for name, tensor in adapter.items():
+        block = base.block_of(name)
+        if block is not None and ".lora_A." in name:
+            ranks[block] = max(ranks[block], tensor.shape[0])
+    return tuple(ranks) if any(ranks) else ()
 
 
 def load_finetuned(folder: str | Path) -> PeftModel:

@@ -90,6 +90,14 @@ class WholePart(Part):
         super().__init__(model, slots)
         self.device = device
 
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss over the batch, with its graph: what a device that holds the whole model trains on."""
+        inputs, labels = model_inputs(batch, self.device), batch.labels.to(self.device)
+        if labels.dim() == 2:
+            return token_loss(self.model(**inputs).logits, labels)
+        loss: Tensor = self.model(**inputs, labels=labels).loss
+        return loss
+
     def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss, and logits of shape (B, classes) or (B, T, vocabulary)."""
         output = self.model(**model_inputs(batch, self.device), labels=batch.labels.to(self.device))

@@ -32,7 +32,15 @@ class Contribution:
 
 
 class Aggregate(Protocol):
-    """Makes the next full adapter from the one that was broadcast and the contributions to it."""
+    """Makes the next full adapter from the one that was broadcast and the contributions to it.
+
+    Attributes:
+      name: as an error calls it.
+      mixed_ranks: whether it joins adapters of different ranks on one block.
+    """
+
+    name: str
+    mixed_ranks: bool
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter: ...
 
@@ -77,6 +85,8 @@ def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
 
 
 class _Mean:
+    name, mixed_ranks = "the mean per block", False
+
     def __init__(self, weighted: bool) -> None:
         self._weighted = weighted
 
@@ -104,6 +114,7 @@ class _Mean:
 
 class _Momentum:
     def __init__(self, aggregate: Aggregate, momentum: float) -> None:
+        self.name, self.mixed_ranks = aggregate.name, aggregate.mixed_ranks
         self._aggregate, self._momentum = aggregate, momentum
         self._velocity: Adapter = {}
 

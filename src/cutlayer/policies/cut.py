@@ -62,6 +62,22 @@ def cut_by_memory(*, least: int = 1) -> Planner:
     return planner
 
 
+def whole_model() -> Planner:
+    """Leaves the whole model on every device, the head included: federated learning.
+
+    Raises (when planning):
+      BudgetError: A device cannot hold it.
+    """
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        whole = plan.with_each(lambda device: replace(device, cut=known.costs.num_blocks, head=True))
+        for device in whole.devices:
+            _check_fits(device, known)
+        return whole
+
+    return planner
+
+
 def _check_range(option: str, cut: int, known: Known) -> None:
     if not 0 <= cut <= known.costs.num_blocks:
         raise ConfigError(

@@ -20,6 +20,9 @@ class Known:
       num_tokens: the longest batch there can be.
       batch_size: samples per local step, as the run asks.
       local_steps: steps per round, as the run asks.
+      rank: of LoRA, as the run asks.
+      seed: for what a planner draws. A planner keeps nothing from round to round: it draws from the seed and the
+        round, and learns from the history, so a resumed run plans as the stopped one would have.
     """
 
     fleet: Fleet
@@ -28,13 +31,15 @@ class Known:
     num_tokens: int
     batch_size: int
     local_steps: int
+    rank: int = 8
+    seed: int = 0
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)
 
     def device_bytes(self, device: DevicePlan) -> int:
         """Memory that the device's part needs at its largest batch."""
-        return self.costs.device(device.cut, device.batch_size, self.num_tokens).memory_bytes
+        return self.costs.device(device, device.batch_size, self.num_tokens).memory_bytes
 
 
 class Planner(Protocol):

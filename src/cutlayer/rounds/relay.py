@@ -18,7 +18,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.rounds.split import split
 from cutlayer.server.server import Server, one_for_all
 from cutlayer.server.steps import one_device_at_a_time
-from cutlayer.types import RoundPlan
+from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.link import Link
 
 
@@ -28,6 +28,8 @@ def relay() -> Round:
 
 
 class _Relay:
+    equal_cuts = False
+
     def __init__(self) -> None:
         self._turn = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
 
@@ -41,6 +43,11 @@ class _Relay:
             server.adapter = {**server.adapter, **{k: v for part in trained for k, v in part.adapter.items()}}
         relayed, server.adapter = server.adapter, broadcast
         return [Contribution(relayed, dict.fromkeys(relayed, 1.0))]
+
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        return max(
+            self._turn.server_bytes(replace(plan, devices=(device,)), costs, num_tokens) for device in plan.devices
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return self._turn.state_dict()

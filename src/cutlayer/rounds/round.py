@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from cutlayer.device.device import Device
+from cutlayer.errors import WireError
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.server.server import Server
-from cutlayer.types import RoundPlan
+from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.link import Link
 
 
 class Round(Protocol):
-    """The shape of a round. The two ends share nothing but a link."""
+    """The shape of a round. The two ends share nothing but a link.
+
+    Attributes:
+      equal_cuts: whether all devices must be cut at the same block.
+    """
+
+    equal_cuts: bool
 
     async def device_end(self, link: Link, device: Device) -> None:
         """Runs on the device, over all rounds, until the server says it is finished."""
@@ -21,8 +28,18 @@ class Round(Protocol):
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         """Runs on the server, one round: returns what was trained."""
 
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        """Memory that the server needs in a round of this plan, at batches of `num_tokens`."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to decide as this one would have; JSON can hold it."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state_dict`."""
+
+
+def unexpected(device: str, expected: str, message: object) -> WireError:
+    """The error for a message that this point of the conversation has no place for."""
+    return WireError(
+        f"device {device}: expected {expected}, got {type(message).__name__}. Do both ends run one version?"
+    )

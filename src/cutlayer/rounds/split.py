@@ -20,13 +20,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from cutlayer.device.device import Device
-from cutlayer.errors import WireError
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.round import Round
+from cutlayer.rounds.round import Round, unexpected
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import Server
 from cutlayer.server.steps import ServerStep
-from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Update
 
@@ -43,6 +42,7 @@ def split(*, server_step: ServerStep) -> Round:
 class _Split:
     def __init__(self, server_step: ServerStep) -> None:
         self._server_step = server_step
+        self.equal_cuts = server_step.equal_cuts
 
     async def device_end(self, link: Link, device: Device) -> None:
         while isinstance(message := await link.receive(), Assignment):
@@ -51,11 +51,11 @@ class _Split:
                 await link.send(await device.forward(step))
                 gradients = await link.receive()
                 if not isinstance(gradients, Gradients) or gradients.step != step:
-                    raise _unexpected(device.name, f"Gradients of step {step}", gradients)
+                    raise unexpected(device.name, f"Gradients of step {step}", gradients)
                 await device.backward(gradients)
             await link.send(device.update())
         if not isinstance(message, Finish):
-            raise _unexpected(device.name, "an Assignment or Finish", message)
+            raise unexpected(device.name, "an Assignment or Finish", message)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, self._server_step.owner)
@@ -72,6 +72,9 @@ class _Split:
             await self._server_step(server, arrivals, reply)
         return server.contributions()
 
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        return self._server_step.server_bytes(plan, costs, num_tokens)
+
     def state_dict(self) -> dict[str, Any]:
         return self._server_step.state_dict()
 
@@ -84,15 +87,9 @@ async def _listen(server: Server, link: Link, device: DevicePlan, arrivals: Arri
     for step in range(device.local_steps):
         message = await link.receive()
         if not isinstance(message, Activations) or message.step != step:
-            raise _unexpected(device.device, f"Activations of step {step}", message)
+            raise unexpected(device.device, f"Activations of step {step}", message)
         arrivals.put(message)
     message = await link.receive()
     if not isinstance(message, Update):
-        raise _unexpected(device.device, "an Update", message)
+        raise unexpected(device.device, "an Update", message)
     server.accept(message)
-
-
-def _unexpected(device: str, expected: str, message: object) -> WireError:
-    return WireError(
-        f"device {device}: expected {expected}, got {type(message).__name__}. Do both ends run one version?"
-    )

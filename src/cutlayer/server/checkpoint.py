@@ -23,7 +23,7 @@ from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder, sha256, write_folder_atomically
 from cutlayer.types import Adapter, StepRecord
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             device_moments={owner: _under(tensors, f"device/{owner}/") for owner in state["owners"]["device"]},
             cursors=state["cursors"],
             round_state=state["round_state"],
-            history=[StepRecord(**record) for record in state["history"]],
+            history=[StepRecord(**record | {"ranks": tuple(record["ranks"])}) for record in state["history"]],
             totals=state["totals"],
             positions=state["positions"],
         )

@@ -17,7 +17,7 @@ def evaluate(base: Base, adapter: Adapter, batches: Iterable[Batch]) -> dict[str
     Returns:
       `accuracy`, `macro_f1`, `loss` for classification; `loss`, `perplexity`, `tokens` for causal LM.
     """
-    part = base.whole()
+    part = base.whole(base.blocks_in(adapter))
     part.use(adapter)
     classification = base.settings.task == "classification"
     classes, language = ClassificationMetrics(max(1, base.settings.num_labels)), LanguageMetrics()

@@ -50,18 +50,22 @@ class Forecast:
 
     @cache  # noqa: B019  (one forecast per run, and batches have few shapes; it is asked several times per step)
     def step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> StepTimes:
-        """One local step with a batch of this shape."""
+        """One local step with a batch of this shape; the server has no part in that of a device with the head."""
         profile = self._profiles[plan.device]
-        device = self._costs.device(plan.cut, num_samples, num_tokens)
-        server = self._costs.server(plan.cut, num_samples, num_tokens)
+        device = self._costs.device(plan, num_samples, num_tokens)
+        forward = device.forward_flops / profile.effective_flops
+        backward = device.backward_flops / profile.effective_flops
+        if plan.head:
+            return StepTimes(forward, upload=0.0, server=0.0, download=0.0, backward=backward)
+        server = self._costs.server(plan, num_samples, num_tokens)
         bits = 8 * self._costs.activation_bytes(num_samples, num_tokens)
-        down_bits = bits if self._costs.adapters_on_device(plan.cut) else 0
+        down_bits = bits if self._costs.adapters_on_device(plan) else 0
         return StepTimes(
-            forward=device.forward_flops / profile.effective_flops,
+            forward=forward,
             upload=bits / profile.up_bits_per_second + profile.latency_seconds,
             server=(server.forward_flops + server.backward_flops) / self._server_flops,
             download=down_bits / profile.down_bits_per_second + profile.latency_seconds,
-            backward=device.backward_flops / profile.effective_flops,
+            backward=backward,
         )
 
     def job(self, plan: DevicePlan, num_samples: int, num_tokens: int, release_seconds: float) -> Job:
@@ -73,5 +77,5 @@ class Forecast:
             release_seconds=release_seconds,
             work_seconds=times.server,
             tail_seconds=times.tail,
-            ratio=self._costs.adapters_on_device(plan.cut) / speed,
+            ratio=self._costs.adapters_on_device(plan) / speed,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutlayer.errors import DivergedError
 from cutlayer.fleet.machine import Machine
-from cutlayer.model.adapter import split_adapter
+from cutlayer.model.adapter import at_rank, split_adapter
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.trainable import Trainable, TrainSettings
@@ -100,18 +100,18 @@ class Server:
         self._trainables: dict[str, Trainable] = {}
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._round: OpenRound | None = None
-        self._device_trains = cache(lambda cut: bool(base.device_names(cut)))
+        self._device_trains = cache(lambda cut, blocks: bool(base.device_names(cut, blocks)))
 
     def begin(self, plan: RoundPlan, owner: Owner) -> None:
         """Opens a round: every owner's server adapter starts from the full adapter."""
         self._round = OpenRound(plan, owner)
-        lowest: dict[str, int] = {}
+        shares: dict[str, Adapter] = {}
         for device in plan.devices:
-            name = owner(device.device)
-            lowest[name] = min(device.cut, lowest.get(name, device.cut))
-        for name, cut in lowest.items():
+            names = self.base.server_names(device.cut, device.blocks, head=device.head)
+            shares.setdefault(owner(device.device), {}).update(self._share(names, device.ranks))
+        for name, share in shares.items():
             trainable = self._trainable(name)
-            trainable.load(split_adapter(self.adapter, self.base.server_names(cut)))
+            trainable.load({key: share[key] for key in self.adapter if key in share})
             if not self._settings.keep_moments:
                 trainable.load_moments({})
 
@@ -124,8 +124,20 @@ class Server:
             device=device.device,
             plan=device,
             learning_rates=tuple(self._learning_rate(plan.round, step) for step in range(device.local_steps)),
-            adapter=split_adapter(self.adapter, self.base.device_names(device.cut)),
+            adapter=self._share(self.base.device_names(device.cut, device.blocks, head=device.head), device.ranks),
         )
+
+    def _share(self, names: Sequence[str], ranks: Sequence[int]) -> Adapter:
+        """What a device's plan takes of the full adapter: these tensors, at its ranks."""
+        share = split_adapter(self.adapter, names)
+        return (
+            {name: at_rank(name, value, ranks[self._block(name)]) for name, value in share.items()} if ranks else share
+        )
+
+    def _block(self, name: str) -> int:
+        """The block of a tensor, the last for the head's, which has no rank."""
+        block = self.base.block_of(name)
+        return -1 if block is None else block
 
     async def step(self, arrived: Activations) -> Gradients:
         """Server-side forward, loss, backward and adapter step for one device's activations.
@@ -135,9 +147,9 @@ class Server:
         """
         device = self.open.device(arrived.device)
         num_samples, num_tokens = arrived.h_BTD.shape[:2]
-        cost = self._costs.server(device.cut, num_samples, num_tokens)
+        cost = self._costs.server(device, num_samples, num_tokens)
         loss, grad_BTD = await self.machine.run(
-            lambda: self._compute(arrived, device.cut),
+            lambda: self._compute(arrived, device),
             what="step",
             flops=cost.forward_flops + cost.backward_flops,
             round=arrived.round,
@@ -150,11 +162,11 @@ class Server:
         tally.weight += arrived.weight
         return Gradients(self.run, arrived.round, arrived.step, arrived.device, grad_BTD, loss)
 
-    def _compute(self, arrived: Activations, cut: int) -> tuple[float, Tensor | None]:
-        part = self.base.server_part(cut)
+    def _compute(self, arrived: Activations, device: DevicePlan) -> tuple[float, Tensor | None]:
+        part = self.base.server_part(device.cut, device.blocks)
         trainable = self._trainable(self.open.owner(arrived.device))
         part.use(trainable.parameters)
-        h_BTD = arrived.h_BTD.detach().requires_grad_(self._device_trains(cut))
+        h_BTD = arrived.h_BTD.detach().requires_grad_(self._device_trains(device.cut, device.blocks))
         drops = self.base.settings.base_dropout or self.base.settings.lora.dropout > 0
         with seeded_dropout(drops, self._settings.seed, "server", arrived.device, arrived.round, arrived.step):
             loss = part.loss(h_BTD, arrived.mask_BT.to(h_BTD.device), arrived.labels.long().to(h_BTD.device))
@@ -172,9 +184,26 @@ class Server:
         return value, h_BTD.grad
 
     def accept(self, update: Update) -> None:
-        """A device has sent what it trained."""
+        """A device has sent what it trained.
+
+        Raises:
+          DivergedError: The loss of a device that trained alone is not finite.
+        """
+        if not math.isfinite(update.loss):
+            raise DivergedError(
+                f"device {update.device}, round {update.round}: expected a finite loss, got {update.loss}. "
+                "Lower the learning rate (--lr), or set train.clip.",
+                device=update.device,
+                round=update.round,
+                step=update.steps,
+            )
         self.open.updates[update.device] = update
-        self._tallies[update.device].samples += update.samples
+        tally = self._tallies[update.device]
+        tally.samples += update.samples
+        if update.steps:  # the server saw none of these losses
+            tally.steps += update.steps
+            tally.weight += update.weight
+            tally.loss_sum += update.loss * update.weight
 
     def take_tallies(self) -> dict[str, Tally]:
         """What was seen of each device since the last call."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from cutlayer.policies.order import Order
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import Owner, Server, one_per_device
+from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.messages import Gradients
 
 Reply = Callable[[Gradients], Awaitable[None]]
@@ -18,11 +19,17 @@ class ServerStep(Protocol):
 
     Attributes:
       owner: who owns the server adapter that a device's activations train.
+      equal_cuts: whether all devices must be cut at the same block.
     """
 
     owner: Owner
 
+    equal_cuts: bool
+
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None: ...
+
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        """Memory that the server needs, at batches of `num_tokens`."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -40,12 +47,24 @@ def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> Serv
 
 
 class _OneAtATime:
+    equal_cuts = False
+
     def __init__(self, order: Order, owner: Owner) -> None:
         self._order, self.owner = order, owner
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while (activations := await arrivals.pick(self._order)) is not None:
             await reply(await server.step(activations))
+
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        """One model and one step, every other owner's adapter at rest, and a queue in which everyone else waits."""
+        step = max(costs.server(device, device.batch_size, num_tokens).memory_bytes for device in plan.devices)
+        largest: dict[str, int] = {}
+        for device in plan.devices:
+            owner = self.owner(device.device)
+            largest[owner] = max(costs.server_trainable_bytes(device), largest.get(owner, 0))
+        queue = sum(costs.activation_bytes(device.batch_size, num_tokens) for device in plan.devices)
+        return step + sum(largest.values()) - max(largest.values()) + queue
 
     def state_dict(self) -> dict[str, Any]:
         return self._order.state_dict()

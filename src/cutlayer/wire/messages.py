@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter, DevicePlan
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by one whenever a frame of the old code would be misread by the new."""
 
 
@@ -95,8 +95,10 @@ class Update:
       round: the round that it closes.
       device: who sends it.
       adapter: the tensors that the device trained, by global name.
+      steps: local steps that it took alone, without the server; 0 where the server computed every loss.
       samples: training samples that it saw in this round.
       weight: sum of its batches' weights.
+      loss: mean loss of those steps, weighted by the batches' weights; not finite when training diverged.
       busy_seconds: time that the device computed in this round; virtual in simulation.
     """
 
@@ -104,8 +106,10 @@ class Update:
     round: int
     device: str
     adapter: Adapter
+    steps: int
     samples: int
     weight: int
+    loss: float
     busy_seconds: float
 
 

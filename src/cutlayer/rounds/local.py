@@ -1,0 +1,69 @@
+"""The local round: every device trains the whole model by itself; only adapters cross the network.
+
+    device                              wire                    server
+                          <- Assignment(plan, adapter) <-
+    local_steps times: batch -> forward, loss, backward, adapter step
+                          -> Update(adapter) ->                 contributions to the aggregate
+
+This is federated learning: the cut is L and the head is on the device, so labels never leave it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from cutlayer.device.device import Device
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.rounds.round import Round, unexpected
+from cutlayer.server.server import Server, one_per_device
+from cutlayer.types import Costs, DevicePlan, RoundPlan
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Finish, Update
+
+
+def local() -> Round:
+    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`)."""
+    return _Local()
+
+
+class _Local:
+    equal_cuts = False
+
+    async def device_end(self, link: Link, device: Device) -> None:
+        while isinstance(message := await link.receive(), Assignment):
+            device.begin(message)
+            for step in range(message.plan.local_steps):
+                await device.train(step)
+            await link.send(device.update())
+        if not isinstance(message, Finish):
+            raise unexpected(device.name, "an Assignment or Finish", message)
+
+    async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
+        server.begin(plan, one_per_device)
+        async with asyncio.TaskGroup() as tasks:
+            for device in plan.devices:
+                tasks.create_task(_turn(server, links[device.device], device))
+        return server.contributions()
+
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:  # noqa: ARG002
+        """The full adapter and every device's: values, nothing that trains."""
+        return sum(costs.device_adapter_bytes(device) for device in plan.devices) + max(
+            costs.device_adapter_bytes(device) for device in plan.devices
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to continue from: devices keep what outlives a round."""
+
+
+async def _turn(server: Server, link: Link, device: DevicePlan) -> None:
+    """One device's round, as the server sees it."""
+    await link.send(server.assignment(device))
+    message = await link.receive()
+    if not isinstance(message, Update):
+        raise unexpected(device.device, "an Update", message)
+    server.accept(message)
