@@ -146,6 +146,7 @@ class TappedAggregate:
     """An aggregate that keeps what it was given."""
 
     def __init__(self, aggregate: Aggregate, given: list[list[Contribution]]) -> None:
+        self.name, self.mixed_ranks = aggregate.name, aggregate.mixed_ranks
         self._aggregate, self._given = aggregate, given
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:

@@ -32,6 +32,8 @@ from playground import (
 from tiny import BLOCKS, LABELS
 
 METHODS = sorted(TABLE)
+CUT = [name for name in METHODS if "cut" in TABLE[name].options]
+"""Those that cut the model; the others leave all of it on every device."""
 ROUNDS, STEPS = 2, 2
 ModelMaker = Callable[[str, str], Path]
 
@@ -71,7 +73,7 @@ def assert_trained(base: Base, adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("cut", range(BLOCKS + 1))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CUT)
 def test_one_device_is_plain_training_at_every_cut(method: str, cut: int, bert: Base, llama: Base) -> None:
     for base in (bert, llama):
         fleet = fleet_of(1)
@@ -84,14 +86,19 @@ def test_one_device_is_plain_training_at_every_cut(method: str, cut: int, bert: 
         assert_trained(base, played.adapter)
 
 
+@pytest.mark.parametrize("method", ["memsfl", "fedlora"])
 @pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
-def test_one_device_is_plain_training_in_every_family(family: str, task: str, tiny_model: ModelMaker) -> None:
+def test_one_device_is_plain_training_in_every_family(
+    family: str, task: str, method: str, tiny_model: ModelMaker
+) -> None:
     base = open_base(tiny_model, family, task)
     fleet = fleet_of(1)
     streams = streams_for(fleet, task, steps=ROUNDS * STEPS)
-    played = play(base, build_method("memsfl", {"cut": 2}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+    options = {"cut": 2} if method in CUT else {}
+    played = play(base, build_method(method, options, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
     plain, _ = plain_training(base, base.initial_adapter(0), streams["device-0"].given, rates())
     assert_same(played.adapter, plain)
+    assert_trained(base, played.adapter)
 
 
 # Law 2: one base with swapped adapters = that many separate server models, in any processing order.
@@ -152,12 +159,24 @@ def test_memsfl_with_unequal_cuts_is_the_same_mean(family: str, bert: Base, llam
     assert_trained(base, played.adapter)
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_fedlora_is_memsfl_is_the_mean_of_plain_trainings(family: str, bert: Base, llama: Base) -> None:
+    """Where the model is cut changes nothing of what is learnt."""
+    base = {"bert": bert, "llama": llama}[family]
+    fleet = fleet_of(3)
+    streams = streams_for(fleet, base.settings.task, steps=ROUNDS * STEPS)
+    played = play(base, build_method("fedlora", {}, seed=0), fleet, streams, rounds=ROUNDS, local_steps=STEPS)
+    assert_same(played.adapter, mean_of_plain(base, fleet, streams, rounds=ROUNDS, steps=STEPS))
+    assert_trained(base, played.adapter)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_device_makes_every_method_vanilla(method: str, bert: Base) -> None:
     def adapter(name: str) -> Adapter:
         fleet = fleet_of(1)
         streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
-        return play(bert, build_method(name, {"cut": 2}, seed=0), fleet, streams, local_steps=STEPS).adapter
+        options = {"cut": 2} if name in CUT else {}
+        return play(bert, build_method(name, options, seed=0), fleet, streams, local_steps=STEPS).adapter
 
     assert_same(adapter(method), adapter("vanilla"))
 
@@ -283,8 +302,9 @@ def test_raw_text_never_leaves_a_device(method: str, bert: Base) -> None:
     fleet = fleet_of(3)
     streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
     played = play(bert, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
-    assert {type(message) for message in played.sent_up} == {Activations, Update}
-    assert {type(message) for message in played.sent_down} == {Assignment, Gradients, Finish}
+    crossing = {Activations} if method in CUT else set()
+    assert {type(message) for message in played.sent_up} == {Update} | crossing
+    assert {type(message) for message in played.sent_down} - {Gradients} == {Assignment, Finish}
     for message in played.sent_up:
         if isinstance(message, Activations):
             assert message.h_BTD.is_floating_point()

@@ -38,7 +38,8 @@ TESTED_IN = {
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
     "types.py": "policies/test_plan.py",  # nouns
     "methods/method.py": "methods/test_table.py",  # a noun
-    "methods/memsfl.py": "test_every_method.py",  # the laws run on each row of the table
+    "methods/fedlora.py": "test_every_method.py",  # the laws run on each row of the table
+    "methods/memsfl.py": "test_every_method.py",
     "methods/splitlora.py": "test_every_method.py",
     "methods/vanilla.py": "test_every_method.py",
     "rounds/round.py": "rounds/test_split.py",  # an interface

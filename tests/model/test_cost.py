@@ -107,6 +107,24 @@ def test_a_step_costs_what_was_foretold(
         assert forward.kept_bytes == 0 or forward.kept_bytes > 0.03 * memory, "or the line above would prove nothing"
 
 
+@pytest.mark.parametrize("ranks", [(), (0, 2, 6), (1, 3, 12), (0, 0, 8)])
+@pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("llama", "causal-lm")])
+def test_a_whole_model_costs_what_its_ranks_say(
+    family: str, task: str, ranks: tuple[int, ...], tiny_model: ModelMaker, costs: Callable[[str, str], CostModel]
+) -> None:
+    """A device that trains alone: backward ends at the lowest adapted block, LoRA costs by its rank."""
+    base, batch = open_base(tiny_model(family, task), task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    plan = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks)
+    adapter = {name: nn.Parameter(value) for name, value in base.initial_adapter(0, ranks).items()}
+    whole = base.whole(plan.blocks)
+    whole.use(adapter)
+    ahead = measured(whole, lambda: whole.loss(batch))
+    cost = costs(family, task).device(plan, SAMPLES, TOKENS)
+    assert (cost.forward_flops, cost.backward_flops) == (ahead.flops, backward_flops(ahead.output, None))
+    memory = fixed_bytes(whole, adapter) + HEAP_SLACK * (ahead.kept_bytes + TRANSIENTS * ahead.largest_bytes)
+    assert cost.memory_bytes == pytest.approx(memory, rel=0.03)
+
+
 # ------------------------------------------------------------------ beside formulas
 
 
@@ -189,7 +207,7 @@ def test_recomputing_costs_flops_and_saves_memory(
     thrifty = cost_model(settings_for(folder, "classification", checkpoint_device=True, checkpoint_server=True))
     for cut, sides in ((BLOCKS, ("device",)), (0, ("server",))):
         for side in sides:
-            before, after = (getattr(model, side)(cut, 4, 40) for model in (plain, thrifty))
+            before, after = (getattr(model, side)(at(cut), 4, 40) for model in (plain, thrifty))
             blocks = plain.device(at(BLOCKS), 4, 40).forward_flops
             assert after.forward_flops == before.forward_flops
             assert after.backward_flops == before.backward_flops + blocks

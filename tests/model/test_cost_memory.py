@@ -75,6 +75,7 @@ def _measure(side: str, cut: int, tiny: str, folder: str) -> tuple[int, int]:
     from cutlayer.model.cost import CostModel
     from cutlayer.model.trainable import OptimizerSettings, Trainable
     from cutlayer.report.summary import peak_memory_bytes
+    from cutlayer.types import DevicePlan
 
     torch.set_num_threads(1)
 

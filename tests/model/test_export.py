@@ -48,7 +48,7 @@ def trained(base: Base) -> Adapter:
 
 
 def whole_logits(base: Base, adapter: Adapter) -> Tensor:
-    whole = base.whole()
+    whole = base.whole(base.blocks_in(adapter))
     whole.use(adapter)
     whole.model.eval()
     with torch.no_grad():
@@ -99,6 +99,25 @@ def test_every_linear_layer_trains_and_exports(family: str, task: str, tiny_mode
     save_adapter(tmp_path / "adapter", played.adapter, base, card_for(base))
     loaded = logits_of(plain_peft(base, tmp_path / "adapter"), task)
     assert torch.equal(loaded, whole_logits(base, played.adapter))
+
+
+@pytest.mark.parametrize("ranks", [(0, 2, 6), (6, 3, 1), (0, 0, 5), (3, 3, 3)])
+@pytest.mark.parametrize(("family", "task"), [("gpt2", "causal-lm"), ("bert", "classification")])
+def test_a_rank_for_every_block(
+    family: str, task: str, ranks: tuple[int, ...], tiny_model: ModelMaker, tmp_path: Path
+) -> None:
+    """One scale for all ranks: PEFT reads it from the patterns, and so do we from the file."""
+    base = open_base(tiny_model(family, task), task, lora=LoraSettings(rank=max(ranks), alpha=9.0))
+    start = base.initial_adapter(0, ranks)
+    generator = torch.Generator().manual_seed(2)
+    adapter = {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in start.items()}
+    save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
+    logits = whole_logits(base, adapter)
+    assert torch.equal(logits_of(plain_peft(base, tmp_path / "adapter"), task), logits)
+    assert base.blocks_in(adapter) == {block for block, rank in enumerate(ranks) if rank}
+    read = read_adapter(tmp_path / "adapter", base)
+    assert {name: value.shape for name, value in read.items()} == {n: v.shape for n, v in adapter.items()}
+    assert torch.equal(whole_logits(base, read), logits)
 
 
 @pytest.mark.parametrize(

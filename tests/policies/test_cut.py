@@ -26,16 +26,16 @@ class Linear:
 
     num_blocks: int = BLOCKS
 
-    def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:  # noqa: ARG002
-        assert 0 <= cut <= BLOCKS
-        return Cost(1.0, 1.0, 2 * MIB + 3 * MIB * cut + cut * num_samples * MIB // 2)
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:  # noqa: ARG002
+        assert 0 <= plan.cut <= BLOCKS
+        return Cost(1.0, 1.0, 2 * MIB + 3 * MIB * plan.cut + plan.cut * num_samples * MIB // 2)
 
-    def server(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
+    def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         raise NotImplementedError("cuts look at the device's side alone")
 
 
 def need(cut: int, batch: int = 2) -> int:
-    return Linear().device(cut, batch, 1).memory_bytes
+    return Linear().device(DevicePlan("somebody", cut), batch, 1).memory_bytes
 
 
 def known_with(memory: list[int], max_blocks: list[int | None] | None = None) -> Known:

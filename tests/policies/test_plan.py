@@ -47,9 +47,9 @@ def test_memory_is_that_of_the_largest_batch() -> None:
     asked: list[tuple[int, int, int]] = []
 
     class Counting(FlatCosts):
-        def device(self, cut: int, num_samples: int, num_tokens: int) -> Cost:
-            asked.append((cut, num_samples, num_tokens))
-            return super().device(cut, num_samples, num_tokens)
+        def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+            asked.append((plan.cut, num_samples, num_tokens))
+            return super().device(plan, num_samples, num_tokens)
 
     costs: Any = Counting(3)
     known = Known(fleet_of(1), costs, History(), num_tokens=10, batch_size=4, local_steps=2)

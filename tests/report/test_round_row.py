@@ -37,6 +37,11 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "waiting_seconds": 0.25,
         "bytes_up": 100,
         "bytes_down": 10,
+        "backward_seconds": 0.0,
+        "upload_seconds": 0.0,
+        "cut": 0,
+        "batch_size": 0,
+        "ranks": (),
     }
 
 

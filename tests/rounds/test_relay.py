@@ -70,6 +70,8 @@ def test_the_broadcast_stays_until_the_aggregate_replaces_it(bert: Base) -> None
     broadcasts: list[Adapter] = []
 
     class Noting:
+        name, mixed_ranks = "noting", True
+
         def __call__(self, broadcast: Adapter, contributions: object) -> Adapter:  # noqa: ARG002
             broadcasts.append(broadcast)
             return broadcast

@@ -47,7 +47,15 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 
 adapters = st.dictionaries(words, tensors(), max_size=3)
-plans = st.builds(DevicePlan, device=words, cut=counts, batch_size=counts, local_steps=counts)
+plans = st.builds(
+    DevicePlan,
+    device=words,
+    cut=counts,
+    batch_size=counts,
+    local_steps=counts,
+    head=st.booleans(),
+    ranks=st.lists(counts, max_size=3).map(tuple),
+)
 messages = st.one_of(
     st.builds(
         Assignment,
@@ -84,8 +92,10 @@ messages = st.one_of(
         round=counts,
         device=words,
         adapter=adapters,
+        steps=counts,
         samples=counts,
         weight=counts,
+        loss=floats,
         busy_seconds=floats,
     ),
     st.builds(Finish, run=words, round=counts, reason=words),

@@ -58,9 +58,6 @@ class Held:
     def blocks(self) -> Blocks:
         return frozenset(block for block, rank in enumerate(self.ranks) if rank) if self.ranks else None
 
-    def has(self, block: int) -> bool:
-        return self.kind == "whole" or (block < self.cut) == (self.kind == "device")
-
 
 class CostModel:
     """Costs of device-side and server-side steps at any cut and batch shape.
@@ -120,7 +117,7 @@ class CostModel:
     @cached_property
     def hidden_size(self) -> int:
         """D: the width of the activations."""
-        part = self._part("device", 0, None)
+        part = self._part(Held("device", 0, ()))
         assert isinstance(part, DevicePart)
         with self._fake:
             return int(part.forward(_inputs(1, 1)).shape[-1])
@@ -129,53 +126,37 @@ class CostModel:
     def _without_recomputing(self) -> CostModel:
         return CostModel(replace(self._settings, checkpoint_device=False, checkpoint_server=False))
 
-    @cache  # noqa: B019
-    def _coefficients(self, held: Held) -> np.ndarray:
-        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample.
-
-        All that LoRA adds grows with the rank in proportion, so two ranks fix every other; blocks of one shape cost
-        what their mean rank costs.
-        """
-        inside = [rank for block, rank in enumerate(held.ranks) if rank and held.has(block)]
-        if all(rank == self._settings.lora.rank for rank in inside):
-            return self._counted(held.kind, held.cut, held.blocks)
-        one, two = (self._with_rank(rank)._counted(held.kind, held.cut, held.blocks) for rank in (1, 2))
-        mean = sum(inside) / len(inside)
-        result: np.ndarray = one + (mean - 1) * (two - one)
-        return result
+    def _part(self, held: Held) -> Part:
+        if held.kind == "device":
+            return self._faked(self._base.device_part(held.cut, held.blocks))
+        if held.kind == "server":
+            return self._faked(self._base.server_part(held.cut, held.blocks))
+        return self._faked(self._base.whole(held.blocks))
 
     @cache  # noqa: B019
-    def _with_rank(self, rank: int) -> CostModel:
-        return cost_model(replace(self._settings, lora=replace(self._settings.lora, rank=rank)))
-
-    @cache  # noqa: B019
-    def _part(self, kind: str, cut: int, blocks: Blocks) -> Part:
-        """The part, with fake tensors on the CPU where there were tensors on the meta device."""
-        part: Part
-        if kind == "device":
-            part = self._base.device_part(cut, blocks)
-        elif kind == "server":
-            part = self._base.server_part(cut, blocks)
-        else:
-            part = self._base.whole(blocks)
+    def _faked(self, part: Part) -> Part:
+        """The part with fake tensors on the CPU where there were tensors on the meta device."""
         with self._fake:
             part.model.to_empty(device="cpu")
+        if isinstance(part, WholePart):
+            part.device = torch.device("cpu")
         return part
 
     @cache  # noqa: B019
-    def _counted(self, kind: str, cut: int, blocks: Blocks) -> np.ndarray:
-        part = self._part(kind, cut, blocks)
-        coefficients = self._fit(part, self._probe(part, cut, blocks))
+    def _coefficients(self, held: Held) -> np.ndarray:
+        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
+        part = self._part(held)
+        coefficients = self._fit(part, self._probe(part, held), held.ranks)
         settings = self._settings
-        recomputes = settings.checkpoint_device if kind == "device" else settings.checkpoint_server
-        num_blocks = cut if kind == "device" else self.num_blocks - cut if kind == "server" else self.num_blocks
-        if recomputes and num_blocks:  # while one block is recomputed, its activations are there
-            coefficients[2] += self._without_recomputing._counted(kind, cut, blocks)[2] / num_blocks
+        recomputes = settings.checkpoint_device if held.kind == "device" else settings.checkpoint_server
+        blocks = {"device": held.cut, "server": self.num_blocks - held.cut, "whole": self.num_blocks}[held.kind]
+        if recomputes and blocks:  # while one block is recomputed, its activations are there
+            coefficients[2] += self._without_recomputing._coefficients(held)[2] / blocks
         return coefficients
 
-    def _probe(self, part: Part, cut: int, blocks: Blocks) -> Callable[[int], Counts]:
+    def _probe(self, part: Part, held: Held) -> Callable[[int], Counts]:
         """One step of this part on `PROBE_SAMPLES` texts of the given length."""
-        classes = self._settings.task == "classification"
+        classes, hidden_size = self._settings.task == "classification", self.hidden_size
 
         def step(length: int) -> Counts:
             shape = (PROBE_SAMPLES, length)
@@ -187,17 +168,18 @@ class CostModel:
                 batch = Batch(ids_BT, mask_BT, labels, token_type_ids_BT=None, indices=(), weight=1)
                 return _count(part, lambda: part.loss(batch))
             assert isinstance(part, ServerPart)
-            trains = bool(self._base.device_names(cut, blocks))
-            h_BTD = torch.zeros(*shape, self.hidden_size, dtype=self._base.dtype, requires_grad=trains)
+            trains = bool(self._base.device_names(held.cut, held.blocks))
+            h_BTD = torch.zeros(*shape, hidden_size, dtype=self._base.dtype, requires_grad=trains)
             mask_BT = torch.ones(shape, dtype=torch.bool)
             return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
 
         return step
 
-    def _fit(self, part: Part, step: Callable[[int], Counts]) -> np.ndarray:
+    def _fit(self, part: Part, step: Callable[[int], Counts], ranks: tuple[int, ...]) -> np.ndarray:
         """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
+        shapes = self._base.shapes_of(ranks)
         with self._fake:
-            part.use({name: nn.Parameter(torch.empty(self._base.shapes[name])) for name in part.names})
+            part.use({name: nn.Parameter(torch.empty(shapes[name])) for name in part.names})
             counts = [step(length) for length in PROBE_LENGTHS]
         values = np.array([[c.forward_flops, c.backward_flops, c.kept_bytes, c.largest_bytes] for c in counts])
         powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
@@ -207,7 +189,7 @@ class CostModel:
     @cache  # noqa: B019
     def _fixed_bytes(self, held: Held) -> int:
         """Frozen weights, and the trainable tensors with gradient and moments."""
-        part, shapes = self._part(held.kind, held.cut, held.blocks), self._base.shapes_of(held.ranks)
+        part, shapes = self._part(held), self._base.shapes_of(held.ranks)
         trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
         frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
         return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(shapes[name])) for name in part.names)

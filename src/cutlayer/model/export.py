@@ -151,13 +151,13 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
 
 
 def _ranks_of(adapter: Mapping[str, Tensor], base: Base) -> tuple[int, ...]:
-    """The rank of each block, 0 where it has no adapter; none at all if no block has one."""
+    """The rank of each block, 0 where it has no adapter; the run's everywhere unless it is the highest of them."""
     ranks = [0] * base.num_blocks
     for name, tensor in adapter.items():
         block = base.block_of(name)
-        if block is not None and ".lora_A." in name:
+        if block is not None and block < base.num_blocks and ".lora_A." in name:
             ranks[block] = max(ranks[block], tensor.shape[0])
-    return tuple(ranks) if any(ranks) else ()
+    return tuple(ranks) if max(ranks) == base.settings.lora.rank else ()
 
 
 def load_finetuned(folder: str | Path) -> PeftModel:

@@ -23,7 +23,7 @@ from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder, sha256, write_folder_atomically
 from cutlayer.types import Adapter, StepRecord
 
-FORMAT = 2
+FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,8 @@ class Server:
             names = self.base.server_names(device.cut, device.blocks, head=device.head)
             shares.setdefault(owner(device.device), {}).update(self._share(names, device.ranks))
         for name, share in shares.items():
+            if not share and name not in self._trainables:
+                continue  # a device that holds everything has no adapter here
             trainable = self._trainable(name)
             trainable.load({key: share[key] for key in self.adapter if key in share})
             if not self._settings.keep_moments:
@@ -223,7 +225,8 @@ class Server:
             update, owner = self.open.updates[device.device], self.open.owner(device.device)
             adapter, weight = update.adapter, float(update.weight)
             if owner == device.device:
-                adapter = {**adapter, **self._trainables[owner].adapter()}
+                own = self._trainables.get(owner)
+                adapter = {**adapter, **(own.adapter() if own else {})}
             else:
                 served.setdefault(owner, []).append((device, weight))
             result.append(Contribution(adapter, dict.fromkeys(adapter, weight)))

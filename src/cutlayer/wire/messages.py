@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter, DevicePlan
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 1
 """Raised by one whenever a frame of the old code would be misread by the new."""
 
 
