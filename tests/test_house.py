@@ -204,6 +204,13 @@ def test_the_picture_is_what_its_script_draws() -> None:
     assert done.stdout == (PROJECT / "docs" / "architecture.svg").read_text(), "run python docs/architecture.py"
 
 
+def test_the_page_of_methods_is_what_its_script_writes() -> None:
+    done = subprocess.run(
+        [sys.executable, PROJECT / "docs" / "methods.py", "--print"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (PROJECT / "docs" / "methods.md").read_text(), "run python docs/methods.py"
+
+
 def test_the_readme_lists_the_method_table() -> None:
     from cutlayer.methods.table import TABLE
 

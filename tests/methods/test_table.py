@@ -56,7 +56,7 @@ def test_an_option_reaches_the_method() -> None:
 def test_a_method_that_is_not_there() -> None:
     with pytest.raises(ConfigError) as error:
         build_method("memslf", {}, seed=0)
-    assert "method.name: expected one of fedlora, memsfl, splitlora, vanilla, got 'memslf'" in message(error)
+    assert f"method.name: expected one of {', '.join(TABLE)}, got 'memslf'" in message(error)
 
 
 @pytest.mark.parametrize(("name", "option"), [("memsfl", "ordre"), ("vanilla", "order"), ("memsfl", "seed")])

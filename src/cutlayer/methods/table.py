@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from cutlayer.errors import ConfigError
-from cutlayer.methods.fedlora import fedlora
-from cutlayer.methods.memsfl import memsfl
-from cutlayer.methods.method import Method
-from cutlayer.methods.splitlora import splitlora
-from cutlayer.methods.vanilla import vanilla
+from cutlayer.methods.described import Option, described
+
+if TYPE_CHECKING:
+    from cutlayer.methods.method import Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,49 +19,57 @@ class MethodRow:
     """One method of the table.
 
     Attributes:
-      build: the builder; its keyword arguments are the method's options.
+      name: of the method, of its file here and of the builder in it, which is imported when it is first built.
       summary: one line.
       paper: where it comes from.
       evidence: how sure its facts are.
     """
 
-    build: Callable[..., Method]
+    name: str
     summary: str
     paper: str
     evidence: str
 
     @property
+    def build(self) -> Callable[..., Method]:
+        """The builder; its keyword arguments are the method's options."""
+        return cast("Callable[..., Method]", getattr(import_module(f"cutlayer.methods.{self.name}"), self.name))
+
+    @property
     def options(self) -> dict[str, Any]:
         """The builder's options and their defaults."""
-        return {name: p.default for name, p in inspect.signature(self.build).parameters.items() if name != "seed"}
+        return {name: option.default for name, option in described(self.name).options.items()}
 
 
-TABLE: dict[str, MethodRow] = {
-    "fedlora": MethodRow(
-        fedlora,
+ROWS = (
+    MethodRow(
+        "fedlora",
         "federated averaging: every device trains the whole model's adapter, A and B averaged by samples",
         "arXiv 2305.05644",
         "the authors' code",
     ),
-    "memsfl": MethodRow(
-        memsfl,
+    MethodRow(
+        "memsfl",
         "one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised",
         "arXiv 2506.02940",
         "abstract and reviews; aggregation inferred, order rule recalled",
     ),
-    "splitlora": MethodRow(
-        splitlora,
+    MethodRow(
+        "splitlora",
         "one shared server adapter, stepped by each device; device adapters averaged every round",
         "arXiv 2407.00952",
         "the authors' code",
     ),
-    "vanilla": MethodRow(
-        vanilla,
+    MethodRow(
+        "vanilla",
         "split learning with LoRA, the devices in turn",
         "arXiv 1810.06060",
         "public code of sequential split learning",
     ),
-}
+)
+
+TABLE: dict[str, MethodRow] = {row.name: row for row in ROWS}
+"""The rows by name."""
 
 
 def build_method(name: str, options: Mapping[str, Any], seed: int) -> Method:
@@ -79,21 +86,20 @@ def build_method(name: str, options: Mapping[str, Any], seed: int) -> Method:
     row = TABLE.get(name)
     if row is None:
         raise ConfigError(f"method.name: expected one of {', '.join(TABLE)}, got {name!r}. See `cutlayer methods`.")
+    description = described(name)
     for option, value in options.items():
-        if option not in row.options:
+        if option not in description.options:
             raise ConfigError(
-                f"method.{option}: expected an option of {name} ({', '.join(row.options)}), got {option!r}. "
+                f"method.{option}: expected an option of {name} ({', '.join(description.options)}), got {option!r}. "
                 "Remove it or correct its name."
             )
-        _check_type(name, option, value, row)
-    extra = {"seed": seed} if "seed" in inspect.signature(row.build).parameters else {}
-    return row.build(**options, **extra)
+        _check_type(name, option, value, description.options[option])
+    return row.build(**options, **({"seed": seed} if description.seeded else {}))
 
 
-def _check_type(name: str, option: str, value: Any, row: MethodRow) -> None:
+def _check_type(name: str, option: str, value: Any, known: Option) -> None:
     """Options are plain values: text, whole numbers, numbers, true or false, or nothing."""
-    annotation = str(inspect.signature(row.build).parameters[option].annotation)
-    allowed = {part.strip() for part in annotation.split("|")}
+    allowed = {part.strip() for part in known.kind.split("|")}
     kind = "None" if value is None else type(value).__name__
     if kind not in allowed and not (kind == "int" and "float" in allowed):
-        raise ConfigError(f"method.{option}: expected {annotation} for {name}, got {value!r}. Change its value.")
+        raise ConfigError(f"method.{option}: expected {known.kind} for {name}, got {value!r}. Change its value.")
