@@ -34,6 +34,8 @@ from tiny import BLOCKS, LABELS
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
+PART = [name for name in METHODS if "fraction" in TABLE[name].options]
+"""Those in whose rounds a part of the fleet may join."""
 ROUNDS, STEPS = 2, 2
 ModelMaker = Callable[[str, str], Path]
 
@@ -278,6 +280,24 @@ def test_same_seed_same_run(method: str, bert: Base) -> None:
     (one, one_events), (other, other_events) = once(), once()
     assert_same(one, other)
     assert one_events == other_events
+
+
+@pytest.mark.parametrize("method", PART)
+def test_only_the_chosen_take_part(method: str, bert: Base) -> None:
+    """Nobody else draws a sample or sends a byte; what is reported is what was sent."""
+    fleet, rounds = fleet_of(5), 4
+    streams = streams_for(fleet, "classification", steps=rounds * STEPS)
+    built = build_method(method, {"fraction": 0.4}, seed=0)
+    played = play(bert, built, fleet, streams, rounds=rounds, local_steps=STEPS)
+    cohorts = [{r.device for r in played.logbook.history.records if r.round == round} for round in range(rounds)]
+    assert [len(cohort) for cohort in cohorts] == [2] * rounds
+    assert len({frozenset(cohort) for cohort in cohorts}) > 1
+    for round, cohort in enumerate(cohorts):
+        assert {event.who for event in played.events if event.round == round} == {*cohort, "server"}
+    for name, stream in streams.items():
+        assert len(stream.given) == STEPS * sum(name in cohort for cohort in cohorts)
+    up = sum(len(encode(message)) for message in played.sent_up)
+    assert sum(row["bytes_up"] for row in played.rows) == up
 
 
 # Law 7: frozen weights never change, raw text never leaves a device, reported bytes = bytes serialised.

@@ -55,6 +55,24 @@ ROWS = (
         "abstract and reviews; aggregation inferred, order rule recalled",
     ),
     MethodRow(
+        "sfl_v1",
+        "a server copy for every device; both sides averaged every round, unweighted",
+        "arXiv 2004.12088",
+        "the authors' code",
+    ),
+    MethodRow(
+        "sfl_v2",
+        "one shared server adapter, stepped by the devices in random order; device adapters averaged",
+        "arXiv 2004.12088",
+        "the authors' code; the order per step is our reading",
+    ),
+    MethodRow(
+        "sl",
+        "sequential split learning, the devices in a fresh random order every round",
+        "arXiv 1812.00564",
+        "public code of sequential split learning",
+    ),
+    MethodRow(
         "splitlora",
         "one shared server adapter, stepped by each device; device adapters averaged every round",
         "arXiv 2407.00952",
