@@ -345,7 +345,8 @@ def test_reported_bytes_are_bytes_serialised(method: str, bert: Base) -> None:
     assert sum(event.num_bytes for event in played.events if event.what == "upload") == up
 
 
-# Time: a device is busy, on the network or waiting, and the round lasts as long as the slowest.
+# Time: a device is busy, on the network or waiting, and the round lasts as long as the slowest. FLOPs are those that
+# its machine took the time for.
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -360,6 +361,8 @@ def test_times_add_up(method: str, bert: Base) -> None:
         assert total == pytest.approx(duration)
         assert record.busy_seconds > 0
         assert record.network_seconds > 0
+        speed = next(device.effective_flops for device in fleet.devices if device.name == record.device)
+        assert record.flops == pytest.approx(record.busy_seconds * speed)
 
 
 def test_a_frozen_device_gets_no_gradients(bert: Base) -> None:

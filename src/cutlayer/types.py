@@ -133,6 +133,8 @@ class StepRecord:
     cut: int = 0
     batch_size: int = 0
     ranks: tuple[int, ...] = ()
+    flops: float = 0.0  # forward and backward, as counted for the machine that did them
+    memory_bytes: int = 0  # of its part, as the cost model predicts it
 
 
 @dataclass(slots=True)
@@ -160,6 +162,7 @@ class Event:
     step: int | None = None
     peer: str | None = None
     num_bytes: int = 0
+    flops: float = 0.0
 
 
 Recorder = Callable[[Event], None]
