@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -150,7 +150,8 @@ class TappedAggregate:
         self._aggregate, self._given = aggregate, given
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-        self._given.append(list(contributions))
+        copies = [{name: value.clone() for name, value in part.adapter.items()} for part in contributions]
+        self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
         return self._aggregate(broadcast, contributions)
 
     def state(self) -> Adapter:
