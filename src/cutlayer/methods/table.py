@@ -49,6 +49,12 @@ ROWS = (
         "the authors' code",
     ),
     MethodRow(
+        "legend",
+        "federated; each device adapts its last blocks, as many as its measured speed allows, ranks rising upwards",
+        "arXiv 2412.20004",
+        "reviews; rank list from a re-implementation, the choice of depths is our reading",
+    ),
+    MethodRow(
         "memsfl",
         "one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised",
         "arXiv 2506.02940",
