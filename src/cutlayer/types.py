@@ -59,6 +59,8 @@ class DevicePlan:
     """Whether the device holds the final norm and the head too, and so trains alone; its cut is then L."""
     ranks: tuple[int, ...] = ()
     """LoRA rank on each block of the model, 0 for no adapter there; empty for the run's rank on every block."""
+    fresh_moments: bool = False
+    """Whether AdamW's moments begin anew in this round, on the device and on the server."""
 
     @property
     def blocks(self) -> frozenset[int] | None:
@@ -133,8 +135,6 @@ class StepRecord:
     cut: int = 0
     batch_size: int = 0
     ranks: tuple[int, ...] = ()
-    flops: float = 0.0  # forward and backward, as counted for the machine that did them
-    memory_bytes: int = 0  # of its part, as the cost model predicts it
 
 
 @dataclass(slots=True)
@@ -162,7 +162,6 @@ class Event:
     step: int | None = None
     peer: str | None = None
     num_bytes: int = 0
-    flops: float = 0.0
 
 
 Recorder = Callable[[Event], None]

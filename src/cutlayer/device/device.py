@@ -59,7 +59,7 @@ class Device:
         """Takes the round's adapter and cut."""
         self._assignment = assignment
         self._trainable.load(assignment.adapter)
-        if not self._settings.keep_moments:
+        if assignment.plan.fresh_moments or not self._settings.keep_moments:
             self._trainable.load_moments({})
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
+from cutlayer.model.low_rank import Term
 from cutlayer.types import Adapter
 
 
@@ -29,6 +30,15 @@ class Contribution:
 
     adapter: Adapter
     weights: Mapping[str, float]
+
+
+def terms_of(contributions: Sequence[Contribution], b: str, a: str) -> list[Term]:
+    """The factors named `b` and `a` of everybody who trained them, each pair with its weight."""
+    return [
+        (part.weights[a], part.adapter[b], part.adapter[a])
+        for part in contributions
+        if a in part.adapter and part.weights[a] > 0
+    ]
 
 
 class Aggregate(Protocol):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from cutlayer.errors import ConfigError
+from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.policies.plan import Known, Planner
 from cutlayer.types import DevicePlan, RoundPlan
+
+RESOURCES: dict[str, Callable[[DeviceProfile], float]] = {
+    "speed": lambda profile: profile.effective_flops,
+    "memory": lambda profile: profile.memory_bytes,
+    "uplink": lambda profile: profile.up_bits_per_second,
+}
+"""What a device's rank may go by: floating-point operations per second, bytes, bits per second; as declared."""
 
 
 def uniform_ranks(rank: int) -> Planner:
@@ -26,33 +34,6 @@ def uniform_ranks(rank: int) -> Planner:
     return planner
 
 
-def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
-    """Ranks that rise by `step` from each block to the next, the same on every device.
-
-    Args:
-      first: The rank of block 0; None for the largest, at least 1, with which the mean over the blocks is no higher
-        than the run's rank.
-      step: What each block has more than the one below it; 0 for equal ranks.
-
-    Raises (when planning):
-      ConfigError: A rank below 1.
-    """
-
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        blocks = known.costs.num_blocks
-        rise = step * (blocks - 1)
-        lowest = max(1, known.rank - math.ceil(rise / 2)) if first is None else first
-        ranks = tuple(lowest + step * block for block in range(blocks))
-        if min(ranks) < 1:
-            raise ConfigError(
-                f"method.first, method.step: expected ranks of at least 1 on all {blocks} blocks, got {ranks[0]} to "
-                f"{ranks[-1]}. Raise one of them."
-            )
-        return replace(plan.with_each(lambda device: replace(device, ranks=ranks)), ranks=ranks)
-
-    return planner
-
-
 def ranks_above_deepest_cut() -> Planner:
     """The run's rank on the blocks that no device holds, no adapter on the others: devices then only run forward."""
 
@@ -64,5 +45,41 @@ def ranks_above_deepest_cut() -> Planner:
             return replace(device, ranks=ranks)
 
         return replace(plan.with_each(frozen), ranks=ranks)
+
+    return planner
+
+
+def ranks_by_budget(by: str = "speed", *, lowest: int = 1) -> Planner:
+    """The run's rank for the best device of the fleet; half of it, a quarter, ... for those that have less.
+
+    A device that has at least half of the best one's resource gets half of the rank, at least a quarter a quarter, and
+    so on, the same on every block and in every round. Our reading: the papers give ranks by resources, each by lists
+    of its own.
+
+    Args:
+      by: The resource: speed, memory or uplink.
+      lowest: No device gets less; the run's rank makes all ranks equal.
+
+    Raises:
+      ConfigError: Another resource; when planning, a `lowest` that is not between 1 and the run's rank.
+    """
+    if by not in RESOURCES:
+        raise ConfigError(f"method.by: expected one of {', '.join(RESOURCES)}, got {by!r}. Change method.by.")
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        if not 1 <= lowest <= known.rank:
+            raise ConfigError(
+                f"method.lowest: expected 1 to {known.rank}, which is lora.rank, got {lowest}. "
+                "Change method.lowest, or raise lora.rank."
+            )
+        best = max(RESOURCES[by](profile) for profile in known.fleet.devices)
+
+        def at_its_rank(device: DevicePlan) -> DevicePlan:
+            share, part = RESOURCES[by](known.profile(device.device)) / best, 1.0
+            while part > share:
+                part /= 2
+            return replace(device, ranks=(max(lowest, int(known.rank * part)),) * known.costs.num_blocks)
+
+        return replace(plan.with_each(at_its_rank), ranks=(known.rank,) * known.costs.num_blocks)
 
     return planner

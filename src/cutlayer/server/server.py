@@ -105,6 +105,7 @@ class Server:
     def begin(self, plan: RoundPlan, owner: Owner) -> None:
         """Opens a round: every owner's server adapter starts from the full adapter."""
         self._round = OpenRound(plan, owner)
+        fresh = {owner(device.device) for device in plan.devices if device.fresh_moments}
         shares: dict[str, Adapter] = {}
         for device in plan.devices:
             names = self.base.server_names(device.cut, device.blocks, head=device.head)
@@ -114,7 +115,7 @@ class Server:
                 continue  # a device that holds everything has no adapter here
             trainable = self._trainable(name)
             trainable.load({key: share[key] for key in self.adapter if key in share})
-            if not self._settings.keep_moments:
+            if name in fresh or not self._settings.keep_moments:
                 trainable.load_moments({})
 
     def assignment(self, device: DevicePlan) -> Assignment:
@@ -218,8 +219,6 @@ class Server:
         Where a device has a server adapter of its own, the two joined are its full adapter. A server adapter that
         several devices trained is a contribution of its own, which counts at each block with the weight of those
         whose activations passed through it there.
-
-        The server's own tensors are not copied: aggregate before the next round is opened.
         """
         result = []
         served: dict[str, list[tuple[DevicePlan, float]]] = {}
@@ -228,12 +227,12 @@ class Server:
             adapter, weight = update.adapter, float(update.weight)
             if owner == device.device:
                 own = self._trainables.get(owner)
-                adapter = {**adapter, **(own.values() if own else {})}
+                adapter = {**adapter, **(own.adapter() if own else {})}
             else:
                 served.setdefault(owner, []).append((device, weight))
             result.append(Contribution(adapter, dict.fromkeys(adapter, weight)))
         for owner, devices in sorted(served.items()):
-            adapter = self._trainables[owner].values()
+            adapter = self._trainables[owner].adapter()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
             result.append(Contribution(adapter, weights))
         return result

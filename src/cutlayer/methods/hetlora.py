@@ -1,0 +1,40 @@
+"""HETLoRA: devices of unequal ranks, truncated on the way down, zero-padded and averaged on the way up.
+
+Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models
+    Yae Jee Cho, Luyang Liu, Zheng Xu, Aldi Fahrezi, Gauri Joshi. EMNLP 2024. https://arxiv.org/abs/2401.06432
+
+    the paper                                         here
+    ---------------------------------------------     ------------------------------------------
+    rank r_k by the device's resources                ranks_by_budget(by, lowest)
+    download: the global adapter truncated to r_k     Server.assignment: first rows of A, columns of B
+    zero-pad to r_max, average A and B                zero_pad()
+    sparsity-weighted: weight ~ ||B_k A_k||           zero_pad(by_norm=True)
+
+From general knowledge of the paper and third-party code, not from its text: the norm is taken module by module, and
+who gets which rank is our reading. `owners_only` is not the paper's.
+"""
+
+from __future__ import annotations
+
+from cutlayer.methods.method import Method
+from cutlayer.policies.cut import whole_model
+from cutlayer.policies.ranks import ranks_by_budget
+from cutlayer.policies.select import everyone
+from cutlayer.policies.zero_pad import zero_pad
+from cutlayer.rounds.local import local
+
+
+def hetlora(*, by: str = "speed", lowest: int = 1, by_norm: bool = True, owners_only: bool = False) -> Method:
+    """Builds HETLoRA.
+
+    Args:
+      by: What ranks go by: speed, memory or uplink; the best device has the run's rank.
+      lowest: The lowest rank; the run's rank makes all ranks equal.
+      by_norm: Whether a device counts with the norm of its product B A; False counts it by what it trained.
+      owners_only: Whether rows of high rank are averaged over those who have them, instead of diluted by zeros.
+    """
+    return Method(
+        plan=(everyone(), ranks_by_budget(by, lowest=lowest), whole_model()),
+        round=local(),
+        aggregate=zero_pad(by_norm=by_norm, owners_only=owners_only),
+    )

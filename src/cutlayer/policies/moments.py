@@ -1,0 +1,21 @@
+"""Whether AdamW's moments outlive the end of a round."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cutlayer.policies.plan import Known, Planner
+from cutlayer.types import RoundPlan
+
+
+def fresh_moments() -> Planner:
+    """Moments begin anew in every round, whatever `train.keep_moments` says of other methods.
+
+    For aggregates after which a factor's entries are not the ones that the moments were gathered for: an SVD
+    rotates them, a stack that was folded away leaves new ones.
+    """
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:  # noqa: ARG001
+        return plan.with_each(lambda device: replace(device, fresh_moments=True))
+
+    return planner

@@ -1,0 +1,90 @@
+"""Zero-padding: adapters of different ranks filled up with zeros and averaged, A and B each for itself (HETLoRA).
+
+here                                     HETLoRA (arXiv 2401.06432, from general knowledge of the paper)
+------------------------------------     ----------------------------------------------------------------
+at_rank(), in Server.assignment          a device starts from the first r_k rows of A and columns of B
+_padded()                                zero-padding to the largest rank
+by_norm: weight ||B_k A_k||              sparsity-weighted aggregation
+owners_only (not the paper's)            rows that few devices have are not diluted by the zeros of the others
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cutlayer.model.low_rank import Term, factor_names
+from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
+from cutlayer.types import Adapter
+
+
+def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
+    """Pads every A with rows and every B with columns of zeros up to the broadcast's rank, then takes their mean.
+
+    Sums are in fp64: the mean of one contribution of full rank is itself, to the last bit. The head's tensors, which
+    have no rank, are averaged by what was trained. What nobody trained keeps its broadcast value.
+
+    Args:
+      by_norm: A device counts, module by module, with the Frobenius norm of its product B A, and where all of them
+        are zero like the others; False counts devices by what they trained.
+      owners_only: Each row of A and column of B is averaged over the devices whose rank reaches it, as RBLA and
+        raFLoRA do; False lets the zeros of the others count, and so shrinks the highest rows.
+    """
+    return _ZeroPad(by_norm, owners_only)
+
+
+class _ZeroPad:
+    name, mixed_ranks = "zero-padding", True
+
+    def __init__(self, by_norm: bool, owners_only: bool) -> None:
+        self._by_norm, self._owners_only = by_norm, owners_only
+        self._mean = mean_per_block()
+
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+        padded: Adapter = {}
+        for b, a in factor_names(broadcast):
+            terms = terms_of(contributions, b, a)
+            if self._by_norm:
+                terms = _weighted_by_norm(terms)
+            padded[b] = self._average(broadcast[b], [(weight, value) for weight, value, _ in terms])
+            padded[a] = self._average(broadcast[a], [(weight, value) for weight, _, value in terms])
+        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions)
+        return {name: padded[name] if name in padded else head[name] for name in broadcast}
+
+    def _average(self, broadcast: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+        if not parts:
+            return broadcast
+        total = sum(weight for weight, _ in parts)
+        shares = [(weight / total, value.double()) for weight, value in parts]
+        mean = _sum(broadcast, [share * value for share, value in shares])
+        if self._owners_only:
+            reached = _sum(broadcast, [torch.full_like(value, share) for share, value in shares])
+            mean = torch.where(reached > 0, mean / reached, broadcast.double())
+        return mean.to(broadcast.dtype)
+
+    def state(self) -> Adapter:
+        return {}
+
+    def load_state(self, state: Adapter) -> None:
+        """Nothing to continue from: the mean depends on its round alone."""
+
+
+def _sum(like: Tensor, values: Sequence[Tensor]) -> Tensor:
+    """The sum in fp64, each value in the upper left corner of zeros of the shape of `like`."""
+    total = torch.zeros_like(like, dtype=torch.float64)
+    for value in values:
+        total[: value.shape[0], : value.shape[1]] += value
+    return total
+
+
+def _weighted_by_norm(terms: Sequence[Term]) -> list[Term]:
+    norms = [_norm(b, a) for _, b, a in terms]
+    return [(norm if any(norms) else 1.0, b, a) for norm, (_, b, a) in zip(norms, terms, strict=True)]
+
+
+def _norm(b_MR: Tensor, a_RN: Tensor) -> float:
+    """||B A||: its square is the sum of (B^T B) * (A A^T), which needs no M x N matrix."""
+    b_MR, a_RN = b_MR.double(), a_RN.double()
+    return float(((b_MR.T @ b_MR) * (a_RN @ a_RN.T)).sum().clamp(min=0).sqrt())
