@@ -15,7 +15,8 @@ memory is checked. They have cutlayer's loss without copies of the logits, as me
 A device runs `Device.forward` and `Device.backward` with k of the model's blocks, beside what `model/cost.py` predicts.
 
 Peaks are VmHWM, and on cuda the allocator's. The floor is a process that has only imported torch, transformers and
-peft; "net" is without it. All weights are random, converted when read, and so in memory of the process's own.
+peft; "net" is without it, and for a device without what a tiny model's training took. All weights are random,
+converted when read, and so in memory of the process's own.
 """
 
 from __future__ import annotations
@@ -190,8 +191,19 @@ def _check_separate(models: Sequence[OwnModel]) -> None:
 
 
 def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
-    """Peak bytes of a device that holds so many blocks, and what the cost model predicts of it."""
+    """Bytes that a device with so many blocks adds to a process that has trained a tiny model, and the prediction.
+
+    Without the tiny model first, what torch sets up at its first step would be taken for the device's.
+    """
     torch.set_num_threads(1)
+    _train_device(JOBS["tiny"], 1, device)
+    before = _peak(device)
+    predicted = _train_device(job, blocks, device)
+    return _peak(device) - before, predicted
+
+
+def _train_device(job: Job, blocks: int, device: str) -> int:
+    """A few steps; returns the predicted bytes."""
     base, costs, profile = Base(job.settings, device), CostModel(job.settings), equal_fleet(1).devices[0]
     player = make_device(profile, base, costs, random_batches(job, STEPS))
     plan = DevicePlan(profile.name, blocks, job.num_samples, STEPS)
@@ -204,7 +216,7 @@ def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
             await player.backward(Gradients(RUN, 0, step, profile.name, torch.randn_like(sent.h_BTD), 0.0))
 
     run_virtual(steps())
-    return _peak(device), costs.device(plan, job.num_samples, job.num_tokens).memory_bytes
+    return costs.device(plan, job.num_samples, job.num_tokens).memory_bytes
 
 
 def _peak(device: str) -> int:
@@ -237,12 +249,12 @@ def server_table(rows: Sequence[Measured], versus: Measured) -> Table:
 
 def device_table(rows: Sequence[DeviceRow]) -> Table:
     """Every depth of a device beside its prediction."""
-    result = Table(title="device: peak memory in MiB, net of floor")
+    result = Table(title="device: peak memory in MiB, net of a process that has trained a tiny model")
     for heading in ("blocks", "measured", "predicted", "predicted/measured"):
         result.add_column(heading, justify="right")
     for row in rows:
-        ratio = row.predicted_bytes / row.net_bytes
-        result.add_row(str(row.blocks), mib(row.net_bytes), mib(row.predicted_bytes), f"{ratio:.2f}")
+        ratio = f"{row.predicted_bytes / row.net_bytes:.2f}" if row.net_bytes else "-"  # too small to see
+        result.add_row(str(row.blocks), mib(row.net_bytes), mib(row.predicted_bytes), ratio)
     return result
 
 
@@ -288,8 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     devices = []
     for blocks in args.blocks:
-        peak, predicted = in_fresh_process(device_side, job, blocks, args.device)
-        devices.append(DeviceRow(blocks, peak - base_line, predicted))
+        devices.append(DeviceRow(blocks, *in_fresh_process(device_side, job, blocks, args.device)))
     tables = [server_table(rows, versus), device_table(devices)]
     result: dict[str, Any] = {"servers": [asdict(row) for row in rows], "devices": [asdict(row) for row in devices]}
     if many > few:

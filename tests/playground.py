@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -57,14 +57,16 @@ class ListedBatches:
 
 @dataclass(frozen=True)
 class FlatCosts:
-    """A cost model with round numbers: one MFLOP per block, sample and token."""
+    """A cost model with round numbers: one MFLOP per block, sample and token; backward ends at the lowest adapter."""
 
     num_blocks: int
     hidden_size: int = 16
 
     def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
-        flops = 1e6 * (plan.cut + 0.1) * num_samples * num_tokens
-        return Cost(flops, flops if plan.cut else 0.0, 2**20 * (1 + plan.cut))
+        blocks = [block for block in range(plan.cut) if plan.blocks is None or block in plan.blocks]
+        deep = plan.cut - min(blocks, default=plan.cut)
+        forward, backward = (1e6 * (passed + 0.1) * num_samples * num_tokens for passed in (plan.cut, deep))
+        return Cost(forward, backward if deep else 0.0, 2**20 * (1 + plan.cut))
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         flops = 1e6 * (self.num_blocks - plan.cut + 0.1) * num_samples * num_tokens
@@ -77,7 +79,7 @@ class FlatCosts:
         return 2 * plan.cut
 
     def device_adapter_bytes(self, plan: DevicePlan) -> int:
-        return 4096 * plan.cut
+        return 4096 * (plan.cut if plan.blocks is None else len([block for block in plan.blocks if block < plan.cut]))
 
     def server_trainable_bytes(self, plan: DevicePlan) -> int:
         return 12288 * (self.num_blocks - plan.cut)
@@ -150,7 +152,8 @@ class TappedAggregate:
         self._aggregate, self._given = aggregate, given
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-        self._given.append(list(contributions))
+        copies = [{name: value.clone() for name, value in part.adapter.items()} for part in contributions]
+        self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
         return self._aggregate(broadcast, contributions)
 
     def state(self) -> Adapter:

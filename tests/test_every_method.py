@@ -35,6 +35,10 @@ from tiny import BLOCKS, LABELS
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
+PART = [name for name in METHODS if "fraction" in TABLE[name].options]
+"""Those in whose rounds a part of the fleet may join."""
+NEUTRAL = {"legend": {"step": 0}}
+"""Options with which a method of one device is plain training."""
 REFACTORED = {"flexlora"}
 """Those that carry the product B A from round to round and not its factors, which they choose anew."""
 ROUNDS, STEPS = 2, 2
@@ -178,7 +182,7 @@ def test_one_device_makes_every_method_vanilla(method: str, bert: Base) -> None:
     def adapter(name: str) -> Adapter:
         fleet = fleet_of(1)
         streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
-        options = {"cut": 2} if name in CUT else {}
+        options = {"cut": 2} if name in CUT else NEUTRAL.get(name, {})
         return play(bert, build_method(name, options, seed=0), fleet, streams, local_steps=STEPS).adapter
 
     assert_same(adapter(method), adapter("vanilla"))
@@ -300,6 +304,25 @@ def test_same_seed_same_run(method: str, bert: Base) -> None:
     assert one_events == other_events
 
 
+@pytest.mark.parametrize("method", PART)
+def test_only_the_chosen_take_part(method: str, bert: Base) -> None:
+    """Nobody else draws a sample or sends a byte; what is reported is what was sent."""
+    fleet, rounds = fleet_of(5), 4
+    streams = streams_for(fleet, "classification", steps=rounds * STEPS)
+    built = build_method(method, {"fraction": 0.4}, seed=0)
+    played = play(bert, built, fleet, streams, rounds=rounds, local_steps=STEPS)
+    cohorts = [{r.device for r in played.logbook.history.records if r.round == round} for round in range(rounds)]
+    assert [len(cohort) for cohort in cohorts] == [2] * rounds
+    assert len({frozenset(cohort) for cohort in cohorts}) > 1
+    for round, cohort in enumerate(cohorts):
+        server = {"server"} if method in CUT else set()
+        assert {event.who for event in played.events if event.round == round} == cohort | server
+    for name, stream in streams.items():
+        assert len(stream.given) == STEPS * sum(name in cohort for cohort in cohorts)
+    up = sum(len(encode(message)) for message in played.sent_up)
+    assert sum(row["bytes_up"] for row in played.rows) == up
+
+
 # Law 7: frozen weights never change, raw text never leaves a device, reported bytes = bytes serialised.
 
 
@@ -345,7 +368,8 @@ def test_reported_bytes_are_bytes_serialised(method: str, bert: Base) -> None:
     assert sum(event.num_bytes for event in played.events if event.what == "upload") == up
 
 
-# Time: a device is busy, on the network or waiting, and the round lasts as long as the slowest.
+# Time: a device is busy, on the network or waiting, and the round lasts as long as the slowest. FLOPs are those that
+# its machine took the time for.
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -360,6 +384,8 @@ def test_times_add_up(method: str, bert: Base) -> None:
         assert total == pytest.approx(duration)
         assert record.busy_seconds > 0
         assert record.network_seconds > 0
+        speed = next(device.effective_flops for device in fleet.devices if device.name == record.device)
+        assert record.flops == pytest.approx(record.busy_seconds * speed)
 
 
 def test_a_frozen_device_gets_no_gradients(bert: Base) -> None:

@@ -103,6 +103,7 @@ class Coordinator:
             round=number,
             virtual_seconds=now(),
             wall_seconds=time.perf_counter() - start_wall,
+            server_memory_bytes=self._method.round.server_bytes(plan, self._known.costs, self._known.num_tokens),
             validation=self.logbook.metrics if self._evaluate_when(number) else {},
         )
         events, self._events[:] = list(self._events), []
@@ -143,6 +144,8 @@ class Coordinator:
                     cut=device.cut,
                     batch_size=device.batch_size,
                     ranks=device.ranks,
+                    flops=sum(event.flops for event in self._events if event.who == name),
+                    memory_bytes=self._known.device_bytes(device),
                 )
             )
         return records

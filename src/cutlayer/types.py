@@ -135,6 +135,8 @@ class StepRecord:
     cut: int = 0
     batch_size: int = 0
     ranks: tuple[int, ...] = ()
+    flops: float = 0.0  # forward and backward, as counted for the machine that did them
+    memory_bytes: int = 0  # of its part, as the cost model predicts it
 
 
 @dataclass(slots=True)
@@ -162,6 +164,7 @@ class Event:
     step: int | None = None
     peer: str | None = None
     num_bytes: int = 0
+    flops: float = 0.0
 
 
 Recorder = Callable[[Event], None]

@@ -14,6 +14,7 @@ import yaml
 
 import tiny
 from commands import FLEET, Ran, World, run, stopped_after_a_round
+from cutlayer.methods.table import TABLE
 
 Wrong = Callable[[World], list[object]]
 """Makes something wrong in a world and gives the flags that lead there."""
@@ -164,7 +165,7 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "no room for the embeddings": (fleet(memory_gib=1e-6), ("device slow", "Not even the embeddings would fit")),
     "no room for one block": (fleet(memory_gib=7e-5), ("device slow", "blocks [0, 1)", "MiB", "would fit")),
     # the method
-    "no such method": (flags("--method", "memsf"), ("memsfl, splitlora, vanilla", "'memsf'")),
+    "no such method": (flags("--method", "memsf"), (", ".join(TABLE), "'memsf'")),
     "no such option": (flags("-o", "method.ordre=fifo"), ("an option of memsfl (order, cut", "'ordre'")),
     "no such order": (flags("-o", "method.order=lifo"), ("fifo", "'lifo'")),
     "an option of another type": (flags("-o", "method.cut=two"), ("method.cut", "int | None", "'two'")),

@@ -23,7 +23,7 @@ def test_work_takes_its_flops_over_the_speed() -> None:
         return result, now(), machine.busy_seconds
 
     assert run_virtual(program()) == ("result", 2.5, 1.5)
-    assert events == [Event("phone", "forward", 1.0, 2.5, 4, 5, "server")]
+    assert events == [Event("phone", "forward", 1.0, 2.5, 4, 5, "server", flops=3e9)]
 
 
 def test_one_piece_of_work_at_a_time_first_come_first_served() -> None:

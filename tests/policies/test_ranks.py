@@ -8,7 +8,7 @@ import pytest
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Known
-from cutlayer.policies.ranks import ranks_above_deepest_cut, ranks_by_budget, uniform_ranks
+from cutlayer.policies.ranks import arithmetic_ranks, ranks_above_deepest_cut, ranks_by_budget, uniform_ranks
 from cutlayer.types import DevicePlan, History, RoundPlan
 from playground import FlatCosts, fleet_of
 
@@ -32,6 +32,36 @@ def test_blocks_that_some_device_holds_have_no_adapter() -> None:
     plan = ranks_above_deepest_cut()(PLAN, KNOWN)
     assert plan.ranks == (0, 0, 0, 6)
     assert all(device.ranks == plan.ranks and device.blocks == {3} for device in plan.devices)
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "ranks"),
+    [
+        (17, 1, (17, 18, 19, 20)),
+        (2, 3, (2, 5, 8, 11)),
+        (9, -2, (9, 7, 5, 3)),
+        (None, 0, (6, 6, 6, 6)),
+        (None, 1, (4, 5, 6, 7)),
+        (None, 2, (3, 5, 7, 9)),
+        (None, 9, (1, 10, 19, 28)),
+    ],
+)
+def test_ranks_that_rise(first: int | None, step: int, ranks: tuple[int, ...]) -> None:
+    plan = arithmetic_ranks(first, step)(PLAN, KNOWN)
+    assert plan.ranks == ranks
+    assert [device.ranks for device in plan.devices] == [ranks] * 2
+
+
+def test_the_list_of_the_re_implementation() -> None:
+    """12 layers, 17 to 28, is what a run of rank 23 has by default."""
+    known = Known(fleet_of(1), FlatCosts(12), History(), num_tokens=8, batch_size=2, local_steps=1, rank=23)
+    assert arithmetic_ranks()(PLAN, known).ranks == tuple(range(17, 29))
+
+
+@pytest.mark.parametrize(("first", "step"), [(0, 1), (5, -2), (None, -5)])
+def test_ranks_that_fall_below_one(first: int | None, step: int) -> None:
+    with pytest.raises(ConfigError, match=r"method\.first, method\.step: expected ranks of at least 1 on all 4 blocks"):
+        arithmetic_ranks(first, step)(PLAN, KNOWN)
 
 
 # ------------------------------------------------------------------ by budget

@@ -47,6 +47,11 @@ def test_every_event_of_the_round_but_waiting_is_a_bar() -> None:
     assert [text for text in texts(svg) if text in ("waiting", "aggregate", "step")] == ["aggregate", "waiting"]
 
 
+def test_a_round_is_called_by_its_place() -> None:
+    """Files count rounds from 0, people from 1, as the progress display does."""
+    assert "Round 6" in texts(gantt_svg(one_round(), round=5))
+
+
 def test_a_bar_is_as_long_as_its_time_and_in_its_colour() -> None:
     svg = gantt_svg(one_round(), round=5, width=1000)
     aggregate = next(bar for bar in bars(svg) if bar.get("fill") == COLOURS["aggregate"])

@@ -12,6 +12,7 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         round=3,
         virtual_seconds=12.0,
         wall_seconds=0.5,
+        server_memory_bytes=2048,
         validation={"accuracy": 0.75},
     )
     devices = row.pop("devices")
@@ -23,6 +24,7 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "bytes_up": 200,
         "bytes_down": 20,
         "virtual_seconds": 12.0,
+        "server_memory_bytes": 2048,
         "wall_seconds": 0.5,
         "validation": {"accuracy": 0.75},
     }
@@ -42,18 +44,20 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "cut": 0,
         "batch_size": 0,
         "ranks": (),
+        "flops": 0.0,
+        "memory_bytes": 0,
     }
 
 
 def test_a_round_in_which_nobody_trained_has_no_loss() -> None:
-    row = round_row([], round=0, virtual_seconds=0.0, wall_seconds=0.0, validation={})
+    row = round_row([], round=0, virtual_seconds=0.0, wall_seconds=0.0, server_memory_bytes=0, validation={})
     assert row["loss"] is None
     assert row["samples"] == 0
 
 
 def test_the_order_of_the_devices_changes_no_bit() -> None:
     records = [record(str(index), weight=index + 1, loss=0.1 * index) for index in range(20)]
-    times = {"round": 3, "virtual_seconds": 1.0, "wall_seconds": 1.0}
+    times = {"round": 3, "virtual_seconds": 1.0, "wall_seconds": 1.0, "server_memory_bytes": 0}
     one = round_row(records, **times, validation={})  # type: ignore[arg-type]
     other = round_row(records[::-1], **times, validation={})  # type: ignore[arg-type]
     assert one == other

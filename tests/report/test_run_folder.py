@@ -10,7 +10,7 @@ from cutlayer.types import Event
 EVENTS = [
     Event("a", "forward", 0.1, 0.30000000000000004, round=0, step=2),
     Event("a", "upload", 0.3, 0.4, round=0, step=2, peer="server", num_bytes=512),
-    Event("server", "aggregate", 0.4, 0.5, round=0),
+    Event("server", "aggregate", 0.4, 0.5, round=0, flops=0.1),
 ]
 
 

@@ -146,7 +146,7 @@ def test_a_step_takes_the_servers_time_and_is_recorded(bert: Base) -> None:
     server.begin(plan_of(1, round=4), one_per_device)
     step(server, replace(activations_for(bert, BATCH, 1, step=1), round=4))
     flops = 2 * 1e6 * 2.1 * 4 * 12
-    assert events == [Event("server", "step", 0.0, flops / 3e10, 4, 1, "device-0")]
+    assert events == [Event("server", "step", 0.0, flops / 3e10, 4, 1, "device-0", flops=flops)]
 
 
 def test_clipping_and_weight_decay_reach_the_servers_optimizer(bert: Base) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cutlayer.model.base import Base
 from cutlayer.policies.order import fifo, longest_tail, random_order
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import one_for_all, one_per_device
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.steps import a_copy_each, one_device_at_a_time
 from cutlayer.types import DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Gradients
 from ends import activations_for, server_for
@@ -60,3 +61,25 @@ def test_the_owner_and_the_orders_state_are_handed_on() -> None:
     assert state == {"seed": 3, "num_picks": 0}
     step.load_state_dict(state | {"num_picks": 8})
     assert step.state_dict()["num_picks"] == 8
+
+
+def test_a_copy_each_serves_in_the_order_of_arrival(bert: Base) -> None:
+    server, answered = server_for(bert, fleet_of(3)), list[str]()
+    plan = RoundPlan(0, tuple(DevicePlan(f"device-{i}", 1, 4, local_steps=1) for i in range(3)))
+    step = a_copy_each()
+
+    async def reply(gradients: Gradients) -> None:
+        answered.append(gradients.device)
+
+    async def program() -> None:
+        server.begin(plan, step.owner)
+        arrivals = Arrivals(plan, server.forecast, 10)
+        for index in (2, 0, 1):
+            arrivals.put(activations_for(bert, random_batch("classification"), 1, device=f"device-{index}"))
+            await asyncio.sleep(1e-6)
+        await step(server, arrivals, reply)
+
+    run_virtual(program())
+    assert answered == ["device-2", "device-0", "device-1"]
+    assert set(server.moments()) == {"device-0", "device-1", "device-2"}
+    step.load_state_dict(step.state_dict())

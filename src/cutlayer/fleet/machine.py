@@ -80,7 +80,7 @@ class ModelledMachine:
             await asyncio.sleep(flops / self.effective_flops)
             end = now()
             self.busy_seconds += end - start
-            self._record(Event(self.name, what, start, end, round, step, peer))
+            self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
         return result
 
 
@@ -103,7 +103,7 @@ class RealMachine:
         fn: Callable[[], T],
         *,
         what: str,
-        flops: float,  # noqa: ARG002  the modelled machine's; this one measures
+        flops: float,
         round: int,
         step: int | None,
         peer: str | None = None,
@@ -118,7 +118,7 @@ class RealMachine:
 
         result, start, end = await loop.run_in_executor(self._thread, timed)
         self.busy_seconds += end - start
-        self._record(Event(self.name, what, start, end, round, step, peer))
+        self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
         return result
 
     def close(self) -> None:

@@ -61,10 +61,34 @@ ROWS = (
         "general knowledge of the paper, third-party code",
     ),
     MethodRow(
+        "legend",
+        "federated; each device adapts its last blocks, as many as its measured speed allows, ranks rising upwards",
+        "arXiv 2412.20004",
+        "reviews; rank list from a re-implementation, the choice of depths is our reading",
+    ),
+    MethodRow(
         "memsfl",
         "one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised",
         "arXiv 2506.02940",
         "abstract and reviews; aggregation inferred, order rule recalled",
+    ),
+    MethodRow(
+        "sfl_v1",
+        "a server copy for every device; both sides averaged every round, unweighted",
+        "arXiv 2004.12088",
+        "the authors' code",
+    ),
+    MethodRow(
+        "sfl_v2",
+        "one shared server adapter, stepped by the devices in random order; device adapters averaged",
+        "arXiv 2004.12088",
+        "the authors' code; the order per step is our reading",
+    ),
+    MethodRow(
+        "sl",
+        "sequential split learning, the devices in a fresh random order every round",
+        "arXiv 1812.00564",
+        "public code of sequential split learning",
     ),
     MethodRow(
         "splitlora",

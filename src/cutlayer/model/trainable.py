@@ -85,6 +85,10 @@ class Trainable:
         """A copy of the values."""
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
+    def values(self) -> Adapter:
+        """The values themselves, not copied: they change with the next step or load."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
     def moments(self) -> Adapter:
         """AdamW's state as tensors: `<name>#step`, `<name>#exp_avg`, `<name>#exp_avg_sq`."""
         if self._optimizer is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.types import Costs, DevicePlan, History, RoundPlan
 
@@ -36,6 +38,10 @@ class Known:
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)
+
+    def random(self, round: int, what: str) -> np.random.Generator:
+        """For the draws of one planner in one round: by the run's seed, whatever else is drawn."""
+        return np.random.default_rng([self.seed, round, *what.encode()])
 
     def device_bytes(self, device: DevicePlan) -> int:
         """Memory that the device's part needs at its largest batch."""

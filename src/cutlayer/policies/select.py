@@ -1,7 +1,10 @@
-"""Who joins a round."""
+"""Who joins a round, and in which order."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Known, Planner
 from cutlayer.types import DevicePlan, RoundPlan
 
@@ -17,5 +20,37 @@ def everyone() -> Planner:
                 for profile in known.fleet.devices
             ),
         )
+
+    return planner
+
+
+def random_fraction(fraction: float) -> Planner:
+    """A part of the devices in the plan, drawn anew every round; those that are drawn keep the plan's order.
+
+    Args:
+      fraction: Above 0 and at most 1; of the devices, rounded, but at least one device.
+
+    Raises:
+      ConfigError: Another fraction.
+    """
+    if not 0 < fraction <= 1:
+        raise ConfigError(
+            f"method.fraction: expected above 0 and at most 1, got {fraction}. Change method.fraction, 1 is everyone."
+        )
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        number = max(1, round(fraction * len(plan.devices)))
+        drawn = known.random(plan.round, "random_fraction").choice(len(plan.devices), number, replace=False)
+        return replace(plan, devices=tuple(plan.devices[index] for index in sorted(drawn)))
+
+    return planner
+
+
+def in_random_order() -> Planner:
+    """The devices of the plan in an order that is drawn anew every round: for rounds that take them in turn."""
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        order = known.random(plan.round, "in_random_order").permutation(len(plan.devices))
+        return replace(plan, devices=tuple(plan.devices[index] for index in order))
 
     return planner

@@ -70,7 +70,7 @@ def gantt_svg(
     height = TOP + ROW * len(names) + BOTTOM
     picture = svg.canvas(width, height)
     steps = "" if first_steps is None else f", until every device has done {first_steps} steps"
-    svg.text(picture, 24, 34, f"Round {round}", size=19, bold=True)
+    svg.text(picture, 24, 34, f"Round {round + 1}", size=19, bold=True)
     svg.text(picture, 24, 56, human_seconds(scale.seconds) + steps, size=13, fill=svg.FAINT)
     _legend(picture, {event.what for event in shown}, width - 24)
     for index, name in enumerate(names):

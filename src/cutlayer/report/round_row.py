@@ -5,9 +5,10 @@ loss              mean training loss over everything the round trained on, weigh
 samples, weight   trained on in this round, over all devices
 bytes_up, bytes_down   devices to server, server to devices
 virtual_seconds   the run's clock at the end of the round
+server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it
 wall_seconds      real time this round took; keys that start with `wall_` differ between equal runs
 validation        the metrics by plain name, or {} where the round was not evaluated
-devices           per device: steps, samples, weight, loss, seconds and bytes
+devices           per device: steps, samples, weight, loss, seconds, bytes, FLOPs and what the plan gave it
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def round_row(
     round: int,
     virtual_seconds: float,
     wall_seconds: float,
+    server_memory_bytes: int,
     validation: Mapping[str, float],
 ) -> dict[str, Any]:
     """The record of one round, from what its devices measured. `loss` is None where nobody trained."""
@@ -39,6 +41,7 @@ def round_row(
         "bytes_up": sum(record.bytes_up for record in records),
         "bytes_down": sum(record.bytes_down for record in records),
         "virtual_seconds": virtual_seconds,
+        "server_memory_bytes": server_memory_bytes,
         "wall_seconds": wall_seconds,
         "validation": dict(validation),
         "devices": {record.device: _of_device(record) for record in records},

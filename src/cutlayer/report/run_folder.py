@@ -141,6 +141,7 @@ def _event_row(event: Event) -> dict[str, Any]:
         "step": event.step,
         "peer": event.peer,
         "bytes": event.num_bytes,
+        "flops": event.flops or None,
     }
     return {key: value for key, value in row.items() if value is not None}
 
@@ -156,6 +157,7 @@ def _event(row: dict[str, Any]) -> Event:
             step=row.get("step"),
             peer=row.get("peer"),
             num_bytes=row["bytes"],
+            flops=row.get("flops", 0.0),
         )
     except KeyError as error:
         raise CheckpointError(

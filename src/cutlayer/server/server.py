@@ -219,6 +219,8 @@ class Server:
         Where a device has a server adapter of its own, the two joined are its full adapter. A server adapter that
         several devices trained is a contribution of its own, which counts at each block with the weight of those
         whose activations passed through it there.
+
+        The server's own tensors are not copied: aggregate before the next round is opened.
         """
         result = []
         served: dict[str, list[tuple[DevicePlan, float]]] = {}
@@ -227,12 +229,12 @@ class Server:
             adapter, weight = update.adapter, float(update.weight)
             if owner == device.device:
                 own = self._trainables.get(owner)
-                adapter = {**adapter, **(own.adapter() if own else {})}
+                adapter = {**adapter, **(own.values() if own else {})}
             else:
                 served.setdefault(owner, []).append((device, weight))
             result.append(Contribution(adapter, dict.fromkeys(adapter, weight)))
         for owner, devices in sorted(served.items()):
-            adapter = self._trainables[owner].adapter()
+            adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
             result.append(Contribution(adapter, weights))
         return result

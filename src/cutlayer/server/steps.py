@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from cutlayer.policies.order import Order
+from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import Owner, Server, one_per_device
 from cutlayer.types import Costs, RoundPlan
@@ -46,6 +46,16 @@ def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> Serv
     return _OneAtATime(order, owner)
 
 
+def a_copy_each() -> ServerStep:
+    """Serves activations as they arrive, each by a copy of the server-side model that is its device's own (SFL-V1).
+
+    Copies of a frozen base compute the same, so here one base stands for all; the memory that is reported is that of
+    a copy and a step for every device, as SFL-V1's server, which serves devices in parallel, would hold them
+    (`benchmarks/memory.py` makes such copies and measures).
+    """
+    return _ACopyEach()
+
+
 class _OneAtATime:
     equal_cuts = False
 
@@ -71,3 +81,25 @@ class _OneAtATime:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._order.load_state_dict(state)
+
+
+class _ACopyEach:
+    owner: Owner = staticmethod(one_per_device)
+
+    equal_cuts = False
+
+    def __init__(self) -> None:
+        self._in_turn = one_device_at_a_time(fifo())
+
+    async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
+        await self._in_turn(server, arrivals, reply)
+
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        """As many server-side models as devices, each in its step."""
+        return sum(costs.server(device, device.batch_size, num_tokens).memory_bytes for device in plan.devices)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._in_turn.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._in_turn.load_state_dict(state)

@@ -1,0 +1,40 @@
+"""SFL-V1: a copy of the server-side model for every device; both sides averaged at the end of the round.
+
+SplitFed: When Federated Learning Meets Split Learning
+    Chandra Thapa, M. A. P. Chamikara, Seyit Camtepe, Lichao Sun. AAAI 2022. https://arxiv.org/abs/2004.12088
+
+    the authors' code                             here, with LoRA
+    -----------------------------------------     ------------------------------------------
+    a fraction of the clients in each round       random_fraction(fraction)
+    a server-side copy per client                 a_copy_each(): a server adapter per device
+    mean of the server copies and of the          mean_per_block(weighted=False)
+      client parts, every client alike
+
+With the base frozen, copies of it are equal for ever: the arithmetic is that of memsfl with equal cuts, bit for bit (a
+test), and one base serves in simulation. What the copies would hold is in the memory that `cutlayer plan` reports;
+benchmarks/memory.py makes them and measures. A slip of that code is not repeated: a new Adam for every batch, so that
+no moments gather. Its local work is one epoch; here it is train.local_steps.
+"""
+
+from __future__ import annotations
+
+from cutlayer.methods.method import Method
+from cutlayer.policies.aggregate import mean_per_block
+from cutlayer.policies.cut import cut_at
+from cutlayer.policies.select import everyone, random_fraction
+from cutlayer.rounds.split import split
+from cutlayer.server.steps import a_copy_each
+
+
+def sfl_v1(*, cut: int = 1, fraction: float = 1.0) -> Method:
+    """Builds SFL-V1.
+
+    Args:
+      cut: Blocks on every device.
+      fraction: Of the fleet, drawn anew every round.
+    """
+    return Method(
+        plan=(everyone(), random_fraction(fraction), cut_at(cut)),
+        round=split(server_step=a_copy_each()),
+        aggregate=mean_per_block(weighted=False),
+    )
