@@ -128,6 +128,31 @@ def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -
     assert result_of(tmp_path / "stopped") == expected
 
 
+def test_a_plan_made_of_measurements(inputs: Path, tmp_path: Path) -> None:
+    """Devices change their speed, LEGEND measures it and changes their depths: a resumed run plans the same."""
+    fleet = {
+        "server": {"tflops": 1, "efficiency": 1.0, "memory_gib": 1},
+        "defaults": {"efficiency": 1.0, "memory_gib": 1, "up_mbit": 100, "down_mbit": 100, "latency_ms": 0.1},
+        "devices": [
+            {"name": "slow", "count": 2, "tflops": 0.0001, "modes": [1.0, 0.1], "mode_rounds": 1},
+            {"name": "fast", "tflops": 0.001},
+        ],
+    }
+    options = ("method.name=legend", "train.rounds=6", f"fleet={json.dumps(fleet)}")
+    run(config_for(inputs, tmp_path / "whole", *options))
+    history = json.loads((tmp_path / "whole" / "checkpoint" / "state.json").read_text())["history"]
+    depths = [sum(rank > 0 for rank in record["ranks"]) for record in history]
+    assert len(set(depths)) > 1
+    assert depths[-3:] != depths[3:6], "it goes on to learn"
+    expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
+    for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):
+        config = config_for(inputs, tmp_path / f"stopped-{number}", *options)
+        with pytest.raises(Stopped):
+            run(config, StopAt(stop))
+        run(config, resume=True)
+        assert result_of(Path(config.out)) == expected
+
+
 def test_stopped_between_report_and_checkpoint(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The round's lines are written, its checkpoint is not: resuming takes the lines back and repeats the round."""
     run(config_for(inputs, tmp_path / "whole"))

@@ -17,6 +17,7 @@ from cutlayer.errors import DivergedError, UserError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.fleet.modes import speed_mode
 from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
@@ -173,7 +174,7 @@ class _Simulation:
         ingredients, train = self._ingredients, self._ingredients.config.train
         fleet, base, costs = ingredients.fleet, ingredients.base, ingredients.costs
         for index, profile in enumerate(fleet.devices):
-            machine = ModelledMachine(profile.name, profile.effective_flops, self._record)
+            machine = ModelledMachine(profile.name, profile.effective_flops, self._record, speed_mode(profile))
             batches = ingredients.batches(index)
             self._devices[profile.name] = Device(
                 profile.name, base, batches, machine, costs, ingredients.train_settings

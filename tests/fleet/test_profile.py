@@ -1,5 +1,6 @@
 """Fleet files: readable units in, base units out, and one line for everything that may be wrong."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,28 @@ def test_memsfl_six_is_the_six_recalled_devices() -> None:
     assert "not confirmed" in fleet.source
 
 
+def test_jetson_80_is_three_kinds_of_jetson_that_change_their_speed() -> None:
+    fleet = load_fleet("jetson-80")
+    kinds = Counter(
+        (device.name.rpartition("-")[0], device.flops_per_second / 1e12, device.memory_bytes // 2**30)
+        for device in fleet.devices
+    )
+    assert kinds == {("tx2", 1.33, 8): 30, ("xavier-nx", 1.69, 8): 40, ("agx-xavier", 2.82, 32): 10}
+    for name, cores, clock in [("tx2-1", 256, 1.30e9), ("xavier-nx-1", 384, 1.10e9), ("agx-xavier-1", 512, 1.377e9)]:
+        [device] = [device for device in fleet.devices if device.name == name]
+        assert device.flops_per_second == pytest.approx(cores * 2 * 2 * clock, rel=0.01)
+        assert device.mode_rounds == 20
+        assert len(device.modes) == (4 if name == "tx2-1" else 8)
+    assert "recalled" in fleet.source
+
+
+def test_phones_1000_are_a_thousand_phones() -> None:
+    fleet = load_fleet("phones-1000")
+    assert len(fleet.devices) == 1000
+    assert all(max(device.modes) == 1.0 and len(device.modes) > 1 for device in fleet.devices)
+    assert "choice" in fleet.source
+
+
 # ------------------------------------------------------------------ what is wrong
 
 
@@ -140,6 +163,11 @@ def without(key: str) -> dict[str, object]:
         (DEVICE | {"count": True}, "count"),
         (DEVICE | {"max_blocks": -1}, "max_blocks"),
         (DEVICE | {"data_weight": 0}, "data_weight"),
+        (DEVICE | {"modes": []}, "modes: expected the parts of its speed among which it changes, such as [1.0, 0.6"),
+        (DEVICE | {"modes": [1.0, 0]}, "modes"),
+        (DEVICE | {"modes": [1.5]}, "modes"),
+        (DEVICE | {"modes": 0.5}, "modes"),
+        (DEVICE | {"mode_rounds": 0}, "mode_rounds: expected the rounds that it stays in a mode, such as 20, got 0"),
         (DEVICE | {"name": "a phone"}, "name"),
         (DEVICE | {"name": "a\nphone"}, "name"),
         (DEVICE | {"name": "../phone"}, "name"),

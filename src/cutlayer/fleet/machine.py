@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from cutlayer.fleet.clock import now
+from cutlayer.fleet.modes import always_fast
 from cutlayer.types import Event, Recorder
 
 T = TypeVar("T")
@@ -54,13 +55,17 @@ class ModelledMachine:
       name: the device's name, or the server's.
       effective_flops: floating-point operations per second that it reaches.
       record: gets one event for each piece of work.
+      mode: round -> the part of its speed that it has then (`fleet/modes.py`).
     """
 
-    def __init__(self, name: str, effective_flops: float, record: Recorder) -> None:
+    def __init__(
+        self, name: str, effective_flops: float, record: Recorder, mode: Callable[[int], float] = always_fast
+    ) -> None:
         self.name = name
         self.effective_flops = effective_flops
         self.busy_seconds = 0.0
         self._record = record
+        self._mode = mode
         self._lock = asyncio.Lock()
 
     async def run(
@@ -73,11 +78,11 @@ class ModelledMachine:
         step: int | None,
         peer: str | None = None,
     ) -> T:
-        """See `Machine.run`; it takes `flops / effective_flops` virtual seconds."""
+        """See `Machine.run`; it takes `flops / effective_flops` virtual seconds, and longer in a slower mode."""
         async with self._lock:
             start = now()
             result = fn()
-            await asyncio.sleep(flops / self.effective_flops)
+            await asyncio.sleep(flops / (self.effective_flops * self._mode(round)))
             end = now()
             self.busy_seconds += end - start
             self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))

@@ -19,7 +19,7 @@ from collections.abc import Set
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -50,6 +50,8 @@ class DeviceProfile(_Frozen):
       latency_seconds: from the last byte sent to the last byte received.
       max_blocks: the most blocks that its owner lends; None for as many as fit.
       data_weight: its share of the training data, relative to the other devices'.
+      modes: the parts of its speed among which it changes (`fleet/modes.py`); nobody plans with them.
+      mode_rounds: rounds that it stays in a mode.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -61,6 +63,8 @@ class DeviceProfile(_Frozen):
     latency_seconds: float = Field(ge=0)
     max_blocks: int | None = Field(default=None, ge=0)
     data_weight: float = Field(default=1.0, gt=0)
+    modes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1)
+    mode_rounds: int = Field(default=20, ge=1)
 
     @property
     def effective_flops(self) -> float:
@@ -176,6 +180,10 @@ class _DeviceRow(_Row):
     latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency in ms, such as 5")
     max_blocks: int | None = Field(None, ge=0, description="most blocks that it lends, such as 3")
     data_weight: float = Field(1.0, gt=0, le=_MOST, description="share of the data beside others', such as 1")
+    modes: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [1.0], min_length=1, description="parts of its speed among which it changes, such as [1.0, 0.6, 0.3]"
+    )
+    mode_rounds: int = Field(20, ge=1, le=_MOST, description="rounds that it stays in a mode, such as 20")
 
     def profiles(self) -> list[DeviceProfile]:
         names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
@@ -190,6 +198,8 @@ class _DeviceRow(_Row):
                 latency_seconds=self.latency_ms / 1000,
                 max_blocks=self.max_blocks,
                 data_weight=self.data_weight,
+                modes=tuple(self.modes),
+                mode_rounds=self.mode_rounds,
             )
             for name in names
         ]
