@@ -25,7 +25,7 @@ from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Message
-from tiny import random_batch
+from tiny import LABELS, random_batch
 
 LEARNING_RATES = (1e-2, 5e-3, 2e-3, 1e-3)
 
@@ -49,6 +49,10 @@ class ListedBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._next = state["next"]
+
+    @property
+    def all(self) -> list[Batch]:
+        return list(self._batches)
 
     @property
     def given(self) -> list[Batch]:
@@ -119,6 +123,14 @@ def streams_for(
             ]
         )
         for index, device in enumerate(fleet.devices)
+    }
+
+
+def label_counts_of(streams: Mapping[str, ListedBatches]) -> dict[str, tuple[int, ...]]:
+    """By device, its samples of each class."""
+    return {
+        name: tuple(torch.cat([batch.labels for batch in stream.all]).bincount(minlength=LABELS).tolist())
+        for name, stream in streams.items()
     }
 
 
@@ -195,7 +207,15 @@ def play(
 
     async def run() -> None:
         events: list[Event] = []
-        known = Known(fleet, costs, played.logbook.history, num_tokens=10, batch_size=4, local_steps=local_steps)
+        known = Known(
+            fleet,
+            costs,
+            played.logbook.history,
+            num_tokens=10,
+            batch_size=4,
+            local_steps=local_steps,
+            label_counts={} if base.settings.task == "causal-lm" else label_counts_of(streams),
+        )
         server = Server(
             "play",
             base,

@@ -100,6 +100,13 @@ OPTIONS = {
     "fresh moments": ("train.keep_moments=false",),
     "evaluated seldom": ("train.eval_every=2",),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
+    "cohorts by labels, batches by speed": (
+        "method.name=mergesfl",
+        "method.fraction=0.5",
+        "method.d_max=8",
+        "method.max_kl=0.01",
+        "method.ingress_mbit=1",
+    ),
 }
 
 

@@ -117,7 +117,7 @@ class Coordinator:
         bytes_before: Mapping[str, tuple[int, int]],
     ) -> list[StepRecord]:
         """What the round measured of each device, in the order of their names."""
-        records = []
+        records, in_steps = [], [event for event in self._events if event.step is not None]
         for device in sorted(plan.devices, key=lambda device: device.device):
             name = device.device
             tally, link = tallies[name], self._links[name]
@@ -146,6 +146,7 @@ class Coordinator:
                     ranks=device.ranks,
                     flops=sum(event.flops for event in self._events if event.who == name),
                     memory_bytes=self._known.device_bytes(device),
+                    step_network_seconds=sum(_seconds(in_steps, name, what) for what in ("upload", "download")),
                 )
             )
         return records

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer
 
@@ -88,6 +89,17 @@ class Ingredients:
         """Names the run by what decides its result: two configs that differ only in where they write are one run."""
         deciding = self.config.model_dump(mode="json", exclude={"out"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label_counts(self) -> dict[str, tuple[int, ...]]:
+        """By device, its samples of each class; empty for causal LM."""
+        if self.train.classes is None:
+            return {}
+        classes = np.array(self.train.classes)
+        return {
+            device.name: tuple(np.bincount(classes[rows], minlength=len(self.labels)).tolist())
+            for device, rows in zip(self.fleet.devices, self.parts, strict=True)
+        }
 
     def batches(self, index: int) -> Batches:
         """The batch stream of the device at this place in the fleet."""

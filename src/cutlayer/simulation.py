@@ -74,6 +74,7 @@ def known_of(ingredients: Ingredients, logbook: Logbook) -> Known:
         local_steps=train.local_steps,
         rank=ingredients.config.lora.rank,
         seed=train.seed,
+        label_counts=ingredients.label_counts,
     )
 
 

@@ -137,6 +137,7 @@ class StepRecord:
     ranks: tuple[int, ...] = ()
     flops: float = 0.0  # forward and backward, as counted for the machine that did them
     memory_bytes: int = 0  # of its part, as the cost model predicts it
+    step_network_seconds: float = 0.0  # of network_seconds: for local steps, without the adapters of a round
 
 
 @dataclass(slots=True)

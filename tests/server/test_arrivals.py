@@ -209,3 +209,18 @@ def test_an_arrival_while_the_server_worked_is_not_forgotten() -> None:
         assert (served.device, now()) == ("device-1", 103.0)
 
     play(program)
+
+
+def test_everybody_is_waited_for_and_listed_by_name() -> None:
+    async def program() -> None:
+        arrivals = arrivals_for(1, 1, 1, steps=2)
+        loop = asyncio.get_running_loop()
+        for step in range(2):
+            for delay, device in ((3.0, 0), (1.0, 2), (2.0, 1)):
+                loop.call_later(delay, arrivals.put, sent_by(device, step=step))
+            served = await arrivals.everybody()
+            assert [(message.device, message.step) for message in served] == [(f"device-{i}", step) for i in range(3)]
+            assert now() == 103.0 + 3 * step
+        assert await arrivals.everybody() == []
+
+    play(program)

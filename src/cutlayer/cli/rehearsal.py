@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -85,9 +85,8 @@ class _Rehearsal:
         ingredients, profile = self._ingredients, self._ingredients.fleet.server
 
         def answer(device: str | None) -> tuple[float, Tensor | None]:
-            """Loss, and the gradient at the cut."""
-            assert device is not None, "a server's step is for a device"
-            plan = self._devices[device]
+            """Loss, and the gradient at the cut: of one device's step, or of a step for everybody at once."""
+            plan = self._devices[device] if device is not None else self._everybody()
             return 0.0, self._hidden(plan) if self._base.device_names(plan.cut, plan.blocks) else None
 
         return Server(
@@ -106,6 +105,11 @@ class _Rehearsal:
         machine = _IdleMachine(name, effective_flops, lambda _peer: self._output(self._devices[name]))
         batches = _AlikeBatches(self._ingredients.config.data.task, self._num_tokens)
         return Device(name, self._base, batches, machine, self._ingredients.costs, self._ingredients.train_settings)
+
+    def _everybody(self) -> DevicePlan:
+        """The devices of the round as if they were one."""
+        devices = self._plan.devices
+        return replace(devices[0], batch_size=sum(device.batch_size for device in devices))
 
     def _output(self, plan: DevicePlan) -> Tensor:
         """What a device computes: a loss where it holds the head, else what crosses the cut."""

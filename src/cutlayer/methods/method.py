@@ -39,6 +39,11 @@ class Method:
                 f"method.cut: expected one cut where features of several devices are merged, got {sorted(cuts)}. "
                 "Set method.cut to one number, or serve one device at a time (memsfl)."
             )
+        if self.round.equal_cuts and len(ranks) > 1:
+            raise ConfigError(
+                "method.rank: expected the same LoRA ranks on every device where features of several devices are "
+                f"merged, got {sorted(ranks)}. Give every device the same, or serve one device at a time (memsfl)."
+            )
         if not self.aggregate.mixed_ranks and len(ranks) > 1 and not _agree(ranks):
             raise ConfigError(
                 f"method.aggregate: expected equal LoRA ranks on each block for {self.aggregate.name}, got "

@@ -73,6 +73,12 @@ ROWS = (
         "abstract and reviews; aggregation inferred, order rule recalled",
     ),
     MethodRow(
+        "mergesfl",
+        "the features of all devices in one batch, one server adapter; batch sizes by speed, cohorts by labels",
+        "arXiv 2311.13348",
+        "training from the authors' code; control recalled",
+    ),
+    MethodRow(
         "sfl_v1",
         "a server copy for every device; both sides averaged every round, unweighted",
         "arXiv 2004.12088",

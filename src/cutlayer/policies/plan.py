@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ class Known:
       rank: of LoRA, as the run asks.
       seed: for what a planner draws. A planner keeps nothing from round to round: it draws from the seed and the
         round, and learns from the history, so a resumed run plans as the stopped one would have.
+      label_counts: by device, its samples of each class; empty where there are no classes (causal LM).
     """
 
     fleet: Fleet
@@ -35,6 +37,7 @@ class Known:
     local_steps: int
     rank: int = 8
     seed: int = 0
+    label_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)

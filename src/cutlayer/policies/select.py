@@ -33,17 +33,27 @@ def random_fraction(fraction: float) -> Planner:
     Raises:
       ConfigError: Another fraction.
     """
+    check_fraction(fraction)
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        random = known.random(plan.round, "random_fraction")
+        drawn = random.choice(len(plan.devices), number_of(fraction, plan), replace=False)
+        return replace(plan, devices=tuple(plan.devices[index] for index in sorted(drawn)))
+
+    return planner
+
+
+def check_fraction(fraction: float) -> None:
+    """Raises ConfigError for a part of the fleet that is none, or more than all."""
     if not 0 < fraction <= 1:
         raise ConfigError(
             f"method.fraction: expected above 0 and at most 1, got {fraction}. Change method.fraction, 1 is everyone."
         )
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        number = max(1, round(fraction * len(plan.devices)))
-        drawn = known.random(plan.round, "random_fraction").choice(len(plan.devices), number, replace=False)
-        return replace(plan, devices=tuple(plan.devices[index] for index in sorted(drawn)))
 
-    return planner
+def number_of(fraction: float, plan: RoundPlan) -> int:
+    """That part of the plan's devices, rounded, at least one device."""
+    return max(1, round(fraction * len(plan.devices)))
 
 
 def in_random_order() -> Planner:

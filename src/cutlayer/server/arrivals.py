@@ -65,6 +65,17 @@ class Arrivals:
             await self._wait(expected)
         return None
 
+    async def everybody(self) -> list[Activations]:
+        """The next activations of every device that has steps left, by name; waits until all are here.
+
+        Empty when every step of the round has been served.
+        """
+        guests = [guest for _, guest in sorted(self._guests.items()) if guest.steps_left]
+        while any(guest.waiting is None for guest in guests):
+            self._news.clear()
+            await self._news.wait()
+        return [self._serve(guest) for guest in guests]
+
     async def _wait(self, expected: list[Job]) -> None:
         """Until somebody arrives, or until somebody who was expected has not: the order may then decide anew."""
         self._news.clear()

@@ -143,22 +143,39 @@ class Server:
         return -1 if block is None else block
 
     async def step(self, arrived: Activations) -> Gradients:
-        """Server-side forward, loss, backward and adapter step for one device's activations.
+        """Trains on one device's activations and answers it.
 
         Raises:
           DivergedError: The loss is not finite.
         """
-        device = self.open.device(arrived.device)
+        return self.answer(arrived, *await self.train(arrived, self.open.device(arrived.device)))
+
+    async def train(self, arrived: Activations, device: DevicePlan) -> tuple[float, Tensor | None]:
+        """Server-side forward, loss, backward and adapter step, for activations at the cut of `device`.
+
+        Args:
+          arrived: What one device sent; or what several did, as if `SHARED` had sent it.
+          device: The plan, of the one or of any of several.
+
+        Returns:
+          The loss, and its gradient by the activations; None where nothing below the cut trains.
+
+        Raises:
+          DivergedError: The loss is not finite.
+        """
         num_samples, num_tokens = arrived.h_BTD.shape[:2]
         cost = self._costs.server(device, num_samples, num_tokens)
-        loss, grad_BTD = await self.machine.run(
+        return await self.machine.run(
             lambda: self._compute(arrived, device),
             what="step",
             flops=cost.forward_flops + cost.backward_flops,
             round=arrived.round,
             step=arrived.step,
-            peer=arrived.device,
+            peer=None if arrived.device == SHARED else arrived.device,
         )
+
+    def answer(self, arrived: Activations, loss: float, grad_BTD: Tensor | None) -> Gradients:
+        """The answer to activations that were trained on; the device's tally has them from now on."""
         tally = self._tallies[arrived.device]
         tally.steps += 1
         tally.loss_sum += loss * arrived.weight
@@ -175,8 +192,9 @@ class Server:
             loss = part.loss(h_BTD, arrived.mask_BT.to(h_BTD.device), arrived.labels.long().to(h_BTD.device))
         value = float(loss.detach())
         if not math.isfinite(value):
+            who = "all devices" if arrived.device == SHARED else f"device {arrived.device}"
             raise DivergedError(
-                f"device {arrived.device}, round {arrived.round}, step {arrived.step}: expected a finite loss, got "
+                f"{who}, round {arrived.round}, step {arrived.step}: expected a finite loss, got "
                 f"{value}. Lower the learning rate (--lr), or set train.clip.",
                 device=arrived.device,
                 round=arrived.round,
