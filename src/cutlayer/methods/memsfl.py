@@ -22,7 +22,7 @@ from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block, with_momentum
 from cutlayer.policies.cut import cut_at, cut_by_memory
 from cutlayer.policies.order import order_by_name
-from cutlayer.policies.select import everyone
+from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
 from cutlayer.server.server import one_per_device
 from cutlayer.server.steps import one_device_at_a_time
@@ -35,6 +35,7 @@ def memsfl(
     least: int = 1,
     weighted: bool = True,
     momentum: float = 0.0,
+    fraction: float = 1.0,
     seed: int = 0,
 ) -> Method:
     """Builds MemSFL.
@@ -46,10 +47,11 @@ def memsfl(
       weighted: Whether devices count by what they trained in the mean; False counts them alike (the 1/U of the
         paper's objective).
       momentum: Of the averaged updates, from round to round; 0 is the paper's plain mean.
+      fraction: Of the fleet, drawn anew every round; the paper has everyone.
       seed: Of the random order.
     """
     return Method(
-        plan=(everyone(), cut_by_memory(least=least) if cut is None else cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_memory(least=least) if cut is None else cut_at(cut)),
         round=split(server_step=one_device_at_a_time(order_by_name(order, seed), owner=one_per_device)),
         aggregate=with_momentum(mean_per_block(weighted=weighted), momentum),
     )
