@@ -19,6 +19,7 @@ from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import Aggregate, Contribution
+from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression
 from cutlayer.policies.plan import Known
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
@@ -65,6 +66,7 @@ class FlatCosts:
 
     num_blocks: int
     hidden_size: int = 16
+    dtype: torch.dtype = torch.float32
 
     def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         blocks = [block for block in range(plan.cut) if plan.blocks is None or block in plan.blocks]
@@ -198,10 +200,11 @@ def play(
     local_steps: int = 2,
     settings: TrainSettings | None = None,
     seed: int = 0,
+    compression: Compression = UNCOMPRESSED,
 ) -> Played:
-    """Plays a run and returns what happened."""
+    """Plays a run and returns what happened. Messages are kept as they travel, packed."""
     settings = settings or TrainSettings(OptimizerSettings())
-    costs = FlatCosts(base.num_blocks)
+    costs = FlatCosts(base.num_blocks, dtype=base.dtype)
     played = Played({}, Logbook(), [], [], [])
     method = Method(method.plan, method.round, TappedAggregate(method.aggregate, played.contributions))
 
@@ -224,14 +227,18 @@ def play(
             costs,
             settings,
             learning_rate,
-            Forecast(fleet, costs),
+            Forecast(fleet, costs, compression),
             10,
         )
+
+        def end(link: Link, sent: list[Message]) -> CompressedLink:
+            return CompressedLink(TappedLink(link, sent), compression, hidden_size=16, dtype=base.dtype)
+
         ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
         coordinator = Coordinator(
             method,
             server,
-            {name: TappedLink(end, played.sent_down) for name, (_, end) in ends.items()},
+            {name: end(server_end, played.sent_down) for name, (_, server_end) in ends.items()},
             known,
             played.logbook,
             rounds=rounds,
@@ -244,8 +251,8 @@ def play(
             for profile in fleet.devices:
                 machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
                 device = Device(profile.name, base, streams[profile.name], machine, costs, settings)
-                link = TappedLink(ends[profile.name][0], played.sent_up)
-                tasks.create_task(method.round.device_end(link, device))
+                device_end = end(ends[profile.name][0], played.sent_up)
+                tasks.create_task(method.round.device_end(device_end, device))
             await coordinator.run()
         played.adapter = server.adapter
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import write_out
 from cutlayer.policies.learning_rate import Shape
 from cutlayer.types import TaskKind
+from cutlayer.wire.codecs import SPELLED, codec_by_name
 
 
 class Section(BaseModel):
@@ -99,6 +101,25 @@ class TrainSection(Section):
     seed: int = Field(0, ge=0)
 
 
+class WireSection(Section):
+    """How tensors are packed before they cross the network: none, bf16, int8 or topk:FRACTION (docs/compression.md)."""
+
+    activations: str = "none"
+    gradients: str = "none"
+    """Of the loss by the activations."""
+    adapters: str = "none"
+    """Both ways; upwards the difference to what was broadcast, by top-k only upwards."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_codec(cls, name: str) -> str:
+        try:
+            codec_by_name(name)
+        except ConfigError:
+            raise PydanticCustomError("codec", SPELLED) from None
+        return name
+
+
 class MethodSection(BaseModel):
     """The method's name, and its own options beside it; the method table knows which there are."""
 
@@ -118,6 +139,7 @@ class RunConfig(Section):
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
+    wire: WireSection = WireSection()
     method: MethodSection = MethodSection()
     fleet: str | dict[str, Any] = "memsfl-six"
     """A built-in fleet, a fleet file, or the content of one written out here."""

@@ -27,7 +27,9 @@ from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.compress import CompressedLink, Compression, compression
 from cutlayer.types import Batch
+from cutlayer.wire.link import Link
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Ingredients:
         train = self.config.train
         optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
         return TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed)
+
+    @cached_property
+    def compression(self) -> Compression:
+        """The codecs of what crosses the network."""
+        wire = self.config.wire
+        return compression(activations=wire.activations, gradients=wire.gradients, adapters=wire.adapters)
+
+    def compressed(self, link: Link) -> CompressedLink:
+        """An end of a link, of a device or the server, as the run packs what goes through it."""
+        return CompressedLink(link, self.compression, hidden_size=self.costs.hidden_size, dtype=self.costs.dtype)
 
     @property
     def card(self) -> AdapterCard:

@@ -22,6 +22,7 @@ from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
 from cutlayer.model.export import save_adapter
+from cutlayer.policies.compress import CompressedLink
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.plan import Known
 from cutlayer.prepare import Ingredients
@@ -35,7 +36,6 @@ from cutlayer.server.evaluate import evaluate
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Event
-from cutlayer.wire.link import Link
 
 STEPS_IN_CHART = 4
 """Of the last round, in report.svg: enough to see who waits for whom."""
@@ -129,6 +129,7 @@ class _Simulation:
         self._wall_before = 0.0  # wall seconds of earlier processes
         self._started = time.perf_counter()
         self._devices: dict[str, Device] = {}
+        self._links: dict[str, tuple[CompressedLink, CompressedLink]] = {}  # the device's end, the server's
         self._server: Server | None = None
 
     def run(self, snapshot: Snapshot | None, resume: bool) -> Outcome:
@@ -142,7 +143,7 @@ class _Simulation:
 
     async def _play(self, snapshot: Snapshot | None) -> Outcome:
         train = self._ingredients.config.train
-        links = self._build()
+        self._build()
         assert self._server is not None
         if snapshot:
             self._restore(snapshot)
@@ -153,7 +154,7 @@ class _Simulation:
         coordinator = Coordinator(
             self._method,
             self._server,
-            {name: server_end for name, (_, server_end) in links.items()},
+            {name: server_end for name, (_, server_end) in self._links.items()},
             known_of(self._ingredients, self._logbook),
             self._logbook,
             rounds=train.rounds,
@@ -163,14 +164,14 @@ class _Simulation:
             events=self._events,
         )
         async with asyncio.TaskGroup() as tasks:
-            for name, (device_end, _) in links.items():
+            for name, (device_end, _) in self._links.items():
                 tasks.create_task(self._method.round.device_end(device_end, self._devices[name]), name=name)
             await coordinator.run()
         adapter = self._folder.path / "adapter"
         save_adapter(adapter, self._server.adapter, self._ingredients.base, self._ingredients.card)
         return self._finish(adapter, now())
 
-    def _build(self) -> dict[str, tuple[Link, Link]]:
+    def _build(self) -> None:
         """Machines, links, devices and the server."""
         ingredients, train = self._ingredients, self._ingredients.config.train
         fleet, base, costs = ingredients.fleet, ingredients.base, ingredients.costs
@@ -180,6 +181,8 @@ class _Simulation:
             self._devices[profile.name] = Device(
                 profile.name, base, batches, machine, costs, ingredients.train_settings
             )
+            device_end, server_end = modelled_link(profile, self._record)
+            self._links[profile.name] = ingredients.compressed(device_end), ingredients.compressed(server_end)
         self._server = Server(
             ingredients.run_id,
             base,
@@ -194,10 +197,9 @@ class _Simulation:
                 rounds=train.rounds,
                 local_steps=train.local_steps,
             ),
-            Forecast(fleet, costs),
+            Forecast(fleet, costs, ingredients.compression),
             ingredients.config.data.max_length,
         )
-        return {profile.name: modelled_link(profile, self._record) for profile in fleet.devices}
 
     def _record(self, event: Event) -> None:
         self._events.append(event)
@@ -233,6 +235,7 @@ class _Simulation:
             aggregate=self._method.aggregate.state(),
             server_moments=self._server.moments(),
             device_moments={name: moments for name, (_, moments) in states.items()},
+            lost={name: device_end.state() for name, (device_end, _) in self._links.items()},
             cursors={name: cursor for name, (cursor, _) in states.items()},
             round_state=self._method.round.state_dict(),
             history=self._logbook.history.records,
@@ -248,6 +251,7 @@ class _Simulation:
         self._server.load_moments(snapshot.server_moments)
         for name, player in self._devices.items():
             player.load_state(snapshot.cursors[name], snapshot.device_moments[name])
+            self._links[name][0].load_state({key: value.to(device) for key, value in snapshot.lost[name].items()})
         self._method.round.load_state_dict(snapshot.round_state)
         self._logbook.rounds_done = snapshot.rounds_done
         self._logbook.history.records.extend(snapshot.history)

@@ -32,6 +32,7 @@ def snapshot(seed: int = 0) -> Snapshot:
         aggregate=tensors("a.weight"),
         server_moments={"*": moments, "phone": {}, "phone-2": tensors("a.weight#exp_avg")},
         device_moments={"phone": tensors("b.weight#exp_avg"), "phone-2": {}},
+        lost={"phone": tensors("b.weight"), "phone-2": {}},
         cursors={"phone": {"epoch": 2, "order": [3, 1, 2], "seed": 2**63 + 1}, "phone-2": {}},
         round_state={"num_picks": 5, "name": "ü"},
         history=[
@@ -148,7 +149,7 @@ def test_a_file_that_is_gone(name: str, tmp_path: Path) -> None:
     assert name in message(error)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "null", '{"format": 1}'])
+@pytest.mark.parametrize("content", ["[]", "{}", "null", f'{{"format": {FORMAT}}}'])
 def test_a_state_that_is_none(content: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
     (tmp_path / "checkpoint" / "state.json").write_text(content)

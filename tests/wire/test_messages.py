@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from torch import Tensor
 
-from cutlayer.wire.messages import Finish, Message
+from cutlayer.types import Adapter
+from cutlayer.wire.messages import ROLES, Finish, Message
 
 KINDS = get_args(Message)
 
@@ -29,3 +31,12 @@ def test_is_frozen_and_has_no_other_attributes() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         message.reason = "other"  # type: ignore[misc]
     assert not hasattr(message, "__dict__")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_and_adapters_may_travel_packed_and_nothing_else(kind: type[Any]) -> None:
+    hints = get_type_hints(kind)
+    hidden = {name for name, hint in hints.items() if hint in (Tensor, Tensor | None) and name.endswith("D")}
+    adapters = {name for name, hint in hints.items() if hint == Adapter}
+    assert ROLES.get(kind, {}).keys() == hidden | adapters
+    assert all((ROLES[kind][name] in ("activations", "gradients")) == (name in hidden) for name in ROLES.get(kind, {}))

@@ -51,22 +51,20 @@ def device_rows(ingredients: Ingredients, known: Known, plan: RoundPlan, num_tok
     from cutlayer.server.forecast import Forecast
     from cutlayer.types import Cost
 
-    costs, forecast = ingredients.costs, Forecast(ingredients.fleet, ingredients.costs)
+    costs, forecast = ingredients.costs, Forecast(ingredients.fleet, ingredients.costs, ingredients.compression)
     numbers = ("cut", "memory", "of", "up/step", "down/step", "device GFLOP", "server GFLOP", "step")
     shown = table("device", numbers=numbers)
     for device in plan.devices:
         shape = (device, device.batch_size, num_tokens)
         work = (costs.device(*shape), Cost(0.0, 0.0, 0) if device.head else costs.server(*shape))
-        crossing = 0 if device.head else costs.activation_bytes(device.batch_size, num_tokens)
         shown.add_row(
             device.device,
             str(device.cut),
             human_bytes(known.device_bytes(device)),
             human_bytes(known.profile(device.device).memory_bytes),
-            human_bytes(crossing),
-            human_bytes(crossing if costs.adapters_on_device(device) else 0),
+            *(human_bytes(crossing) for crossing in forecast.crossing_bytes(*shape)),
             *(f"{(cost.forward_flops + cost.backward_flops) / 1e9:.3g}" for cost in work),
-            human_seconds(forecast.step(device, device.batch_size, num_tokens).total),
+            human_seconds(forecast.step(*shape).total),
         )
     return shown
 

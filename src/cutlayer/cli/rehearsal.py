@@ -67,7 +67,7 @@ class _Rehearsal:
         server, links = self._server(), dict[str, Link]()
         async with asyncio.TaskGroup() as tasks:
             for profile in self._ingredients.fleet.devices:
-                device_end, links[profile.name] = modelled_link(profile, _ignore)
+                device_end, links[profile.name] = map(self._ingredients.compressed, modelled_link(profile, _ignore))
                 device = self._device(profile.name, profile.effective_flops)
                 tasks.create_task(self._method.round.device_end(device_end, device), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
@@ -97,7 +97,7 @@ class _Rehearsal:
             ingredients.costs,
             ingredients.train_settings,
             lambda _round, _step: 0.0,
-            Forecast(ingredients.fleet, ingredients.costs),
+            Forecast(ingredients.fleet, ingredients.costs, ingredients.compression),
             ingredients.config.data.max_length,
         )
 

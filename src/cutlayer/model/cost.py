@@ -70,6 +70,7 @@ class CostModel:
         self._base = Base(settings, device="meta")
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.num_blocks = self._base.num_blocks
+        self.dtype = self._base.dtype
         self._settings = settings
 
     def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:

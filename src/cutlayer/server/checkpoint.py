@@ -1,7 +1,8 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
     checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digests
-    checkpoint/tensors.safetensors   the adapter, what the aggregate carries, AdamW's moments of server and devices
+    checkpoint/tensors.safetensors   the adapter, what the aggregate carries, AdamW's moments of server and devices,
+                                     what compression owes
 
 The folder appears whole or not at all. It names the run it belongs to and the digests of what it holds, so a torn
 or a foreign one is refused.
@@ -23,7 +24,7 @@ from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder, sha256, write_folder_atomically
 from cutlayer.types import Adapter, StepRecord
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Snapshot:
       aggregate: what the aggregate carries.
       server_moments: AdamW's moments of the server's adapters, by owner.
       device_moments: AdamW's moments of each device.
+      lost: what packing each device's last update lost.
       cursors: each device's place in its data.
       round_state: what the round's policies carry.
       history: what rounds measured.
@@ -50,6 +52,7 @@ class Snapshot:
     aggregate: Adapter
     server_moments: dict[str, Adapter]
     device_moments: dict[str, Adapter]
+    lost: dict[str, Adapter]
     cursors: dict[str, dict[str, Any]]
     round_state: dict[str, Any]
     history: list[StepRecord]
@@ -61,9 +64,10 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
     """Replaces the checkpoint in `folder` by this one; a crash leaves one of the two whole."""
     tensors = {f"adapter/{name}": value for name, value in snapshot.adapter.items()}
     tensors |= {f"aggregate/{name}": value for name, value in snapshot.aggregate.items()}
-    for side, owners in (("server", snapshot.server_moments), ("device", snapshot.device_moments)):
-        for owner, moments in owners.items():
-            tensors |= {f"{side}/{owner}/{name}": value for name, value in moments.items()}
+    owned = {"server": snapshot.server_moments, "device": snapshot.device_moments, "lost": snapshot.lost}
+    for kind, owners in owned.items():
+        for owner, held in owners.items():
+            tensors |= {f"{kind}/{owner}/{name}": value for name, value in held.items()}
 
     def fill(temporary: Path) -> None:
         path = temporary / "tensors.safetensors"
@@ -79,7 +83,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
             "history": [asdict(record) for record in snapshot.history],
             "totals": snapshot.totals,
             "positions": snapshot.positions,
-            "owners": {"server": list(snapshot.server_moments), "device": list(snapshot.device_moments)},
+            "owners": {kind: list(owners) for kind, owners in owned.items()},
         }
         (temporary / "state.json").write_text(json.dumps(state | {"state_sha256": _digest(state)}, sort_keys=True))
 
@@ -111,6 +115,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             aggregate=_under(tensors, "aggregate/"),
             server_moments={owner: _under(tensors, f"server/{owner}/") for owner in state["owners"]["server"]},
             device_moments={owner: _under(tensors, f"device/{owner}/") for owner in state["owners"]["device"]},
+            lost={owner: _under(tensors, f"lost/{owner}/") for owner in state["owners"]["lost"]},
             cursors=state["cursors"],
             round_state=state["round_state"],
             history=[StepRecord(**record | {"ranks": tuple(record["ranks"])}) for record in state["history"]],

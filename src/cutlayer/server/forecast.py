@@ -11,8 +11,10 @@ from functools import cache
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.model.cost import CostModel
+from cutlayer.policies.compress import UNCOMPRESSED, Compression
 from cutlayer.policies.order import Job
 from cutlayer.types import DevicePlan
+from cutlayer.wire.codecs import packed_form
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,10 @@ class StepTimes:
 
 
 class Forecast:
-    """Predicts steps from the fleet's profiles and the cost model."""
+    """Predicts steps from the fleet's profiles, the cost model and how what crosses the cut is packed."""
 
-    def __init__(self, fleet: Fleet, costs: CostModel) -> None:
-        self._costs = costs
+    def __init__(self, fleet: Fleet, costs: CostModel, compression: Compression = UNCOMPRESSED) -> None:
+        self._costs, self._compression = costs, compression
         self._server_flops = fleet.server.effective_flops
         self._profiles: dict[str, DeviceProfile] = {device.name: device for device in fleet.devices}
 
@@ -58,15 +60,25 @@ class Forecast:
         if plan.head:
             return StepTimes(forward, upload=0.0, server=0.0, download=0.0, backward=backward)
         server = self._costs.server(plan, num_samples, num_tokens)
-        bits = 8 * self._costs.activation_bytes(num_samples, num_tokens)
-        down_bits = bits if self._costs.adapters_on_device(plan) else 0
+        up_bytes, down_bytes = self.crossing_bytes(plan, num_samples, num_tokens)
         return StepTimes(
             forward=forward,
-            upload=bits / profile.up_bits_per_second + profile.latency_seconds,
+            upload=8 * up_bytes / profile.up_bits_per_second + profile.latency_seconds,
             server=(server.forward_flops + server.backward_flops) / self._server_flops,
-            download=down_bits / profile.down_bits_per_second + profile.latency_seconds,
+            download=8 * down_bytes / profile.down_bits_per_second + profile.latency_seconds,
             backward=backward,
         )
+
+    def crossing_bytes(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> tuple[int, int]:
+        """What one local step sends over the cut, packed: activations up, gradients down."""
+        if plan.head:
+            return 0, 0
+        shape_BTD = (num_samples, num_tokens, self._costs.hidden_size)
+        up, down = (
+            packed_form(codec, shape_BTD, self._costs.dtype).nbytes
+            for codec in (self._compression.activations, self._compression.gradients)
+        )
+        return up, down if self._costs.adapters_on_device(plan) else 0
 
     def job(self, plan: DevicePlan, num_samples: int, num_tokens: int, release_seconds: float) -> Job:
         """The step as the scheduling problem sees it."""

@@ -15,8 +15,11 @@ class Link(Protocol):
       bytes_received: length of the frames that `receive` has returned, in bytes.
     """
 
-    bytes_sent: int
-    bytes_received: int
+    @property
+    def bytes_sent(self) -> int: ...
+
+    @property
+    def bytes_received(self) -> int: ...
 
     async def send(self, message: Message) -> None:
         """Returns when the last byte has left this end, which is before it arrives at the other."""

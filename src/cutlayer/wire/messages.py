@@ -9,7 +9,9 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -129,3 +131,14 @@ class Finish:
 
 
 Message = Assignment | Activations | Gradients | Update | Finish
+
+Role = Literal["activations", "gradients", "broadcast", "update"]
+
+ROLES: Mapping[type[Any], Mapping[str, Role]] = {
+    Assignment: {"adapter": "broadcast"},
+    Activations: {"h_BTD": "activations"},
+    Gradients: {"grad_BTD": "gradients"},
+    Update: {"adapter": "update"},
+}
+"""What may travel packed: per kind of message the fields, and what they are. Between two ends that agreed on a codec
+they hold the packed tensors (`policies/compress.py`); nobody but those two ends sees such a message."""

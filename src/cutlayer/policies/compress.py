@@ -1,0 +1,224 @@
+"""What is packed before it crosses the network: activations, their gradients, adapters. For any method.
+
+`CompressedLink` lies around an end of a link. Rounds, devices and the server talk through it in whole tensors; what
+it hands to the transport are the same messages with the tensors of `wire.messages.ROLES` packed by a codec of
+`wire/codecs.py`, so bytes are counted, and paid for in time, as they are sent.
+
+    role          packed                                        the other end gets
+    ------------  --------------------------------------------  ---------------------------------------------
+    activations   each token's row                              h as it was unpacked: loss and gradient are of that h
+    gradients     each token's row                              the gradient as it was unpacked
+    broadcast     the adapter's values; by top-k not at all     values as they were unpacked, to train from
+    update        trained minus broadcast, plus what was lost   the exact broadcast plus what was unpacked
+                  when the last update was packed
+
+The device back-propagates the gradient at the unpacked activations through its own unpacked ones: the straight-through
+estimator. An update is a difference because a difference is small and may be cut to its largest part, which values may
+not; the server adds it to what it holds, so that a device which trains nothing changes nothing. What a packed update
+lost is added to the next (error feedback):
+
+    Error Feedback Fixes SignSGD and other Gradient Compression Schemes
+        Sai Praneeth Karimireddy, Quentin Rebjock, Sebastian U. Stich, Martin Jaggi. ICML 2019. arXiv 1901.09847
+    Sparsified SGD with Memory
+        Sebastian U. Stich, Jean-Baptiste Cordonnier, Martin Jaggi. NeurIPS 2018. arXiv 1809.07599
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutlayer.errors import DivergedError, MalformedMessage
+from cutlayer.types import Adapter
+from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import ROLES, Message, Role, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """The codec of each role. Both ends must have the same."""
+
+    activations: Codec = NONE
+    gradients: Codec = NONE
+    broadcast: RowCodec = NONE
+    update: Codec = NONE
+
+    def of(self, role: Role) -> Codec:
+        codec: Codec = getattr(self, role)
+        return codec
+
+
+UNCOMPRESSED = Compression()
+
+
+def compression(*, activations: str = "none", gradients: str = "none", adapters: str = "none") -> Compression:
+    """By names, as in a run file.
+
+    An adapter's largest changes may all sit in a few rows of one factor, and rows of `lora_B` are as short as the
+    rank: top-k chooses over a whole tensor there. On the way down it does nothing: a device holds nothing to which
+    a change could be added.
+
+    Raises:
+      ConfigError: No such codec.
+    """
+    of_adapters = codec_by_name(adapters, rows=False)
+    return Compression(
+        activations=codec_by_name(activations),
+        gradients=codec_by_name(gradients),
+        broadcast=NONE if isinstance(of_adapters, TopK) else of_adapters,
+        update=of_adapters,
+    )
+
+
+class CompressedLink:
+    """One end of a link, packing what it sends and unpacking what it receives.
+
+    Args:
+      link: The transport's end.
+      compression: The codecs.
+      hidden_size: Width of activations.
+      dtype: Of activations and their gradients.
+    """
+
+    def __init__(self, link: Link, compression: Compression, *, hidden_size: int, dtype: torch.dtype) -> None:
+        self._link, self._compression = link, compression
+        self._hidden_size, self._dtype = hidden_size, dtype
+        self._broadcasts: dict[int, Adapter] = {}  # by round, until its update: what differences refer to
+        self._lost: Adapter = {}
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        """See `Link.send`.
+
+        Raises:
+          DivergedError: Something that its codec would have to change into a number is none.
+        """
+        lost: Adapter = {}
+        try:
+            packed = self._pack(message, lost)
+        except NotFinite as error:
+            device, step = getattr(message, "device", ""), getattr(message, "step", 0)
+            raise DivergedError(
+                f"device {device}, round {message.round}, {type(message).__name__}: {error}. "
+                "Lower the learning rate (--lr), or set train.clip.",
+                device=device,
+                round=message.round,
+                step=step,
+            ) from None
+        await self._link.send(packed)
+        if isinstance(message, Update):  # only now: an update whose sending was given up has lost nothing
+            self._lost = lost
+            self._answered(message.round)
+
+    async def receive(self) -> Message:
+        """See `Link.receive`.
+
+        Raises:
+          MalformedMessage: A packed tensor is not what its codec makes.
+        """
+        message = self._unpack(await self._link.receive())
+        if isinstance(message, Update):
+            self._answered(message.round)
+        return message
+
+    def state(self) -> Adapter:
+        """What packing the last update lost: the device's end needs it to go on as this one would."""
+        return dict(self._lost)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from a `state`."""
+        self._lost = dict(state)
+
+    def _pack(self, message: Message, lost: Adapter) -> Message:
+        """The message as it travels; what packing an update loses goes into `lost`."""
+        changes: dict[str, Any] = {}
+        for field, role in ROLES.get(type(message), {}).items():
+            value, codec = getattr(message, field), self._compression.of(role)
+            if role == "broadcast":
+                self._broadcasts[message.round] = value
+                changes[field] = {name: codec.pack(tensor) for name, tensor in value.items()}
+            elif role == "update" and codec is not NONE:
+                changes[field] = self._pack_update(codec, value, self._broadcast(message.round), lost)
+            elif role in ("activations", "gradients") and value is not None:
+                changes[field] = codec.pack(value)
+        return replace(message, **changes)
+
+    def _pack_update(self, codec: Codec, trained: Adapter, broadcast: Adapter, lost: Adapter) -> Adapter:
+        """Differences to the broadcast, and what the last ones owe, packed."""
+        packed = {}
+        for name, value in trained.items():
+            change = value - _reference(broadcast, name, value.shape)
+            owed = self._lost.get(name)
+            if owed is not None and owed.shape == change.shape:  # else its rank has changed since
+                change = change + owed
+            packed[name] = codec.pack(change)
+            lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
+        return packed
+
+    def _unpack(self, message: Message) -> Message:
+        """The message in whole tensors."""
+        changes: dict[str, Any] = {}
+        for field, role in ROLES.get(type(message), {}).items():
+            value, codec = getattr(message, field), self._compression.of(role)
+            if role == "broadcast":
+                self._broadcasts[message.round] = changes[field] = {
+                    name: self._unpack_values(packed) for name, packed in value.items()
+                }
+            elif role == "update" and codec is not NONE:
+                changes[field] = self._unpack_update(codec, value, self._broadcast(message.round))
+            elif role in ("activations", "gradients") and value is not None:
+                changes[field] = codec.unpack(value, (*value.shape[:-1], self._hidden_size), self._dtype)
+        return replace(message, **changes)
+
+    def _unpack_update(self, codec: Codec, packed: Adapter, broadcast: Adapter) -> Adapter:
+        trained = {}
+        for name, value in packed.items():
+            reference = _reference(broadcast, name)
+            trained[name] = reference + codec.unpack(value, reference.shape, reference.dtype)
+        return trained
+
+    def _unpack_values(self, packed: Tensor) -> Tensor:
+        """A tensor of an adapter: what trains is fp32."""
+        codec = self._compression.broadcast
+        width = codec.width(packed.shape[-1]) if packed.ndim else 0
+        if width < 1:
+            raise MalformedMessage(
+                f"tensor packed by {codec.name}: expected rows, got shape {list(packed.shape)}. "
+                "Set `wire` alike on both ends."
+            )
+        return codec.unpack(packed, (*packed.shape[:-1], width), torch.float32)
+
+    def _broadcast(self, round: int) -> Adapter:
+        if round not in self._broadcasts:
+            raise MalformedMessage(
+                f"update of round {round}: expected one of rounds {sorted(self._broadcasts)}, which are open. "
+                "Drop the message: it answers no assignment."
+            )
+        return self._broadcasts[round]
+
+    def _answered(self, round: int) -> None:
+        """A link keeps its order: what was broadcast before this round will not be answered any more."""
+        self._broadcasts = {number: adapter for number, adapter in self._broadcasts.items() if number > round}
+
+
+def _reference(broadcast: Adapter, name: str, shape: torch.Size | None = None) -> Tensor:
+    """What was broadcast by this name."""
+    reference = broadcast.get(name)
+    if reference is None or shape not in (None, reference.shape):
+        raise MalformedMessage(
+            f"update of {name!r}: expected what was broadcast, of its shape, got another tensor. "
+            "Compress adapters with `none` where devices send others."
+        )
+    return reference

@@ -1,0 +1,220 @@
+"""Codecs: what comes back is near what went in, by each codec's own bound; sizes by shape alone; damage is refused."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cutlayer.errors import ConfigError, MalformedMessage
+from cutlayer.wire.codecs import NONE, AsItIs, Bf16, Codec, Int8, NotFinite, TopK, codec_by_name, packed_form
+
+few = settings(max_examples=150, deadline=None, derandomize=True)
+many = settings(max_examples=400, deadline=None, derandomize=True)
+
+CODECS = [NONE, Bf16(), Int8(), TopK(0.25), TopK(0.25, rows=False), TopK(1.0)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TINY = 2.0**-149
+"""The smallest fp32 above zero."""
+
+
+def there_and_back(codec: Codec, tensor: Tensor) -> Tensor:
+    return codec.unpack(codec.pack(tensor), tensor.shape, tensor.dtype)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, dtypes: list[torch.dtype] = DTYPES) -> Tensor:
+    """Finite numbers of all magnitudes, rows of zeros among them, up to 3 dimensions, also not contiguous."""
+    shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    numbers = st.just(0.0) | st.floats(-2, 2, width=32) | st.floats(-(2.0**15), 2.0**15, width=32)
+    numbers |= st.floats(-(2.0**-120), 2.0**-120, width=32)
+    row = st.just([0.0] * shape[-1]) | st.lists(numbers, min_size=shape[-1], max_size=shape[-1])
+    rows = [draw(row) for _ in range(math.prod(shape[:-1]))]
+    tensor = torch.tensor(rows).reshape(shape).to(draw(st.sampled_from(dtypes)))
+    return tensor.mT if tensor.ndim >= 2 and draw(st.booleans()) else tensor
+
+
+# ------------------------------------------------------------------ there and back
+
+
+@many
+@given(tensors(), st.sampled_from(CODECS))
+def test_shape_dtype_and_zero_come_back(tensor: Tensor, codec: Codec) -> None:
+    back = there_and_back(codec, tensor)
+    assert (back.shape, back.dtype) == (tensor.shape, tensor.dtype)
+    assert not back[tensor == 0].any()
+
+
+@many
+@given(tensors(), st.sampled_from(CODECS))
+def test_the_size_is_known_without_the_numbers(tensor: Tensor, codec: Codec) -> None:
+    packed, form = codec.pack(tensor), packed_form(codec, tuple(tensor.shape), tensor.dtype)
+    assert form.is_meta
+    assert (packed.shape, packed.dtype, packed.nbytes) == (form.shape, form.dtype, form.nbytes)
+    assert codec.unpack(form, tensor.shape, tensor.dtype).shape == tensor.shape, "meta"
+
+
+@few
+@given(tensors())
+def test_none_and_all_of_top_k_lose_nothing(tensor: Tensor) -> None:
+    assert NONE.pack(tensor) is tensor
+    assert torch.equal(there_and_back(TopK(1.0), tensor), tensor)
+    assert torch.equal(there_and_back(TopK(1.0, rows=False), tensor), tensor)
+
+
+@many
+@given(tensors([torch.float32]))
+def test_bf16_is_the_nearest_of_16_bits(tensor: Tensor) -> None:
+    back = there_and_back(Bf16(), tensor)
+    assert bool(((back - tensor).abs() <= tensor.abs() / 2**8 + 2.0**-134).all()), "2^-134: half the smallest bf16"
+    below, above = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8]).unbind()
+    assert there_and_back(Bf16(), torch.stack([below, above])).tolist() == [1.0, 1 + 2**-6], "ties go to even"
+
+
+def test_bf16_of_bf16_is_itself() -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    assert torch.equal(there_and_back(Bf16(), every).view(torch.int16), every.view(torch.int16)), "nan and inf too"
+
+
+@many
+@given(tensors())
+def test_int8_is_off_by_half_a_step_at_most(tensor: Tensor) -> None:
+    exact, back = tensor.double(), there_and_back(Int8(), tensor).double()
+    largest = exact.abs().amax(-1, keepdim=True)
+    of_fp32 = largest / 254 * (1 + 1e-5) + 127 * TINY
+    of_dtype = 0 if tensor.dtype is torch.float32 else largest * torch.finfo(tensor.dtype).eps + 2.0**-25
+    assert bool(((back - exact).abs() <= of_fp32 + of_dtype).all())
+
+
+@few
+@given(tensors([torch.float32]))
+def test_int8_is_odd_and_knows_each_row_alone(tensor: Tensor) -> None:
+    assert torch.equal(there_and_back(Int8(), -tensor), -there_and_back(Int8(), tensor))
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    alone = torch.cat([there_and_back(Int8(), row[None]) for row in rows])
+    assert torch.equal(there_and_back(Int8(), rows), alone)
+
+
+def test_int8_by_hand() -> None:
+    packed = Int8().pack(torch.tensor([[127.0, -63.5, 0.5, 1.5, -127.0], [0.0, 0.0, 0.0, 0.0, 0.0]]))
+    assert packed.dtype is torch.uint8
+    assert packed[:, :5].view(torch.int8).tolist() == [[127, -64, 0, 2, -127], [0, 0, 0, 0, 0]], "ties go to even"
+    assert packed[:, 5:].contiguous().view(torch.float32).flatten().tolist() == [1.0, 0.0]
+
+
+def test_int8_below_what_a_step_can_be() -> None:
+    row = torch.tensor([[190 * TINY, -60 * TINY, 0.0], [60 * TINY, -TINY, 0.0]])
+    back = there_and_back(Int8(), row)
+    assert (back / TINY).tolist() == [[127.0, -60.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+@many
+@given(tensors(), st.floats(0.01, 1.0), st.booleans())
+def test_top_k_keeps_the_largest_exactly(tensor: Tensor, fraction: float, rows: bool) -> None:
+    back = there_and_back(TopK(fraction, rows), tensor)
+    width = tensor.shape[-1] if rows else tensor.numel()
+    kept = max(1, round(fraction * width))
+    for row, got in zip(tensor.reshape(-1, width).tolist(), back.reshape(-1, width).tolist(), strict=True):
+        first = sorted(range(width), key=lambda place: (-abs(row[place]), place))[:kept]
+        assert got == [number if place in first else 0.0 for place, number in enumerate(row)]
+
+
+def test_top_k_by_hand() -> None:
+    packed = TopK(0.5).pack(torch.tensor([[1.0, -3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0]]))
+    words = packed.view(torch.float32)[:, :2], packed.view(torch.int32)[:, 2:]
+    assert [part.tolist() for part in words] == [[[-3.0, 3.0], [5.0, 5.0]], [[1, 2], [0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("codec", "nbytes"),
+    [(NONE, 6 * 1536), (Bf16(), 6 * 768), (Int8(), 6 * 388), (TopK(0.1), 6 * 38 * 8), (TopK(0.1, rows=False), 230 * 8)],
+)
+def test_bytes_of_two_by_three_rows_of_384(codec: Codec, nbytes: int) -> None:
+    assert packed_form(codec, (2, 3, 384), torch.float32).nbytes == nbytes
+
+
+# ------------------------------------------------------------------ what cannot be carried
+
+
+@pytest.mark.parametrize("codec", [Int8(), TopK(0.5), TopK(0.5, rows=False)])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_not_made_one(codec: Codec, number: float) -> None:
+    with pytest.raises(NotFinite, match="expected finite numbers, got 2 of 6 that are not"):
+        codec.pack(torch.tensor([[1.0, number, 2.0], [3.0, 4.0, number]]))
+
+
+@pytest.mark.parametrize("codec", [NONE, Bf16()])
+def test_others_carry_it(codec: Codec) -> None:
+    back = there_and_back(codec, torch.tensor([math.nan, math.inf, -math.inf]))
+    assert str(back.tolist()) == "[nan, inf, -inf]"
+
+
+# ------------------------------------------------------------------ damage
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: f"{codec.name}-{getattr(codec, 'rows', '')}")
+def test_another_form_is_refused(codec: Codec) -> None:
+    packed = codec.pack(torch.ones(2, 3, 8))
+    for wrong in (
+        packed[..., :-1],
+        packed[:1],
+        torch.ones(()),
+        packed.to(torch.float64),
+        packed.new_zeros(0),
+        packed.new_zeros(2**20, 0),
+    ):
+        with pytest.raises(MalformedMessage, match=r"expected .* of shape .*, got"):
+            codec.unpack(wrong, (2, 3, 8), torch.float32)
+    with pytest.raises(MalformedMessage):
+        codec.unpack(packed, (2**32, 2**14), torch.float32)
+
+
+@pytest.mark.parametrize("places", [[0, 8], [-1, 3], [3, 3], [3, 2], [-(2**31), 2**31 - 1]])
+def test_places_that_are_none_are_refused(places: list[int]) -> None:
+    codec = TopK(0.25)
+    good = codec.pack(torch.arange(8.0)[None])
+    bad = torch.cat([good[..., :8], torch.tensor([places], dtype=torch.int32).view(torch.uint8)], -1)
+    with pytest.raises(MalformedMessage, match="ascending places below 8"):
+        codec.unpack(bad, (1, 8), torch.float32)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(st.sampled_from(CODECS), st.integers(0, 2**32))
+def test_changed_bytes_are_refused_or_make_another_tensor(codec: Codec, seed: int) -> None:
+    dice = random.Random(seed)
+    tensor = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
+    packed = codec.pack(tensor)
+    flat = packed.reshape(-1).view(torch.uint8).clone()
+    for _ in range(dice.randint(1, 3)):
+        flat[dice.randrange(len(flat))] = dice.randrange(256)
+    try:
+        back = codec.unpack(flat.view(packed.dtype).reshape(packed.shape), tensor.shape, tensor.dtype)
+    except MalformedMessage:
+        assert isinstance(codec, TopK)
+        return
+    assert (back.shape, back.dtype) == (tensor.shape, tensor.dtype)
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize("name", ["none", "bf16", "int8", "topk:0.1", "topk:1", "topk:1e-05"])
+def test_a_codec_goes_by_its_name(name: str) -> None:
+    assert codec_by_name(name).name == name
+    assert codec_by_name(name) == codec_by_name(name)
+
+
+def test_top_k_is_by_rows_or_not() -> None:
+    assert codec_by_name("topk:0.1", rows=False) == TopK(0.1, rows=False)
+    assert isinstance(codec_by_name("none", rows=False), AsItIs)
+
+
+@pytest.mark.parametrize("name", ["", "fp8", "topk", "topk:", "topk:x", "topk:0", "topk:-1", "topk:2", "topk:nan"])
+def test_what_is_no_codec_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected none, bf16, int8 or topk:FRACTION .*, got "):
+        codec_by_name(name)
