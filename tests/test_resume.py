@@ -99,6 +99,7 @@ OPTIONS = {
     "dropout": ("model.base_dropout=true", "lora.dropout=0.1"),
     "fresh moments": ("train.keep_moments=false",),
     "evaluated seldom": ("train.eval_every=2",),
+    "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",

@@ -184,6 +184,11 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "a run file that is a list": (text("run.yaml", "- train\n"), ("run.yaml", "got list")),
     "a dtype": (flags("--dtype", "int8"), ("model.dtype", "'fp32', 'bf16' or 'fp16'", "'int8'")),
     "a task": (flags("--task", "regression"), ("data.task", "'classification' or 'causal-lm'", "'regression'")),
+    "a codec": (
+        flags("--compress-activations", "int4"),
+        ("wire.activations", "none, bf16, int8 or topk:FRACTION", "'int4'"),
+    ),
+    "a codec's number": (flags("--compress-adapters", "topk:2"), ("wire.adapters", "at most 1", "'topk:2'")),
     "a spread": (flags("--spread", "evenly"), ("iid, dirichlet:ALPHA, one-class, column:NAME", "'evenly'")),
     "a spread's number": (flags("--spread", "dirichlet:none"), ("dirichlet:none",)),
     "rank 0": (flags("--rank", 0), ("flags: lora.rank", "greater than or equal to 1", "'0'")),
@@ -245,6 +250,12 @@ def test_a_loss_that_is_not_finite_leaves_a_whole_folder(more: list[object], wor
             assert yaml.safe_load(path.read_text())
 
 
+def test_activations_that_int8_cannot_carry_are_told(world: World) -> None:
+    wild = ("--lr", 1e38, "--schedule", "constant", "--warmup", 0)
+    ran = run("train", *world.classification(), *wild, "--compress-activations", "int8", "-o", "method.cut=2")
+    refused(ran, "round 0, Activations: expected finite numbers", "--lr")
+
+
 # ------------------------------------------------------------------ going on
 
 
@@ -279,8 +290,18 @@ def test_resume_on_a_state_with_a_flipped_byte(stopped: World) -> None:
     for place in range(0, len(content), len(content) // 9):
         flipped = bytearray(content)
         flipped[place] ^= 1
+        if says_the_same(content, flipped):
+            continue
         file.write_bytes(flipped)
         refused(run("train", "--resume", stopped.out), str(stopped.out / "checkpoint"))
+
+
+def says_the_same(one: bytes, other: bytes) -> bool:
+    """As the last digit of a number may be another, and the number the same."""
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
 
 
 def test_resume_on_the_checkpoint_of_another_run(stopped: World, trained: World) -> None:

@@ -76,6 +76,14 @@ def test_a_device_that_trains_nothing_gets_nothing_down(world: World) -> None:
     assert all(row[3] != "0 B" for row in rows.values())
 
 
+def test_what_is_packed_is_told_packed(world: World) -> None:
+    flags = world.classification()
+    tokens = typical_tokens(ingredients_of(flags))
+    rows = cells(run("plan", *flags, "--compress-activations", "int8", "--compress-gradients", "bf16").out)
+    assert [row[3] for row in rows.values()] == [human_bytes(4 * tokens * (16 + 4))] * 2
+    assert [row[4] for row in rows.values()] == [human_bytes(4 * tokens * 16 * 2)] * 2
+
+
 def test_the_run_is_its_rounds(world: World) -> None:
     made = ingredients_of([*world.classification(), "--rounds", 10])
     known = known_of(made, Logbook())

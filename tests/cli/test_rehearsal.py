@@ -21,12 +21,23 @@ from cutlayer.simulation import known_of, method_of
 @pytest.mark.parametrize("method", TABLE)
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
 def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
+    rehearsed_is_played(world, task, method)
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.1"])
+@pytest.mark.parametrize("method", ["memsfl", "fedlora"])
+def test_and_so_does_one_that_is_compressed(method: str, codec: str, world: World) -> None:
+    packed = [part for role in ("activations", "gradients", "adapters") for part in (f"--compress-{role}", codec)]
+    rehearsed_is_played(world, "classification", method, *packed)
+
+
+def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> None:
     for split, rows in (("train", 24), ("validation", 6)):
         made = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
         tiny.write_jsonl(world.folder / "equal" / f"{split}.jsonl", made)
     lm = ["--task", "causal-lm", "--prompt", "text", "--answer", "reply"]
     flags = [*(world.classification() if task == "classification" else [*world.causal_lm(), *lm])]
-    flags += ["--data", world.folder / "equal", "--method", method]
+    flags += ["--data", world.folder / "equal", "--method", method, *options]
     assert run("train", *flags, "--quiet").code == 0
 
     ingredients = prepare(read_config(world.out / "config.yaml"))

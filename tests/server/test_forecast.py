@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.policies.compress import compression
 from cutlayer.server.forecast import Forecast, StepTimes
 from cutlayer.types import DevicePlan
 from playground import FlatCosts
@@ -74,3 +75,16 @@ def test_a_batch_costs_what_its_shape_costs() -> None:
     one, two = forecast().step(plan, SAMPLES, TOKENS), forecast().step(plan, 2 * SAMPLES, TOKENS)
     assert two.forward == pytest.approx(2 * one.forward)
     assert two.upload - 0.5 == pytest.approx(2 * (one.upload - 0.5))
+
+
+def test_what_is_packed_takes_the_time_of_its_bytes() -> None:
+    """20 rows of 16 numbers: 20 bytes a row by int8, 4 of 8 bytes by top-k."""
+    packed = compression(activations="int8", gradients="topk:0.25")
+    asked = Forecast(FLEET, FlatCosts(num_blocks=3), packed)  # type: ignore[arg-type]
+    plan = DevicePlan("slow", cut=1)
+    times = asked.step(plan, SAMPLES, TOKENS)
+    assert asked.crossing_bytes(plan, SAMPLES, TOKENS) == (20 * 20, 20 * 4 * 8)
+    assert times.upload == pytest.approx(8 * 400 / 1e5 + 0.5)
+    assert times.download == pytest.approx(8 * 640 / 2e5 + 0.5)
+    assert asked.crossing_bytes(DevicePlan("slow", cut=0), SAMPLES, TOKENS) == (400, 0)
+    assert asked.crossing_bytes(DevicePlan("slow", cut=3, head=True), SAMPLES, TOKENS) == (0, 0)
