@@ -120,7 +120,10 @@ def streams_for(
     return {
         device.name: ListedBatches(
             [
-                random_batch(task, seed=1000 * index + step, samples=samples(index), tokens=8 + 2 * (step % 2))
+                with_rows(
+                    random_batch(task, seed=1000 * index + step, samples=samples(index), tokens=8 + 2 * (step % 2)),
+                    first=step * samples(index),
+                )
                 for step in range(steps)
             ]
         )
@@ -134,6 +137,11 @@ def label_counts_of(streams: Mapping[str, ListedBatches]) -> dict[str, tuple[int
         name: tuple(torch.cat([batch.labels for batch in stream.all]).bincount(minlength=LABELS).tolist())
         for name, stream in streams.items()
     }
+
+
+def with_rows(batch: Batch, *, first: int) -> Batch:
+    """The batch, of samples that are the rows from `first` on of the device's data."""
+    return replace(batch, indices=tuple(range(first, first + batch.num_samples)))
 
 
 class TappedLink:

@@ -35,6 +35,9 @@ from tiny import BLOCKS, LABELS
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
+FROZEN = {"splitfrozen"}
+"""Those whose devices only run forward. What they hold is never trained, so one device is plain training of the blocks
+above the cut alone, which is no other method's (`methods/test_splitfrozen.py` holds them to it)."""
 PART = [name for name in METHODS if "fraction" in TABLE[name].options]
 """Those in whose rounds a part of the fleet may join."""
 NEUTRAL = {"legend": {"step": 0}}
@@ -80,7 +83,7 @@ def assert_trained(base: Base, adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("cut", range(BLOCKS + 1))
-@pytest.mark.parametrize("method", CUT)
+@pytest.mark.parametrize("method", [name for name in CUT if name not in FROZEN])
 def test_one_device_is_plain_training_at_every_cut(method: str, cut: int, bert: Base, llama: Base) -> None:
     for base in (bert, llama):
         fleet = fleet_of(1)
@@ -177,7 +180,7 @@ def test_fedlora_is_memsfl_is_the_mean_of_plain_trainings(family: str, bert: Bas
     assert_trained(base, played.adapter)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - REFACTORED))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - REFACTORED - FROZEN))
 def test_one_device_makes_every_method_vanilla(method: str, bert: Base) -> None:
     def adapter(name: str) -> Adapter:
         fleet = fleet_of(1)
@@ -381,7 +384,10 @@ def test_times_add_up(method: str, bert: Base) -> None:
     for record in played.logbook.history.records:
         duration = ends[record.round + 1] - ends[record.round]
         total = record.busy_seconds + record.network_seconds + record.waiting_seconds
-        assert total == pytest.approx(duration)
+        if method in FROZEN:  # a device computes while it sends: the two overlap, and waiting is what is in neither
+            assert duration - 1e-9 <= total <= duration + min(record.busy_seconds, record.network_seconds) + 1e-9
+        else:
+            assert total == pytest.approx(duration)
         assert record.busy_seconds > 0
         assert record.network_seconds > 0
         speed = next(device.effective_flops for device in fleet.devices if device.name == record.device)

@@ -100,6 +100,8 @@ OPTIONS = {
     "fresh moments": ("train.keep_moments=false",),
     "evaluated seldom": ("train.eval_every=2",),
     "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),
+    "activations kept in 8 bits": ("method.name=splitfrozen", "method.cache_dtype=int8", "method.window=7"),
+    "frozen, with dropout": ("method.name=splitfrozen", "method.cache=false", "model.base_dropout=true"),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",

@@ -19,6 +19,7 @@ from typing import Any
 from cutlayer.fleet.clock import now
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Known
+from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
 from cutlayer.server.server import Server, Tally
 from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
@@ -136,7 +137,7 @@ class Coordinator:
                     loss=tally.loss,
                     busy_seconds=busy,
                     network_seconds=network,
-                    waiting_seconds=max(0.0, duration - busy - network),
+                    waiting_seconds=max(0.0, duration - _occupied(self._events, name)),
                     bytes_up=link.bytes_received - up,
                     bytes_down=link.bytes_sent - down,
                     backward_seconds=backward,
@@ -147,9 +148,16 @@ class Coordinator:
                     flops=sum(event.flops for event in self._events if event.who == name),
                     memory_bytes=self._known.device_bytes(device),
                     step_network_seconds=sum(_seconds(in_steps, name, what) for what in ("upload", "download")),
+                    saved_flops=tally.saved_flops,
+                    saved_bytes=tally.saved_bytes,
                 )
             )
         return records
+
+
+def _occupied(events: Sequence[Event], who: str) -> float:
+    """The seconds in which a device computed, sent or received; where it does two at once, they count once."""
+    return length(union((event.start_seconds, event.end_seconds) for event in events if event.who == who))
 
 
 def _seconds(events: Sequence[Event], who: str, what: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ def known_of(ingredients: Ingredients, logbook: Logbook) -> Known:
         rank=ingredients.config.lora.rank,
         seed=train.seed,
         label_counts=ingredients.label_counts,
+        base_dropout=ingredients.config.model.base_dropout,
     )
 
 
@@ -123,6 +125,7 @@ class _Simulation:
     ) -> None:
         self._ingredients, self._method, self._folder, self._display = ingredients, method, folder, display
         self._logbook, self._ranks = logbook, ranks
+        self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
         self._events: list[Event] = []
         self._validation = ingredients.validation_batches()
         self._before: dict[str, float] = {}
@@ -199,6 +202,7 @@ class _Simulation:
             ),
             Forecast(fleet, costs, ingredients.compression),
             ingredients.config.data.max_length,
+            self._scratch,
         )
 
     def _record(self, event: Event) -> None:
@@ -277,16 +281,22 @@ class _Simulation:
         self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
         summary = self._summary(rows, virtual_seconds)
         self._folder.write_summary(summary)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         return Outcome(self._folder.path, adapter, self._before, summary["metrics"], rows, summary)
 
     def _summary(self, rows: list[DeviceRow], virtual_seconds: float) -> dict[str, Any]:
         totals = Counter[str]()
         for row in rows[:-1]:  # the server's row repeats what the devices' hold
             totals.update(samples=row.samples, steps=row.steps, bytes_up=row.bytes_up, bytes_down=row.bytes_down)
+        records = self._logbook.history.records
+        saved = {
+            "saved_flops": sum(record.saved_flops for record in records),
+            "saved_bytes": sum(record.saved_bytes for record in records),
+        }
         return {
             "metrics": self._logbook.metrics or self._evaluate_last(),
             "metrics_before": self._before,
-            "totals": {**totals, "rounds": self._logbook.rounds_done, "virtual_seconds": virtual_seconds},
+            "totals": {**totals, **saved, "rounds": self._logbook.rounds_done, "virtual_seconds": virtual_seconds},
             "wall_seconds": self._wall(),
             "peak_memory_bytes": peak_memory_bytes(),
             "peak_cuda_bytes": peak_cuda_bytes(),

@@ -138,6 +138,8 @@ class StepRecord:
     flops: float = 0.0  # forward and backward, as counted for the machine that did them
     memory_bytes: int = 0  # of its part, as the cost model predicts it
     step_network_seconds: float = 0.0  # of network_seconds: for local steps, without the adapters of a round
+    saved_flops: float = 0.0  # that the server's kept activations spared the device
+    saved_bytes: int = 0  # of bytes_up, likewise
 
 
 @dataclass(slots=True)

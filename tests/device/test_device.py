@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
-from cutlayer.types import Adapter, DevicePlan, Event
-from cutlayer.wire.messages import Activations, Assignment, Gradients
+from cutlayer.types import Adapter, Batch, DevicePlan, Event
+from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall
 from ends import ADAMW, device_for
 from tiny import BLOCKS, random_batch
 
@@ -236,3 +237,60 @@ def test_a_device_goes_on_from_its_state(bert: Base) -> None:
     (sent, trained), (again, retrained) = second_round(one), second_round(other)
     assert torch.equal(sent, again)
     assert all(torch.equal(trained[name], retrained[name]) for name in trained)
+
+
+# ------------------------------------------------------------------ a device that only runs forward
+
+
+def frozen(base: Base, *, round: int = 0) -> Assignment:
+    plan = DevicePlan("device-0", 2, 4, local_steps=2, ranks=(0, 0, 8))
+    return Assignment("run", round, "device-0", plan, (0.01, 0.01), {})
+
+
+def numbered(*, again: int = 1) -> list[Batch]:
+    """Two batches of different samples, so many times over."""
+    batches = [random_batch("classification", seed=seed, samples=4) for seed in range(2)]
+    return [replace(batch, indices=tuple(range(4 * i, 4 * i + 4))) for i, batch in enumerate(batches)] * again
+
+
+def test_a_streaming_device_forgets_what_it_sent(bert: Base) -> None:
+    device = device_for(bert, numbered())
+    device.begin(frozen(bert))
+    sent = [run_virtual(device.stream(step, kept=False)) for step in range(2)]
+    part = bert.device_part(2, frozenset())
+    for step, (message, batch) in enumerate(zip(sent, numbered(), strict=True)):
+        assert isinstance(message, Activations)
+        assert torch.equal(message.h_BTD, part.forward(model_inputs(batch)))
+        assert (message.step, message.weight, message.rows_B) == (step, batch.weight, None)
+    update = device.update()
+    assert (update.adapter, update.steps, update.samples, update.weight) == ({}, 0, 8, 8)
+
+
+def test_a_sample_is_computed_and_sent_once(bert: Base) -> None:
+    """From then on it has a name; in another batch too, unless something in that batch is new."""
+    first, second = numbered()
+    mixed = replace(second, indices=(0, 1, 4, 5))
+    partly_new = replace(second, indices=(0, 1, 4, 99))
+    events: list[Event] = []
+    device = device_for(bert, [first, second, mixed, partly_new, partly_new], events)
+    device.begin(frozen(bert))
+    sent = [run_virtual(device.stream(step, kept=True)) for step in range(5)]
+    assert [type(message) for message in sent] == [Activations, Activations, Recall, Activations, Recall]
+    assert [message.rows_B.tolist() for message in sent] == [  # type: ignore[union-attr]
+        [0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 4, 5], [0, 1, 4, 99], [0, 1, 4, 99],
+    ]  # fmt: skip
+    assert sent[2].num_tokens == mixed.num_tokens  # type: ignore[union-attr]
+    assert len([event for event in events if event.what == "forward"]) == 3
+    assert device.update().samples == 20
+
+
+def test_what_was_sent_is_in_its_state(bert: Base) -> None:
+    one, other = (device_for(bert, numbered(again=2)) for _ in range(2))
+    one.begin(frozen(bert))
+    for step in range(2):
+        run_virtual(one.stream(step, kept=True))
+    cursor, moments = one.state()
+    assert cursor["sent"] == list(range(8))
+    other.load_state(cursor, moments)
+    other.begin(frozen(bert, round=1))
+    assert isinstance(run_virtual(other.stream(0, kept=True)), Recall)

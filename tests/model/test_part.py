@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from bases import moved_adapter, open_base
+from cutlayer.errors import ModelError
 from cutlayer.model.base import Base
+from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
-from tiny import VOCABULARY, random_batch
+from tiny import BLOCKS, VOCABULARY, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 
@@ -111,3 +113,35 @@ def test_the_whole_gives_loss_and_logits(bert: Base, tiny_model: ModelMaker) -> 
     torch.testing.assert_close(
         loss, nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten())
     )
+
+
+@pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
+def test_the_middle_is_what_lies_between_two_cuts(family: str, task: str, tiny_model: ModelMaker) -> None:
+    """A device's blocks and those after them are a deeper device's, bit for bit, wherever the two cuts are."""
+    base, batch = open_base(tiny_model(family, task), task), random_batch(task)
+    adapter = moved_adapter(base)
+
+    def at(cut: int) -> torch.Tensor:
+        part = base.device_part(cut)
+        part.use(adapter)
+        return part.forward(model_inputs(batch))
+
+    for first in range(BLOCKS + 1):
+        for end in range(first, BLOCKS + 1):
+            middle = base.middle_part(first, end)
+            middle.use(adapter)
+            assert base.blocks_in(middle.names) == set(range(first, end))
+            assert torch.equal(middle.forward(at(first), batch.attention_mask_BT.bool()), at(end))
+
+
+def test_a_middle_without_adapters_is_frozen(bert: Base) -> None:
+    part = bert.middle_part(1, 2, frozenset())
+    assert part.names == []
+    assert bert.middle_part(1, 2, frozenset({0})) is part, "parts that hold the same are one object"
+    assert not part.forward(torch.ones(1, 3, 16), None).requires_grad
+
+
+@pytest.mark.parametrize(("first", "end"), [(2, 1), (-1, 2), (0, BLOCKS + 1)])
+def test_a_middle_lies_within_the_model(first: int, end: int, bert: Base) -> None:
+    with pytest.raises(ModelError):
+        bert.middle_part(first, end)

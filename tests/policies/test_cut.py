@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cutlayer.errors import BudgetError, ConfigError
 from cutlayer.fleet.profile import Fleet
-from cutlayer.policies.cut import cut_at, cut_by_memory
+from cutlayer.policies.cut import cut_at, cut_by_capacity, cut_by_memory
 from cutlayer.policies.plan import Known
 from cutlayer.types import Cost, DevicePlan, History, RoundPlan
 from playground import fleet_of
@@ -169,3 +169,73 @@ def test_a_cut_that_does_not_fit(planner: Callable[[int], Callable[[RoundPlan, K
         planner(4)(plan_for(known), known)
     assert (error.value.device, error.value.need_bytes, error.value.have_bytes) == ("device-1", need(4), need(4) - 1)
     assert message(error).endswith("A cut of 3 would fit.")
+
+
+# ------------------------------------------------------------------ by speed and memory, where devices only run forward
+
+
+@dataclass
+class Forward(Linear):
+    """Ten FLOPs per block and sample; activations are held only where something trains."""
+
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:  # noqa: ARG002
+        trains = not plan.ranks or any(plan.ranks[: plan.cut])
+        held = plan.cut * num_samples * MIB // 2 if trains else 0
+        return Cost(10.0 * plan.cut * num_samples, 0.0, 2 * MIB + 3 * MIB * plan.cut + held)
+
+
+def frozen_need(cut: int) -> int:
+    return 2 * MIB + 3 * MIB * cut
+
+
+def fleet_at(speeds: list[float], memory: list[int] | None = None, limits: list[int | None] | None = None) -> Known:
+    known = known_with(memory or [100 * MIB] * len(speeds), limits)
+    devices = tuple(
+        device.model_copy(update={"flops_per_second": speed})
+        for device, speed in zip(known.fleet.devices, speeds, strict=True)
+    )
+    return replace(known, fleet=known.fleet.model_copy(update={"devices": devices}), costs=Forward())
+
+
+def test_blocks_in_proportion_to_speed() -> None:
+    """The fastest holds the deepest; every other what it runs in the same time, and never less than the least."""
+    known = fleet_at([4.0, 8.0, 2.0, 1.0, 7.9])
+    assert cuts(cut_by_capacity(deepest=4)(plan_for(known), known)) == [2, 4, 1, 1, 3]
+    assert cuts(cut_by_capacity(deepest=4, least=2)(plan_for(known), known)) == [2, 4, 2, 2, 3]
+    assert cuts(cut_by_capacity(deepest=0, least=0)(plan_for(known), known)) == [0] * 5
+
+
+def test_memory_and_the_owner_limit_too() -> None:
+    known = fleet_at([8.0] * 4, [frozen_need(4), frozen_need(3), frozen_need(4) - 1, 100 * MIB], [None, None, None, 2])
+    assert cuts(cut_by_capacity(deepest=4)(plan_for(known), known)) == [4, 3, 3, 2]
+
+
+def test_a_third_of_the_model_is_the_deepest() -> None:
+    known = fleet_at([8.0])
+    assert cuts(cut_by_capacity()(plan_for(known), known)) == [BLOCKS // 3]
+
+
+def test_a_frozen_device_needs_no_memory_to_train() -> None:
+    known = fleet_at([8.0], [frozen_need(2)])
+    assert cuts(cut_at(2, trains=False)(plan_for(known), known)) == [2]
+    with pytest.raises(BudgetError):
+        cut_at(2)(plan_for(known), known)
+
+
+def test_a_frozen_device_that_holds_too_little_is_an_error() -> None:
+    known = fleet_at([8.0], [frozen_need(1) - 1])
+    with pytest.raises(BudgetError, match="device device-0: expected room"):
+        cut_by_capacity()(plan_for(known), known)
+
+
+@pytest.mark.parametrize(("deepest", "least"), [(BLOCKS + 1, 1), (-1, 0), (2, 3), (2, -1)])
+def test_the_deepest_and_the_least_are_cuts_of_the_model(deepest: int, least: int) -> None:
+    known = fleet_at([8.0])
+    with pytest.raises(ConfigError, match=r"method\.(deepest|least): expected 0 to "):
+        cut_by_capacity(deepest=deepest, least=least)(plan_for(known), known)
+
+
+def test_an_owner_who_lends_less_than_the_least_of_the_frozen() -> None:
+    known = fleet_at([8.0], limits=[0])
+    with pytest.raises(ConfigError, match=r"device device-0: .*max_blocks.*got 0\. "):
+        cut_by_capacity()(plan_for(known), known)

@@ -46,6 +46,9 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "ranks": (),
         "flops": 0.0,
         "memory_bytes": 0,
+        "step_network_seconds": 0.0,
+        "saved_flops": 0.0,
+        "saved_bytes": 0,
     }
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cutlayer.errors import MalformedMessage
 from cutlayer.types import DevicePlan
 from cutlayer.wire.frames import DTYPES, MAX_DIMS, MAX_ENTRIES, decode, encode, frame_bytes
-from cutlayer.wire.messages import PROTOCOL_VERSION, Activations, Assignment, Finish, Gradients, Message, Update
+from cutlayer.wire.messages import PROTOCOL_VERSION, Activations, Assignment, Finish, Gradients, Message, Recall, Update
 
 PLENTY = 2**30
 few = settings(max_examples=150, deadline=None, derandomize=True)
@@ -76,6 +76,16 @@ messages = st.one_of(
         mask_BT=tensors(),
         labels=tensors(),
         weight=counts,
+        rows_B=st.none() | tensors(),
+    ),
+    st.builds(
+        Recall,
+        run=words,
+        round=counts,
+        step=counts,
+        device=words,
+        rows_B=tensors(),
+        num_tokens=counts,
     ),
     st.builds(
         Gradients,

@@ -1,6 +1,6 @@
 """A round that is only said: the real conversation on the virtual clock, between machines that do no work.
 
-Devices and the server say what they would say of batches of one shape, in tensors that hold nothing (`meta`);
+Devices and the server say what they would say of batches of one shape, in activations that hold nothing (`meta`);
 machines and links let the time pass that it would take. So the time of a round is known for any method, with its
 order and its barriers, before a weight is read. Where all batches have that shape, it is the time of the run.
 
@@ -84,9 +84,11 @@ class _Rehearsal:
     def _server(self) -> Server:
         ingredients, profile = self._ingredients, self._ingredients.fleet.server
 
-        def answer(device: str | None) -> tuple[float, Tensor | None]:
-            """Loss, and the gradient at the cut: of one device's step, or of a step for everybody at once."""
+        def answer(what: str, device: str | None) -> Tensor | tuple[float, Tensor | None]:
+            """Activations that were lifted; or loss, and the gradient at the cut: of one device's step, or of all."""
             plan = self._devices[device] if device is not None else self._everybody()
+            if what == "forward":
+                return self._hidden(plan)
             return 0.0, self._hidden(plan) if self._base.device_names(plan.cut, plan.blocks) else None
 
         return Server(
@@ -102,7 +104,7 @@ class _Rehearsal:
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, lambda _peer: self._output(self._devices[name]))
+        machine = _IdleMachine(name, effective_flops, lambda _what, _peer: self._output(self._devices[name]))
         batches = _AlikeBatches(self._ingredients.config.data.task, self._num_tokens)
         return Device(name, self._base, batches, machine, self._ingredients.costs, self._ingredients.train_settings)
 
@@ -122,9 +124,9 @@ class _Rehearsal:
 
 
 class _IdleMachine(ModelledMachine):
-    """Takes the time that work takes without doing it; the result is what `answer` has for the peer."""
+    """Takes the time that work takes without doing it; the result is what `answer` has for it and the peer."""
 
-    def __init__(self, name: str, effective_flops: float, answer: Callable[[str | None], Any]) -> None:
+    def __init__(self, name: str, effective_flops: float, answer: Callable[[str, str | None], Any]) -> None:
         super().__init__(name, effective_flops, _ignore)
         self._answer = answer
 
@@ -139,22 +141,25 @@ class _IdleMachine(ModelledMachine):
         peer: str | None = None,
     ) -> T:
         done: T = await super().run(
-            lambda: self._answer(peer), what=what, flops=flops, round=round, step=step, peer=peer
+            lambda: self._answer(what, peer), what=what, flops=flops, round=round, step=step, peer=peer
         )
         return done
 
 
 class _AlikeBatches:
-    """A stream of batches that hold nothing, all of one shape."""
+    """A stream of batches, all of one shape, of tokens that mean nothing; no sample comes twice."""
 
     def __init__(self, task: TaskKind, num_tokens: int) -> None:
         self._task, self._num_tokens = task, num_tokens
+        self._num_given = 0
 
     def next(self, batch_size: int | None = None) -> Batch:
         assert batch_size is not None, "a device asks for the batch size of its plan"
-        ids_BT = torch.empty(batch_size, self._num_tokens, dtype=torch.long, device="meta")
+        ids_BT = torch.ones(batch_size, self._num_tokens, dtype=torch.long)
         labels = ids_BT if self._task == "causal-lm" else ids_BT[:, 0]
-        return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=(), weight=batch_size)
+        rows = range(self._num_given, self._num_given + batch_size)
+        self._num_given = rows.stop
+        return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=tuple(rows), weight=batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

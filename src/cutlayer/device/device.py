@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from cutlayer.fleet.machine import Machine
@@ -16,7 +17,7 @@ from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.types import Adapter, Batch, Costs
-from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall, Update
 
 
 class BatchStream(Protocol):
@@ -54,6 +55,7 @@ class Device:
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
+        self._sent: set[int] = set()  # the samples whose activations the server keeps
 
     def begin(self, assignment: Assignment) -> None:
         """Takes the round's adapter and cut."""
@@ -67,8 +69,31 @@ class Device:
 
     async def forward(self, step: int) -> Activations:
         """Draws a batch and runs it up to the cut. The graph stays here; what is sent is detached."""
+        batch = self._batches.next(self._now.plan.batch_size)
+        h_BTD = await self._run_forward(batch, step)
+        self._batch, self._h_BTD = batch, h_BTD
+        return self._activations(batch, h_BTD, step)
+
+    async def stream(self, step: int, *, kept: bool) -> Activations | Recall:
+        """Draws a batch for a server that answers nothing: runs it up to the cut and forgets it.
+
+        Args:
+          step: The local step.
+          kept: Whether the server keeps what it gets: samples that it has are then only named.
+        """
+        now, batch = self._now, self._batches.next(self._now.plan.batch_size)
+        self._samples += batch.num_samples
+        self._weight += batch.weight
+        rows_B = torch.tensor(batch.indices, dtype=torch.int32) if kept else None
+        if rows_B is not None and self._sent.issuperset(batch.indices):
+            return Recall(now.run, now.round, step, self.name, rows_B, batch.num_tokens)
+        h_BTD = await self._run_forward(batch, step)
+        if kept:
+            self._sent.update(batch.indices)
+        return self._activations(batch, h_BTD, step, rows_B)
+
+    async def _run_forward(self, batch: Batch, step: int) -> Tensor:
         now = self._now
-        batch = self._batches.next(now.plan.batch_size)
         part = self._base.device_part(now.plan.cut, now.plan.blocks)
 
         def work() -> Tensor:
@@ -77,17 +102,19 @@ class Device:
                 return part.forward(model_inputs(batch, self._base.device))
 
         cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
-        h_BTD = await self.machine.run(work, what="forward", flops=cost.forward_flops, round=now.round, step=step)
-        self._batch, self._h_BTD = batch, h_BTD
+        return await self.machine.run(work, what="forward", flops=cost.forward_flops, round=now.round, step=step)
+
+    def _activations(self, batch: Batch, h_BTD: Tensor, step: int, rows_B: Tensor | None = None) -> Activations:
         return Activations(
-            run=now.run,
-            round=now.round,
+            run=self._now.run,
+            round=self._now.round,
             step=step,
             device=self.name,
             h_BTD=h_BTD.detach(),
             mask_BT=batch.attention_mask_BT.bool(),
             labels=batch.labels.int(),
             weight=batch.weight,
+            rows_B=rows_B,
         )
 
     async def backward(self, gradients: Gradients) -> None:
@@ -147,12 +174,13 @@ class Device:
         )
 
     def state(self) -> tuple[dict[str, Any], Adapter]:
-        """What outlives a round: the data cursor, and AdamW's moments."""
-        return self._batches.state_dict(), self._trainable.moments()
+        """What outlives a round: the data cursor with the samples that the server keeps, and AdamW's moments."""
+        return {**self._batches.state_dict(), "sent": sorted(self._sent)}, self._trainable.moments()
 
     def load_state(self, cursor: dict[str, Any], moments: Mapping[str, Tensor]) -> None:
         """Goes on from a `state`."""
-        self._batches.load_state_dict(cursor)
+        self._batches.load_state_dict({key: value for key, value in cursor.items() if key != "sent"})
+        self._sent = set(cursor["sent"])
         self._trainable.load_moments(moments)
 
     @property

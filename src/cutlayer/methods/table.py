@@ -97,6 +97,13 @@ ROWS = (
         "public code of sequential split learning",
     ),
     MethodRow(
+        "splitfrozen",
+        "devices hold frozen blocks and only run forward; one adapter on the server, trained on mixed batches; "
+        "activations are sent once",
+        "arXiv 2503.18986",
+        "abstract and reviews; partition rule, mixing window and layers inferred",
+    ),
+    MethodRow(
         "splitlora",
         "one shared server adapter, stepped by each device; device adapters averaged every round",
         "arXiv 2407.00952",

@@ -30,7 +30,7 @@ from cutlayer.model.adapter import (
 )
 from cutlayer.model.cut import check_cut, keep_device_side, keep_server_side
 from cutlayer.model.families import family_of
-from cutlayer.model.part import DevicePart, ServerPart, WholePart
+from cutlayer.model.part import DevicePart, MiddlePart, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.types import Adapter, TaskKind
@@ -102,6 +102,7 @@ class Base:
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
         self._device_parts: dict[tuple[int, Blocks], DevicePart] = {}
         self._server_parts: dict[tuple[int, Blocks], ServerPart] = {}
+        self._middle_parts: dict[tuple[int, int, Blocks], MiddlePart] = {}
         self._wholes: dict[Blocks, WholePart] = {}
 
     def device_part(self, cut: int, blocks: Blocks = None) -> DevicePart:
@@ -132,6 +133,20 @@ class Base:
             slots = find_slots(model, self.trained_heads)
             self._server_parts[key] = ServerPart(model, feed, slots, self.settings.pad_id)
         return self._server_parts[key]
+
+    def middle_part(self, first: int, end: int, blocks: Blocks = None) -> MiddlePart:
+        """Blocks `[first, end)`; parts that hold the same are one object. See `device_part`."""
+        check_cut(end, self.num_blocks)
+        check_cut(first, end)
+        key = (first, end, self._adapted(blocks, first, end))
+        if key not in self._middle_parts:
+            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
+            feed = keep_server_side(self._backbone(model), self.family, first, self.num_blocks, self.dtype)
+            keep_device_side(model, self._backbone(model), self.family, end)
+            self._finish(model, key[2])
+            slots = find_slots(model, ())
+            self._middle_parts[key] = MiddlePart(model, self._backbone(model), feed, slots, self.settings.pad_id)
+        return self._middle_parts[key]
 
     def whole(self, blocks: Blocks = None) -> WholePart:
         """The unsplit model. See `device_part`."""

@@ -65,20 +65,30 @@ class ServerPart(Part):
           mask_BT: True where there is a token; None where nothing is padded.
           labels: (B,) classes or (B, T) tokens with -100 where masked; int64.
         """
-        # The ids only tell the model where padding is: a decoder's classification head looks for the last token.
-        ids_BT = torch.full(h_BTD.shape[:2], self._pad_id + 1, device=h_BTD.device)
-        inputs = {"input_ids": ids_BT}
-        if mask_BT is not None:
-            inputs |= {
-                "input_ids": ids_BT.masked_fill(~mask_BT, self._pad_id),
-                "attention_mask": mask_BT.long(),
-            }
+        inputs = fed_inputs(h_BTD, mask_BT, self._pad_id)
         self._feed.h_BTD = h_BTD
         try:
             if labels.dim() == 2:
                 return token_loss(self.model(**inputs).logits, labels)
             loss: Tensor = self.model(**inputs, labels=labels).loss
             return loss
+        finally:
+            self._feed.h_BTD = None
+
+
+class MiddlePart(Part):
+    """Blocks `[first, end)` alone, between two cuts: what lifts activations, and one stage of a pipeline."""
+
+    def __init__(self, model: nn.Module, backbone: nn.Module, feed: Feed, slots: list[Slot], pad_id: int) -> None:
+        super().__init__(model, slots)
+        self._backbone, self._feed, self._pad_id = backbone, feed, pad_id
+
+    def forward(self, h_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The activations at `end`, (B, T, D), from those at `first`. See `ServerPart.loss`."""
+        self._feed.h_BTD = h_BTD
+        try:
+            hidden: Tensor = self._backbone(**fed_inputs(h_BTD, mask_BT, self._pad_id)).last_hidden_state
+            return hidden
         finally:
             self._feed.h_BTD = None
 
@@ -102,6 +112,17 @@ class WholePart(Part):
         """Mean loss, and logits of shape (B, classes) or (B, T, vocabulary)."""
         output = self.model(**model_inputs(batch, self.device), labels=batch.labels.to(self.device))
         return output.loss, output.logits
+
+
+def fed_inputs(h_BTD: Tensor, mask_BT: Tensor | None, pad_id: int) -> dict[str, Tensor]:
+    """The keyword arguments of a model whose embeddings are a feed.
+
+    The ids only tell it where padding is: a decoder's classification head looks for the last token.
+    """
+    ids_BT = torch.full(h_BTD.shape[:2], pad_id + 1, device=h_BTD.device)
+    if mask_BT is None:
+        return {"input_ids": ids_BT}
+    return {"input_ids": ids_BT.masked_fill(~mask_BT, pad_id), "attention_mask": mask_BT.long()}
 
 
 def model_inputs(batch: Batch, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -10,8 +10,12 @@ from cutlayer.policies.plan import Known, Planner
 from cutlayer.types import DevicePlan, RoundPlan
 
 
-def cut_at(cut: int) -> Planner:
+def cut_at(cut: int, *, trains: bool = True) -> Planner:
     """Cuts every device after the same number of blocks.
+
+    Args:
+      cut: Blocks on every device.
+      trains: False where devices only run forward, which takes less memory.
 
     Raises (when planning):
       ConfigError: The model has fewer blocks.
@@ -21,8 +25,56 @@ def cut_at(cut: int) -> Planner:
     def planner(plan: RoundPlan, known: Known) -> RoundPlan:
         _check_range("cut", cut, known)
         for device in plan.devices:
-            _check_fits(replace(device, cut=cut), known)
+            _check_fits(replace(device if trains else _frozen(device, known), cut=cut), known)
         return plan.with_each(lambda device: replace(device, cut=cut))
+
+    return planner
+
+
+def cut_by_capacity(*, deepest: int | None = None, least: int = 1) -> Planner:
+    """Cuts every device by its declared speed and memory, where devices only run forward.
+
+    The fastest devices hold `deepest` blocks. Every other holds as many as it can run forward over a batch in the
+    time that those take for theirs, as many as its memory holds and its owner lends, but `least` at any rate: a slow
+    device with few blocks keeps up with a fast one. SplitFrozen cuts by capability; its rule is not published, this
+    one is our reading. Cuts come from declared profiles alone, so they are the same in every round: put it before
+    whatever thins the cohort.
+
+    Args:
+      deepest: The most blocks on any device; None for a third of the model's. What devices hold is not trained.
+      least: The fewest blocks that a device must be able to hold; one that cannot is an error, never a silent 0.
+
+    Raises (when planning):
+      ConfigError: `deepest` or `least` is out of range, or a device's owner lends fewer than `least`.
+      BudgetError: A device cannot hold `least` blocks.
+    """
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        ceiling = max(1, known.costs.num_blocks // 3) if deepest is None else deepest
+        _check_range("deepest", ceiling, known)
+        if not 0 <= least <= ceiling:
+            raise ConfigError(
+                f"method.least: expected 0 to method.deepest, {ceiling}, got {least}. Change one of the two."
+            )
+
+        def seconds(device: DevicePlan, cut: int) -> float:
+            cost = known.costs.device(replace(device, cut=cut), device.batch_size, known.num_tokens)
+            return cost.forward_flops / known.profile(device.device).effective_flops
+
+        frozen = [_frozen(device, known) for device in plan.devices]
+        pace = min(seconds(device, ceiling) for device in frozen) * (1 + 1e-9)
+
+        def choose(device: DevicePlan) -> DevicePlan:
+            profile, asleep = known.profile(device.device), _frozen(device, known)
+            most = _lent(profile, ceiling, least)
+            for cut in range(most, least, -1):
+                fits = known.device_bytes(replace(asleep, cut=cut)) <= profile.memory_bytes
+                if fits and seconds(asleep, cut) <= pace:
+                    return replace(device, cut=cut)
+            _check_fits(replace(asleep, cut=least), known)
+            return replace(device, cut=least)
+
+        return plan.with_each(choose)
 
     return planner
 
@@ -43,13 +95,7 @@ def cut_by_memory(*, least: int = 1) -> Planner:
 
         def choose(device: DevicePlan) -> DevicePlan:
             profile = known.profile(device.device)
-            blocks = known.costs.num_blocks
-            most = blocks if profile.max_blocks is None else min(profile.max_blocks, blocks)
-            if most < least:
-                raise ConfigError(
-                    f"device {device.device}: expected max_blocks to be at least method.least, {least}, got {most}. "
-                    f"Set method.least={most}, or leave the device out."
-                )
+            most = _lent(profile, known.costs.num_blocks, least)
             for cut in range(most, least, -1):
                 if known.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
                     return replace(device, cut=cut)
@@ -76,6 +122,22 @@ def whole_model() -> Planner:
         return whole
 
     return planner
+
+
+def _lent(profile: DeviceProfile, ceiling: int, least: int) -> int:
+    """The most blocks that a device's owner lends, up to `ceiling`."""
+    most = ceiling if profile.max_blocks is None else min(profile.max_blocks, ceiling)
+    if most < least:
+        raise ConfigError(
+            f"device {profile.name}: expected max_blocks to be at least method.least, {least}, got {most}. "
+            f"Set method.least={most}, or leave the device out."
+        )
+    return most
+
+
+def _frozen(device: DevicePlan, known: Known) -> DevicePlan:
+    """The device without an adapter on any block: what it holds of a model that it only runs forward."""
+    return replace(device, ranks=(0,) * known.costs.num_blocks)
 
 
 def _check_range(option: str, cut: int, known: Known) -> None:

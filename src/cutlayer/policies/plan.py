@@ -27,6 +27,7 @@ class Known:
       seed: for what a planner draws. A planner keeps nothing from round to round: it draws from the seed and the
         round, and learns from the history, so a resumed run plans as the stopped one would have.
       label_counts: by device, its samples of each class; empty where there are no classes (causal LM).
+      base_dropout: whether the base model's own dropout is on.
     """
 
     fleet: Fleet
@@ -38,6 +39,7 @@ class Known:
     rank: int = 8
     seed: int = 0
     label_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    base_dropout: bool = False
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)

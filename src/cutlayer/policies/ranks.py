@@ -63,10 +63,19 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
 
 
 def ranks_above_deepest_cut() -> Planner:
-    """The run's rank on the blocks that no device holds, no adapter on the others: devices then only run forward."""
+    """The run's rank on the blocks that no device holds, no adapter on the others: devices then only run forward.
+
+    Raises (when planning):
+      ConfigError: Some device holds every block, so that nothing is left to train.
+    """
 
     def planner(plan: RoundPlan, known: Known) -> RoundPlan:
         deepest = max(device.cut for device in plan.devices)
+        if deepest >= known.costs.num_blocks:
+            raise ConfigError(
+                f"method.cut: expected at most {known.costs.num_blocks - 1}, which leaves the server a block to train, "
+                f"got {deepest}. Lower method.cut or method.deepest."
+            )
         ranks = tuple(known.rank if block >= deepest else 0 for block in range(known.costs.num_blocks))
 
         def frozen(device: DevicePlan) -> DevicePlan:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cutlayer.errors import DivergedError
@@ -18,11 +20,14 @@ from cutlayer.fleet.machine import Machine
 from cutlayer.model.adapter import at_rank, split_adapter
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.loss import MASKED
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.server.concat import concat
 from cutlayer.server.forecast import Forecast
+from cutlayer.server.stages import Stages
 from cutlayer.types import Adapter, Costs, DevicePlan, RoundPlan
-from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall, Update
 
 SHARED = "*"
 """The owner of a server adapter that all devices train: a name that no device can have."""
@@ -49,6 +54,8 @@ class Tally:
     samples: int = 0
     weight: int = 0
     loss_sum: float = 0.0  # sum of batch losses times their weights
+    saved_flops: float = 0.0  # of a device that need not compute what the server keeps
+    saved_bytes: int = 0  # of activations that it need not send
 
     @property
     def loss(self) -> float:
@@ -80,6 +87,7 @@ class Server:
       learning_rate: (round, step) -> the rate of a device's local step.
       forecast: predicts when devices' activations arrive.
       longest_tokens: the longest batch there can be, for the forecast of a device's first.
+      scratch: a folder for what a run keeps on the disk while it lasts; None where nobody will resume it.
     """
 
     def __init__(
@@ -93,9 +101,11 @@ class Server:
         learning_rate: Callable[[int, int], float],
         forecast: Forecast,
         longest_tokens: int,
+        scratch: Path | None = None,
     ) -> None:
         self.run, self.base, self.machine = run, base, machine
         self.adapter, self.forecast, self.longest_tokens = adapter, forecast, longest_tokens
+        self.scratch = scratch
         self._costs, self._settings, self._learning_rate = costs, settings, learning_rate
         self._trainables: dict[str, Trainable] = {}
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
@@ -191,18 +201,90 @@ class Server:
         with seeded_dropout(drops, self._settings.seed, "server", arrived.device, arrived.round, arrived.step):
             loss = part.loss(h_BTD, arrived.mask_BT.to(h_BTD.device), arrived.labels.long().to(h_BTD.device))
         value = float(loss.detach())
-        if not math.isfinite(value):
-            who = "all devices" if arrived.device == SHARED else f"device {arrived.device}"
-            raise DivergedError(
-                f"{who}, round {arrived.round}, step {arrived.step}: expected a finite loss, got "
-                f"{value}. Lower the learning rate (--lr), or set train.clip.",
-                device=arrived.device,
-                round=arrived.round,
-                step=arrived.step,
-            )
+        self._check_finite(value, arrived.device, arrived.step)
         loss.backward()
         trainable.step(self._learning_rate(arrived.round, arrived.step))
         return value, h_BTD.grad
+
+    def arrive(self, message: Activations | Recall) -> None:
+        """Counts a local step of a device that waits for no answer; and what it saves where it only names a batch."""
+        tally = self._tallies[message.device]
+        tally.steps += 1
+        if isinstance(message, Recall):
+            shape = (len(message.rows_B), message.num_tokens)
+            tally.saved_flops += self._costs.device(self.open.device(message.device), *shape).forward_flops
+            tally.saved_bytes += self._costs.activation_bytes(*shape)
+
+    async def lift(self, arrived: Activations, cut: int) -> Activations:
+        """The activations at a deeper cut: runs the frozen blocks between the device's cut and this one."""
+        device = self.open.device(arrived.device)
+        if device.cut == cut:
+            return arrived
+
+        def work() -> Tensor:
+            part = self.base.middle_part(device.cut, cut, frozenset())
+            drops = self.base.settings.base_dropout
+            with torch.no_grad(), seeded_dropout(drops, self._settings.seed, "lift", arrived.device, *at):
+                return part.forward(arrived.h_BTD, arrived.mask_BT.to(arrived.h_BTD.device))
+
+        at, shape = (arrived.round, arrived.step), arrived.h_BTD.shape[:2]
+        below, above = (self._costs.server(replace(device, cut=c), *shape).forward_flops for c in (device.cut, cut))
+        h_BTD = await self.machine.run(
+            work, what="forward", flops=below - above, round=arrived.round, step=arrived.step, peer=arrived.device
+        )
+        return replace(arrived, h_BTD=h_BTD)
+
+    async def train_mixed(self, samples: Sequence[Activations], stages: Stages, *, step: int, local_step: int) -> None:
+        """One step of the adapter that all devices share, on samples of several of them, each a batch of one.
+
+        Args:
+          samples: Activations at the cut of `stages`.
+          stages: The server side.
+          step: The server's step in this round.
+          local_step: The place in the schedule of learning rates that it has.
+
+        Raises:
+          DivergedError: The loss is not finite.
+        """
+        plan = replace(self.open.plan.devices[0], cut=stages.cut)
+        cost = self._costs.server(plan, len(samples), max(sample.h_BTD.shape[1] for sample in samples))
+        trainable, device = self._trainable(SHARED), self.base.device
+
+        def work() -> tuple[float, None]:
+            h_BTD = concat([sample.h_BTD.to(device) for sample in samples])
+            mask_BT = concat([sample.mask_BT for sample in samples]).to(device)
+            labels = concat([sample.labels for sample in samples], MASKED).long().to(device)
+            stages.use(trainable.parameters)
+            drops = self.base.settings.base_dropout or self.base.settings.lora.dropout > 0
+            with seeded_dropout(drops, self._settings.seed, "server", SHARED, self.open.plan.round, step):
+                loss = stages.backward(h_BTD, mask_BT, labels)
+            self._check_finite(loss, ", ".join(sorted({sample.device for sample in samples})), step)
+            trainable.step(self._learning_rate(self.open.plan.round, local_step))
+            return loss, None
+
+        loss, _ = await self.machine.run(
+            work,
+            what="step",
+            flops=cost.forward_flops + cost.backward_flops,
+            round=self.open.plan.round,
+            step=step,
+        )
+        for sample in samples:
+            tally = self._tallies[sample.device]
+            tally.weight += sample.weight
+            tally.loss_sum += loss * sample.weight
+
+    def _check_finite(self, loss: float, device: str, step: int) -> None:
+        round = self.open.plan.round
+        if not math.isfinite(loss):
+            who = "all devices" if device == SHARED else f"device {device}"
+            raise DivergedError(
+                f"{who}, round {round}, step {step}: expected a finite loss, got {loss}. "
+                "Lower the learning rate (--lr), or set train.clip.",
+                device=device,
+                round=round,
+                step=step,
+            )
 
     def accept(self, update: Update) -> None:
         """A device has sent what it trained.

@@ -55,6 +55,7 @@ class Activations:
       mask_BT: True where there is a token, False where there is padding.
       labels: int32; (B,) class ids, or (B, T) token ids with -100 where the loss is masked.
       weight: the loss normaliser of the batch: samples, or unmasked target tokens (`types.Batch.weight`).
+      rows_B: int32; which rows of the device's data these are, where the server is to keep their activations.
     """
 
     run: str
@@ -65,6 +66,28 @@ class Activations:
     mask_BT: Tensor
     labels: Tensor
     weight: int
+    rows_B: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Device to server, in place of `Activations` that it has sent before: a batch by the names of its samples.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it belongs to.
+      step: the device's local step.
+      device: who sends it.
+      rows_B: int32; the samples, as rows of the device's data.
+      num_tokens: positions of the batch, padding included.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    rows_B: Tensor
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +153,7 @@ class Finish:
     reason: str
 
 
-Message = Assignment | Activations | Gradients | Update | Finish
+Message = Assignment | Activations | Recall | Gradients | Update | Finish
 
 Role = Literal["activations", "gradients", "broadcast", "update"]
 

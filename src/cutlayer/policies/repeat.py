@@ -1,0 +1,32 @@
+"""Whether a sample's activations are the same every time, as whoever keeps them must be able to rely on."""
+
+from __future__ import annotations
+
+from cutlayer.errors import ConfigError
+from cutlayer.policies.plan import Known, Planner
+from cutlayer.types import RoundPlan
+
+
+def activations_repeat() -> Planner:
+    """Changes nothing; refuses what would make a device's activations differ from epoch to epoch.
+
+    Raises (when planning):
+      ConfigError: The base model's dropout is on, or something on a device trains.
+    """
+
+    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+        if known.base_dropout:
+            raise ConfigError(
+                "method.cache: expected model.base_dropout=false where activations are kept, got true: they would "
+                "differ every time. Set model.base_dropout=false, or method.cache=false."
+            )
+        for device in plan.devices:
+            blocks = range(known.costs.num_blocks) if device.blocks is None else device.blocks
+            if any(block < device.cut for block in blocks):
+                raise ConfigError(
+                    f"method.cache: expected no adapter on device {device.device}, got one below its cut {device.cut}. "
+                    "Set method.cache=false."
+                )
+        return plan
+
+    return planner

@@ -1,0 +1,208 @@
+"""The stream: activations go up, nothing comes down; devices only run forward and never wait for the server.
+
+    device                              wire                    server
+    batch -> frozen forward
+                          -> Activations(step, h, mask, labels) ->
+    the next batch, while this one is on its way                lift to the deepest cut, without gradient
+                          -> Activations ... ->                 shuffle buffer; as soon as it is full:
+                                                                a mixed batch: forward, loss, backward, adapter step
+    ... local_steps times, then
+                          -> Update() ->                        drain the buffer
+
+What is mixed does not depend on who is fast: samples enter the buffer in the order of local steps, and of names
+within a step. So a run repeats on any clock, and no device's data comes before the others'. What it costs is at most
+one local step of the slowest device (docs/decisions/0010-stream-order.md).
+
+With a cache a sample is sent once. From then on the device names it (`Recall`), and computes and sends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from cutlayer.device.device import Device
+from cutlayer.errors import ConfigError
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.rounds.round import Round, unexpected
+from cutlayer.server.cache import STORED, ActivationCache
+from cutlayer.server.samples import one_by_one
+from cutlayer.server.server import Server, one_for_all
+from cutlayer.server.shuffle import ShuffleBuffer
+from cutlayer.server.stages import Stages
+from cutlayer.types import Costs, DevicePlan, RoundPlan
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Activations, Assignment, Finish, Recall, Update
+
+MIB = 2**20
+Queue = asyncio.Queue[list[Activations]]
+"""Of one device: its batches, each as its samples, at the deepest cut."""
+
+
+def stream(
+    *,
+    window: int | None = None,
+    server_batch: int | None = None,
+    cache: bool = True,
+    cache_mib: int = 1024,
+    cache_dtype: str = "fp32",
+    stages: int = 1,
+    micro_batches: int = 1,
+    decomposed: bool = False,
+    seed: int = 0,
+) -> Round:
+    """Builds the stream. Its plan must leave the devices nothing to train (`policies.ranks.ranks_above_deepest_cut`).
+
+    Args:
+      window: Samples in the shuffle buffer; None for one batch of every device of the round.
+      server_batch: Samples in a mixed batch; None for the largest batch of a device.
+      cache: Whether the server keeps activations, so that a sample is computed and sent once.
+      cache_mib: The memory that they may take; what is more is read from the disk.
+      cache_dtype: What they are stored as: fp32 (as they arrived), bf16, or int8 with a scale for each token.
+      stages: Into how many the server side is cut.
+      micro_batches: Into how many a mixed batch is divided on its way through the stages.
+      decomposed: Whether gradients of weights are put off until no stage waits for a gradient of its input.
+      seed: Of the shuffling.
+
+    Raises:
+      ConfigError: An option out of its range, or two that contradict each other.
+    """
+    least = {"window": window, "server_batch": server_batch, "cache_mib": cache_mib, "stages": stages}
+    for name, value in (least | {"micro_batches": micro_batches}).items():
+        if value is not None and value < 1:
+            raise ConfigError(f"method.{name}: expected at least 1, got {value}. Change method.{name}.")
+    if cache_dtype not in STORED:
+        raise ConfigError(
+            f"method.cache_dtype: expected one of {', '.join(STORED)}, got {cache_dtype!r}. Choose one of these."
+        )
+    if decomposed and stages == 1:
+        raise ConfigError(
+            "method.decomposed: expected method.stages of at least 2, got 1: below a single stage nothing waits "
+            "for a gradient, so there is none to put first. Set method.stages, or method.decomposed=false."
+        )
+    pipeline = {"stages": stages, "micro_batches": micro_batches, "decomposed": decomposed}
+    return _Stream(window, server_batch, (cache_mib * MIB, cache_dtype) if cache else None, pipeline, seed)
+
+
+class _Stream:
+    equal_cuts = False
+
+    def __init__(
+        self,
+        window: int | None,
+        server_batch: int | None,
+        kept: tuple[int, str] | None,
+        pipeline: dict[str, Any],
+        seed: int,
+    ) -> None:
+        self._window, self._server_batch, self._kept, self._pipeline = window, server_batch, kept, pipeline
+        self._seed = seed
+        self._cache: ActivationCache | None = None
+        self._resumed: dict[str, Any] = {}
+
+    async def device_end(self, link: Link, device: Device) -> None:
+        while isinstance(message := await link.receive(), Assignment):
+            device.begin(message)
+            async with asyncio.TaskGroup() as tasks:
+                sending = None
+                for step in range(message.plan.local_steps):
+                    batch = await device.stream(step, kept=self._kept is not None)
+                    if sending is not None:
+                        await sending  # one batch on its way and one in the making: so much memory, and no more
+                    sending = tasks.create_task(link.send(batch))
+            await link.send(device.update())
+        if not isinstance(message, Finish):
+            raise unexpected(device.name, "an Assignment or Finish", message)
+
+    async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
+        server.begin(plan, one_for_all)
+        deepest = max(device.cut for device in plan.devices)
+        cache = self._cache_of(server)
+        arrived: dict[str, Queue] = {device.device: asyncio.Queue() for device in plan.devices}
+        async with asyncio.TaskGroup() as tasks:
+            for device in plan.devices:
+                link, queue = links[device.device], arrived[device.device]
+                tasks.create_task(link.send(server.assignment(device)))
+                tasks.create_task(_listen(server, link, device, deepest, cache, queue))
+            await self._train(server, plan, deepest, arrived)
+        if cache is not None:
+            cache.flush()
+        return server.contributions()
+
+    async def _train(self, server: Server, plan: RoundPlan, deepest: int, arrived: Mapping[str, Queue]) -> None:
+        """Trains on mixed batches as soon as there are any. Every place of the learning rate's schedule is that of as
+        many server steps as there are devices, where both batches are of one size."""
+        devices = sorted(plan.devices, key=lambda device: device.device)
+        batch_size = self._server_batch or max(device.batch_size for device in devices)
+        window = self._window or sum(device.batch_size for device in devices)
+        buffer = ShuffleBuffer[Activations](window, batch_size, (self._seed, plan.round))
+        stages = Stages(server.base, deepest, devices[0].blocks, **self._pipeline)
+        local_steps = max(device.local_steps for device in devices)
+        most_steps = math.ceil(sum(device.batch_size * device.local_steps for device in devices) / batch_size)
+        step = 0
+        async for samples in _mixed(devices, arrived, buffer):
+            await server.train_mixed(samples, stages, step=step, local_step=step * local_steps // most_steps)
+            step += 1
+
+    def _cache_of(self, server: Server) -> ActivationCache | None:
+        if self._kept is None or server.base.device.type == "meta":  # a rehearsal computes nothing that could be kept
+            return None
+        if self._cache is None:
+            memory_bytes, stored = self._kept
+            base, folder = server.base, server.scratch and server.scratch / "activations"
+            per_token = base.settings.task == "causal-lm"
+            self._cache = ActivationCache(
+                folder, memory_bytes=memory_bytes, stored=stored, dtype=base.dtype, per_token=per_token
+            )
+            self._cache.load_state_dict(self._resumed)
+        return self._cache
+
+    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
+        """One model, one adapter and one step, the cache, and at worst everything that a round sends."""
+        deepest = max(plan.devices, key=lambda device: device.cut)
+        batch_size = self._server_batch or max(device.batch_size for device in plan.devices)
+        sent = sum(costs.activation_bytes(d.batch_size, num_tokens) * d.local_steps for d in plan.devices)
+        return costs.server(deepest, batch_size, num_tokens).memory_bytes + sent + (self._kept[0] if self._kept else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._resumed if self._cache is None else self._cache.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._resumed = dict(state)
+
+
+async def _listen(
+    server: Server, link: Link, device: DevicePlan, deepest: int, cache: ActivationCache | None, queue: Queue
+) -> None:
+    """Takes in one device's messages of one round: its batches, then its update."""
+    for step in range(device.local_steps):
+        message = await link.receive()
+        if isinstance(message, Recall) and message.step == step and cache is not None:
+            samples = cache.recall(message)
+        elif isinstance(message, Activations) and message.step == step:
+            samples = one_by_one(await server.lift(message, deepest))
+            if cache is not None:
+                cache.keep(samples)
+        else:
+            raise unexpected(device.device, f"Activations of step {step}", message)
+        server.arrive(message)
+        queue.put_nowait(samples)
+    message = await link.receive()
+    if not isinstance(message, Update):
+        raise unexpected(device.device, "an Update", message)
+    server.accept(message)
+
+
+async def _mixed(
+    devices: Sequence[DevicePlan], arrived: Mapping[str, Queue], buffer: ShuffleBuffer[Activations]
+) -> AsyncIterator[list[Activations]]:
+    """The mixed batches of a round: one batch of each device in turn goes into the buffer, in an order of names."""
+    for local_step in range(max(device.local_steps for device in devices)):
+        for device in devices:
+            if local_step < device.local_steps:
+                for batch in buffer.put(await arrived[device.device].get()):
+                    yield batch
+    for batch in buffer.drain():
+        yield batch

@@ -1,0 +1,215 @@
+"""The stream: who says what when, what runs at the same time, and what happens when somebody says something else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bases import open_base
+from cutlayer.errors import ConfigError, WireError
+from cutlayer.fleet.clock import now, run_virtual
+from cutlayer.model.base import Base
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.rounds.round import Round
+from cutlayer.rounds.stream import MIB, stream
+from cutlayer.server.stages import Stages
+from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Recall, Update
+from ends import activations_for, device_for, server_for
+from playground import FlatCosts, fleet_of, with_rows
+from tiny import random_batch
+
+ModelMaker = Callable[[str, str], Path]
+FINISH = Finish("run", 1, "done")
+RANKS = (0, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_model: ModelMaker) -> Base:
+    return open_base(tiny_model("bert", "classification"), "classification")
+
+
+class SlowLink:
+    """A link end: a message takes a second to send, and comes in as soon as it is asked for."""
+
+    bytes_sent = bytes_received = 0
+
+    def __init__(self, says: Sequence[Message]) -> None:
+        self._says, self.heard = list(says), list[tuple[float, Message]]()
+        self._free = asyncio.Lock()
+
+    async def send(self, message: Message) -> None:
+        async with self._free:
+            await asyncio.sleep(1.0)
+        self.heard.append((now(), message))
+
+    async def receive(self) -> Message:
+        if not self._says:
+            await asyncio.sleep(1e9)
+        return self._says.pop(0)
+
+
+def plan_of(device: str = "device-0", *, cut: int = 1, steps: int = 4) -> DevicePlan:
+    return DevicePlan(device, cut, 4, steps, ranks=RANKS)
+
+
+def assignment(*, steps: int = 4, round: int = 0) -> Assignment:
+    return Assignment("run", round, "device-0", plan_of(steps=steps), (0.01,) * steps, {})
+
+
+# ------------------------------------------------------------------ the device's end
+
+
+def run_device(base: Base, says: Sequence[Message], **options: Any) -> tuple[list[tuple[float, Message]], list[Any]]:
+    batches = [with_rows(random_batch("classification", seed=seed), first=4 * seed) for seed in range(4)] * 2
+    events: list[Any] = []
+    link, device = SlowLink(says), device_for(base, batches, events)
+    run_virtual(stream(**options).device_end(link, device))
+    return link.heard, events
+
+
+def test_a_device_sends_its_batches_and_waits_for_nothing(bert: Base) -> None:
+    heard, _ = run_device(bert, [assignment(), assignment(round=1), FINISH])
+    first, second = [*[Activations] * 4, Update], [*[Recall] * 4, Update]
+    assert [type(message) for _, message in heard] == [*first, *second]
+    assert [message.round for _, message in heard] == [0] * 5 + [1] * 5
+    steps = [message.step for _, message in heard if isinstance(message, Activations | Recall)]
+    assert steps == [0, 1, 2, 3] * 2
+
+
+def test_without_a_cache_nothing_is_named(bert: Base) -> None:
+    heard, _ = run_device(bert, [assignment(), assignment(round=1), FINISH], cache=False)
+    batches = [message for _, message in heard if isinstance(message, Activations)]
+    assert len(batches) == 8
+    assert all(batch.rows_B is None for batch in batches)
+
+
+def test_a_batch_is_made_while_the_last_one_is_sent(bert: Base) -> None:
+    """A forward pass takes 0.0528 s here, sending a second: steps end a second apart, and no more is made ahead."""
+    heard, events = run_device(bert, [assignment(), FINISH])
+    times = [time for time, message in heard if isinstance(message, Activations)]
+    assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([1.0] * 3)
+    made = [event.end_seconds for event in events if event.what == "forward"]
+    for step, end in enumerate(made[2:], start=2):
+        assert end > times[step - 2], "one batch on its way, one made; the next waits for the first to have left"
+
+
+@pytest.mark.parametrize("stray", [Gradients("run", 0, 0, "device-0", torch.ones(1), 0.5), Update])
+def test_a_device_believes_nothing_out_of_turn(stray: Any, bert: Base) -> None:
+    message = stray if isinstance(stray, Gradients) else Update("run", 0, "device-0", {}, 0, 1, 1, 0.0, 0.0)
+    with pytest.raises(WireError, match="expected an Assignment or Finish"):
+        run_device(bert, [assignment(), message])
+
+
+# ------------------------------------------------------------------ the server's end
+
+
+def run_server(base: Base, said: dict[str, Sequence[Message]], **options: Any) -> tuple[list[Contribution], Any]:
+    server = server_for(base, fleet_of(len(said)))
+    server.adapter = base.initial_adapter(0, RANKS)
+    plan = RoundPlan(0, tuple(plan_of(name, steps=2) for name in said), RANKS)
+    links = {name: SlowLink(messages) for name, messages in said.items()}
+    result = run_virtual(stream(**options).server_end(server, links, plan))  # type: ignore[arg-type]
+    return result, (server, links)
+
+
+def honest(base: Base, name: str, *, seed: int = 0) -> list[Message]:
+    batches = [random_batch("classification", seed=seed + step) for step in range(2)]
+    sent: list[Message] = [
+        activations_for(base, batch, 1, device=name, step=step) for step, batch in enumerate(batches)
+    ]
+    return [*sent, Update("run", 0, name, {}, 0, 8, 8, 0.0, 0.0)]
+
+
+def test_the_server_sends_an_assignment_and_no_more(bert: Base) -> None:
+    said = {f"device-{i}": honest(bert, f"device-{i}", seed=10 * i) for i in range(2)}
+    contributions, (server, links) = run_server(bert, said, cache=False)
+    assert all([type(message) for _, message in link.heard] == [Assignment] for link in links.values())
+    shared = contributions[-1]
+    assert shared.adapter.keys() == server.adapter.keys()
+    assert set(shared.weights.values()) == {16.0}
+    tallies = server.take_tallies()
+    assert {name: (t.steps, t.samples, t.weight) for name, t in tallies.items()} == dict.fromkeys(said, (2, 8, 8))
+
+
+def test_a_loss_is_shared_by_weight(bert: Base) -> None:
+    """What devices are told they lost adds up to what the server lost."""
+    said = {f"device-{i}": honest(bert, f"device-{i}", seed=10 * i) for i in range(2)}
+    losses: list[float] = []
+    backward = Stages.backward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stages, "backward", lambda *given: losses.append(backward(*given)) or losses[-1])
+        _, (server, _) = run_server(bert, said, cache=False, server_batch=3)
+    tallies = server.take_tallies().values()
+    assert len(losses) == 6
+    assert sum(t.loss_sum for t in tallies) == pytest.approx(3 * sum(losses[:5]) + losses[5])
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "got"),
+    [
+        ("a batch twice", "Activations of step 1", "Activations"),
+        ("no batch", "Activations of step 1", "Update"),
+        ("too many", "an Update", "Activations"),
+        ("a name", "Activations of step 1", "Recall"),
+    ],
+)
+def test_the_server_believes_nothing_out_of_turn(said: str, expected: str, got: str, bert: Base) -> None:
+    first, second, update = honest(bert, "device-0")
+    name = Recall("run", 0, 1, "device-0", torch.tensor([0], dtype=torch.int32), 12)
+    messages = {
+        "a batch twice": [first, first],
+        "no batch": [first, update],
+        "too many": [first, second, second],
+        "a name": [first, name],  # the server keeps nothing
+    }
+    with pytest.raises(BaseExceptionGroup) as error:
+        run_server(bert, {"device-0": messages[said]}, cache=False)
+    [wrong] = error.value.exceptions
+    assert isinstance(wrong, WireError)
+    assert f"device device-0: expected {expected}, got {got}. " in str(wrong)
+
+
+def test_a_name_of_what_was_never_sent(bert: Base) -> None:
+    name = Recall("run", 0, 0, "device-0", torch.tensor([7], dtype=torch.int32), 12)
+    with pytest.raises(BaseExceptionGroup) as error:
+        run_server(bert, {"device-0": [name]})
+    [wrong] = error.value.exceptions
+    assert "device device-0: expected a sample whose activations it has sent, got row 7." in str(wrong)
+
+
+# ------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize("name", ["window", "server_batch", "cache_mib", "stages", "micro_batches"])
+def test_counts_begin_at_one(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^method\.{name}: expected at least 1, got 0\. Change method\.{name}\.$"):
+        stream(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_what_is_stored_is_one_of_three() -> None:
+    with pytest.raises(ConfigError, match=r"method\.cache_dtype: expected one of fp32, bf16, int8, got 'int4'"):
+        stream(cache_dtype="int4")
+
+
+def test_one_stage_has_nothing_to_put_off() -> None:
+    with pytest.raises(ConfigError, match=r"method\.decomposed: expected method\.stages of at least 2, got 1"):
+        stream(decomposed=True)
+
+
+def test_memory_is_a_step_what_is_sent_and_the_cache() -> None:
+    plan = RoundPlan(0, (plan_of("device-0", cut=1), plan_of("device-1", cut=2, steps=3)))
+    costs = FlatCosts(3)
+
+    def need(round: Round) -> int:
+        return round.server_bytes(plan, costs, 10)
+
+    step, sent = costs.server(plan.devices[1], 4, 10).memory_bytes, 7 * costs.activation_bytes(4, 10)
+    assert need(stream(cache=False)) == step + sent
+    assert need(stream(cache_mib=3)) == step + sent + 3 * MIB
