@@ -33,7 +33,6 @@ NOUNS = {"types", "files", "errors"}
 TESTED_IN = {
     "__init__.py": "test_init.py",
     "coordinator.py": "test_every_method.py",  # whole runs
-    "simulation.py": "test_resume.py",  # whole runs, stopped and not
     "prepare.py": "cli/test_bad_input.py",  # what it refuses
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
     "types.py": "policies/test_plan.py",  # nouns

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.machine import ModelledMachine, RealMachine
+from cutlayer.fleet.machine import ModelledMachine, RealMachine, Work
 from cutlayer.types import Event, Recorder
 
 
@@ -125,3 +125,45 @@ def test_the_real_machine_keeps_one_thread_and_leaves_the_loop_free() -> None:
     assert [event.step for event in events] == [0, 1, 2]
     assert busy == pytest.approx(sum(event.end_seconds - event.start_seconds for event in events))
     assert all(a.end_seconds <= b.start_seconds for a, b in itertools.pairwise(events))
+
+
+def test_works_in_turn_let_nobody_between_them() -> None:
+    """What one machine's first piece leaves is used up before another machine of the process begins."""
+    done: list[str] = []
+    events: list[Event] = []
+
+    async def program() -> tuple[float, float]:
+        machines = {name: ModelledMachine(name, 1.0, events.append) for name in "ab"}
+
+        def works(name: str) -> list[Work]:
+            pieces = (("forward", 2.0), ("backward", 3.0))
+            return [Work(partial(done.append, f"{name} {what}"), what, flops) for what, flops in pieces]
+
+        await asyncio.gather(*(m.run_in_turn(works(name), round=1, step=2) for name, m in machines.items()))
+        return now(), machines["a"].busy_seconds
+
+    assert run_virtual(program()) == (5, 5)
+    assert done == ["a forward", "a backward", "b forward", "b backward"]
+    assert [(e.who, e.what, e.start_seconds, e.end_seconds, e.flops) for e in events] == [
+        ("a", "forward", 0, 2, 2),
+        ("b", "forward", 0, 2, 2),
+        ("a", "backward", 2, 5, 3),
+        ("b", "backward", 2, 5, 3),
+    ]
+    assert {(e.round, e.step) for e in events} == {(1, 2)}
+
+
+@pytest.mark.parametrize("build", [modelled, real])
+def test_works_in_turn_give_their_results_in_turn(build: Callable[[Recorder], ModelledMachine | RealMachine]) -> None:
+    events: list[Event] = []
+
+    async def program() -> list[int]:
+        machine = build(events.append)
+        works = [Work(lambda number=number: number, "step", 1.0) for number in range(3)]  # type: ignore[misc]
+        results = await machine.run_in_turn(works, round=0, step=0)
+        if isinstance(machine, RealMachine):
+            machine.close()
+        return results
+
+    assert asyncio.run(program()) == [0, 1, 2] if build is real else run_virtual(program()) == [0, 1, 2]
+    assert [event.flops for event in events] == [1.0] * 3

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cutlayer.fleet.machine import Machine
+from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.part import model_inputs
@@ -141,22 +141,28 @@ class Device:
         batch = self._batches.next(now.plan.batch_size)
         part = self._base.whole(now.plan.blocks)
         cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
+        loss: Tensor | None = None
 
         def forward() -> Tensor:
+            nonlocal loss
             part.use(self._trainable.parameters)
             with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, step):
-                return part.loss(batch)
+                loss = part.loss(batch)
+            return loss.detach()
 
         def backward() -> None:
+            nonlocal loss
+            assert loss is not None
             loss.backward()
+            loss = None  # while the time of this passes, other devices of this process need the memory of its graph
             self._trainable.step(now.learning_rates[step])
 
-        loss = await self.machine.run(forward, what="forward", flops=cost.forward_flops, round=now.round, step=step)
-        await self.machine.run(backward, what="backward", flops=cost.backward_flops, round=now.round, step=step)
+        works = (Work(forward, "forward", cost.forward_flops), Work(backward, "backward", cost.backward_flops))
+        value, _ = await self.machine.run_in_turn(works, round=now.round, step=step)
         self._steps += 1
         self._samples += batch.num_samples
         self._weight += batch.weight
-        self._loss_sum += float(loss.detach()) * batch.weight
+        self._loss_sum += float(value) * batch.weight
 
     def update(self) -> Update:
         """What the device trained in this round."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.modes import always_fast
 from cutlayer.types import Event, Recorder
 
 T = TypeVar("T")
+
+
+class Work(NamedTuple):
+    """A piece of work: what is done, the word for it in `types.Event`, and its floating-point operations."""
+
+    fn: Callable[[], Any]
+    what: str
+    flops: float
 
 
 class Machine(Protocol):
@@ -44,6 +52,14 @@ class Machine(Protocol):
           round: the round that it belongs to.
           step: the local step that it belongs to, if it belongs to one.
           peer: the device whom it serves, where that is another one.
+        """
+        ...
+
+    async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
+        """Does these one after the other, each as by `run`, with nobody else's work between them; their results.
+
+        What one leaves for the next (a graph, and the weights in it) is then there for one machine of a process at a
+        time, however many it plays.
         """
         ...
 
@@ -82,11 +98,26 @@ class ModelledMachine:
         async with self._lock:
             start = now()
             result = fn()
-            await asyncio.sleep(flops / (self.effective_flops * self._mode(round)))
+            await asyncio.sleep(self._seconds(flops, round))
             end = now()
             self.busy_seconds += end - start
             self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
         return result
+
+    async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
+        """See `Machine.run_in_turn`: all of it is done at once, then the time of each passes."""
+        async with self._lock:
+            results = [work.fn() for work in works]
+            for work in works:
+                start = now()
+                await asyncio.sleep(self._seconds(work.flops, round))
+                end = now()
+                self.busy_seconds += end - start
+                self._record(Event(self.name, work.what, start, end, round, step, flops=work.flops))
+        return results
+
+    def _seconds(self, flops: float, round: int) -> float:
+        return flops / (self.effective_flops * self._mode(round))
 
 
 class RealMachine:
@@ -125,6 +156,10 @@ class RealMachine:
         self.busy_seconds += end - start
         self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
         return result
+
+    async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
+        """See `Machine.run_in_turn`. A process has one of these."""
+        return [await self.run(work.fn, what=work.what, flops=work.flops, round=round, step=step) for work in works]
 
     def close(self) -> None:
         """Ends the thread after the work that it has."""

@@ -1,0 +1,104 @@
+"""A whole fleet in one process: one base, and what each device adds. Whole runs, stopped and not: test_resume.py."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+import cutlayer.simulation as simulation
+from cutlayer.config import read_config
+from cutlayer.model.part import WholePart
+from cutlayer.prepare import Ingredients, prepare
+from cutlayer.report.progress import NoProgress
+from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model("bert", "classification", folder / "model")
+    save_tiny_tokenizer(folder / "model")
+    write_jsonl(folder / "data" / "train.jsonl", reviews(1000, seed=1))
+    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
+    return folder
+
+
+def ingredients(inputs: Path, out: Path, fleet: str, *, rounds: int = 1, **options: Any) -> Ingredients:
+    values = {
+        "model.name": str(inputs / "model"),
+        "data.path": str(inputs / "data"),
+        "data.max_length": 16,
+        "train.rounds": rounds,
+        "train.local_steps": 1,
+        "train.batch_size": 2,
+        "fleet": fleet,
+        "out": str(out),
+        **{f"method.{name}": value for name, value in options.items()},
+    }
+    return prepare(read_config(None, values=values))
+
+
+def tensor_bytes() -> int:
+    """What all tensors of this process take; those that share their storage count once."""
+    gc.collect()
+    tensors = [made for made in gc.get_objects() if type(made) in (Tensor, nn.Parameter) and made.device.type == "cpu"]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("method", ["fedlora", "memsfl"])
+def test_eighty_devices_share_one_base(
+    method: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device adds its adapter, AdamW's two moments and the update that it sent last; no weight of the base."""
+    added: dict[str, int] = {}
+    read: dict[str, int] = {}
+    commit = simulation._Simulation._commit
+
+    def measure(self: Any, *given: Any) -> None:
+        commit(self, *given)
+        added[fleet] = tensor_bytes() - before
+
+    monkeypatch.setattr(simulation._Simulation, "_commit", measure)
+    for fleet in ("memsfl-six", "jetson-80"):
+        before = tensor_bytes()
+        made = ingredients(inputs, tmp_path / fleet, fleet, name=method)
+        simulation.simulate(made, NoProgress())
+        read[fleet] = made.base.weights.bytes_read
+        adapter = made.costs.adapter_bytes(made.base.shapes)
+        del made
+    assert read["jetson-80"] == read["memsfl-six"] > 0
+    assert (added["jetson-80"] - added["memsfl-six"]) / (80 - 6) < 4.1 * adapter
+
+
+def test_a_device_that_waits_holds_no_graph(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where devices train alone, the activations of one at a time are alive, however many train at once."""
+    losses: list[weakref.ref[Tensor]] = []
+    compute = WholePart.loss
+
+    def loss(self: WholePart, batch: Any) -> Tensor:
+        assert not [alive for alive in losses if alive() is not None]
+        result = compute(self, batch)
+        losses.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(WholePart, "loss", loss)
+    simulation.simulate(ingredients(inputs, tmp_path / "run", "jetson-80", name="fedlora"), NoProgress())
+    assert len(losses) >= 80, "and the cost model's"
+
+
+def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> None:
+    """What did not join leaves nothing in the checkpoint but its place in its data."""
+    made = ingredients(inputs, tmp_path / "run", "phones-1000", name="legend", fraction=0.003, rounds=2)
+    outcome = simulation.simulate(made, NoProgress())
+    assert outcome.summary["totals"]["steps"] == 2 * 3
+    snapshot = simulation.load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
+    assert snapshot is not None
+    assert len(snapshot.history) == 2 * 3
+    trained = {record.device for record in snapshot.history}
+    assert {name for name, moments in snapshot.device_moments.items() if moments} == trained
