@@ -134,7 +134,7 @@ def prepare(config: RunConfig) -> Ingredients:
     Raises:
       UserError: Whatever is wrong with the config, the data, the fleet or the model.
     """
-    config = _with_method_defaults(config.self_contained())
+    config = completed(config)
     fleet = load_fleet(config.fleet)
     how = parse(config.data.spread)
     hardware(config.hardware)
@@ -213,12 +213,16 @@ def hardware(name: str) -> torch.device:
     return device
 
 
-def _with_method_defaults(config: RunConfig) -> RunConfig:
-    """The config with every option of its method; raises ConfigError if there is no such method or option."""
+def completed(config: RunConfig) -> RunConfig:
+    """The config as a run writes it down: readable from anywhere, with every option of its method.
+
+    Raises:
+      ConfigError: There is no such fleet, method or option.
+    """
     name, options = config.method.name, config.method.options
     build_method(name, options, config.train.seed)
     method = MethodSection(name=name, **(TABLE[name].options | options))
-    return config.model_copy(update={"method": method})
+    return config.self_contained().model_copy(update={"method": method})
 
 
 def _check_positions(files: ModelFiles, max_length: int) -> None:

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from cutlayer import __version__
+from cutlayer.cli.compare import compare
 from cutlayer.cli.evaluate import evaluate
 from cutlayer.cli.families import families
-from cutlayer.cli.flags import takes_flags
+from cutlayer.cli.flags import RunOption, takes_flags
 from cutlayer.cli.fleets import fleets
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
@@ -21,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (takes_flags(train), takes_flags(plan), evaluate, methods, fleets, families):
+comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
+for command in (takes_flags(train), takes_flags(plan), comparing, evaluate, methods, fleets, families):
     app.command()(command)
 
 

@@ -116,6 +116,17 @@ class Given:
 
         return read_config(self.run, self.overrides, self.values)
 
+    def typed(self) -> list[str]:
+        """What was given, as words of a command line."""
+        words = ["--run", str(self.run)] if self.run else []
+        for flag in FLAGS:
+            value = self.values.get(flag.key)
+            if isinstance(value, bool):
+                words.append(flag.name if value else f"--no-{flag.name.removeprefix('--')}")
+            elif value is not None:
+                words += [flag.name, value]
+        return [*words, *(word for override in self.overrides for word in ("-o", override))]
+
     def spelled(self) -> list[str]:
         """What was given, as it was typed but for values."""
         names = [flag.name for flag in FLAGS if flag.key in self.values]
@@ -123,6 +134,7 @@ class Given:
 
 
 RunFile = Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A run file.", show_default=False)]
+RunOption = Annotated[Path | None, typer.Option("--run", metavar="RUN.yaml", help="A run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -131,20 +143,29 @@ Overrides = Annotated[
 ]
 
 
-def takes_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the run file, every flag of the table and -o; it gets them as its first argument, a `Given`."""
+def takes_flags(
+    command: Callable[..., None], *, run_file: Any = RunFile, without: Sequence[str] = ()
+) -> Callable[..., None]:
+    """Gives a command the run file, every flag of the table and -o; it gets them as its first argument, a `Given`.
+
+    Args:
+      command: what it is to do.
+      run_file: how the run file is given: `RunFile` or `RunOption`.
+      without: flags that it does not take.
+    """
+    taken = [flag for flag in FLAGS if flag.name not in without]
 
     def with_flags(run: Path | None, option: list[str] | None, **rest: Any) -> None:
-        flags = {flag.key: rest.pop(flag.variable) for flag in FLAGS}
+        flags = {flag.key: rest.pop(flag.variable) for flag in taken}
         values = {key: value for key, value in flags.items() if value is not None}
         command(Given(run, values, option or ()), **rest)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     shared = [
-        inspect.Parameter("run", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=RunFile),
+        inspect.Parameter("run", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=run_file),
         inspect.Parameter("option", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Overrides),
     ]
     with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
-    parameters = [*shared, *own, *(flag.parameter() for flag in FLAGS)]
+    parameters = [*shared, *own, *(flag.parameter() for flag in taken)]
     with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return with_flags

@@ -45,3 +45,18 @@ def human_bytes(num_bytes: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+
+
+def human_flops(flops: float) -> str:
+    """Floating-point operations, in powers of a thousand.
+
+    Example:
+      >>> [human_flops(n) for n in (0, 950, 12_300, 4.56e12, 7.89e17)]
+      ['0 FLOP', '950 FLOP', '12.3 kFLOP', '4.56 TFLOP', '789 PFLOP']
+    """
+    value, unit = float(flops), ""
+    for larger in "kMGTPEZ":
+        if value < 999.5:  # what would print as 1000 belongs to the next unit
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}FLOP"

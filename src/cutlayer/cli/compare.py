@@ -1,0 +1,128 @@
+"""`cutlayer compare`: several methods on the same data, fleet, budget and seeds; a table, a page, a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutlayer.cli.flags import Given
+from cutlayer.cli.terminal import console, table
+from cutlayer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cutlayer.compare.comparison import Comparison
+    from cutlayer.compare.results import Results
+
+DEFAULT_OUT = "runs/compare"
+
+
+def compare(
+    given: Given,
+    methods: Annotated[
+        list[str], typer.Argument(metavar="METHOD...", help="Methods; with options memsfl:order=fifo,cut=2.")
+    ],
+    *,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each method, from --seed on.")] = 1,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", metavar="NAME", help="accuracy, macro_f1, perplexity or loss.", show_default=False),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option("--target", metavar="X", help="Value whose cost is compared.", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", help="Runs at once; else what cores and memory allow.", show_default=False),
+    ] = None,
+) -> None:
+    """Run methods under the same data order, spread, budget, evaluation and seeds, each run in its own process.
+
+    Stopped at any moment, the same command goes on; runs that are done are kept.
+    """
+    comparison = _comparison(given, methods, seeds, metric, target)
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
+    from cutlayer.compare.comparison import alone
+    from cutlayer.compare.pool import carry_out, share_out
+    from cutlayer.compare.progress import Progress
+    from cutlayer.compare.reports import write_reports
+
+    terminal = console()
+    with terminal.status("reading the data"):
+        ingredients = comparison.check()
+    comparison.write()
+    runs = comparison.runs()
+    share = share_out(len(runs), jobs, ingredients)
+    with alone(comparison.folder), _interruptible(comparison.folder):
+        with Progress(terminal, runs, comparison.metric.name, share.jobs) as display:
+            carry_out(runs, display, share)
+        _tell(write_reports(comparison, ingredients.fleet, _command(comparison, given)), comparison.folder)
+
+
+def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None, target: float | None) -> Comparison:
+    """What is asked for, as far as it can be told without reading the data.
+
+    Raises:
+      ConfigError: Something in it cannot be.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds: expected at least 1, got {seeds}. Change it.")
+    from cutlayer.compare.comparison import Comparison
+    from cutlayer.compare.entry import parse_entries
+    from cutlayer.compare.metric import metric_of
+    from cutlayer.config import read_config
+
+    entries, config = parse_entries(methods), given.config()
+    # of the run file's own method nothing is taken: its options are not those of the others
+    for_all = read_config(None, [pair for pair in given.overrides if pair.startswith("method.")]).method
+    if "name" in for_all.model_fields_set:
+        raise ConfigError("-o method.name: expected methods as words behind `compare`, got an option. Leave it out.")
+    first = config.train.seed
+    return Comparison(
+        shared=config,
+        for_all=for_all.options,
+        entries=entries,
+        seeds=tuple(range(first, first + seeds)),
+        metric=metric_of(config.data.task, metric, target),
+        target=target,
+        folder=Path(config.out if "out" in config.model_fields_set else DEFAULT_OUT),
+    )
+
+
+def _command(comparison: Comparison, given: Given) -> str:
+    """The command that was given, but for what decides no figure."""
+    words = ["cutlayer", "compare", *(entry.label for entry in comparison.entries), *given.typed()]
+    words += ["--seeds", str(len(comparison.seeds)), "--metric", comparison.metric.name]
+    return shlex.join(words + ([] if comparison.target is None else ["--target", f"{comparison.target:g}"]))
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    """Says what Ctrl-C leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
+        raise
+
+
+def _tell(results: Results, folder: Path) -> None:
+    from cutlayer.compare.tables import budget_table, target_table
+
+    terminal = console()
+    for shown in (target_table(results), budget_table(results)):
+        if shown is not None:
+            drawn = table(shown.columns[0], numbers=shown.columns[1:])
+            for row in shown.rows:
+                drawn.add_row(*(f"{cell.text} *" if cell.best else cell.text for cell in row))
+            terminal.print(f"{shown.title} (* best)", soft_wrap=True)
+            terminal.print(drawn)
+    terminal.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    terminal.print(f"tables: {folder / 'compare.md'}, figures: {folder / 'compare.json'}", soft_wrap=True)
