@@ -53,6 +53,7 @@ def compare(
     from cutlayer.compare.pool import carry_out, share_out
     from cutlayer.compare.progress import Progress
     from cutlayer.compare.reports import write_reports
+    from cutlayer.fleet.profile import load_fleet
 
     terminal = console()
     with terminal.status("reading the data"):
@@ -63,7 +64,8 @@ def compare(
     with alone(comparison.folder), _interruptible(comparison.folder):
         with Progress(terminal, runs, comparison.metric.name, share.jobs) as display:
             carry_out(runs, display, share)
-        _tell(write_reports(comparison, ingredients.fleet, _command(comparison, given)), comparison.folder)
+        fleet, command = load_fleet(comparison.shared.fleet), _command(comparison, given)
+        _tell(write_reports(comparison, fleet, command), comparison.folder)
 
 
 def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None, target: float | None) -> Comparison:
@@ -80,19 +82,20 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
     from cutlayer.config import read_config
 
     entries, config = parse_entries(methods), given.config()
-    # of the run file's own method nothing is taken: its options are not those of the others
-    for_all = read_config(None, [pair for pair in given.overrides if pair.startswith("method.")]).method
-    if "name" in for_all.model_fields_set:
+    # a run file's own method and folder are not those of the comparison: only what the command line says of them counts
+    said = [pair for pair in given.overrides if pair.startswith(("method.", "out="))]
+    told = read_config(None, said, {key: value for key, value in given.values.items() if key == "out"})
+    if "name" in told.method.model_fields_set:
         raise ConfigError("-o method.name: expected methods as words behind `compare`, got an option. Leave it out.")
     first = config.train.seed
     return Comparison(
         shared=config,
-        for_all=for_all.options,
+        for_all=told.method.options,
         entries=entries,
         seeds=tuple(range(first, first + seeds)),
         metric=metric_of(config.data.task, metric, target),
         target=target,
-        folder=Path(config.out if "out" in config.model_fields_set else DEFAULT_OUT),
+        folder=Path(told.out if "out" in told.model_fields_set else DEFAULT_OUT),
     )
 
 
@@ -121,7 +124,7 @@ def _tell(results: Results, folder: Path) -> None:
         if shown is not None:
             drawn = table(shown.columns[0], numbers=shown.columns[1:])
             for row in shown.rows:
-                drawn.add_row(*(f"{cell.text} *" if cell.best else cell.text for cell in row))
+                drawn.add_row(*(f"{cell.whole} *" if cell.best else cell.whole for cell in row))
             terminal.print(f"{shown.title} (* best)", soft_wrap=True)
             terminal.print(drawn)
     terminal.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -167,5 +167,6 @@ def takes_flags(
     ]
     with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
     parameters = [*shared, *own, *(flag.parameter() for flag in taken)]
+    parameters.sort(key=lambda one: (one.kind, one.default is not inspect.Parameter.empty))  # as Python wants them
     with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return with_flags

@@ -21,6 +21,7 @@ def report_md(results: Results) -> str:
 def _lines(table: Table) -> list[str]:
     ruler = ["---", *["---:"] * (len(table.columns) - 1)]
     rows = [
-        [f"`{label.text}`", *(f"**{c.text}**" if c.best else c.text for c in cells)] for label, *cells in table.rows
+        [f"`{label.text}`", *(f"**{cell.whole}**" if cell.best else cell.whole for cell in cells)]
+        for label, *cells in table.rows
     ]
     return [f"## {table.title}", "", *("| " + " | ".join(cells) + " |" for cells in (table.columns, ruler, *rows)), ""]

@@ -16,7 +16,7 @@ import yaml
 
 from cutlayer.compare.findings import findings
 from cutlayer.compare.results import MethodFigures, Point, Results, Stat
-from cutlayer.compare.tables import NOT_REACHED, NOTHING, Table, budget_table, plain, target_table, whole_bytes
+from cutlayer.compare.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
 from cutlayer.fleet.profile import Fleet
 from cutlayer.report.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
 from cutlayer.report.gantt import gantt_svg
@@ -208,22 +208,27 @@ def _table(table: Table | None, results: Results) -> Iterator[str]:
     yield "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns) + "</tr></thead><tbody>"
     for place, (label, *cells) in enumerate(table.rows):
         row = f'<th scope="row">{_named(place, label.text)}</th>'
-        for cell in cells:
-            kind = "best" if cell.best else "missing" if cell.text in (NOT_REACHED, NOTHING) else ""
-            row += f'<td class="{kind}">{escape(cell.text)}</td>' if kind else f"<td>{escape(cell.text)}</td>"
-        yield f"<tr>{row}</tr>"
+        yield f"<tr>{row}{''.join(map(_cell, cells))}</tr>"
     yield "</tbody></table></div>"
+
+
+def _cell(cell: Cell) -> str:
+    kind = "best" if cell.best else "missing" if cell.text in (NOT_REACHED, NOTHING) else "figure"
+    spread = f"<small>{escape(cell.spread)}</small>" if cell.spread else ""
+    return f'<td class="{kind}"><span>{escape(cell.text)}</span>{spread}</td>'
 
 
 def _memory(results: Results) -> Iterator[str]:
     yield "<h2>Peak memory</h2>"
     yield (
-        '<p class="note">Predicted by the cost model, for the longest batches: the most of any round. Of the devices, '
-        "the one that needs most.</p>"
+        '<p class="note">Predicted by the cost model for the longest batches: the most of any round and any seed. Not '
+        "measured.</p>"
     )
     yield '<div class="memory">'
-    yield from _bars("On the server", [(method.label, method.server_bytes, "") for method in results.methods])
-    yield from _bars("On a device", [(method.label, method.device_bytes, method.device) for method in results.methods])
+    methods = results.methods
+    yield from _bars("On the server", [(method.label, method.server_bytes, "") for method in methods])
+    most = [(method.label, method.device_bytes, method.device) for method in methods]
+    yield from _bars("On the device that needs most", most)
     yield "</div>"
 
 

@@ -16,10 +16,21 @@ NOTHING = "–"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One figure: what it says, and whether no method has a better one."""
+    """One figure.
+
+    Attributes:
+      text: its mean over seeds.
+      spread: `± 1.2 s`; empty where there is one seed or all are alike.
+      best: whether no method has a better one.
+    """
 
     text: str
+    spread: str = ""
     best: bool = False
+
+    @property
+    def whole(self) -> str:
+        return f"{self.text} {self.spread}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +96,6 @@ def budget_table(results: Results) -> Table:
     return _table(f"The whole budget: {train['rounds']} rounds of {train['local_steps']} steps", methods, columns)
 
 
-def with_spread(stat: Stat, say: Callable[[float], str]) -> str:
-    """`12.3 s ± 1.2 s`, without a spread where there is one seed or all are alike."""
-    if stat.mean is None:
-        return NOTHING
-    return f"{say(stat.mean)} ± {say(stat.spread)}" if stat.spread else say(stat.mean)
-
-
 def _metrics(results: Results) -> dict[str, bool]:
     """The metrics of the final evaluation, the compared one first: whether more is better."""
     names = sorted(results.methods[0].final, key=lambda name: (name != results.metric, name == "loss", name))
@@ -128,7 +132,14 @@ def _column(
     stats = [figure(method) for method in methods]
     means = {stat.mean for stat in stats if stat.mean is not None}
     best = (max if more_is_better else min)(means, default=None) if len(means) > 1 else None
-    return [Cell(with_spread(stat, say), best is not None and stat.mean == best) for stat in stats]
+    return [
+        Cell(
+            NOTHING if stat.mean is None else say(stat.mean),
+            f"± {say(stat.spread)}" if stat.spread else "",
+            best is not None and stat.mean == best,
+        )
+        for stat in stats
+    ]
 
 
 def _table(title: str, methods: Sequence[MethodFigures], columns: dict[str, list[Cell]]) -> Table:

@@ -15,7 +15,7 @@ from cutlayer.report import svg
 
 WIDTH, HEIGHT = 460.0, 320.0  # pixels of the viewBox; a page scales it
 TOP, BOTTOM, LEFT = 26.0, 46.0, 50.0
-LETTER, LINE = 6.7, 15.0  # pixels that a letter and a line of text take, since fonts cannot be measured here
+LETTER, LINE = 7.3, 15.0  # pixels that a letter and a line of text take, since fonts cannot be measured here
 MOST_NAME = 0.4  # of the width, for the names at the right
 FAR_APART = 20.0
 """Where the largest is more than so many times the smallest, an axis is logarithmic."""
@@ -164,7 +164,7 @@ def _margin(curves: Sequence[Curve], fractions: Sequence[float]) -> float:
     for _ in range(3):  # a wider margin makes a narrower frame
         frame = WIDTH - LEFT - margin
         behind = zip(curves, fractions, strict=True)
-        margin = max([12.0, *(_length(curve.name) + 10 - (1 - fraction) * frame for curve, fraction in behind)])
+        margin = max([12.0, *(_length(curve.name) + 12 - (1 - fraction) * frame for curve, fraction in behind)])
     return min(margin, MOST_NAME * WIDTH)
 
 
@@ -199,7 +199,7 @@ def _series(picture: Element, index: int, curve: Curve, x: Axis, y: Axis, place:
     SubElement(group, "polyline", {"class": "line", "points": line, "data-first": str(first)})
     end = {"cx": f"{x.at(curve.xs[-1]):.1f}", "cy": f"{y.at(curve.ys[-1]):.1f}", "r": "3.2"}
     SubElement(group, "circle", {"class": "end-point"} | end)
-    most = int((WIDTH - 2 - place[0]) / LETTER)
+    most = round((WIDTH - 2 - place[0]) / LETTER)
     name = curve.name if len(curve.name) <= most else curve.name[: most - 1] + "…"
     _text(group, "name", place[0], place[1] + 4, name)
 
