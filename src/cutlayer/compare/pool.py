@@ -13,6 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.prepare import Ingredients
 from cutlayer.types import DevicePlan
 
+COMMAND = (sys.executable, "-m", "cutlayer.compare.one_run")
 POLL_SECONDS = 0.2
 MARGIN = 1.1
 """Two runs of one shape do not take the same memory to the byte."""
@@ -116,6 +118,7 @@ def carry_out(
                     display.round_done(process.run, row)
                 if over:
                     working.remove(process)
+                    process.close()
                     measured = max(measured, process.peak_bytes)
                     display.ended(process.run, process.problem())
                     if process.problem():
@@ -124,7 +127,7 @@ def carry_out(
                         process.log.unlink()
     finally:
         for process in working:
-            process.stop()
+            process.close()
     if failed:
         kind = ConfigError if all(process.popen.returncode == 2 for process in failed) else CutlayerError
         first = failed[0]
@@ -149,7 +152,7 @@ class _Process:
         number = str(threads)
         with open(self.log, "wb") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "cutlayer.compare.one_run"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -157,8 +160,10 @@ class _Process:
                 start_new_session=True,  # Ctrl-C is for the comparison, which then ends its runs
             )
         assert self.popen.stdin is not None
-        self.popen.stdin.write(run.config.model_dump_json().encode() + b"\n")
-        self.popen.stdin.flush()
+        self._stdin = self.popen.stdin
+        with suppress(BrokenPipeError):
+            self._stdin.write(run.config.model_dump_json().encode() + b"\n")
+            self._stdin.flush()
 
     def look(self) -> None:
         """Asks the kernel what it takes."""
@@ -172,10 +177,12 @@ class _Process:
         lines = self.log.read_text(errors="replace").strip().splitlines() or [f"exit code {self.popen.returncode}."]
         return lines[-1].removeprefix("error: ")
 
-    def stop(self) -> None:
-        """Ends it and waits until it has."""
-        self.popen.kill()  # at any moment: what it committed is whole
+    def close(self) -> None:
+        """Ends it if it has not, at any moment: what it committed is whole."""
+        self.popen.kill()
         self.popen.wait()
+        with suppress(BrokenPipeError):  # its config, where it ended before it read that
+            self._stdin.close()
 
 
 @dataclass(slots=True)
