@@ -53,6 +53,7 @@ def plain(value: float) -> str:
 
 
 def whole_bytes(num_bytes: float) -> str:
+    """A size that may be a mean."""
     return human_bytes(round(num_bytes))
 
 
