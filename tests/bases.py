@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.types import Adapter
+from cutlayer.model.structure import Structure
+from cutlayer.types import Adapter, Kept
 from tiny import LABELS
 
 
@@ -30,3 +32,17 @@ def moved_adapter(base: Base, *, seed: int = 1) -> Adapter:
         name: value + 0.05 * torch.randn(value.shape, generator=generator)
         for name, value in base.initial_adapter(seed=0).items()
     }
+
+
+def some_kept(structure: Structure, seed: int) -> Kept:
+    """Another number of units in every block, never the first ones only."""
+    rng = random.Random(seed)
+
+    def choose(count: int, block: int) -> tuple[int, ...]:
+        return tuple(sorted(rng.sample(range(count), max(1, count - 1 - block % count))))
+
+    heads, channels = structure.counts["heads"], structure.counts["channels"]
+    return Kept(
+        tuple(choose(heads, block) for block in range(structure.num_blocks)),
+        tuple(choose(channels, 7 * block) for block in range(structure.num_blocks)),
+    )

@@ -225,6 +225,7 @@ def play(
             num_tokens=10,
             batch_size=4,
             local_steps=local_steps,
+            rounds=rounds,
             label_counts={} if base.settings.task == "causal-lm" else label_counts_of(streams),
         )
         server = Server(

@@ -12,6 +12,7 @@ import torch
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
+from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.low_rank import factor_names
@@ -40,7 +41,7 @@ FROZEN = {"splitfrozen"}
 above the cut alone, which is no other method's (`methods/test_splitfrozen.py` holds them to it)."""
 PART = [name for name in METHODS if "fraction" in TABLE[name].options]
 """Those in whose rounds a part of the fleet may join."""
-NEUTRAL = {"legend": {"step": 0}}
+NEUTRAL = {"fedspine": {"prune": 0.0, "rank": 8}, "legend": {"step": 0}}
 """Options with which a method of one device is plain training."""
 REFACTORED = {"flexlora"}
 """Those that carry the product B A from round to round and not its factors, which they choose anew."""
@@ -59,8 +60,9 @@ def llama(tiny_model: ModelMaker) -> Base:
 
 
 def open_base(tiny_model: ModelMaker, family: str, task: str) -> Base:
-    labels = LABELS if task == "classification" else 0
-    return Base(ModelSettings(str(tiny_model(family, task)), task, num_labels=labels))  # type: ignore[arg-type]
+    """LoRA on every linear layer: some methods need it, the others do not mind."""
+    labels, lora = LABELS if task == "classification" else 0, LoraSettings(targets=("all-linear",))
+    return Base(ModelSettings(str(tiny_model(family, task)), task, num_labels=labels, lora=lora))  # type: ignore[arg-type]
 
 
 def rates() -> list[float]:

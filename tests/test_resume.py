@@ -79,13 +79,18 @@ def result_of(folder: Path) -> dict[str, Any]:
     ]
     summary = json.loads((folder / "summary.json").read_text())
     return {
-        "adapter": {path.name: path.read_bytes() for path in sorted((folder / "adapter").iterdir())},
+        "adapter": files_in(folder / "adapter"),
+        "pruned": files_in(folder / "pruned"),
         "metrics": without_wall,
         "events": (folder / "events.jsonl").read_bytes(),
         "summary": {key: summary[key] for key in ("metrics", "metrics_before", "totals", "run")},
         "report": (folder / "report.svg").read_bytes(),
         "tensors": (folder / "checkpoint" / "tensors.safetensors").read_bytes(),
     }
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def num_events(folder: Path) -> int:
@@ -127,9 +132,10 @@ def test_stopped_in_the_middle_of_any_round(options: tuple[str, ...], inputs: Pa
 
 @pytest.mark.parametrize("method", sorted(TABLE))
 def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -> None:
-    run(config_for(inputs, tmp_path / "whole", f"method.name={method}"))
+    options = (f"method.name={method}", "lora.targets=[all-linear]")
+    run(config_for(inputs, tmp_path / "whole", *options))
     expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
-    config = config_for(inputs, tmp_path / "stopped", f"method.name={method}")
+    config = config_for(inputs, tmp_path / "stopped", *options)
     with pytest.raises(Stopped):
         run(config, StopAt(events // 2))
     with pytest.raises(Stopped):

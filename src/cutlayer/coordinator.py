@@ -150,6 +150,8 @@ class Coordinator:
                     step_network_seconds=sum(_seconds(in_steps, name, what) for what in ("upload", "download")),
                     saved_flops=tally.saved_flops,
                     saved_bytes=tally.saved_bytes,
+                    prune=device.prune,
+                    change=tally.change,
                 )
             )
         return records

@@ -14,7 +14,7 @@ from typing import Any
 from cutlayer.config import RunConfig
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.device import Device
-from cutlayer.errors import DivergedError, UserError
+from cutlayer.errors import ConfigError, DivergedError, UserError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
@@ -23,6 +23,7 @@ from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
 from cutlayer.model.export import save_adapter
+from cutlayer.model.pruned import save_pruned
 from cutlayer.policies.compress import CompressedLink
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.plan import Known
@@ -36,7 +37,7 @@ from cutlayer.server.checkpoint import Snapshot, load_checkpoint, save_checkpoin
 from cutlayer.server.evaluate import evaluate
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
-from cutlayer.types import Adapter, Event
+from cutlayer.types import Adapter, Event, RoundPlan
 
 STEPS_IN_CHART = 4
 """Of the last round, in report.svg: enough to see who waits for whom."""
@@ -77,12 +78,32 @@ def known_of(ingredients: Ingredients, logbook: Logbook) -> Known:
         seed=train.seed,
         label_counts=ingredients.label_counts,
         base_dropout=ingredients.config.model.base_dropout,
+        rounds=train.rounds,
     )
 
 
 def method_of(config: RunConfig) -> Method:
     """The method that the config names, with its options."""
     return build_method(config.method.name, config.method.options, config.train.seed)
+
+
+def first_plan(ingredients: Ingredients, method: Method, known: Known) -> RoundPlan:
+    """The plan of the first round.
+
+    Raises:
+      BudgetError: A device cannot hold its part.
+      ConfigError: The method's choices contradict each other, or the model, its LoRA or the wire.
+    """
+    plan = method.make_plan(0, known)
+    if any(device.prune or device.score for device in plan.devices):
+        _ = ingredients.base.structure  # raises where this model cannot be pruned
+        adapters = ingredients.config.wire.adapters
+        if adapters != "none":
+            raise ConfigError(
+                f"wire.adapters: expected none where devices prune their models, got {adapters}: packing takes the "
+                "difference to what was broadcast, which is larger. Set wire.adapters=none, or method.prune=0."
+            )
+    return plan
 
 
 def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool = False) -> Outcome:
@@ -98,7 +119,7 @@ def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool
     """
     method, logbook = method_of(ingredients.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
-    plan = method.make_plan(0, known_of(ingredients, logbook))
+    plan = first_plan(ingredients, method, known_of(ingredients, logbook))
     ingredients.base.whole()
     path = Path(ingredients.config.out)
     snapshot = load_checkpoint(path / "checkpoint", ingredients.run_id) if resume else None
@@ -172,6 +193,10 @@ class _Simulation:
             await coordinator.run()
         adapter = self._folder.path / "adapter"
         save_adapter(adapter, self._server.adapter, self._ingredients.base, self._ingredients.card)
+        kept = self._method.structure()
+        if kept is not None:
+            ingredients = self._ingredients
+            save_pruned(self._folder.path / "pruned", self._server.adapter, ingredients.base, ingredients.card, kept)
         return self._finish(adapter, now())
 
     def _build(self) -> None:
@@ -210,7 +235,7 @@ class _Simulation:
         self._display.event(event)
 
     def _evaluate(self, adapter: Adapter) -> dict[str, float]:
-        metrics = evaluate(self._ingredients.base, adapter, self._validation)
+        metrics = evaluate(self._ingredients.base, adapter, self._validation, self._method.structure())
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(
                 f"round {self._logbook.rounds_done}, validation: expected a finite loss, got {metrics['loss']}. "

@@ -61,6 +61,10 @@ class DevicePlan:
     """LoRA rank on each block of the model, 0 for no adapter there; empty for the run's rank on every block."""
     fresh_moments: bool = False
     """Whether AdamW's moments begin anew in this round, on the device and on the server."""
+    prune: float = 0.0
+    """The share of each block's heads and FFN channels that the device has removed by this round, below 1."""
+    score: bool = False
+    """Whether the device scores heads and channels as it trains, for a later round to prune by."""
 
     @property
     def blocks(self) -> frozenset[int] | None:
@@ -82,6 +86,17 @@ class RoundPlan:
 
     def with_each(self, change: Callable[[DevicePlan], DevicePlan]) -> RoundPlan:
         return replace(self, devices=tuple(change(device) for device in self.devices))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The structure of a pruned model: by block, which attention heads and FFN channels are left, in ascending order.
+
+    Heads that share a key and a value (grouped-query attention) go together and count as one.
+    """
+
+    heads: tuple[tuple[int, ...], ...]
+    channels: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +155,8 @@ class StepRecord:
     step_network_seconds: float = 0.0  # of network_seconds: for local steps, without the adapters of a round
     saved_flops: float = 0.0  # that the server's kept activations spared the device
     saved_bytes: int = 0  # of bytes_up, likewise
+    prune: float = 0.0
+    change: float = 0.0  # where it scores its units, Frobenius norm of what the round changed in its LoRA factors
 
 
 @dataclass(slots=True)

@@ -175,6 +175,19 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
         flags("-o", "lora.targets=[q_proj]"),
         ("lora.targets", "attention.self.query", "'q_proj'"),
     ),
+    "pruning what LoRA does not score": (
+        flags("--method", "fedspine"),
+        ("lora.targets", "output.dense", "Set lora.targets=[all-linear]"),
+    ),
+    "pruning what is packed as a difference": (
+        flags("--method", "fedspine", "-o", "lora.targets=[all-linear]", "--compress-adapters", "int8"),
+        ("wire.adapters", "got int8", "method.prune=0"),
+    ),
+    "pruning in one round": (
+        flags("--method", "fedspine", "-o", "lora.targets=[all-linear]", "--rounds", 1),
+        ("train.rounds", "at least 2", "method.prune=0"),
+    ),
+    "pruning everything": (flags("--method", "fedspine", "-o", "method.prune=1.0"), ("method.prune", "below 1")),
     # the config
     "an unknown key": (flags("-o", "train.round=3"), ("flags", "'train.round'", "Did you mean 'rounds'?")),
     "an unknown section": (flags("-o", "trian.rounds=3"), ("'trian'", "Did you mean 'train'?")),

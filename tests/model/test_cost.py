@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bases import moved_adapter, open_base, settings_for
+from cutlayer.model.adapter import LoraSettings
+from cutlayer.model.base import Base
 from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, HEAP_SLACK, TRANSIENTS, CostModel, cost_model
 from cutlayer.model.part import Part, model_inputs
-from cutlayer.types import Cost, DevicePlan
+from cutlayer.types import Cost, DevicePlan, Kept
 from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
@@ -228,3 +230,33 @@ def test_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:
 def test_the_same_settings_are_counted_once(tiny_model: ModelMaker) -> None:
     settings = settings_for(tiny_model("bert", "classification"), "classification")
     assert cost_model(settings) is cost_model(settings_for(tiny_model("bert", "classification"), "classification"))
+
+
+# ------------------------------------------------------------------ pruned
+
+
+@pytest.mark.parametrize("prune", [0.3, 0.5, 0.95])
+@pytest.mark.parametrize("ranks", [(), (2, 2, 2)])
+@pytest.mark.parametrize(("family", "task"), [*CASES, ("phi3", "causal-lm")])
+def test_a_pruned_model_costs_what_it_really_does(
+    family: str, task: str, ranks: tuple[int, ...], prune: float, tiny_model: ModelMaker
+) -> None:
+    """From three structures that are counted, at any: FLOPs and what is held exactly, the transient part from above."""
+    settings = settings_for(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
+    base, batch = Base(settings), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    plan = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks, prune=prune)
+    heads, channels = (tuple(range(1, 1 + left)) for left in base.structure.left(prune))
+    kept = Kept((tuple(head % base.structure.counts["heads"] for head in heads),) * BLOCKS, (channels,) * BLOCKS)
+    adapter = base.structure.slice_all(base.initial_adapter(0, ranks), kept)
+    part = base.pruned(kept)
+    parameters = {name: nn.Parameter(value) for name, value in adapter.items()}
+    part.use(parameters)
+    ahead = measured(part, lambda: part.loss(batch))
+    cost, whole = (cost_model(settings).device(p, SAMPLES, TOKENS) for p in (plan, replace(plan, prune=0.0)))
+    assert (cost.forward_flops, cost.backward_flops) == (ahead.flops, backward_flops(ahead.output, None))
+    memory = fixed_bytes(part, adapter) + HEAP_SLACK * (ahead.kept_bytes + TRANSIENTS * ahead.largest_bytes)
+    assert 0.97 * memory <= cost.memory_bytes <= 1.1 * memory
+    assert cost.forward_flops < whole.forward_flops
+    assert cost.memory_bytes < whole.memory_bytes
+    sent = 4 * sum(value.numel() for value in adapter.values())
+    assert cost_model(settings).device_adapter_bytes(plan) == sent

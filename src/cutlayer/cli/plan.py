@@ -24,13 +24,13 @@ def plan(given: Given) -> None:
     from cutlayer.cli.rehearsal import rehearse
     from cutlayer.coordinator import Logbook
     from cutlayer.prepare import prepare
-    from cutlayer.simulation import known_of, method_of
+    from cutlayer.simulation import first_plan, known_of, method_of
 
     terminal = console()
     with terminal.status("reading the data"):
         ingredients = prepare(config)
         method, known = method_of(config), known_of(ingredients, Logbook())
-        first_round = method.make_plan(0, known)
+        first_round = first_plan(ingredients, method, known)
         num_tokens = typical_tokens(ingredients)
         rehearsed = rehearse(ingredients, method, first_round, num_tokens)
     terminal.print(device_rows(ingredients, known, first_round, num_tokens))

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
-from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.prepare import Ingredients
@@ -144,6 +144,10 @@ class _IdleMachine(ModelledMachine):
             lambda: self._answer(what, peer), what=what, flops=flops, round=round, step=step, peer=peer
         )
         return done
+
+    async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
+        idle = [work._replace(fn=lambda: self._answer(None)) for work in works]
+        return await super().run_in_turn(idle, round=round, step=step)
 
 
 class _AlikeBatches:

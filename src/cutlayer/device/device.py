@@ -5,19 +5,24 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cutlayer.device.pruning import Pruning
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
-from cutlayer.model.part import model_inputs
+from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.types import Adapter, Batch, Costs
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall, Update
+
+PRUNING = "pruning/"
+"""In front of the tensors of a state that are no moments."""
 
 
 class BatchStream(Protocol):
@@ -49,22 +54,30 @@ class Device:
         self.machine = machine
         self._base, self._batches, self._costs, self._settings = base, batches, costs, settings
         self._trainable = Trainable({}, settings.optimizer)
+        self._pruning: Pruning | None = None  # a device that never prunes knows nothing of it
         self._assignment: Assignment | None = None
+        self._before: Adapter = {}  # what it started the round from
         self._batch: Batch | None = None
         self._h_BTD: Tensor | None = None
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
         self._sent: set[int] = set()  # the samples whose activations the server keeps
+        self._change = 0.0  # of its LoRA factors in this round, where it scores
 
     def begin(self, assignment: Assignment) -> None:
-        """Takes the round's adapter and cut."""
-        self._assignment = assignment
-        self._trainable.load(assignment.adapter)
+        """Takes the round's adapter and cut; removes what the plan asks for, of the adapter too."""
+        self._assignment, adapter = assignment, assignment.adapter
+        if assignment.plan.prune or assignment.plan.score or self._pruning:
+            self._pruning = self._pruning or Pruning(self._base)
+            self._pruning.prune(assignment.plan.prune)
+            adapter = self._base.structure.slice_all(adapter, self._pruning.kept)
+        self._trainable.load(adapter)
+        self._before = adapter
         if assignment.plan.fresh_moments or not self._settings.keep_moments:
             self._trainable.load_moments({})
         self._steps = self._samples = self._weight = 0
-        self._loss_sum = 0.0
+        self._loss_sum = self._change = 0.0
         self._busy_before = self.machine.busy_seconds
 
     async def forward(self, step: int) -> Activations:
@@ -139,12 +152,12 @@ class Device:
         """One local step of a device that holds the whole model: forward, loss, backward, adapter step."""
         now = self._now
         batch = self._batches.next(now.plan.batch_size)
-        part = self._base.whole(now.plan.blocks)
         cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
         loss: Tensor | None = None
 
         def forward() -> Tensor:
             nonlocal loss
+            part = self._part()
             part.use(self._trainable.parameters)
             with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, step):
                 loss = part.loss(batch)
@@ -155,7 +168,11 @@ class Device:
             assert loss is not None
             loss.backward()
             loss = None  # while the time of this passes, other devices of this process need the memory of its graph
+            if self._pruning and now.plan.score:
+                self._pruning.observe(self._part(), self._trainable.parameters)
             self._trainable.step(now.learning_rates[step])
+            if now.plan.score:
+                self._change = _lora_distance(self._trainable.values(), self._before)
 
         works = (Work(forward, "forward", cost.forward_flops), Work(backward, "backward", cost.backward_flops))
         value, _ = await self.machine.run_in_turn(works, round=now.round, step=step)
@@ -163,6 +180,11 @@ class Device:
         self._samples += batch.num_samples
         self._weight += batch.weight
         self._loss_sum += float(value) * batch.weight
+
+    def _part(self) -> WholePart:
+        """What the device holds of the whole model."""
+        blocks = self._now.plan.blocks
+        return self._base.pruned(self._pruning.kept, blocks) if self._pruning else self._base.whole(blocks)
 
     def update(self) -> Update:
         """What the device trained in this round."""
@@ -177,17 +199,30 @@ class Device:
             weight=self._weight,
             loss=self._loss_sum / self._weight if self._steps else 0.0,
             busy_seconds=self.machine.busy_seconds - self._busy_before,
+            change=self._change,
+            structure=self._pruning.state() if self._pruning else {},
         )
 
     def state(self) -> tuple[dict[str, Any], Adapter]:
-        """What outlives a round: the data cursor with the samples that the server keeps, and AdamW's moments."""
-        return {**self._batches.state_dict(), "sent": sorted(self._sent)}, self._trainable.moments()
+        """What outlives a round: the data cursor with the samples that the server keeps; AdamW's moments.
+
+        Where the device prunes, its structure and what it scored stand beside the moments.
+        """
+        pruning = self._pruning.state() if self._pruning else {}
+        return {**self._batches.state_dict(), "sent": sorted(self._sent)}, {
+            **self._trainable.moments(),
+            **{f"{PRUNING}{name}": value for name, value in pruning.items()},
+        }
 
     def load_state(self, cursor: dict[str, Any], moments: Mapping[str, Tensor]) -> None:
         """Goes on from a `state`."""
         self._batches.load_state_dict({key: value for key, value in cursor.items() if key != "sent"})
         self._sent = set(cursor["sent"])
-        self._trainable.load_moments(moments)
+        pruning = {name.removeprefix(PRUNING): v for name, v in moments.items() if name.startswith(PRUNING)}
+        if pruning:
+            self._pruning = Pruning(self._base)
+            self._pruning.load_state(pruning)
+        self._trainable.load_moments({name: v for name, v in moments.items() if not name.startswith(PRUNING)})
 
     @property
     def _now(self) -> Assignment:
@@ -198,3 +233,9 @@ class Device:
     def _drops(self) -> bool:
         model = self._base.settings
         return model.base_dropout or model.lora.dropout > 0
+
+
+def _lora_distance(after: Adapter, before: Adapter) -> float:
+    """The Frobenius norm of what changed in the LoRA factors."""
+    squares = [(value - before[name]).double().square().sum() for name, value in after.items() if ".lora_" in name]
+    return math.sqrt(sum(map(float, squares)))

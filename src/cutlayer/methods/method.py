@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.aggregate import Aggregate
 from cutlayer.policies.plan import Known, Planner, make_plan
 from cutlayer.rounds.round import Round
-from cutlayer.types import RoundPlan
+from cutlayer.types import Kept, RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,13 @@ class Method:
       plan: planners, in order: who joins, where each is cut, ...
       round: the shape of the conversation, with its server step.
       aggregate: many adapters to one.
+      structure: what is left of the model that the run trains, after the rounds so far; None for all of it.
     """
 
     plan: tuple[Planner, ...]
     round: Round
     aggregate: Aggregate
+    structure: Callable[[], Kept | None] = lambda: None
 
     def make_plan(self, round: int, known: Known) -> RoundPlan:
         """The plan of a round, on which this round and this aggregate can work.

@@ -49,6 +49,12 @@ ROWS = (
         "the authors' code",
     ),
     MethodRow(
+        "fedspine",
+        "federated on models that shrink: heads and channels pruned; ratio and rank chosen per device by a bandit",
+        "arXiv 2501.02438",
+        "reviews; importance from LoRAPrune's code, bandit from memory, its reward is our reading",
+    ),
+    MethodRow(
         "flexlora",
         "federated, unequal ranks: the products B A averaged and factored anew by SVD to each device's rank",
         "arXiv 2402.11505",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from cutlayer.model.adapter import (
     check_targets,
     find_slots,
     initial_tensor,
+    inside_block,
     peft_targets,
     shape_at_rank,
     target_modules,
@@ -33,7 +35,8 @@ from cutlayer.model.families import family_of
 from cutlayer.model.part import DevicePart, MiddlePart, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
-from cutlayer.types import Adapter, TaskKind
+from cutlayer.model.structure import Structure
+from cutlayer.types import Adapter, Kept, TaskKind
 
 Blocks = frozenset[int] | None
 """Which blocks have an adapter; None for all of them."""
@@ -94,6 +97,7 @@ class Base:
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)
+        self.parameter_names = [name for name, _ in skeleton.named_parameters() if name not in self._ties]
         self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
@@ -104,6 +108,7 @@ class Base:
         self._server_parts: dict[tuple[int, Blocks], ServerPart] = {}
         self._middle_parts: dict[tuple[int, int, Blocks], MiddlePart] = {}
         self._wholes: dict[Blocks, WholePart] = {}
+        self._pruned: tuple[tuple[Kept, Blocks], WholePart] | None = None
 
     def device_part(self, cut: int, blocks: Blocks = None) -> DevicePart:
         """Embeddings and blocks `[0, cut)`; parts that hold the same are one object.
@@ -157,6 +162,44 @@ class Base:
             self._finish(model, key)
             self._wholes[key] = WholePart(model, find_slots(model, self.trained_heads), self.device)
         return self._wholes[key]
+
+    def pruned(self, kept: Kept, blocks: Blocks = None) -> WholePart:
+        """The whole model without the units that are removed: smaller matrices, LoRA of the same sizes.
+
+        What is removed from is copied, and only the last part that was asked for is kept: a process that plays a
+        fleet holds one such copy, not one per device. Use a part before asking for another.
+
+        Args:
+          kept: What is left of each block.
+          blocks: See `device_part`.
+
+        Raises:
+          ConfigError: This model or these LoRA targets cannot be pruned.
+        """
+        if kept == self.structure.everything:
+            return self.whole(blocks)
+        key = (kept, self._adapted(blocks, 0, self.num_blocks))
+        if self._pruned is None or self._pruned[0] != key:
+            self._pruned = None  # before its successor is there
+            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
+            self.structure.shrink(model, kept)
+            self._pool(model)
+            self._finish(model, key[1], kept)
+            self._pruned = key, WholePart(model, find_slots(model, self.trained_heads), self.device)
+        return self._pruned[1]
+
+    @cached_property
+    def structure(self) -> Structure:
+        """What can be removed from the blocks.
+
+        Raises:
+          ConfigError: This model or these LoRA targets cannot be pruned.
+        """
+        skeleton = self._skeleton()
+        structure = Structure(skeleton, self._blocks, self.family)
+        targets = target_modules(skeleton, self._blocks, self.family, self.settings.lora.targets)
+        structure.check_adapted(inside_block(path, self._blocks) for path in targets)
+        return structure
 
     def device_names(self, cut: int, blocks: Blocks = None, *, head: bool = False) -> list[str]:
         """The trainable tensors of blocks `[0, cut)`, of those of `blocks` alone; with `head`, the head's too."""
@@ -252,13 +295,13 @@ class Base:
         pooler = self.family.pooler
         if pooler is None or self.pooling != "pooler":
             return self.family.head
-        prefix = _model_class(self.settings.task)._model_mapping[type(self.config)].base_model_prefix
+        prefix = model_class(self.settings.task)._model_mapping[type(self.config)].base_model_prefix
         return (f"{prefix}.{pooler}", *self.family.head)
 
     def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
         with torch.device("meta"), _from_config_json(self.settings.name):
-            model = _model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
+            model = model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
         _rebuild_buffers(model, self.device)
         if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
             model.activation_checkpointing_enable()
@@ -272,19 +315,19 @@ class Base:
     def _backbone(self, model: Any) -> Any:
         return getattr(model, model.base_model_prefix)
 
-    def _finish(self, model: Any, blocks: frozenset[int]) -> None:
+    def _finish(self, model: Any, blocks: frozenset[int], kept: Kept | None = None) -> None:
         """Attaches LoRA to these blocks, assigns the frozen tensors, freezes, and sets the modes."""
         modules = target_modules(model, self._blocks, self.family, self.settings.lora.targets)
         attach_lora(model, [path for path in modules if self.block_of(f"{PREFIX}{path}") in blocks], self.settings.lora)
         model.requires_grad_(False)
         if self.device.type != "meta":
-            self._assign(model)
+            self._assign(model, kept)
         for name in self.trained_heads:
             if self.dtype is not torch.float32 and _has_parameters(model, name):
                 model.get_submodule(name).register_forward_pre_hook(_to_fp32)
         model.train()
 
-    def _assign(self, model: nn.Module) -> None:
+    def _assign(self, model: nn.Module, kept: Kept | None) -> None:
         trained = {slot.name for slot in find_slots(model, self.trained_heads)}
         for path, parameter in list(model.named_parameters(remove_duplicate=False)):
             if PREFIX + path.replace(".default.", ".") in trained:
@@ -292,6 +335,8 @@ class Base:
             owner, _, attribute = path.rpartition(".")
             stored = path.replace(".base_layer.", ".")
             tensor = self.weights.get(self._ties.get(stored, stored))
+            if kept is not None:
+                tensor = self.structure.slice(stored, tensor, kept)
             if tensor.shape != parameter.shape:
                 raise ModelError(
                     f"model {self.settings.name}: expected {stored} of shape {tuple(parameter.shape)}, got "
@@ -318,7 +363,8 @@ def _from_config_json(name: str) -> Iterator[None]:
         ) from error
 
 
-def _model_class(task: TaskKind) -> Any:
+def model_class(task: TaskKind) -> Any:
+    """The class that makes the task model of any config."""
     return AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
 
 

@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from cutlayer.model.base import Base, Blocks, ModelSettings
 from cutlayer.model.part import DevicePart, Part, ServerPart, WholePart
-from cutlayer.types import Batch, Cost, DevicePlan
+from cutlayer.model.structure import Left
+from cutlayer.types import Batch, Cost, DevicePlan, Kept
 
 PROBE_LENGTHS = (16, 32, 48)
 PROBE_SAMPLES = 2
@@ -48,11 +49,13 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a machine holds: device-side, server-side or the whole, its cut, and the rank on every block."""
+    """What a machine holds: device-side, server-side or the whole, its cut, the rank on every block, and, of a whole
+    that is pruned, how many heads and channels are left in every block."""
 
     kind: str
     cut: int
     ranks: tuple[int, ...]
+    left: Left | None = None
 
     @property
     def blocks(self) -> Blocks:
@@ -75,7 +78,7 @@ class CostModel:
 
     def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
-        held = Held("whole" if plan.head else "device", plan.cut, plan.ranks)
+        held = Held("whole" if plan.head else "device", plan.cut, plan.ranks, self._left(plan))
         return self._cost(held, num_samples, num_tokens)
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
@@ -89,23 +92,27 @@ class CostModel:
 
     @cache  # noqa: B019  (one cost model per process; what is held and batch shapes are few, and every step asks)
     def _cost(self, held: Held, num_samples: int, num_tokens: int) -> Cost:
-        per_sample = self._coefficients(held) @ np.array([1.0, num_tokens, num_tokens**2])
+        corners = self._corners(held)
+        coefficients = sum(share * self._coefficients(corner) for share, corner in corners)
+        per_sample = coefficients @ np.array([1.0, num_tokens, num_tokens**2])
         forward, backward, kept, largest = np.rint(per_sample * num_samples)
-        memory = self._fixed_bytes(held) + HEAP_SLACK * (kept + TRANSIENTS * largest)
+        fixed = round(sum(share * self._fixed_bytes(corner) for share, corner in corners))
+        memory = fixed + HEAP_SLACK * (kept + TRANSIENTS * largest)
         return Cost(float(forward), float(backward), int(memory))
 
     def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
         """The activations that cross the cut, one way, in the run's dtype."""
         return num_samples * num_tokens * self.hidden_size * self._base.dtype.itemsize
 
-    def adapter_bytes(self, names: Iterable[str], ranks: tuple[int, ...] = ()) -> int:
-        """The fp32 tensors that go by these names, at these ranks."""
-        shapes = self._base.shapes_of(ranks)
+    def adapter_bytes(self, names: Iterable[str], ranks: tuple[int, ...] = (), left: Left | None = None) -> int:
+        """The fp32 tensors that go by these names, at these ranks, of what is left."""
+        shapes = self._shapes(ranks, left)
         return 4 * sum(int(np.prod(shapes[name])) for name in names)
 
     def device_adapter_bytes(self, plan: DevicePlan) -> int:
         """The adapter that the device trains, as it is sent."""
-        return self.adapter_bytes(self._base.device_names(plan.cut, plan.blocks, head=plan.head), plan.ranks)
+        names = self._base.device_names(plan.cut, plan.blocks, head=plan.head)
+        return self.adapter_bytes(names, plan.ranks, self._left(plan))
 
     def adapters_on_device(self, plan: DevicePlan) -> int:
         """Number of LoRA layers that a device trains."""
@@ -132,7 +139,35 @@ class CostModel:
             return self._faked(self._base.device_part(held.cut, held.blocks))
         if held.kind == "server":
             return self._faked(self._base.server_part(held.cut, held.blocks))
-        return self._faked(self._base.whole(held.blocks))
+        if held.left is None:
+            return self._faked(self._base.whole(held.blocks))
+        heads, channels = (tuple(range(units)) for units in held.left)
+        kept = Kept((heads,) * self.num_blocks, (channels,) * self.num_blocks)
+        return self._faked(self._base.pruned(kept, held.blocks))
+
+    def _left(self, plan: DevicePlan) -> Left | None:
+        """What is left of every block; None for all of it."""
+        return self._base.structure.left(plan.prune) if plan.prune else None
+
+    def _shapes(self, ranks: tuple[int, ...], left: Left | None) -> dict[str, tuple[int, ...]]:
+        shapes = self._base.shapes_of(ranks)
+        if left is None:
+            return shapes
+        return {name: self._base.structure.shape(name, shape, left) for name, shape in shapes.items()}
+
+    def _corners(self, held: Held) -> list[tuple[float, Held]]:
+        """Structures to count instead of a pruned one, and how much of each makes it.
+
+        All that a step costs is linear in the heads of the blocks and in their channels, so the whole, the fewest
+        heads and the fewest channels say it all: FLOPs and fixed bytes exactly. The largest tensor is a maximum of
+        such lines, of which this is an upper bound.
+        """
+        if held.left is None:
+            return [(1.0, held)]
+        most = self._base.structure.left(0.0)
+        heads, channels = ((n - left) / max(1, n - 1) for n, left in zip(most, held.left, strict=True))
+        fewest = (replace(held, left=(1, most[1])), replace(held, left=(most[0], 1)))
+        return [(1 - heads - channels, replace(held, left=None)), (heads, fewest[0]), (channels, fewest[1])]
 
     @cache  # noqa: B019
     def _faked(self, part: Part) -> Part:
@@ -147,7 +182,7 @@ class CostModel:
     def _coefficients(self, held: Held) -> np.ndarray:
         """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
         part = self._part(held)
-        coefficients = self._fit(part, self._probe(part, held), held.ranks)
+        coefficients = self._fit(part, self._probe(part, held), self._shapes(held.ranks, held.left))
         settings = self._settings
         recomputes = settings.checkpoint_device if held.kind == "device" else settings.checkpoint_server
         blocks = {"device": held.cut, "server": self.num_blocks - held.cut, "whole": self.num_blocks}[held.kind]
@@ -176,9 +211,8 @@ class CostModel:
 
         return step
 
-    def _fit(self, part: Part, step: Callable[[int], Counts], ranks: tuple[int, ...]) -> np.ndarray:
+    def _fit(self, part: Part, step: Callable[[int], Counts], shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
         """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
-        shapes = self._base.shapes_of(ranks)
         with self._fake:
             part.use({name: nn.Parameter(torch.empty(shapes[name])) for name in part.names})
             counts = [step(length) for length in PROBE_LENGTHS]
@@ -190,7 +224,7 @@ class CostModel:
     @cache  # noqa: B019
     def _fixed_bytes(self, held: Held) -> int:
         """Frozen weights, and the trainable tensors with gradient and moments."""
-        part, shapes = self._part(held), self._base.shapes_of(held.ranks)
+        part, shapes = self._part(held), self._shapes(held.ranks, held.left)
         trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
         frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
         return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(shapes[name])) for name in part.names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ NOTE = """# A LoRA adapter made by cutlayer
 
 Base model: `{base}`. {how}
 """
+BESIDE = ".."
 PLAIN = "Plain PEFT loads it: `PeftModel.from_pretrained(base, FOLDER)`."
 POOLED = (
     "The classifier reads the `{pooling}` of the last hidden states, which plain transformers does not compute for "
@@ -45,7 +46,7 @@ class AdapterCard:
     """What an adapter was trained for.
 
     Attributes:
-      base: the base model's name as the run gave it.
+      base: the base model's name as the run gave it; `..` for a model in whose folder the adapter's folder is.
       task: classification or causal-lm.
       labels: class names in the order of their ids; empty for causal LM.
       pooling: how a sentence became a vector.
@@ -65,6 +66,11 @@ class AdapterCard:
 
 def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard) -> None:
     """Writes a PEFT folder, whole or not at all."""
+    write_folder_atomically(folder, lambda temporary: fill_adapter(temporary, adapter, base, card))
+
+
+def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard) -> None:
+    """Puts the files of a PEFT folder into `folder`, which is there."""
     settings = base.settings
     ranks = {_module(name): tensor.shape[0] for name, tensor in adapter.items() if ".lora_A." in name}
     rank = max(ranks.values(), default=settings.lora.rank)
@@ -82,20 +88,16 @@ def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         modules_to_save=[name.rpartition(".")[2] for name in base.trained_heads] or None,
         fan_in_fan_out=base.family.name == "gpt2",
         task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
-        base_model_name_or_path=base.files.location,
+        base_model_name_or_path=None if card.base == BESIDE else base.files.location,
         inference_mode=True,
     )
     plain = settings.task != "classification" or base.pooling == base.family.poolings[0]
     note = NOTE.format(base=card.base, how=PLAIN if plain else POOLED.format(pooling=base.pooling))
-
-    def fill(temporary: Path) -> None:
-        tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
-        (temporary / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
-        (temporary / "adapter_config.json").write_text(_json(config.to_dict()))
-        (temporary / "cutlayer.json").write_text(_json(asdict(card)))
-        (temporary / "README.md").write_text(note)
-
-    write_folder_atomically(folder, fill)
+    tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
+    (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+    (folder / "adapter_config.json").write_text(_json(config.to_dict()))
+    (folder / "cutlayer.json").write_text(_json(asdict(card)))
+    (folder / "README.md").write_text(note)
 
 
 def _module(name: str) -> str:
@@ -122,9 +124,10 @@ def read_card(folder: Path) -> AdapterCard:
         )
     try:
         values = json.loads(path.read_text())
-        return AdapterCard(**{**values, "labels": tuple(values["labels"])})
+        card = AdapterCard(**{**values, "labels": tuple(values["labels"])})
     except (ValueError, TypeError, KeyError) as error:
         raise AdapterError(f"{path}: expected the card of an adapter, got {error}. Export the run again.") from error
+    return replace(card, base=str(folder.resolve().parent)) if card.base == BESIDE else card
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:

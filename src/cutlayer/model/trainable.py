@@ -60,8 +60,8 @@ class Trainable:
         self.load(adapter)
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
-        """Takes these values. Moments are kept for names that stay, begin anew for names that come."""
-        if adapter.keys() == self.parameters.keys():
+        """Takes these values. Moments are kept for tensors that stay, begin anew for new names and new shapes."""
+        if _shapes(adapter) == _shapes(self.parameters):
             with torch.no_grad():
                 for name, value in adapter.items():
                     self.parameters[name].copy_(value)
@@ -121,7 +121,11 @@ class Trainable:
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{name}#{key}" in self._moments
                 }
-                if state:
+                if state and state["exp_avg"].shape == parameter.shape:
                     self._optimizer.state[parameter] = state
             self._moments = {}
         return self._optimizer
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

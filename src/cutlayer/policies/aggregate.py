@@ -8,7 +8,7 @@ trained it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import Term
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,16 @@ class Contribution:
     Attributes:
       adapter: values by global name.
       weights: by the same names, the loss normaliser (samples, or target tokens) that was trained into each.
+      where: of tensors that hold a part of the full one: the axis, and which positions along it they hold.
+      kept: the structure of a pruned model.
+      importance: of its units, by `<block>.heads` and `<block>.channels`, 0 for those it never had a gradient of.
     """
 
     adapter: Adapter
     weights: Mapping[str, float]
+    where: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
+    kept: Kept | None = None
+    importance: Adapter = field(default_factory=dict)
 
 
 def terms_of(contributions: Sequence[Contribution], b: str, a: str) -> list[Term]:

@@ -28,6 +28,7 @@ class Known:
         round, and learns from the history, so a resumed run plans as the stopped one would have.
       label_counts: by device, its samples of each class; empty where there are no classes (causal LM).
       base_dropout: whether the base model's own dropout is on.
+      rounds: of the whole run.
     """
 
     fleet: Fleet
@@ -40,6 +41,7 @@ class Known:
     seed: int = 0
     label_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_dropout: bool = False
+    rounds: int = 1
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)

@@ -8,16 +8,25 @@ import torch
 
 from cutlayer.model.base import Base
 from cutlayer.report.metrics import ClassificationMetrics, LanguageMetrics
-from cutlayer.types import Adapter, Batch
+from cutlayer.types import Adapter, Batch, Kept
 
 
-def evaluate(base: Base, adapter: Adapter, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(base: Base, adapter: Adapter, batches: Iterable[Batch], kept: Kept | None = None) -> dict[str, float]:
     """Runs the whole model with this adapter over the batches, dropout off.
+
+    Args:
+      base: the model.
+      adapter: its full adapter.
+      batches: what to judge by.
+      kept: of a pruned model, what is left; the adapter's part for it is taken.
 
     Returns:
       `accuracy`, `macro_f1`, `loss` for classification; `loss`, `perplexity`, `tokens` for causal LM.
     """
-    part = base.whole(base.blocks_in(adapter))
+    if kept is None:
+        part = base.whole(base.blocks_in(adapter))
+    else:
+        part, adapter = base.pruned(kept, base.blocks_in(adapter)), base.structure.slice_all(adapter, kept)
     part.use(adapter)
     classification = base.settings.task == "classification"
     classes, language = ClassificationMetrics(max(1, base.settings.num_labels)), LanguageMetrics()

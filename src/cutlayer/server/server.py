@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Tally:
     loss_sum: float = 0.0  # sum of batch losses times their weights
     saved_flops: float = 0.0  # of a device that need not compute what the server keeps
     saved_bytes: int = 0  # of activations that it need not send
+    change: float = 0.0  # norm of what its LoRA factors changed by
 
     @property
     def loss(self) -> float:
@@ -303,6 +305,7 @@ class Server:
         self.open.updates[update.device] = update
         tally = self._tallies[update.device]
         tally.samples += update.samples
+        tally.change = update.change
         if update.steps:  # the server saw none of these losses
             tally.steps += update.steps
             tally.weight += update.weight
@@ -332,12 +335,25 @@ class Server:
                 adapter = {**adapter, **(own.values() if own else {})}
             else:
                 served.setdefault(owner, []).append((device, weight))
-            result.append(Contribution(adapter, dict.fromkeys(adapter, weight)))
+            result.append(Contribution(adapter, dict.fromkeys(adapter, weight), **self._structure(update)))
         for owner, devices in sorted(served.items()):
             adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
             result.append(Contribution(adapter, weights))
         return result
+
+    def _structure(self, update: Update) -> dict[str, Any]:
+        """Where the tensors of a pruned device lie in the full ones, and what it says of its units."""
+        if not update.structure:
+            return {}
+        structure = self.base.structure
+        kept, importance = structure.from_tensors(update.structure, update.device)
+        places = {name: structure.where(name, kept) for name in update.adapter}
+        return {
+            "where": {name: place for name, place in places.items() if place is not None},
+            "kept": kept,
+            "importance": importance,
+        }
 
     def _on_server(self, name: str, cut: int) -> bool:
         block = self.base.block_of(name)

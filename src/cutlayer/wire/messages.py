@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -125,6 +125,9 @@ class Update:
       weight: sum of its batches' weights.
       loss: mean loss of those steps, weighted by the batches' weights; not finite when training diverged.
       busy_seconds: time that the device computed in this round; virtual in simulation.
+      change: where the device scores its units, the Frobenius norm of what the round changed in its LoRA factors.
+      structure: where the device prunes, what is left of its model and the importance of its units
+        (`model/structure.py`); its adapter then has what is left of each factor.
     """
 
     run: str
@@ -136,6 +139,8 @@ class Update:
     weight: int
     loss: float
     busy_seconds: float
+    change: float = 0.0
+    structure: Adapter = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
