@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -146,7 +147,7 @@ class _IdleMachine(ModelledMachine):
         return done
 
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
-        idle = [work._replace(fn=lambda: self._answer(None)) for work in works]
+        idle = [work._replace(fn=partial(self._answer, work.what, None)) for work in works]
         return await super().run_in_turn(idle, round=round, step=step)
 
 
