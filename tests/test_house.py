@@ -33,7 +33,6 @@ NOUNS = {"types", "files", "errors"}
 TESTED_IN = {
     "__init__.py": "test_init.py",
     "coordinator.py": "test_every_method.py",  # whole runs
-    "prepare.py": "cli/test_bad_input.py",  # what it refuses
     "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
