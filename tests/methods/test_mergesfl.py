@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D hidden size at the cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,16 @@ def test_the_second_round_has_batches_by_measured_speed(tiny_model: ModelMaker) 
     played = run(base_of(tiny_model, "bert"), d_max=12)
     sizes = [{r.device: r.batch_size for r in played.logbook.history.records if r.round == n} for n in (0, 1)]
     assert set(sizes[0].values()) == {4}, "nothing is measured yet: the run's batch size"
+    for record in played.logbook.history.records:
+        crossing = [
+            event.end_seconds - event.start_seconds
+            for event in played.events
+            if event.who == record.device and event.round == record.round and event.step is not None
+            if event.what in ("upload", "download")
+        ]
+        assert len(crossing) == 2 * 2
+        assert record.step_network_seconds == pytest.approx(sum(crossing)), "of steps, not of adapters"
+        assert record.step_network_seconds < record.network_seconds
     seconds = {
         r.device: (r.busy_seconds + r.step_network_seconds) / r.samples
         for r in played.logbook.history.records
@@ -372,3 +383,15 @@ def test_speed_gives_nobody_more_than_it_holds() -> None:
     known.history.records.extend((quick, slow))
     plan = build_method("mergesfl", {"d_max": 32}, seed=0).make_plan(1, known)
     assert [device.batch_size for device in plan.devices] == [16, 8]
+
+
+def test_a_cohort_uses_all_that_the_server_takes_in() -> None:
+    """One device of those whose batch the server takes in; then its batch grows to all that the server takes in."""
+    known = replace(known_of(6), label_counts={f"device-{i}": (10, 10) for i in range(6)})
+    for index in range(6):
+        known.history.records.append(StepRecord(0, f"device-{index}", 1, 4, 4, 1.0, 1.0 + index, 0, 0, 0, 0))
+    mbit = 24 * known.costs.activation_bytes(1, known.num_tokens) * 8 / 1e6
+    options = {"fraction": 0.17, "ingress_mbit": mbit, "d_max": 32}
+    [alone] = build_method("mergesfl", options, seed=0).make_plan(1, known).devices
+    assert alone.device != "device-0", "32 samples are too many"
+    assert alone.batch_size == 24

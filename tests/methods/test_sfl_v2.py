@@ -23,12 +23,12 @@ def bert(tiny_model: ModelMaker) -> Base:
     return open_base(tiny_model("bert", "classification"), "classification")
 
 
-def played(base: Base, seed: int) -> Played:
+def played(base: Base, seed: int, samples: Callable[[int], int] = lambda index: 3) -> Played:
     """Equal devices, so that all arrive at once and any order is open."""
     fleet = fleet_of(5)
     alike = [fleet.devices[0].model_copy(update={"name": device.name}) for device in fleet.devices]
     fleet = fleet.model_copy(update={"devices": tuple(alike)})
-    streams = streams_for(fleet, "classification", steps=2, samples=lambda index: 3)
+    streams = streams_for(fleet, "classification", steps=2, samples=samples)
     return play(base, build_method("sfl_v2", {"cut": 2}, seed=seed), fleet, streams, rounds=1, local_steps=2)
 
 
@@ -44,7 +44,7 @@ def test_the_order_is_drawn(bert: Base) -> None:
 
 
 def test_one_server_adapter_and_the_plain_mean_of_the_device_sides(bert: Base) -> None:
-    run = played(bert, 0)
+    run = played(bert, 0, samples=lambda index: 2 + index)
     *devices, server = run.contributions[0]
     assert SHARED == "*"
     assert set(server.adapter) == set(bert.server_names(2))
