@@ -16,11 +16,11 @@ MergeSFL: Split Federated Learning with Feature Merging and Batch Size Regulatio
 
 Certain, from the code: the training loop, tau iterations a round (42 there; here train.local_steps), labels with the
 features. The control module is not in the public code, which draws devices at random and gives each 64 samples
-(select=random, batch=fixed): its formulas are recalled, and where they are not known (weight of the priority, tuning of
-d_i, a second's worth of ingress as the budget) ours (docs/decisions/0012-merged-batches.md). The code trains all weights
-by SGD and makes a new optimizer every round; here it is LoRA and AdamW, whose steps the factor D / d_i hardly changes,
-and train.keep_moments=false begins anew. For causal LM a device counts by its target tokens. Features are joined along
-the batch, padded to the longest text.
+(select=random, batch=fixed): its formulas are recalled, and where they are not known (weight of the priority, tuning
+of d_i, a second's worth of ingress as the budget) ours (docs/decisions/0012-merged-batches.md). The code trains all
+weights by SGD and makes a new optimizer every round; here it is LoRA and AdamW, whose steps the factor D / d_i hardly
+changes, and train.keep_moments=false begins anew. For causal LM a device counts by its target tokens. Features are
+joined along the batch, padded to the longest text.
 """
 
 from __future__ import annotations
