@@ -35,7 +35,7 @@ format: .venv/dev.stamp  ## format, and fix what lint can fix
 	$(BIN)/ruff format .
 
 bench: .venv/dev.stamp  ## every benchmark, one table each
-	for script in benchmarks/overhead.py benchmarks/memory.py benchmarks/schedule.py benchmarks/scale.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/overhead.py benchmarks/memory.py benchmarks/pipeline.py benchmarks/schedule.py benchmarks/scale.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove .venv, caches and the demo's run
 	rm -rf .venv runs/demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,10 +25,15 @@ def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str,
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.1"])
-@pytest.mark.parametrize("method", ["memsfl", "fedlora"])
+@pytest.mark.parametrize("method", ["memsfl", "fedlora", "splitfrozen"])
 def test_and_so_does_one_that_is_compressed(method: str, codec: str, world: World) -> None:
     packed = [part for role in ("activations", "gradients", "adapters") for part in (f"--compress-{role}", codec)]
     rehearsed_is_played(world, "classification", method, *packed)
+
+
+def test_and_so_does_one_in_which_activations_are_lifted(world: World) -> None:
+    """One device lends a block, the other two: the server runs the second block for the first device."""
+    rehearsed_is_played(world, "classification", "splitfrozen", "-o", "method.deepest=2")
 
 
 def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> None:

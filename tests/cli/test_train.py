@@ -45,6 +45,17 @@ def test_it_ends_with_the_devices_the_metrics_and_the_adapter(world: World) -> N
     assert lines[-2:] == [f"adapter: {world.out / 'adapter'}", f"run folder: {world.out}"]
 
 
+def test_what_kept_activations_save_is_said_and_they_are_gone_at_the_end(world: World) -> None:
+    ran = run("train", *world.classification(), "--method", "splitfrozen", "--local-steps", 30)
+    assert (ran.code, ran.err) == (0, "")
+    assert re.search(r"^kept activations saved \S+ GFLOP on devices and \S+ \S?i?B up$", ran.out, re.MULTILINE)
+    summary = json.loads((world.out / "summary.json").read_text())
+    devices = [device for row in rows(world.out / "metrics.jsonl") for device in row["devices"].values()]  # type: ignore[attr-defined]
+    assert summary["totals"]["saved_bytes"] == sum(device["saved_bytes"] for device in devices) > 0
+    assert summary["totals"]["saved_flops"] == sum(device["saved_flops"] for device in devices) > 0
+    assert not (world.out / "scratch").exists()
+
+
 def test_quiet_prints_the_adapters_path_only(world: World) -> None:
     ran = run("train", *world.classification(), "--quiet")
     assert (ran.code, ran.out, ran.err) == (0, f"{world.out / 'adapter'}\n", "")

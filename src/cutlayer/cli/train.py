@@ -75,6 +75,7 @@ def _interruptible(out: Path) -> Iterator[None]:
 
 def _tell(outcome: Outcome) -> None:
     from cutlayer.report.devices import device_table
+    from cutlayer.report.human import human_bytes
 
     terminal = console()
     terminal.print(device_table(outcome.devices))
@@ -84,5 +85,9 @@ def _tell(outcome: Outcome) -> None:
         if name != "tokens"  # of the validation set: the same before and after
     ]
     terminal.print(", ".join(changes), soft_wrap=True)
+    saved = outcome.summary["totals"]
+    if saved["saved_bytes"]:
+        work, sent = f"{saved['saved_flops'] / 1e9:.3g} GFLOP", human_bytes(saved["saved_bytes"])
+        terminal.print(f"kept activations saved {work} on devices and {sent} up", soft_wrap=True)
     terminal.print(f"adapter: {outcome.adapter}", soft_wrap=True)
     terminal.print(f"run folder: {outcome.folder}", soft_wrap=True)
