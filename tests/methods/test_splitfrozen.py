@@ -402,6 +402,7 @@ def test_dropout_without_the_cache_repeats_by_seed(tiny_model: ModelMaker) -> No
     [
         ({"cut": BLOCKS}, r"method\.cut: expected at most 2.*got 3"),
         ({"deepest": BLOCKS}, r"method\.cut: expected at most 2.*got 3"),
+        ({"cut": 2, "stages": 2}, r"method\.cut: expected at most 1.*each of 2 stages, got 2"),
         ({"deepest": 1, "least": 2}, r"method\.least: expected 0 to method\.deepest, 1, got 2"),
     ],
     ids=str,

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from bases import moved_adapter, open_base
-from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.server.schedule import schedule
@@ -116,9 +115,3 @@ def test_blocks_are_spread_over_stages(tiny_model: ModelMaker) -> None:
     assert held == [{0, 1}, {2}]
     assert not any(base.block_of(name) is None for name in stages._parts[0].names)
     Stages(base, BLOCKS, None)  # the head alone
-
-
-def test_more_stages_than_blocks_are_refused(tiny_model: ModelMaker) -> None:
-    base = open_base(tiny_model("bert", "classification"), "classification")
-    with pytest.raises(ConfigError, match=r"method\.stages: expected at most 2, .* got 3"):
-        Stages(base, 1, None, stages=3)

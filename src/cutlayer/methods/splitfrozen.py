@@ -41,7 +41,7 @@ def splitfrozen(
     window: int | None = None,
     server_batch: int | None = None,
     cache: bool = True,
-    cache_mib: int = 1024,
+    cache_mib: int = 256,
     cache_dtype: str = "fp32",
     stages: int = 1,
     micro_batches: int = 1,
@@ -68,7 +68,7 @@ def splitfrozen(
         plan=(
             everyone(),
             cut_by_capacity(deepest=deepest, least=least) if cut is None else cut_at(cut, trains=False),
-            ranks_above_deepest_cut(),
+            ranks_above_deepest_cut(least=stages),
             *((activations_repeat(),) if cache else ()),
         ),
         round=stream(

@@ -62,19 +62,22 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
     return planner
 
 
-def ranks_above_deepest_cut() -> Planner:
+def ranks_above_deepest_cut(*, least: int = 1) -> Planner:
     """The run's rank on the blocks that no device holds, no adapter on the others: devices then only run forward.
 
+    Args:
+      least: The fewest blocks that must be left to the server, one for each of its stages.
+
     Raises (when planning):
-      ConfigError: Some device holds every block, so that nothing is left to train.
+      ConfigError: Fewer are left.
     """
 
     def planner(plan: RoundPlan, known: Known) -> RoundPlan:
         deepest = max(device.cut for device in plan.devices)
-        if deepest >= known.costs.num_blocks:
+        if known.costs.num_blocks - deepest < least:
             raise ConfigError(
-                f"method.cut: expected at most {known.costs.num_blocks - 1}, which leaves the server a block to train, "
-                f"got {deepest}. Lower method.cut or method.deepest."
+                f"method.cut: expected at most {known.costs.num_blocks - least}, which leaves the server a block to "
+                f"train for each of {least} stages, got {deepest}. Lower method.cut, method.deepest or method.stages."
             )
         ranks = tuple(known.rank if block >= deepest else 0 for block in range(known.costs.num_blocks))
 

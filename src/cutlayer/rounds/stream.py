@@ -46,14 +46,15 @@ def stream(
     window: int | None = None,
     server_batch: int | None = None,
     cache: bool = True,
-    cache_mib: int = 1024,
+    cache_mib: int = 256,
     cache_dtype: str = "fp32",
     stages: int = 1,
     micro_batches: int = 1,
     decomposed: bool = False,
     seed: int = 0,
 ) -> Round:
-    """Builds the stream. Its plan must leave the devices nothing to train (`policies.ranks.ranks_above_deepest_cut`).
+    """Builds the stream. Its plan must leave the devices nothing to train, and the server a block for every stage
+    (`policies.ranks.ranks_above_deepest_cut`).
 
     Args:
       window: Samples in the shuffle buffer; None for one batch of every device of the round.
@@ -132,8 +133,7 @@ class _Stream:
         return server.contributions()
 
     async def _train(self, server: Server, plan: RoundPlan, deepest: int, arrived: Mapping[str, Queue]) -> None:
-        """Trains on mixed batches as soon as there are any. Every place of the learning rate's schedule is that of as
-        many server steps as there are devices, where both batches are of one size."""
+        """Trains on mixed batches as soon as there are any, through the round's part of the learning rates once."""
         devices = sorted(plan.devices, key=lambda device: device.device)
         batch_size = self._server_batch or max(device.batch_size for device in devices)
         window = self._window or sum(device.batch_size for device in devices)
@@ -160,11 +160,12 @@ class _Stream:
         return self._cache
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
-        """One model, one adapter and one step, the cache, and at worst everything that a round sends."""
-        deepest = max(plan.devices, key=lambda device: device.cut)
+        """One model from the shallowest cut, one step, the cache, and at worst everything that a round sends."""
+        shallowest = min(plan.devices, key=lambda device: device.cut)
         batch_size = self._server_batch or max(device.batch_size for device in plan.devices)
         sent = sum(costs.activation_bytes(d.batch_size, num_tokens) * d.local_steps for d in plan.devices)
-        return costs.server(deepest, batch_size, num_tokens).memory_bytes + sent + (self._kept[0] if self._kept else 0)
+        kept = self._kept[0] if self._kept else 0
+        return costs.server(shallowest, batch_size, num_tokens).memory_bytes + sent + kept
 
     def state_dict(self) -> dict[str, Any]:
         return self._resumed if self._cache is None else self._cache.state_dict()
@@ -183,7 +184,7 @@ async def _listen(
             samples = cache.recall(message)
         elif isinstance(message, Activations) and message.step == step:
             samples = one_by_one(await server.lift(message, deepest))
-            if cache is not None:
+            if cache is not None and message.rows_B is not None:
                 cache.keep(samples)
         else:
             raise unexpected(device.device, f"Activations of step {step}", message)

@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base, Blocks
 from cutlayer.model.part import MiddlePart, Part, ServerPart
 from cutlayer.server.samples import weight_of
@@ -52,20 +51,13 @@ class Stages:
       stages: How many there are, at most one per block.
       micro_batches: Into how many a batch is divided. The loss is the whole batch's; above 1, sums round differently.
       decomposed: Whether the backward pass is done in two pieces.
-
-    Raises:
-      ConfigError: More stages than blocks above the cut.
     """
 
     def __init__(
         self, base: Base, cut: int, blocks: Blocks, *, stages: int = 1, micro_batches: int = 1, decomposed: bool = False
     ) -> None:
         num_blocks = base.num_blocks - cut
-        if stages > max(1, num_blocks):
-            raise ConfigError(
-                f"method.stages: expected at most {num_blocks}, the blocks above the deepest cut, got {stages}. "
-                "Lower method.stages or the cut."
-            )
+        assert stages <= max(1, num_blocks), "the plan left a block for every stage"
         self.cut = cut
         self._micro_batches, self._decomposed = micro_batches, decomposed
         sizes = [num_blocks // stages + (stage < num_blocks % stages) for stage in range(stages)]
