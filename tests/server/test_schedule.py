@@ -68,6 +68,13 @@ def test_two_stages_by_hand() -> None:
     ]
 
 
+def test_what_others_wait_for_goes_first() -> None:
+    """With an input gradient given, the upper stage could do its weights or go on forward: it goes on."""
+    order = [(slot.stage, slot.what, slot.micro_batch) for slot in schedule(2, 2, decomposed=True)]
+    mine = [piece[1:] for piece in order if piece[0] == 1]
+    assert mine == [("forward", 0), ("input", 0), ("forward", 1), ("input", 1), ("weight", 0), ("weight", 1)]
+
+
 @pytest.mark.parametrize("stages", [2, 3, 4])
 def test_decomposing_shortens_a_pipeline_of_machines(stages: int) -> None:
     """If half of a backward pass is the input's; a single stage has nothing that waits."""
