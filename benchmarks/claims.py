@@ -1,0 +1,278 @@
+"""The founding papers' headlines, measured again: the same comparison on MiniLM, ours beside the paper's.
+
+    python benchmarks/claims.py --data FOLDER [--full] [--only mergesfl]
+
+FOLDER holds the data sets `emotion`, `sst2` and `mrpc` (train.parquet, validation.parquet). Every trial is one
+`cutlayer compare`, kept in `--work`: the same command goes on where it was stopped, and each trial's report.html is
+there to look at. Figures are read from compare.json. The quick mode has few rounds: it shows that a trial runs, not
+what it is worth. `docs/claims.md` holds the results of the full mode and what they say.
+
+The papers' models, data and devices are larger, and of most only the abstract could be read: these are the same
+comparisons, not the same experiments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from rich.table import Table
+
+from tables import publish
+
+VALIDATION_ROWS = 500
+COLUMNS = {
+    "emotion": ["--text", "text"],
+    "sst2": ["--text", "sentence"],
+    "mrpc": ["--text", "sentence1", "--text-pair", "sentence2"],
+}
+COMMON = ["--max-length", "64", "--local-steps", "5", "--batch-size", "16"]
+EVERYWHERE = "-o lora.targets=[all-linear]"
+TENTH = "fraction=0.125"  # ten of the eighty
+
+Figures = Mapping[str, Any]
+"""A method's entry in compare.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One comparison.
+
+    Attributes:
+      data: the data set.
+      methods: words for `cutlayer compare`, the system first.
+      flags: what else the command says.
+      rounds: in the full mode; the quick mode has three.
+      target: accuracy whose cost is compared; None where cost is not compared.
+    """
+
+    data: str
+    methods: tuple[str, ...]
+    flags: str
+    rounds: int
+    target: float | None = None
+
+    @property
+    def name(self) -> str:
+        words = [self.methods[0].partition(":")[0], self.data, *shlex.split(self.flags)]
+        return "-".join(word.lstrip("-").replace(":", "").replace("=", "").replace(".", "") for word in words)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One figure.
+
+    Attributes:
+      claim: of the paper's abstract.
+      paper: its number.
+      ours: what was measured here.
+      against: what the system was held against.
+    """
+
+    claim: str
+    paper: str
+    ours: str
+    against: str
+
+
+def accuracy(one: Figures) -> float:
+    return float(one["final"]["accuracy"]["mean"])
+
+
+def less(one: Figures, other: Figures, of: str) -> str:
+    """How much less a whole run took."""
+    ratio = one["totals"][of]["mean"] / other["totals"][of]["mean"] if other["totals"][of]["mean"] else float("nan")
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def speedup(one: Figures, other: Figures, of: str = "virtual_seconds") -> str:
+    """How many times sooner the target was reached."""
+    if one["to_target"] is None:
+        return "not reached by the system"
+    if other["to_target"] is None:
+        return "not reached by the other"
+    return f"{other['to_target'][of]['mean'] / one['to_target'][of]['mean']:.2f} x"
+
+
+def splitfrozen(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        against = f"{other['label']}, {trial.data}, one class per device"
+        gain = 100 * (accuracy(system) / accuracy(other) - 1)
+        ours = f"{gain:+.1f} % ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        lines += [
+            Line("accuracy, relative", "up to +69.4 %", ours, against),
+            Line("device computation", "up to -86.8 %", less(system, other, "flops"), against),
+            Line("training time", "-50.2 %", less(system, other, "virtual_seconds"), against),
+        ]
+    return lines
+
+
+def memsfl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        memory = 100 * (system["server_bytes"] / other["server_bytes"] - 1)
+        lines += [
+            Line("server memory (cost model)", "-79 %", f"{memory:+.1f} %", other["label"]),
+            Line("training time", "-6 %", less(system, other, "virtual_seconds"), other["label"]),
+        ]
+    return lines
+
+
+def mergesfl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        against = f"{other['label']}, {trial.flags.split()[-1]}"
+        points = 100 * (accuracy(system) - accuracy(other))
+        ours = f"{points:+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        lines += [
+            Line("final accuracy, points", "+5.8 to +26.2", ours, against),
+            Line(f"time to accuracy {trial.target}", "1.74 to 4.14 x", speedup(system, other), against),
+        ]
+    return lines
+
+
+def legend(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        lines += [
+            Line(f"time to accuracy {trial.target}", "1.5 to 2.8 x", speedup(system, other), other["label"]),
+            Line("bytes of the whole run", "-42.3 %", less(system, other, "bytes"), other["label"]),
+            Line("final accuracy", "-", f"{accuracy(system):.3f} / {accuracy(other):.3f}", other["label"]),
+        ]
+    return lines
+
+
+def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        points = 100 * (accuracy(system) - accuracy(other))
+        ours = f"{points:+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        lines += [
+            Line("final accuracy, points", "+0.4 to +4.5 at equal sparsity", ours, other["label"]),
+            Line(f"time to accuracy {trial.target}", "1.4 to 6.9 x", speedup(system, other), other["label"]),
+            Line("device computation", "-", less(system, other, "flops"), other["label"]),
+        ]
+    return lines
+
+
+ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
+JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
+CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
+    "splitfrozen": (
+        splitfrozen,
+        tuple(
+            Trial(data, ("splitfrozen:cut=3", "splitlora:cut=3", "fedlora", "splitfrozen:cut=3,cache=false"), flags, 16)
+            for data, flags in (("emotion", ONE_CLASS), ("sst2", ONE_CLASS), ("mrpc", ONE_CLASS))
+        ),
+    ),
+    "memsfl": (
+        memsfl,
+        (
+            Trial(
+                "emotion",
+                ("memsfl", "sfl_v1", "sl", "memsfl:order=fifo", "memsfl:order=optimal"),
+                "--fleet memsfl-six --eval-every 100",
+                4,
+            ),
+        ),
+    ),
+    "mergesfl": (
+        mergesfl,
+        tuple(
+            Trial(
+                "emotion",
+                ("mergesfl:cut=3,fraction=0.125", f"sfl_v2:cut=3,{TENTH}", f"fedlora:{TENTH}"),
+                f"{JETSONS} {spread}",
+                12,
+                target=0.6,
+            )
+            for spread in ("dirichlet:1.0", "dirichlet:0.5", "dirichlet:0.1")
+        ),
+    ),
+    "legend": (
+        legend,
+        (Trial("emotion", (f"legend:{TENTH}", f"fedlora:{TENTH}", f"hetlora:{TENTH}"), f"{JETSONS} iid", 12, 0.6),),
+    ),
+    "fedspine": (
+        fedspine,
+        (Trial("emotion", (f"fedspine:{TENTH}", f"hetlora:{TENTH}"), f"{JETSONS} iid {EVERYWHERE}", 12, 0.6),),
+    ),
+}
+
+
+def with_short_validation(data: Path, work: Path) -> Path:
+    """The data set with a validation file of the first rows, shuffled: evaluation is most of a short run's time."""
+    folder = work / "data" / data.name
+    if not folder.exists():
+        rows = load_dataset("parquet", data_files=str(data / "validation.parquet"), split="train").shuffle(seed=0)
+        folder.mkdir(parents=True)
+        rows.select(range(min(VALIDATION_ROWS, len(rows)))).to_parquet(folder / "validation.parquet")
+        (folder / "train.parquet").symlink_to((data / "train.parquet").resolve())
+    return folder
+
+
+def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: int) -> tuple[str, list[Figures]]:
+    """Runs a comparison to its end; returns its command and every method's figures."""
+    out = work / ("full" if full else "quick") / trial.name
+    words = ["cutlayer", "compare", *trial.methods, "--data", str(with_short_validation(data / trial.data, work))]
+    words += [*COLUMNS[trial.data], "--rounds", str(trial.rounds if full else 3), "--eval-every", "2", *COMMON]
+    words += [*shlex.split(trial.flags), "--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
+    if trial.target is not None:
+        words += ["--target", str(trial.target)]
+    subprocess.run([sys.executable, "-m", *words], check=True)
+    content = json.loads((out / "compare.json").read_text())
+    shown = shlex.join(words).replace(str(work), "WORK")
+    return shown, content["methods"]
+
+
+def table_of(system: str, lines: Sequence[Line]) -> Table:
+    result = Table(title=system)
+    for heading in ("claim", "paper", "ours", "against"):
+        result.add_column(heading)
+    for line in lines:
+        result.add_row(line.claim, line.paper, line.ours, line.against)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints a table for every system and writes the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--full", action="store_true", help="as many rounds as the page docs/claims.md is made of")
+    parser.add_argument("--only", nargs="+", choices=sorted(CLAIMS), default=sorted(CLAIMS), help="systems")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/results/claims"), help="where runs are kept")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/claims.json"))
+    args = parser.parse_args(arguments)
+    tables, result = [], {}
+    for system in args.only:
+        figure, trials = CLAIMS[system]
+        lines, commands = list[Line](), list[str]()
+        for trial in trials:
+            command, figures = hold(
+                trial, args.data, args.work.resolve(), full=args.full, seeds=args.seeds, jobs=args.jobs
+            )
+            commands.append(command)
+            lines += figure(trial, figures)
+        tables.append(table_of(system, lines))
+        result[system] = {"commands": commands, "lines": [[x.claim, x.paper, x.ours, x.against] for x in lines]}
+    publish(tables, args.json, {"full": args.full, "seeds": args.seeds}, result)
+
+
+if __name__ == "__main__":
+    main()
