@@ -36,9 +36,13 @@ from tiny import BLOCKS, LABELS
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
-FROZEN = {"splitfrozen"}
-"""Those whose devices only run forward. What they hold is never trained, so one device is plain training of the blocks
-above the cut alone, which is no other method's (`methods/test_splitfrozen.py` holds them to it)."""
+FROZEN = {"centralized", "splitfrozen"}
+"""Those whose devices only run forward, and send what comes out."""
+UNTRAINED = {"splitfrozen"}
+"""Those that never train what devices hold: one device is plain training of the blocks above the cut alone, which is no
+other method's (`methods/test_splitfrozen.py` holds them to it)."""
+CROSSING = {*CUT, *FROZEN}
+"""Those whose activations cross the network."""
 PART = [name for name in METHODS if "fraction" in TABLE[name].options]
 """Those in whose rounds a part of the fleet may join."""
 NEUTRAL = {"fedspine": {"prune": 0.0, "rank": 8}, "legend": {"step": 0}}
@@ -182,11 +186,11 @@ def test_fedlora_is_memsfl_is_the_mean_of_plain_trainings(family: str, bert: Bas
     assert_trained(base, played.adapter)
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - REFACTORED - FROZEN))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - REFACTORED - UNTRAINED))
 def test_one_device_makes_every_method_vanilla(method: str, bert: Base) -> None:
     def adapter(name: str) -> Adapter:
         fleet = fleet_of(1)
-        streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
+        streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS, samples=lambda _: 4)  # as many as planned
         options = {"cut": 2} if name in CUT else NEUTRAL.get(name, {})
         return play(bert, build_method(name, options, seed=0), fleet, streams, local_steps=STEPS).adapter
 
@@ -320,7 +324,7 @@ def test_only_the_chosen_take_part(method: str, bert: Base) -> None:
     assert [len(cohort) for cohort in cohorts] == [2] * rounds
     assert len({frozenset(cohort) for cohort in cohorts}) > 1
     for round, cohort in enumerate(cohorts):
-        server = {"server"} if method in CUT else set()
+        server = {"server"} if method in CROSSING else set()
         assert {event.who for event in played.events if event.round == round} == cohort | server
     for name, stream in streams.items():
         assert len(stream.given) == STEPS * sum(name in cohort for cohort in cohorts)
@@ -350,7 +354,7 @@ def test_raw_text_never_leaves_a_device(method: str, bert: Base) -> None:
     fleet = fleet_of(3)
     streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS)
     played = play(bert, build_method(method, {}, seed=0), fleet, streams, local_steps=STEPS)
-    crossing = {Activations} if method in CUT else set()
+    crossing = {Activations} if method in CROSSING else set()
     assert {type(message) for message in played.sent_up} == {Update} | crossing
     assert {type(message) for message in played.sent_down} - {Gradients} == {Assignment, Finish}
     for message in played.sent_up:

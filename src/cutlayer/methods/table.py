@@ -43,6 +43,12 @@ class MethodRow:
 
 ROWS = (
     MethodRow(
+        "centralized",
+        "the bound: one adapter for all blocks, trained on batches mixed over all devices",
+        "none",
+        "no published system",
+    ),
+    MethodRow(
         "fedlora",
         "federated averaging: every device trains the whole model's adapter, A and B averaged by samples",
         "arXiv 2305.05644",
