@@ -19,20 +19,27 @@ from cutlayer.methods.method import Method
 from cutlayer.policies.cut import whole_model
 from cutlayer.policies.moments import fresh_moments
 from cutlayer.policies.ranks import ranks_by_budget
-from cutlayer.policies.select import everyone
+from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.policies.svd import svd
 from cutlayer.rounds.local import local
 
 
-def flexlora(*, by: str = "speed", lowest: int = 1) -> Method:
+def flexlora(*, by: str = "speed", lowest: int = 1, fraction: float = 1.0) -> Method:
     """Builds FlexLoRA.
 
     Args:
       by: What ranks go by: speed, memory or uplink; the best device has the run's rank.
       lowest: The lowest rank; the run's rank makes all ranks equal.
+      fraction: Of the fleet, drawn anew every round.
     """
     return Method(
-        plan=(everyone(), ranks_by_budget(by, lowest=lowest), whole_model(), fresh_moments()),
+        plan=(
+            everyone(),
+            ranks_by_budget(by, lowest=lowest),
+            random_fraction(fraction),
+            whole_model(),
+            fresh_moments(),
+        ),
         round=local(),
         aggregate=svd(),
     )

@@ -19,12 +19,14 @@ from __future__ import annotations
 from cutlayer.methods.method import Method
 from cutlayer.policies.cut import whole_model
 from cutlayer.policies.ranks import ranks_by_budget
-from cutlayer.policies.select import everyone
+from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.policies.zero_pad import zero_pad
 from cutlayer.rounds.local import local
 
 
-def hetlora(*, by: str = "speed", lowest: int = 1, by_norm: bool = True, owners_only: bool = False) -> Method:
+def hetlora(
+    *, by: str = "speed", lowest: int = 1, by_norm: bool = True, owners_only: bool = False, fraction: float = 1.0
+) -> Method:
     """Builds HETLoRA.
 
     Args:
@@ -32,9 +34,10 @@ def hetlora(*, by: str = "speed", lowest: int = 1, by_norm: bool = True, owners_
       lowest: The lowest rank; the run's rank makes all ranks equal.
       by_norm: Whether a device counts with the norm of its product B A; False counts it by what it trained.
       owners_only: Whether rows of high rank are averaged over those who have them, instead of diluted by zeros.
+      fraction: Of the fleet, drawn anew every round.
     """
     return Method(
-        plan=(everyone(), ranks_by_budget(by, lowest=lowest), whole_model()),
+        plan=(everyone(), ranks_by_budget(by, lowest=lowest), random_fraction(fraction), whole_model()),
         round=local(),
         aggregate=zero_pad(by_norm=by_norm, owners_only=owners_only),
     )
