@@ -18,8 +18,8 @@ HEAD = """\
 
 Made by `docs/methods.py` from [the method table](../src/cutlayer/methods/table.py) and the docstrings of the method
 files; do not edit it here. `cutlayer methods` prints the short form, `-o method.KEY=VALUE` sets an option, and
-`cutlayer compare` holds methods against each other. The options are those of the method alone: learning rates, steps
-and rounds belong to the run.
+`cutlayer compare` holds methods against each other ([how](comparing.md)). The options are those of the method alone:
+learning rates, steps and rounds belong to the run.
 
 *How sure* says where the facts come from. A method file says more, step by step of its paper.
 """

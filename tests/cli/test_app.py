@@ -17,7 +17,10 @@ def test_the_version() -> None:
 def test_help_names_every_command() -> None:
     shown = run("--help")
     assert shown.code == 0
-    assert all(name in shown.out for name in ("train", "plan", "evaluate", "methods", "fleets", "families", "--debug"))
+    assert all(
+        name in shown.out
+        for name in ("train", "plan", "compare", "evaluate", "methods", "fleets", "families", "--debug")
+    )
 
 
 def test_an_unknown_command_is_a_usage_error() -> None:

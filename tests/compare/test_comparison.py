@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cutlayer.compare.comparison import Comparison, alone
 from cutlayer.compare.entry import parse_entries
@@ -77,6 +78,16 @@ def test_methods_seeds_and_targets_may_be_added(tmp_path: Path) -> None:
     more.write()
     assert (tmp_path / "compare.yaml").read_text() == text
     assert "seed" not in text
+
+
+def test_a_key_that_there_was_not_yet_has_its_default(tmp_path: Path) -> None:
+    mine = comparison(tmp_path, "memsfl")
+    mine.write()
+    path = tmp_path / "compare.yaml"
+    content = yaml.safe_load(path.read_text())
+    del content["train"]["clip"], content["hardware"]
+    path.write_text(yaml.safe_dump(content))
+    mine._check_folder(mine.runs())
 
 
 def test_a_run_with_other_options_is_not_taken_for_this_one(tmp_path: Path) -> None:

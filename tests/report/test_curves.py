@@ -83,7 +83,7 @@ def test_names_stay_in_the_picture() -> None:
     long = line("a-name-that-goes-on-and-on-for-ever-and-a-day", [0, 1], [0.1, 0.2])
     picture = draw(long, line("b", [0, 2], [0.1, 0.2]))
     for name in of_class(picture, "name"):
-        assert float(name.get("x", "")) + 7.3 * len(name.text or "") <= WIDTH + 1
+        assert float(name.get("x", "")) + 8.0 * len(name.text or "") <= WIDTH + 1
 
 
 def test_more_than_eight_are_told_apart_by_dashes() -> None:

@@ -103,9 +103,7 @@ class Comparison:
 
     def shared_content(self) -> dict[str, Any]:
         """What all runs share, as compare.yaml says it."""
-        content = self.shared.self_contained().model_dump(mode="json", exclude={"method", "out"})
-        del content["train"]["seed"]
-        return content
+        return _shared(self.shared.self_contained())
 
     def check(self) -> Ingredients:
         """Finds what a person got wrong before anything runs or is written; quick things first.
@@ -136,15 +134,14 @@ class Comparison:
         """Raises ConfigError if the folder holds other runs than these."""
         path = self.folder / "compare.yaml"
         if path.exists():
-            there = yaml.safe_load(path.read_text())
-            for key, old, new in _differences(there, self.shared_content()):
+            for key, old, new in _differences(_shared(read_config(path)), self.shared_content()):
                 raise ConfigError(
                     f"--out: expected a folder of this comparison, got {self.folder} whose {key} is {old}, not {new}. "
                     "Use another --out."
                 )
         for run in runs:
             if (run.folder / "config.yaml").exists():
-                stored = read_config(run.folder / "config.yaml", values={"out": run.config.out})
+                stored = completed(read_config(run.folder / "config.yaml", values={"out": run.config.out}))
                 for key, old, new in _differences(stored.model_dump(mode="json"), run.config.model_dump(mode="json")):
                     raise ConfigError(
                         f"--out: expected {run.folder} to hold this run, got one whose {key} is {old}, not {new}. "
@@ -183,6 +180,13 @@ def alone(folder: Path) -> Iterator[None]:
                 "Wait for that one, or use another --out."
             ) from None
         yield
+
+
+def _shared(config: RunConfig) -> dict[str, Any]:
+    """The config but for method, seed and folder. A run file that lacks a key, being older than it, has its default."""
+    content = config.model_dump(mode="json", exclude={"method", "out"})
+    del content["train"]["seed"]
+    return content
 
 
 def _differences(one: Any, other: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:

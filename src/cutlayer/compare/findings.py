@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cutlayer.compare.results import MethodFigures, Results
-from cutlayer.compare.tables import NOTHING, plain, whole_bytes
+from cutlayer.compare.tables import NOTHING, alike, plain, whole_bytes
 from cutlayer.report.human import human_flops, human_seconds
 
 Figure = Callable[[MethodFigures], float | None]
@@ -71,9 +71,9 @@ def _first(results: Results, what: str, figure: Figure, say: Callable[[float], s
     if not others:
         return Finding(what, say(least), label, "no other got there", first)
     second, next_place = others[0]
-    if second == least:
-        alike = [results.methods[place].label for value, place in values if value == least]
-        return Finding(what, say(least), "all alike" if len(alike) == len(values) else ", ".join(alike), "", None)
+    if alike(second, least):
+        same = [results.methods[place].label for value, place in values if alike(value, least)]
+        return Finding(what, say(least), "all alike" if len(same) == len(values) else ", ".join(same), "", None)
     next_label = results.methods[next_place].label
     ratio = f"{next_label} takes {second / least:.3g} times as much" if ratios and least > 0 else ""
     return Finding(what, say(least), label, ratio or f"then {next_label}, {say(second)}", first)

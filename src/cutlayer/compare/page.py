@@ -7,6 +7,7 @@ method on), so it can be dark or light and can be printed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -120,7 +121,7 @@ def _findings(results: Results) -> Iterator[str]:
         colour = "" if finding.method is None else _colour(finding.method)
         yield (
             f'<li class="{colour}"><span class="what">{escape(finding.what)}</span> '
-            f'<span class="figure">{escape(finding.figure)}</span> <span class="who">{escape(finding.who)}</span> '
+            f'<span class="figure">{escape(finding.figure)}</span> <span class="who">{_breakable(finding.who)}</span> '
             f'<span class="than">{escape(finding.than)}</span></li>'
         )
     yield "</ul>"
@@ -133,7 +134,12 @@ def _colour(place: int) -> str:
 
 def _named(place: int, label: str) -> str:
     """A method's name with its colour before it."""
-    return f'<span class="{_colour(place)} swatch"></span>{escape(label)}'
+    return f'<span class="{_colour(place)} swatch"></span>{_breakable(label)}'
+
+
+def _breakable(label: str) -> str:
+    """A label that goes to the next line between its options first."""
+    return re.sub("([:,])", r"\1<wbr>", escape(label, quote=False))
 
 
 # ------------------------------------------------------------------ curves
@@ -238,8 +244,8 @@ def _bars(title: str, rows: Sequence[tuple[str, int, str]]) -> Iterator[str]:
     yield f'<section><h3>{title}</h3><div class="bars">'
     for place, (label, num_bytes, rest) in enumerate(rows):
         yield (
-            f'<span class="who">{escape(label)}</span><span class="track">'
-            f'<span class="bar {_colour(place)}" style="width:{62 * num_bytes / most:.1f}%"></span>'
+            f'<span class="who">{_breakable(label)}</span><span class="track">'
+            f'<span class="bar {_colour(place)}" style="width:{50 * num_bytes / most:.1f}%"></span>'
             f'{human_bytes(num_bytes)} <span class="rest">{escape(rest)}</span></span>'
         )
     yield "</div></section>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ class Cell:
 
     Attributes:
       text: its mean over seeds.
-      spread: `± 1.2 s`; empty where there is one seed or all are alike.
+      spread: `± 1.2 s`; empty where there is one seed, or where it is under a thousandth of the mean.
       best: whether no method has a better one.
     """
 
@@ -46,10 +47,10 @@ def plain(value: float) -> str:
     """A metric, or a count.
 
     Example:
-      >>> plain(0.87654), plain(12.0)
-      ('0.8765', '12')
+      >>> plain(0.87654), plain(0.00589), plain(12.0)
+      ('0.8765', '0.0059', '12')
     """
-    return f"{value:.4g}"
+    return f"{value:.4g}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def whole_bytes(num_bytes: float) -> str:
@@ -131,16 +132,22 @@ def _column(
 ) -> list[Cell]:
     """A figure of each method; the best of at least two that differ is marked."""
     stats = [figure(method) for method in methods]
-    means = {stat.mean for stat in stats if stat.mean is not None}
-    best = (max if more_is_better else min)(means, default=None) if len(means) > 1 else None
+    means = [stat.mean for stat in stats if stat.mean is not None]
+    best = (max if more_is_better else min)(means, default=0.0)
+    differ = not all(alike(mean, best) for mean in means)
     return [
         Cell(
             NOTHING if stat.mean is None else say(stat.mean),
-            f"± {say(stat.spread)}" if stat.spread else "",
-            best is not None and stat.mean == best,
+            "" if stat.mean is None or (stat.spread or 0.0) < abs(stat.mean) / 1000 else f"± {say(stat.spread or 0.0)}",
+            stat.mean is not None and differ and alike(stat.mean, best),
         )
         for stat in stats
     ]
+
+
+def alike(one: float, other: float) -> bool:
+    """Whether two figures differ by no more than the order in which they were added up."""
+    return math.isclose(one, other, rel_tol=1e-9)
 
 
 def _table(title: str, methods: Sequence[MethodFigures], columns: dict[str, list[Cell]]) -> Table:

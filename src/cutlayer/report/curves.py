@@ -15,7 +15,7 @@ from cutlayer.report import svg
 
 WIDTH, HEIGHT = 460.0, 320.0  # pixels of the viewBox; a page scales it
 TOP, BOTTOM, LEFT = 26.0, 46.0, 50.0
-LETTER, LINE = 7.3, 15.0  # pixels that a letter and a line of text take, since fonts cannot be measured here
+LETTER, LINE = 8.0, 15.0  # pixels that a bold letter and a line of text take at most, by a wide font
 MOST_NAME = 0.4  # of the width, for the names at the right
 FAR_APART = 20.0
 """Where the largest is more than so many times the smallest, an axis is logarithmic."""
@@ -223,9 +223,9 @@ def _name_places(curves: Sequence[Curve], x: Axis, y: Axis) -> list[tuple[float,
 
 
 def _side_by_side(curves: Sequence[Curve], wanted: Sequence[tuple[float, float]], a: int, b: int) -> bool:
-    """Whether two names share a column of pixels."""
+    """Whether two names, with the ends of their lines before them, share a column of pixels."""
     (left_a, _), (left_b, _) = wanted[a], wanted[b]
-    return left_a < left_b + _length(curves[b].name) + 6 and left_b < left_a + _length(curves[a].name) + 6
+    return left_a - 14 < left_b + _length(curves[b].name) and left_b - 14 < left_a + _length(curves[a].name)
 
 
 def _text(parent: Element, kind: str, x: float, y: float, words: str) -> None:
