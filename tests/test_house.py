@@ -166,6 +166,12 @@ def test_no_machine_path_and_no_index_address_is_written_down() -> None:
                 assert not found, f"{path.relative_to(PROJECT)}:{number} says {found and found[0]!r}"
 
 
+def test_no_merge_was_left_half_done() -> None:
+    for path in tracked_files():
+        marks = re.findall(rb"^(?:<{7}|>{7}) .*$", path.read_bytes(), re.MULTILINE)
+        assert not marks, f"{path.relative_to(PROJECT)} says {marks[0]!r}"
+
+
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PAGES = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 
