@@ -209,12 +209,16 @@ def play(
     settings: TrainSettings | None = None,
     seed: int = 0,
     compression: Compression = UNCOMPRESSED,
+    apart: bool = False,
 ) -> Played:
-    """Plays a run and returns what happened. Messages are kept as they travel, packed."""
+    """Plays a run and returns what happened. Messages are kept as they travel, packed.
+
+    `apart`, each device has a base of its own, as in a process of its own.
+    """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
     played = Played({}, Logbook(), [], [], [])
-    method = Method(method.plan, method.round, TappedAggregate(method.aggregate, played.contributions))
+    method = replace(method, aggregate=TappedAggregate(method.aggregate, played.contributions))
 
     async def run() -> None:
         events: list[Event] = []
@@ -259,11 +263,12 @@ def play(
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:
                 machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
-                device = Device(profile.name, base, streams[profile.name], machine, costs, settings)
+                own = Base(base.settings) if apart else base
+                device = Device(profile.name, own, streams[profile.name], machine, costs, settings)
                 device_end = end(ends[profile.name][0], played.sent_up)
                 tasks.create_task(method.round.device_end(device_end, device))
             await coordinator.run()
-        played.adapter = server.adapter
+        played.adapter = server.exported()
 
     run_virtual(run())
     return played

@@ -47,8 +47,10 @@ PART = [name for name in METHODS if "fraction" in TABLE[name].options]
 """Those in whose rounds a part of the fleet may join."""
 NEUTRAL = {"fedspine": {"prune": 0.0, "rank": 8}, "legend": {"step": 0}}
 """Options with which a method of one device is plain training."""
-REFACTORED = {"flexlora"}
+REFACTORED = {"flexlora", "flora"}
 """Those that carry the product B A from round to round and not its factors, which they choose anew."""
+FOLDING = {"flora"}
+"""Those that add to the base's weights after each round, by design (`tests/methods/test_flora.py` says what)."""
 ROUNDS, STEPS = 2, 2
 ModelMaker = Callable[[str, str], Path]
 
@@ -335,7 +337,11 @@ def test_only_the_chosen_take_part(method: str, bert: Base) -> None:
 # Law 7: frozen weights never change, raw text never leaves a device, reported bytes = bytes serialised.
 
 
-@pytest.mark.parametrize("method", METHODS)
+def test_who_folds_says_so() -> None:
+    assert {name for name in METHODS if build_method(name, {}, seed=0).fold is not None} == FOLDING
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - FOLDING))
 def test_frozen_weights_never_change(method: str, tiny_model: ModelMaker) -> None:
     base = open_base(tiny_model, "qwen2", "classification")
     base.whole()

@@ -92,6 +92,8 @@ class Coordinator:
         plan = self._method.make_plan(number, self._known)
         contributions = await self._method.round.server_end(self._server, self._links, plan)
         self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
+        if self._method.fold is not None:
+            self._server.fold(self._method.fold(contributions))
         duration = now() - start
         if self._evaluate_when(number):
             self.logbook.metrics = self._evaluate(self._server.adapter)

@@ -192,7 +192,7 @@ class _Simulation:
                 tasks.create_task(self._method.round.device_end(device_end, self._devices[name]), name=name)
             await coordinator.run()
         adapter = self._folder.path / "adapter"
-        save_adapter(adapter, self._server.adapter, self._ingredients.base, self._ingredients.card)
+        save_adapter(adapter, self._server.exported(), self._ingredients.base, self._ingredients.card)
         kept = self._method.structure()
         if kept is not None:
             ingredients = self._ingredients
@@ -262,6 +262,8 @@ class _Simulation:
             clock_seconds=now(),
             adapter=self._server.adapter,
             aggregate=self._method.aggregate.state(),
+            folds=self._server.folds,
+            folds_held=self._server.folds_held,
             server_moments=self._server.moments(),
             device_moments={name: moments for name, (_, moments) in states.items()},
             lost={name: device_end.state() for name, (device_end, _) in self._links.items()},
@@ -277,6 +279,8 @@ class _Simulation:
         device = self._ingredients.base.device
         self._server.adapter = {name: value.to(device) for name, value in snapshot.adapter.items()}
         self._method.aggregate.load_state({name: value.to(device) for name, value in snapshot.aggregate.items()})
+        folds = {name: value.to(device) for name, value in snapshot.folds.items()}
+        self._server.load_folds(folds, snapshot.folds_held)
         self._server.load_moments(snapshot.server_moments)
         for name, player in self._devices.items():
             player.load_state(snapshot.cursors[name], snapshot.device_moments[name])

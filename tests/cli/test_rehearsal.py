@@ -49,8 +49,10 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     first = make_plan(method_of(ingredients.config).plan, 0, known_of(ingredients, Logbook()))
     rehearsed = rehearse(ingredients, method_of(ingredients.config), first, num_tokens=8)
 
-    row = json.loads((world.out / "metrics.jsonl").read_text().splitlines()[0])
-    assert rehearsed.seconds == pytest.approx(row["virtual_seconds"], rel=1e-12)
+    rows = [json.loads(line) for line in (world.out / "metrics.jsonl").read_text().splitlines()]
+    folds = method_of(ingredients.config).fold is not None  # then the first round is unlike the others
+    row, start = (rows[1], rows[0]["virtual_seconds"]) if folds else (rows[0], 0.0)
+    assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
     assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
     owners = {"memsfl": ("slow", "quick"), "sfl_v1": ("slow", "quick")}.get(method, (SHARED,))
     assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)

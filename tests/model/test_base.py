@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from bases import moved_adapter, open_base, settings_for
 from cutlayer.errors import ConfigError, ModelError
@@ -238,3 +238,87 @@ def test_an_architecture_without_a_row(tiny_model: ModelMaker, tmp_path: Path) -
     (tmp_path / "config.json").write_text(text.replace('"model_type": "llama"', '"model_type": "mamba"'))
     with pytest.raises(ModelError, match="'mamba'"):
         open_base(tmp_path, "causal-lm")
+
+
+# ------------------------------------------------------------------ folds
+
+
+def fold_of(base: Base, number: int, rank: int = 3) -> Adapter:
+    """Stacked factors of this rank for every module, drawn by the number."""
+    shapes = base.shapes_of((rank,) * base.num_blocks)
+    generator = torch.Generator().manual_seed(number)
+    return {
+        f"{number}/{name}": 0.1 * torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+        if ".lora_" in name
+    }
+
+
+def logits(base: Base, adapter: Adapter) -> Tensor:
+    part = base.whole()
+    part.use(adapter)
+    with torch.no_grad():
+        return part.loss_and_logits(random_batch(base.settings.task, seed=4))[1]
+
+
+@pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
+def test_a_fold_is_the_adapter_in_the_weights(family: str, task: str, tiny_model: ModelMaker) -> None:
+    """The folded model without an adapter is the model with the fold as its adapter, in parts made before and after.
+
+    Unfolded it is as it was.
+    """
+    rank = LoraSettings().rank
+    base = open_base(tiny_model(family, task), task)
+    plain, fold = base.initial_adapter(0), fold_of(base, 0, rank)
+    before = logits(base, plain)
+    adapted = {**plain, **{key.removeprefix("0/"): value for key, value in fold.items()}}
+    expected = logits(base, adapted)
+    assert not torch.allclose(expected, before, atol=1e-3)
+    base.fold(fold)
+    torch.testing.assert_close(logits(base, plain), expected, rtol=1e-4, atol=1e-5)
+    split = base.device_part(1), base.server_part(1)
+    for part in split:
+        part.use(plain)
+    batch = random_batch(task, seed=4)
+    if task == "classification":
+        loss = split[1].loss(split[0].forward(model_inputs(batch)), batch.attention_mask_BT.bool(), batch.labels)
+        torch.testing.assert_close(loss, nn.functional.cross_entropy(logits(base, plain), batch.labels))
+    base.unfold()
+    assert torch.equal(logits(base, plain), before)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_folds_are_done_once_and_in_order(dtype: str, tiny_model: ModelMaker) -> None:
+    """However they come, whoever asks: the weights are the same, bit for bit."""
+    folder = tiny_model("bert", "classification")
+    bases = [open_base(folder, "classification", dtype=dtype) for _ in range(3)]
+    folds = [fold_of(bases[0], number, rank=1 + number % 3) for number in range(12)]
+    for fold in folds:
+        bases[0].fold(fold)
+        bases[0].fold(fold)
+    everything = {key: value for fold in folds for key, value in fold.items()}
+    bases[1].fold(dict(sorted(everything.items())))
+    bases[2].fold({**folds[0], **folds[1]})
+    bases[2].fold(everything)
+    for path in (key.removeprefix("0/base_model.model.").replace(".lora_A.", ".") for key in folds[0] if "_A." in key):
+        one, *others = (base.weights.get(path) for base in bases)
+        assert one.dtype is bases[0].dtype
+        assert all(torch.equal(one, other) for other in others)
+        assert not torch.equal(one, bases[0].weights.read(path).to(one.dtype))
+
+
+def test_a_fold_that_is_missing(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification")
+    base.fold(fold_of(base, 0))
+    with pytest.raises(ModelError, match=r"expected fold 1 of bert\.encoder\.layer\.0\S+ next, got 2\. Send all"):
+        base.fold(fold_of(base, 2))
+
+
+def test_a_fold_never_reaches_the_disk(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    folder = tiny_model("gpt2", "causal-lm")
+    before = (folder / "model.safetensors").read_bytes()
+    base = open_base(folder, "causal-lm")
+    base.fold(fold_of(base, 0))
+    assert (folder / "model.safetensors").read_bytes() == before
+    fresh = open_base(folder, "causal-lm")
+    assert not torch.equal(logits(base, base.initial_adapter(0)), logits(fresh, fresh.initial_adapter(0)))

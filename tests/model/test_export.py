@@ -8,36 +8,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bases import moved_adapter, open_base, settings_for
 from cutlayer.errors import AdapterError
 from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
-from cutlayer.model.export import AdapterCard, load_finetuned, read_adapter, read_card, save_adapter
+from cutlayer.model.export import load_finetuned, read_adapter, read_card, save_adapter
 from cutlayer.model.families import FAMILIES
-from cutlayer.model.part import model_inputs
 from cutlayer.types import Adapter
+from exported import card_for, logits_of, plain_peft, whole_logits
 from playground import fleet_of, plain_training, play, streams_for
-from tiny import LABELS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 ALL_LINEAR = LoraSettings(rank=4, alpha=6.0, targets=("all-linear",))
-
-
-def card_for(base: Base) -> AdapterCard:
-    labels = ("sad", "so-so", "glad") if base.settings.task == "classification" else ()
-    columns = {"text": "text", "label": "label"}
-    return AdapterCard(base.settings.name, base.settings.task, labels, base.pooling, 12, base.settings.pad_id, columns)
 
 
 def trained(base: Base) -> Adapter:
@@ -45,33 +34,6 @@ def trained(base: Base) -> Adapter:
     fleet = fleet_of(1)
     streams = streams_for(fleet, base.settings.task, steps=2)
     return play(base, build_method("memsfl", {"cut": 1}, seed=0), fleet, streams, rounds=2, local_steps=1).adapter
-
-
-def whole_logits(base: Base, adapter: Adapter) -> Tensor:
-    whole = base.whole(base.blocks_in(adapter))
-    whole.use(adapter)
-    whole.model.eval()
-    with torch.no_grad():
-        logits = whole.loss_and_logits(random_batch(base.settings.task, seed=9))[1]
-    whole.model.train()
-    return logits
-
-
-def logits_of(model: Any, task: str) -> Tensor:
-    model.eval()
-    with torch.no_grad():
-        logits: Tensor = model(**model_inputs(random_batch(task, seed=9))).logits
-    return logits
-
-
-def plain_peft(base: Base, folder: Path) -> Any:
-    """The exported adapter as anyone would load it who has never heard of cutlayer."""
-    if base.settings.task == "causal-lm":
-        model = AutoModelForCausalLM.from_pretrained(base.settings.name)
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(base.settings.name, num_labels=LABELS)
-        model.config.pad_token_id = 0
-    return PeftModel.from_pretrained(model, folder)
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)

@@ -24,6 +24,7 @@ from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
+from cutlayer.policies.aggregate import Contribution
 from cutlayer.prepare import Ingredients
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
@@ -66,6 +67,8 @@ class _Rehearsal:
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
+        if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
+            server.fold(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._ingredients.fleet.devices:
                 device_end, links[profile.name] = map(self._ingredients.compressed, modelled_link(profile, _ignore))
@@ -113,6 +116,12 @@ class _Rehearsal:
         """The devices of the round as if they were one."""
         devices = self._plan.devices
         return replace(devices[0], batch_size=sum(device.batch_size for device in devices))
+
+    def _contribution(self, plan: DevicePlan) -> Contribution:
+        """What a device of this plan would have trained."""
+        shapes = self._base.shapes_of(plan.ranks)
+        adapter = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return Contribution(adapter, dict.fromkeys(adapter, 1.0))
 
     def _output(self, plan: DevicePlan) -> Tensor:
         """What a device computes: a loss where it holds the head, else what crosses the cut."""

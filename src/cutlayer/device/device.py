@@ -68,6 +68,7 @@ class Device:
     def begin(self, assignment: Assignment) -> None:
         """Takes the round's adapter and cut; removes what the plan asks for, of the adapter too."""
         self._assignment, adapter = assignment, assignment.adapter
+        self._base.fold(assignment.folds)
         if assignment.plan.prune or assignment.plan.score or self._pruning:
             self._pruning = self._pruning or Pruning(self._base)
             self._pruning.prune(assignment.plan.prune)

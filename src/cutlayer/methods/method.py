@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.aggregate import Aggregate
+from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Known, Planner, make_plan
 from cutlayer.rounds.round import Round
-from cutlayer.types import Kept, RoundPlan
+from cutlayer.types import Adapter, Kept, RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,14 @@ class Method:
       plan: planners, in order: who joins, where each is cut, ...
       round: the shape of the conversation, with its server step.
       aggregate: many adapters to one.
+      fold: what of a round's contributions is added to the base's weights; None leaves them frozen.
       structure: what is left of the model that the run trains, after the rounds so far; None for all of it.
     """
 
     plan: tuple[Planner, ...]
     round: Round
     aggregate: Aggregate
+    fold: Callable[[Sequence[Contribution]], Adapter] | None = None
     structure: Callable[[], Kept | None] = lambda: None
 
     def make_plan(self, round: int, known: Known) -> RoundPlan:

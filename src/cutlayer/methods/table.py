@@ -67,6 +67,12 @@ ROWS = (
         "the authors' code; who gets which rank is our reading",
     ),
     MethodRow(
+        "flora",
+        "federated, unequal ranks: adapters stacked, which is their exact mean, and merged into everyone's base",
+        "arXiv 2409.05976",
+        "the authors' code; who gets which rank is our reading",
+    ),
+    MethodRow(
         "hetlora",
         "federated, unequal ranks: adapters truncated on the way down, zero-padded and averaged on the way up",
         "arXiv 2401.06432",

@@ -7,7 +7,7 @@ tensors that it still holds. The tensors come from one `Weights`, so all parts s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,8 @@ from cutlayer.model.adapter import (
 )
 from cutlayer.model.cut import check_cut, keep_device_side, keep_server_side
 from cutlayer.model.families import family_of
+from cutlayer.model.folds import by_number
+from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
@@ -104,6 +106,7 @@ class Base:
         self._pool(skeleton)
         self.shapes = self._trainable_shapes(skeleton)
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
+        self._folded: dict[str, int] = {}
         self._device_parts: dict[tuple[int, Blocks], DevicePart] = {}
         self._server_parts: dict[tuple[int, Blocks], ServerPart] = {}
         self._middle_parts: dict[tuple[int, int, Blocks], MiddlePart] = {}
@@ -229,6 +232,49 @@ class Base:
         """The blocks that these trainable tensors belong to."""
         return frozenset(block for name in names if (block := self.block_of(name)) is not None)
 
+    def fold(self, folds: Mapping[str, Tensor]) -> None:
+        """Adds the products of stacked factors to the frozen weights of this process: W + s B A, fold after fold.
+
+        In place, so in all parts, and in the weights' dtype, to which each fold is rounded; the files stay as they
+        are. A fold that was done is not done again: all machines that one process plays may ask for it.
+
+        Args:
+          folds: By `<number>/<name>` (`model/folds.py`).
+
+        Raises:
+          ModelError: One that comes before it is missing.
+        """
+        scale = self.settings.lora.alpha / self.settings.lora.rank
+        for number, stack in by_number(folds) if self.device.type != "meta" else ():
+            for b, a in factor_names(stack):
+                path = a.removeprefix(PREFIX).replace(".lora_A.", ".")
+                done = self._folded.get(path, 0)
+                if number > done:
+                    raise ModelError(
+                        f"model {self.settings.name}: expected fold {done} of {path} next, got {number}. "
+                        "Send all folds since the last."
+                    )
+                if number == done:
+                    weight = self._stored(path)
+                    product = scale * (stack[b].to(self.device) @ stack[a].to(self.device))
+                    weight.copy_(weight + (product.T if self.transposed else product))
+                    self._folded[path] = number + 1
+
+    def unfold(self) -> None:
+        """Takes all folds back: the weights are again as they are stored."""
+        for path in self._folded:
+            self._stored(path).copy_(self.weights.read(self._ties.get(path, path)))
+        self._folded.clear()
+
+    def _stored(self, path: str) -> Tensor:
+        """The frozen tensor of this name, which all parts share."""
+        return self.weights.get(self._ties.get(path, path))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether weights are stored inputs first, as GPT-2's are."""
+        return self.family.name == "gpt2"
+
     def _adapted(self, blocks: Blocks, first: int, end: int) -> frozenset[int]:
         return frozenset(range(first, end)) if blocks is None else blocks & frozenset(range(first, end))
 
@@ -334,7 +380,7 @@ class Base:
                 continue  # an adapter is put in there
             owner, _, attribute = path.rpartition(".")
             stored = path.replace(".base_layer.", ".")
-            tensor = self.weights.get(self._ties.get(stored, stored))
+            tensor = self._stored(stored)
             if kept is not None:
                 tensor = self.structure.slice(stored, tensor, kept)
             if tensor.shape != parameter.shape:

@@ -86,7 +86,7 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         lora_dropout=settings.lora.dropout,
         target_modules=base.target_names if everywhere else sorted(ranks),
         modules_to_save=[name.rpartition(".")[2] for name in base.trained_heads] or None,
-        fan_in_fan_out=base.family.name == "gpt2",
+        fan_in_fan_out=base.transposed,
         task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
         base_model_name_or_path=None if card.base == BESIDE else base.files.location,
         inference_mode=True,

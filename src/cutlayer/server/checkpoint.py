@@ -1,8 +1,8 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
     checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digests
-    checkpoint/tensors.safetensors   the adapter, what the aggregate carries, AdamW's moments of server and devices,
-                                     what compression owes
+    checkpoint/tensors.safetensors   the adapter, what the aggregate carries, folds, AdamW's moments of server and
+                                     devices, what compression owes
 
 The folder appears whole or not at all. It names the run it belongs to and the digests of what it holds, so a torn
 or a foreign one is refused.
@@ -36,6 +36,8 @@ class Snapshot:
       clock_seconds: the virtual clock.
       adapter: the full adapter.
       aggregate: what the aggregate carries.
+      folds: what was added to the base's weights.
+      folds_held: how many of the folds each device has.
       server_moments: AdamW's moments of the server's adapters, by owner.
       device_moments: AdamW's moments of each device.
       lost: what packing each device's last update lost.
@@ -50,6 +52,8 @@ class Snapshot:
     clock_seconds: float
     adapter: Adapter
     aggregate: Adapter
+    folds: Adapter
+    folds_held: dict[str, int]
     server_moments: dict[str, Adapter]
     device_moments: dict[str, Adapter]
     lost: dict[str, Adapter]
@@ -64,6 +68,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
     """Replaces the checkpoint in `folder` by this one; a crash leaves one of the two whole."""
     tensors = {f"adapter/{name}": value for name, value in snapshot.adapter.items()}
     tensors |= {f"aggregate/{name}": value for name, value in snapshot.aggregate.items()}
+    tensors |= {f"folds/{name}": value for name, value in snapshot.folds.items()}
     owned = {"server": snapshot.server_moments, "device": snapshot.device_moments, "lost": snapshot.lost}
     for kind, owners in owned.items():
         for owner, held in owners.items():
@@ -78,6 +83,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
             "tensors_sha256": sha256(path),
             "rounds_done": snapshot.rounds_done,
             "clock_seconds": snapshot.clock_seconds,
+            "folds_held": snapshot.folds_held,
             "cursors": snapshot.cursors,
             "round_state": snapshot.round_state,
             "history": [asdict(record) for record in snapshot.history],
@@ -113,6 +119,8 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             clock_seconds=state["clock_seconds"],
             adapter=_under(tensors, "adapter/"),
             aggregate=_under(tensors, "aggregate/"),
+            folds=_under(tensors, "folds/"),
+            folds_held=state["folds_held"],
             server_moments={owner: _under(tensors, f"server/{owner}/") for owner in state["owners"]["server"]},
             device_moments={owner: _under(tensors, f"device/{owner}/") for owner in state["owners"]["device"]},
             lost={owner: _under(tensors, f"lost/{owner}/") for owner in state["owners"]["lost"]},

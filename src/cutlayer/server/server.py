@@ -21,6 +21,7 @@ from cutlayer.fleet.machine import Machine
 from cutlayer.model.adapter import at_rank, split_adapter
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.folds import by_number, numbered, taken_back
 from cutlayer.model.loss import MASKED
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.aggregate import Contribution
@@ -112,6 +113,9 @@ class Server:
         self._trainables: dict[str, Trainable] = {}
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
         self._round: OpenRound | None = None
+        self.folds: Adapter = {}
+        self.folds_held: dict[str, int] = {}
+        base.unfold()  # an earlier run of this process may have folded
         self._device_trains = cache(lambda cut, blocks: bool(base.device_names(cut, blocks)))
 
     def begin(self, plan: RoundPlan, owner: Owner) -> None:
@@ -140,7 +144,18 @@ class Server:
             plan=device,
             learning_rates=tuple(self._learning_rate(plan.round, step) for step in range(device.local_steps)),
             adapter=self._share(self.base.device_names(device.cut, device.blocks, head=device.head), device.ranks),
+            folds=self._folds_missed(device),
         )
+
+    def _folds_missed(self, device: DevicePlan) -> Adapter:
+        """The folds since the last update of a device, of the blocks that it holds."""
+        names, held = set(self.base.device_names(device.cut)), self.folds_held.get(device.device, 0)
+        return {
+            key: value
+            for number, stack in by_number(self.folds)
+            if number >= held
+            for key, value in numbered(number, {name: stack[name] for name in stack if name in names}).items()
+        }
 
     def _share(self, names: Sequence[str], ranks: Sequence[int]) -> Adapter:
         """What a device's plan takes of the full adapter: these tensors, at its ranks."""
@@ -303,6 +318,7 @@ class Server:
                 step=update.steps,
             )
         self.open.updates[update.device] = update
+        self.folds_held[update.device] = self._num_folds
         tally = self._tallies[update.device]
         tally.samples += update.samples
         tally.change = update.change
@@ -358,6 +374,25 @@ class Server:
     def _on_server(self, name: str, cut: int) -> bool:
         block = self.base.block_of(name)
         return block is None or block >= cut
+
+    def fold(self, stack: Adapter) -> None:
+        """Adds the product of a stack to the base: here now, on each device with its next assignment."""
+        new = numbered(self._num_folds, stack)
+        self.folds |= new
+        self.base.fold(new)
+
+    def load_folds(self, folds: Adapter, held: Mapping[str, int]) -> None:
+        """Folds anew what was folded before a stop; `held` is how many of them each device has."""
+        self.folds, self.folds_held = dict(folds), dict(held)
+        self.base.fold(folds)
+
+    def exported(self) -> Adapter:
+        """The full adapter as it is on the base as stored, which folds have not changed."""
+        return taken_back(self.adapter, self.folds)
+
+    @property
+    def _num_folds(self) -> int:
+        return len(by_number(self.folds))
 
     def moments(self) -> dict[str, Adapter]:
         """AdamW's moments of every server adapter, by owner."""

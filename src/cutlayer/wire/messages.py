@@ -32,6 +32,8 @@ class Assignment:
       plan: the device's part of the round's plan.
       learning_rates: the rate of each local step; as many as `plan.local_steps`.
       adapter: the tensors of the blocks that the device holds, by global name.
+      folds: what is to be added to their frozen weights first, all that the device has not had (`model/folds.py`);
+        empty where frozen weights stay frozen.
     """
 
     run: str
@@ -40,6 +42,7 @@ class Assignment:
     plan: DevicePlan
     learning_rates: tuple[float, ...]
     adapter: Adapter
+    folds: Adapter = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

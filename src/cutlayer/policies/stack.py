@@ -1,0 +1,68 @@
+"""Stack-merge: the devices' factors side by side are the mean of their products, exactly, and go into the base (FLoRA).
+
+    here                                 the authors' code (FLoRA)
+    ---------------------------------    ---------------------------------------------------------
+    stack()                              A = concat of w_k A_k, B = concat of B_k: B A = sum of w_k B_k A_k
+    Server.fold, Base.fold               the stack is merged into the base model of everyone
+    begin_anew()                         the next round trains a fresh adapter, B = 0
+
+A method that folds changes the frozen weights from round to round. Activations of a device that were kept for later
+are then those of another model: do not combine it with a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cutlayer.model.adapter import initial_tensor
+from cutlayer.model.low_rank import factor_names, stacked
+from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
+from cutlayer.types import Adapter
+
+
+def stack(contributions: Sequence[Contribution]) -> Adapter:
+    """One stack of factors for each module: its product is the mean of the products, weighted by what was trained.
+
+    The rank of a module is the sum of the ranks of those who trained it. The weight is in A alone.
+    """
+    result: Adapter = {}
+    everything = dict.fromkeys(name for part in contributions for name in part.adapter)
+    for b, a in factor_names(everything):
+        terms = terms_of(contributions, b, a)
+        total = sum(weight for weight, _, _ in terms)
+        if terms:
+            result[b], result[a] = stacked([(weight / total, b_k, a_k) for weight, b_k, a_k in terms])
+    return result
+
+
+def begin_anew(seed: int) -> Aggregate:
+    """Fresh LoRA factors after each round: B = 0, A drawn by the seed, the round and the name. The head is averaged.
+
+    Goes with a method's `fold=stack`, which keeps what the factors had learnt.
+    """
+    return _BeginAnew(seed)
+
+
+class _BeginAnew:
+    name, mixed_ranks = "stacking", True
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._num_rounds = seed, 0
+        self._mean = mean_per_block()
+
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+        self._num_rounds += 1
+        fresh: Adapter = {}
+        for b, a in factor_names(broadcast):
+            draw = initial_tensor(f"{a}#{self._num_rounds}", broadcast[a].shape, seed=self._seed, std=0.0)
+            fresh[b], fresh[a] = torch.zeros_like(broadcast[b]), draw.to(broadcast[a])
+        head = self._mean({name: value for name, value in broadcast.items() if name not in fresh}, contributions)
+        return {name: fresh[name] if name in fresh else head[name] for name in broadcast}
+
+    def state(self) -> Adapter:
+        return {"num_rounds": torch.tensor(self._num_rounds)}
+
+    def load_state(self, state: Adapter) -> None:
+        self._num_rounds = int(state["num_rounds"])
