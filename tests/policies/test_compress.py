@@ -278,6 +278,21 @@ def test_a_tensor_that_changed_its_shape_or_left_owes_nothing() -> None:
     run(program())
 
 
+def test_fresh_factors_owe_nothing() -> None:
+    """What the last update lost belongs to factors that are gone."""
+
+    async def program() -> None:
+        pair, values = Pair(compression(adapters="topk:0.25")), adapter(0)
+        for number in range(2):
+            told = assignment(values, number)
+            received = (await pair.to_device(replace(told, plan=replace(told.plan, fresh_moments=True)))).adapter
+            assert pair.device.state() == {}
+            await pair.to_server(update({key: value + 1.0 for key, value in received.items()}, number))
+            assert pair.device.state() != {}
+
+    run(program())
+
+
 def test_an_update_whose_sending_is_given_up_loses_nothing() -> None:
     async def program() -> None:
         pair = Pair(compression(adapters="topk:0.25"))

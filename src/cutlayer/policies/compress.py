@@ -36,7 +36,7 @@ from cutlayer.errors import DivergedError, MalformedMessage
 from cutlayer.types import Adapter
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import ROLES, Message, Role, Update
+from cutlayer.wire.messages import ROLES, Assignment, Message, Role, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +131,8 @@ class CompressedLink:
         message = self._unpack(await self._link.receive())
         if isinstance(message, Update):
             self._answered(message.round)
+        if isinstance(message, Assignment) and message.plan.fresh_moments:
+            self._lost = {}  # it belongs to factors that are gone
         return message
 
     def state(self) -> Adapter:
