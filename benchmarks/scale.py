@@ -51,8 +51,7 @@ class Row:
     cohort: int
     rounds: int
     wall_seconds: float
-    start_seconds: float
-    round_seconds: float
+    cpu_seconds: float
     peak_bytes: int
     base_bytes: int
     checkpoint_bytes: int
@@ -60,7 +59,8 @@ class Row:
 
 def play(fleet: str, cohort: int, rounds: int, model: str) -> Row:
     """One run, from its config to its adapter."""
-    started, num_devices = time.perf_counter(), len(load_fleet(fleet).devices)
+    num_devices = len(load_fleet(fleet).devices)
+    wall, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         texts = generate(SAMPLES_PER_DEVICE * num_devices, seed=1)
         data, out = Path(folder) / "data", Path(folder) / "run"
@@ -81,24 +81,12 @@ def play(fleet: str, cohort: int, rounds: int, model: str) -> Row:
         }
         ingredients = prepare(read_config(None, values=values))
         simulate(ingredients, NoProgress())
-        wall = time.perf_counter() - started
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert all(len(row["devices"]) == cohort for row in metrics), "as many as were asked for"
-        rounds_seconds = sum(row["wall_seconds"] for row in metrics)
         checkpoint = sum(path.stat().st_size for path in (out / "checkpoint").iterdir())
-    base = ingredients.base.weights.bytes_read
-    return Row(
-        fleet,
-        num_devices,
-        cohort,
-        rounds,
-        wall,
-        wall - rounds_seconds,
-        rounds_seconds / rounds,
-        peak_memory_bytes(),
-        base,
-        checkpoint,
-    )
+    peak = peak_memory_bytes()
+    return Row(fleet, num_devices, cohort, rounds, wall, cpu, peak, ingredients.base.weights.bytes_read, checkpoint)
 
 
 def _with_tokenizer(model: str, folder: Path, texts: Sequence[str]) -> Path:
@@ -134,8 +122,8 @@ def table(rows: Sequence[Row]) -> Table:
         result.add_row(
             row.fleet,
             *map(str, (row.devices, row.cohort, row.rounds)),
-            *(f"{seconds:.2f}" for seconds in (row.wall_seconds, row.start_seconds, row.round_seconds)),
-            *(f"{size / 2**20:.2f}" for size in sizes),
+            *(f"{seconds:.1f}" for seconds in (row.wall_seconds, row.cpu_seconds)),
+            *(f"{size / 2**20:.1f}" for size in sizes),
         )
     return result
 

@@ -24,7 +24,5 @@ def test_it_prints_a_table_and_writes_json(
     six, eighty = written["rows"]["runs"]
     assert [(row["devices"], row["cohort"], row["rounds"]) for row in (six, eighty)] == [(6, 6, 1), (80, 8, 1)]
     assert six["base_bytes"] == eighty["base_bytes"] > 0
-    assert all(
-        row["start_seconds"] + row["round_seconds"] == pytest.approx(row["wall_seconds"]) for row in (six, eighty)
-    )
+    assert all(row["cpu_seconds"] > 0 and row["wall_seconds"] > 0 for row in (six, eighty))
     assert written["settings"] == {"fleets": fleets, "cohort": 8, "rounds": 1, "model": "tiny"}

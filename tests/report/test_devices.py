@@ -90,3 +90,14 @@ def test_the_table_fits_a_hundred_columns() -> None:
     device_line = next(line for line in text.splitlines() if "snapdragon" in line)
     numbers = "12 96,000 6,000 3h 49m 21m 24s - 751 MiB 12.1 KiB"
     assert " ".join(device_line.split()) == f"snapdragon-8s-… snapdragon-8s-… {numbers}"
+
+
+def test_of_a_large_fleet_the_busiest_are_shown() -> None:
+    rows = [DeviceRow(f"phone-{n}", "", 1, 0, 0, float(n % 100), 0.0, 0.0, 0, 0) for n in range(1000)]
+    server = DeviceRow("server", "", None, 7, 0, 0.0, 0.0, 0.0, 0, 0)
+    out = io.StringIO()
+    Console(file=out, width=100).print(device_table([*rows, server]))
+    names = [line.split()[0] for line in out.getvalue().splitlines() if line.strip()][2:]
+    busy = [f"phone-{100 * hundred + n}" for hundred in range(10) for n in range(96, 100)]
+    assert names == [*busy, "and", "server"]
+    assert "and 960 more" in out.getvalue()

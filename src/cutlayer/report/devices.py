@@ -13,7 +13,7 @@ so busy + network + waiting is the window for a machine whose work never overlap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -23,6 +23,8 @@ from cutlayer.report.activities import COMPUTE, NETWORK, SERVER
 from cutlayer.report.human import human_bytes, human_seconds
 from cutlayer.report.intervals import Interval, length, uncovered, union
 from cutlayer.types import Event, StepRecord
+
+MOST_ROWS = 40  # of devices, in a terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +118,25 @@ class _Log:
         )
 
 
-def device_table(rows: Iterable[DeviceRow]) -> Table:
-    """The ledger for a terminal of 100 columns, the server last with the sums; names give way first."""
+def device_table(rows: Sequence[DeviceRow]) -> Table:
+    """The ledger for a terminal of 100 columns, the server last with the sums; names give way first.
+
+    Of a large fleet it shows the devices that were busy longest, and how many others there are.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("device", overflow="ellipsis")
     table.add_column("profile", overflow="ellipsis", style="dim")
     for name in ("cut", "samples", "steps", "busy", "waiting", "network", "up", "down"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        if row.device == SERVER:
-            table.add_section()
-        table.add_row(*_cells(row), style="bold" if row.device == SERVER else "")
+    *devices, server = rows
+    busiest = {row.device for row in sorted(devices, key=lambda row: row.busy_seconds, reverse=True)[:MOST_ROWS]}
+    for row in devices:
+        if row.device in busiest:
+            table.add_row(*_cells(row))
+    if len(devices) > MOST_ROWS:
+        table.add_row(f"and {len(devices) - MOST_ROWS:,} more", style="dim")
+    table.add_section()
+    table.add_row(*_cells(server), style="bold")
     return table
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
         _expect(folder, "tensors", state["tensors_sha256"], sha256(path), "It is torn: start the run again")
         with safe_open(path, framework="pt") as file:
             tensors: Adapter = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        owned = {kind: _by_owner(_under(tensors, f"{kind}/"), owners) for kind, owners in state["owners"].items()}
         return Snapshot(
             rounds_done=state["rounds_done"],
             clock_seconds=state["clock_seconds"],
@@ -121,9 +122,9 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             aggregate=_under(tensors, "aggregate/"),
             folds=_under(tensors, "folds/"),
             folds_held=state["folds_held"],
-            server_moments={owner: _under(tensors, f"server/{owner}/") for owner in state["owners"]["server"]},
-            device_moments={owner: _under(tensors, f"device/{owner}/") for owner in state["owners"]["device"]},
-            lost={owner: _under(tensors, f"lost/{owner}/") for owner in state["owners"]["lost"]},
+            server_moments=owned["server"],
+            device_moments=owned["device"],
+            lost=owned["lost"],
             cursors=state["cursors"],
             round_state=state["round_state"],
             history=[StepRecord(**record | {"ranks": tuple(record["ranks"])}) for record in state["history"]],
@@ -149,3 +150,12 @@ def _digest(state: dict[str, Any]) -> str:
 
 def _under(tensors: Mapping[str, Any], prefix: str) -> Adapter:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _by_owner(tensors: Mapping[str, Any], owners: Iterable[str]) -> dict[str, Adapter]:
+    """`<owner>/<name>` taken apart, in one pass: there may be a thousand owners; one without tensors has none."""
+    result: dict[str, Adapter] = {owner: {} for owner in owners}
+    for key, value in tensors.items():
+        owner, _, name = key.partition("/")
+        result[owner][name] = value
+    return result
