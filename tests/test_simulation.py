@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import cutlayer.simulation as simulation
 from cutlayer.config import read_config
+from cutlayer.fleet.modes import speed_mode
 from cutlayer.model.part import WholePart
 from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.progress import NoProgress
@@ -93,12 +94,17 @@ def test_a_device_that_waits_holds_no_graph(inputs: Path, tmp_path: Path, monkey
 
 
 def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> None:
-    """What did not join leaves nothing in the checkpoint but its place in its data."""
+    """Each works in the mode of its round; who did not join leaves only its place in its data in the checkpoint."""
     made = ingredients(inputs, tmp_path / "run", "phones-1000", name="legend", fraction=0.003, rounds=2)
     outcome = simulation.simulate(made, NoProgress())
     assert outcome.summary["totals"]["steps"] == 2 * 3
     snapshot = simulation.load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
     assert snapshot is not None
     assert len(snapshot.history) == 2 * 3
+    speeds = {device.name: (device.effective_flops, speed_mode(device)) for device in made.fleet.devices}
+    for record in snapshot.history:
+        flops, mode = speeds[record.device]
+        assert record.flops / record.busy_seconds == pytest.approx(flops * mode(record.round))
+    assert len({speeds[record.device][1](record.round) for record in snapshot.history}) > 1
     trained = {record.device for record in snapshot.history}
     assert {name for name, moments in snapshot.device_moments.items() if moments} == trained
