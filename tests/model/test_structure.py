@@ -122,7 +122,8 @@ def test_a_process_keeps_one_pruned_copy(bert: Base) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "left"), [(0.0, (4, 32)), (0.24, (4, 25)), (0.25, (3, 24)), (0.5, (2, 16)), (0.99, (1, 1))]
+    ("ratio", "left"),
+    [(0.0, (4, 32)), (0.24, (4, 25)), (0.25, (3, 24)), (0.5, (2, 16)), (0.99, (1, 1)), (1 - 1e-12, (1, 1))],
 )
 def test_whole_units_are_rounded_down_and_one_is_always_left(ratio: float, left: tuple[int, int], bert: Base) -> None:
     assert bert.structure.left(ratio) == left

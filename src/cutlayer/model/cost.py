@@ -146,7 +146,7 @@ class CostModel:
         return self._faked(self._base.pruned(kept, held.blocks))
 
     def _left(self, plan: DevicePlan) -> Left | None:
-        """What is left of every block; None for all of it."""
+        """How many heads and channels the plan leaves in every block; None for all of them."""
         return self._base.structure.left(plan.prune) if plan.prune else None
 
     def _shapes(self, ranks: tuple[int, ...], left: Left | None) -> dict[str, tuple[int, ...]]:
