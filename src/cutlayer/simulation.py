@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -192,7 +193,11 @@ class _Simulation:
                 tasks.create_task(self._method.round.device_end(device_end, self._devices[name]), name=name)
             await coordinator.run()
         adapter = self._folder.path / "adapter"
-        save_adapter(adapter, self._server.exported(), self._ingredients.base, self._ingredients.card)
+        base, card, personal = self._ingredients.base, self._ingredients.card, self._server.personal
+        for name, own in personal.items():
+            save_adapter(self._folder.path / "adapters" / name, own, base, card)
+        best = min(personal.values(), key=lambda own: self._evaluate_one(own)["loss"], default=None)
+        save_adapter(adapter, self._server.exported() if best is None else best, base, card)
         kept = self._method.structure()
         if kept is not None:
             ingredients = self._ingredients
@@ -235,6 +240,14 @@ class _Simulation:
         self._display.event(event)
 
     def _evaluate(self, adapter: Adapter) -> dict[str, float]:
+        """Of the full adapter; where every device has one of its own, the mean over devices."""
+        assert self._server is not None
+        if not self._server.personal:
+            return self._evaluate_one(adapter)
+        each = [self._evaluate_one(own) for own in self._server.personal.values()]
+        return {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
+
+    def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
         metrics = evaluate(self._ingredients.base, adapter, self._validation, self._method.structure())
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(
@@ -266,6 +279,7 @@ class _Simulation:
             folds_held=self._server.folds_held,
             server_moments=self._server.moments(),
             device_moments={name: moments for name, (_, moments) in states.items()},
+            personal=self._server.personal,
             lost={name: device_end.state() for name, (device_end, _) in self._links.items()},
             cursors={name: cursor for name, (cursor, _) in states.items()},
             round_state=self._method.round.state_dict(),
@@ -285,6 +299,10 @@ class _Simulation:
         for name, player in self._devices.items():
             player.load_state(snapshot.cursors[name], snapshot.device_moments[name])
             self._links[name][0].load_state({key: value.to(device) for key, value in snapshot.lost[name].items()})
+        self._server.personal = {
+            name: {key: value.to(device) for key, value in adapter.items()}
+            for name, adapter in snapshot.personal.items()
+        }
         self._method.round.load_state_dict(snapshot.round_state)
         self._logbook.rounds_done = snapshot.rounds_done
         self._logbook.history.records.extend(snapshot.history)

@@ -195,3 +195,18 @@ def test_ctrl_c_says_how_to_go_on(world: World) -> None:
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, f"interrupted: go on with cutlayer train --resume {world.out}\n")
     assert (world.out / "checkpoint" / "state.json").exists()
+
+
+def test_local_only_ends_with_an_adapter_for_every_device(world: World) -> None:
+    flags = [*world.classification(), "--method", "local_only"]
+    assert run("train", *flags, "--quiet").code == 0
+    folder = world.out
+    names = sorted(path.name for path in (folder / "adapters").iterdir())
+    assert names == ["quick", "slow"]
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    own = []
+    for path in (folder / "adapters" / "quick", folder / "adapters" / "slow", folder / "adapter"):
+        ran = run("evaluate", path, "--data", world.reviews, "--json")
+        own.append(json.loads(ran.out)["loss"])
+    assert metrics["loss"] == pytest.approx((own[0] + own[1]) / 2, rel=1e-5)
+    assert own[2] == min(own[:2])

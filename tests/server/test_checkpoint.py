@@ -35,6 +35,7 @@ def snapshot(seed: int = 0) -> Snapshot:
         server_moments={"*": moments, "phone": {}, "phone-2": tensors("a.weight#exp_avg")},
         device_moments={"phone": tensors("b.weight#exp_avg"), "phone-2": {}},
         lost={"phone": tensors("b.weight"), "phone-2": {}},
+        personal={"phone": tensors("a.weight", "b.weight")},
         cursors={"phone": {"epoch": 2, "order": [3, 1, 2], "seed": 2**63 + 1}, "phone-2": {}},
         round_state={"num_picks": 5, "name": "ü"},
         history=[

@@ -12,6 +12,7 @@ Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models
 
 From general knowledge of the paper and third-party code, not from its text: the norm is taken module by module, and
 who gets which rank is our reading. `owners_only` is not the paper's.
+Left out: the pruning of a device's own rank, for which the paper adds a penalty on high rows to the loss.
 """
 
 from __future__ import annotations

@@ -85,6 +85,12 @@ ROWS = (
         "reviews; rank list from a re-implementation, the choice of depths is our reading",
     ),
     MethodRow(
+        "local_only",
+        "the floor: every device trains alone, nothing is averaged; metrics are means over devices",
+        "none",
+        "no published system",
+    ),
+    MethodRow(
         "memsfl",
         "one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised",
         "arXiv 2506.02940",

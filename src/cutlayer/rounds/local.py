@@ -23,13 +23,20 @@ from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Finish, Update
 
 
-def local() -> Round:
-    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`)."""
-    return _Local()
+def local(*, personal: bool = False) -> Round:
+    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`).
+
+    Args:
+      personal: Whether every device goes on from its own adapter in the next round, and not from the aggregate.
+    """
+    return _Local(personal)
 
 
 class _Local:
     equal_cuts = False
+
+    def __init__(self, personal: bool) -> None:
+        self._personal = personal
 
     async def device_end(self, link: Link, device: Device) -> None:
         while isinstance(message := await link.receive(), Assignment):
@@ -45,6 +52,8 @@ class _Local:
         async with asyncio.TaskGroup() as tasks:
             for device in plan.devices:
                 tasks.create_task(_turn(server, links[device.device], device))
+        if self._personal:
+            server.personal |= {name: update.adapter for name, update in server.open.updates.items()}
         return server.contributions()
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:  # noqa: ARG002

@@ -41,6 +41,7 @@ class Snapshot:
       server_moments: AdamW's moments of the server's adapters, by owner.
       device_moments: AdamW's moments of each device.
       lost: what packing each device's last update lost.
+      personal: adapters that are never averaged, by device.
       cursors: each device's place in its data.
       round_state: what the round's policies carry.
       history: what rounds measured.
@@ -57,6 +58,7 @@ class Snapshot:
     server_moments: dict[str, Adapter]
     device_moments: dict[str, Adapter]
     lost: dict[str, Adapter]
+    personal: dict[str, Adapter]
     cursors: dict[str, dict[str, Any]]
     round_state: dict[str, Any]
     history: list[StepRecord]
@@ -69,7 +71,12 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
     tensors = {f"adapter/{name}": value for name, value in snapshot.adapter.items()}
     tensors |= {f"aggregate/{name}": value for name, value in snapshot.aggregate.items()}
     tensors |= {f"folds/{name}": value for name, value in snapshot.folds.items()}
-    owned = {"server": snapshot.server_moments, "device": snapshot.device_moments, "lost": snapshot.lost}
+    owned = {
+        "server": snapshot.server_moments,
+        "device": snapshot.device_moments,
+        "lost": snapshot.lost,
+        "personal": snapshot.personal,
+    }
     for kind, owners in owned.items():
         for owner, held in owners.items():
             tensors |= {f"{kind}/{owner}/{name}": value for name, value in held.items()}
@@ -125,6 +132,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             server_moments=owned["server"],
             device_moments=owned["device"],
             lost=owned["lost"],
+            personal=owned["personal"],
             cursors=state["cursors"],
             round_state=state["round_state"],
             history=[StepRecord(**record | {"ranks": tuple(record["ranks"])}) for record in state["history"]],

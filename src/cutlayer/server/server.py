@@ -109,6 +109,7 @@ class Server:
         self.run, self.base, self.machine = run, base, machine
         self.adapter, self.forecast, self.longest_tokens = adapter, forecast, longest_tokens
         self.scratch = scratch
+        self.personal: dict[str, Adapter] = {}  # adapters that are never averaged, by device
         self._costs, self._settings, self._learning_rate = costs, settings, learning_rate
         self._trainables: dict[str, Trainable] = {}
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
@@ -143,7 +144,11 @@ class Server:
             device=device.device,
             plan=device,
             learning_rates=tuple(self._learning_rate(plan.round, step) for step in range(device.local_steps)),
-            adapter=self._share(self.base.device_names(device.cut, device.blocks, head=device.head), device.ranks),
+            adapter=self._share(
+                self.base.device_names(device.cut, device.blocks, head=device.head),
+                device.ranks,
+                self.personal.get(device.device),
+            ),
             folds=self._folds_missed(device),
         )
 
@@ -157,9 +162,9 @@ class Server:
             for key, value in numbered(number, {name: stack[name] for name in stack if name in names}).items()
         }
 
-    def _share(self, names: Sequence[str], ranks: Sequence[int]) -> Adapter:
-        """What a device's plan takes of the full adapter: these tensors, at its ranks."""
-        share = split_adapter(self.adapter, names)
+    def _share(self, names: Sequence[str], ranks: Sequence[int], own: Adapter | None = None) -> Adapter:
+        """What a device's plan takes of the full adapter, or of its own: these tensors, at its ranks."""
+        share = split_adapter(self.adapter if own is None else own, names)
         return (
             {name: at_rank(name, value, ranks[self._block(name)]) for name, value in share.items()} if ranks else share
         )

@@ -1,0 +1,32 @@
+"""Local only: every device trains alone on its own data, and nothing is ever averaged. What taking part must beat.
+
+No published system: the comparison that the papers of federated learning make.
+
+    local LoRA                                here
+    -------------------------------------     ------------------------------------------
+    every device holds the whole model        whole_model()
+    it goes on from its own adapter           local(personal=True)
+    nothing is shared                         the mean that is taken of a round reaches nobody
+
+The metrics are means over the devices' own adapters, each on all of the validation data, so an evaluation costs as much
+as there are devices. A run ends with an adapter for every device (`adapters/NAME/`); `adapter/` is the one of least
+validation loss. Adapters still go up and down, so that the server can evaluate them: a fleet on its own would send
+nothing.
+"""
+
+from __future__ import annotations
+
+from cutlayer.methods.method import Method
+from cutlayer.policies.aggregate import mean_per_block
+from cutlayer.policies.cut import whole_model
+from cutlayer.policies.select import everyone
+from cutlayer.rounds.local import local
+
+
+def local_only() -> Method:
+    """Builds local training."""
+    return Method(
+        plan=(everyone(), whole_model()),
+        round=local(personal=True),
+        aggregate=mean_per_block(),  # of what is only looked at
+    )
