@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from compared import ACCURACY, method_figures, row, run_figures
-from cutlayer.compare.results import Spent, curve, first_at, stat
+from cutlayer.compare.comparison import Run
+from cutlayer.compare.entry import parse_entry
+from cutlayer.compare.results import Spent, curve, first_at, read_run, stat
+from cutlayer.config import RunConfig
 
 
 def test_a_curve_begins_untrained_and_adds_up_what_was_spent() -> None:
@@ -26,6 +32,23 @@ def test_the_target_is_what_was_spent_when_it_was_first_reached() -> None:
     assert (reached.round, reached.virtual_seconds) == (2, 2.0)
     assert first_at(points, ACCURACY, 0.81) is None
     assert first_at(points, ACCURACY, None) is None
+
+
+def test_a_run_is_read_from_its_folder(tmp_path: Path) -> None:
+    rows = [row(0, 0.4), row(1, 0.7), row(2, 0.6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    totals = {"samples": 12, "bytes_up": 3000, "bytes_down": 6000}
+    summary = {"metrics_before": {"accuracy": 0.2, "loss": 1.0}, "totals": totals, "versions": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    run = Run(parse_entry("memsfl"), 5, RunConfig.model_validate({"out": str(tmp_path)}))
+    read = read_run(run, ACCURACY, 0.65)
+    assert (read.seed, read.samples, read.bytes_up, read.bytes_down) == (5, 12, 3000, 6000)
+    assert read.best == 0.7
+    assert read.to_target is not None
+    assert read.to_target.round == 2
+    assert read.server_bytes == 4002, "the most of any round, which is the last"
+    assert (read.device_bytes, read.device) == (300, "quick"), "the most of any round and device, which is the first"
+    assert len(read.curve) == 4
 
 
 def test_mean_and_spread() -> None:
