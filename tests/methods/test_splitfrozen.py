@@ -22,6 +22,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.plan import Known
 from cutlayer.server.server import Server
+from cutlayer.server.stages import Stages
 from cutlayer.types import Adapter, Batch, DevicePlan, History
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Finish, Recall, Update
@@ -200,6 +201,31 @@ def play_with_seed(base: Base, seed: int) -> Adapter:
     fleet = fleet_of(3)
     streams = streams_for(fleet, "classification", steps=STEPS)
     return play(base, build_method("splitfrozen", {}, seed=seed), fleet, streams, rounds=1, local_steps=STEPS).adapter
+
+
+def test_lifting_costs_the_blocks_between_the_cuts(bert: Base) -> None:
+    """One MFLOP per block, sample and token: as many as the devices that hold a block less do not spend."""
+    unequal, equal = (run(bert, fleet_of(4), **options) for options in ({"deepest": 2}, {"cut": 2}))
+    lifted = sum(event.flops for event in unequal.events if event.who == "server" and event.what == "forward")
+    spared = sum(r.flops for r in equal.logbook.history.records) - sum(r.flops for r in unequal.logbook.history.records)
+    assert lifted == pytest.approx(spared)
+    assert lifted > 0
+
+
+def test_the_loss_of_a_round_is_that_of_its_batches_by_weight(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens for causal LM: every device's part adds up to what the server lost."""
+    lost: list[tuple[int, float]] = []
+    train, backward = Server.train_mixed, Stages.backward
+    monkeypatch.setattr(Stages, "backward", lambda *given: lost.append((0, backward(*given))) or lost[-1][1])
+
+    async def watched(self: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
+        await train(self, samples, stages, **named)
+        lost[-1] = (sum(sample.weight for sample in samples), lost[-1][1])
+
+    monkeypatch.setattr(Server, "train_mixed", watched)
+    [row] = run(base, fleet_of(3), rounds=1).rows
+    assert row["loss"] == pytest.approx(sum(weight * loss for weight, loss in lost) / row["weight"])
+    assert row["weight"] == sum(weight for weight, _ in lost)
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 7, "server_batch": 3}, {"cache": False, "deepest": 2}], ids=str)

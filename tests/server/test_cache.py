@@ -137,8 +137,12 @@ def test_memory_stays_within_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sample_sent_again_stays_as_it_was() -> None:
     cache, batch = cache_for("classification"), batch_of("classification")
     cache.keep(one_by_one(batch))
-    cache.keep(one_by_one(replace(batch, h_BTD=batch.h_BTD + 1)))
-    assert_given_back(cache, batch)
+    for _ in ("before it is on the disk", "and after"):
+        cache.keep(one_by_one(replace(batch, h_BTD=batch.h_BTD + 1)))
+        assert_given_back(cache, batch)
+        cache.flush()
+    assert not cache._new
+    assert len(cache._files) == 1
 
 
 def test_a_sample_that_was_never_sent_is_an_error() -> None:
