@@ -21,7 +21,8 @@ from cutlayer.simulation import known_of, method_of
 @pytest.mark.parametrize("method", TABLE)
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
 def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
-    rehearsed_is_played(world, task, method)
+    pruned = ["-o", "lora.targets=[all-linear]"] if method == "fedspine" else []  # it scores by LoRA's gradients
+    rehearsed_is_played(world, task, method, *pruned)
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.1"])
@@ -52,8 +53,13 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     rows = [json.loads(line) for line in (world.out / "metrics.jsonl").read_text().splitlines()]
     folds = method_of(ingredients.config).fold is not None  # then the first round is unlike the others
     row, start = (rows[1], rows[0]["virtual_seconds"]) if folds else (rows[0], 0.0)
-    assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
-    assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
+    if method == "fedspine":  # what a device scored while it trained goes up too, and a rehearsal trains nothing
+        assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-3)
+        assert rehearsed.bytes_down == row["bytes_down"]
+        assert 0.95 * row["bytes_up"] < rehearsed.bytes_up < row["bytes_up"]
+    else:
+        assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
+        assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
     owners = {"memsfl": ("slow", "quick"), "sfl_v1": ("slow", "quick")}.get(method, (SHARED,))
     assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
     assert ingredients.base.weights.bytes_read == 0

@@ -192,7 +192,7 @@ def test_ctrl_c_says_how_to_go_on(world: World) -> None:
     assert process.stdout is not None
     assert process.stdout.readline().startswith("round 1/")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, f"interrupted: go on with cutlayer train --resume {world.out}\n")
     assert (world.out / "checkpoint" / "state.json").exists()
 

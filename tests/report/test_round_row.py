@@ -44,6 +44,8 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "cut": 0,
         "batch_size": 0,
         "ranks": (),
+        "prune": 0.0,
+        "change": 0.0,
         "flops": 0.0,
         "memory_bytes": 0,
         "step_network_seconds": 0.0,
