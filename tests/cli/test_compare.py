@@ -145,26 +145,24 @@ def test_stopped_half_way_and_begun_again_it_comes_to_the_same(
 
 
 @pytest.mark.slow
-def test_killed_it_leaves_no_run_behind_and_goes_on(
-    compared: tuple[Path, Ran], made_once: World, tmp_path: Path
-) -> None:
-    whole, _ = compared
+def test_killed_it_leaves_no_run_behind(made_once: World, tmp_path: Path) -> None:
+    """Its runs would go on for hours: they end because it has."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "cutlayer", "compare", *map(str, flags(made_once, out))]
+    command = [sys.executable, "-m", "cutlayer", "compare", *map(str, flags(made_once, out, "--rounds", 100000))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not list(out.glob("runs/*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert children
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    gone, alive = psutil.wait_procs(children, timeout=30)
-    assert len(gone) == len(children)
-    assert not alive
-    ran = run("compare", *flags(made_once, out))
-    assert (ran.code, ran.err) == (0, "")
-    assert (out / "compare.json").read_bytes() == (whole / "compare.json").read_bytes()
+    try:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        gone, alive = psutil.wait_procs(children, timeout=30)
+        assert (len(gone), alive) == (2, [])
+    finally:
+        for child in children:
+            if child.is_running():
+                child.kill()
 
 
 # ------------------------------------------------------------------ bad input
