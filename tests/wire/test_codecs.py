@@ -109,6 +109,7 @@ def test_int8_by_hand() -> None:
 
 def test_int8_below_what_a_step_can_be() -> None:
     row = torch.tensor([[190 * TINY, -60 * TINY, 0.0], [60 * TINY, -TINY, 0.0]])
+    assert not Int8().pack(row)[1].any(), "not even bytes that a step of zero would undo"
     back = there_and_back(Int8(), row)
     assert (back / TINY).tolist() == [[127.0, -60.0, 0.0], [0.0, 0.0, 0.0]]
 
