@@ -19,7 +19,7 @@ from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import Aggregate, Contribution
-from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression
+from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.plan import Known
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
@@ -245,7 +245,8 @@ def play(
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
-            return CompressedLink(TappedLink(link, sent), compression, hidden_size=16, dtype=base.dtype)
+            tapped, started_from = TappedLink(link, sent), what_is_left(base)
+            return CompressedLink(tapped, compression, hidden_size=16, dtype=base.dtype, started_from=started_from)
 
         ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
         coordinator = Coordinator(

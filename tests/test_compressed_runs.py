@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cutlayer.methods.table import TABLE, build_method
+from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.policies.compress import UNCOMPRESSED, Compression, compression
 from cutlayer.wire.frames import encode
@@ -25,7 +26,8 @@ ModelMaker = Callable[[str, str], Path]
 
 def open_base(tiny_model: ModelMaker, dtype: str = "fp32") -> Base:
     model = tiny_model("bert", "classification")
-    return Base(ModelSettings(str(model), "classification", num_labels=LABELS, dtype=dtype))
+    lora = LoraSettings(targets=("all-linear",))  # some methods need it, the others do not mind
+    return Base(ModelSettings(str(model), "classification", num_labels=LABELS, dtype=dtype, lora=lora))
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.compress import CompressedLink, Compression, compression
+from cutlayer.policies.compress import CompressedLink, Compression, compression, what_is_left
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link
 
@@ -80,7 +80,13 @@ class Ingredients:
 
     def compressed(self, link: Link) -> CompressedLink:
         """An end of a link, of a device or the server, as the run packs what goes through it."""
-        return CompressedLink(link, self.compression, hidden_size=self.costs.hidden_size, dtype=self.costs.dtype)
+        return CompressedLink(
+            link,
+            self.compression,
+            hidden_size=self.costs.hidden_size,
+            dtype=self.costs.dtype,
+            started_from=what_is_left(self.base),
+        )
 
     @property
     def card(self) -> AdapterCard:

@@ -25,7 +25,7 @@ lost is added to the next (error feedback):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import DivergedError, MalformedMessage
+from cutlayer.model.base import Base
 from cutlayer.types import Adapter
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
 from cutlayer.wire.link import Link
@@ -75,6 +76,27 @@ def compression(*, activations: str = "none", gradients: str = "none", adapters:
     )
 
 
+StartedFrom = Callable[[Adapter, Update], Adapter]
+"""(broadcast, update) -> what the device started from, in the shapes of what it trained."""
+
+
+def all_of_it(broadcast: Adapter, _update: Update) -> Adapter:
+    """Devices train what they are sent."""
+    return broadcast
+
+
+def what_is_left(base: Base) -> StartedFrom:
+    """Devices that prune train what is left of it, and say what that is (`Update.structure`)."""
+
+    def started_from(broadcast: Adapter, update: Update) -> Adapter:
+        if not update.structure:
+            return broadcast
+        kept, _ = base.structure.from_tensors(update.structure, update.device)
+        return base.structure.slice_all(broadcast, kept)
+
+    return started_from
+
+
 class CompressedLink:
     """One end of a link, packing what it sends and unpacking what it receives.
 
@@ -83,10 +105,19 @@ class CompressedLink:
       compression: The codecs.
       hidden_size: Width of activations.
       dtype: Of activations and their gradients.
+      started_from: What of a broadcast an update is the difference to.
     """
 
-    def __init__(self, link: Link, compression: Compression, *, hidden_size: int, dtype: torch.dtype) -> None:
-        self._link, self._compression = link, compression
+    def __init__(
+        self,
+        link: Link,
+        compression: Compression,
+        *,
+        hidden_size: int,
+        dtype: torch.dtype,
+        started_from: StartedFrom = all_of_it,
+    ) -> None:
+        self._link, self._compression, self._started_from = link, compression, started_from
         self._hidden_size, self._dtype = hidden_size, dtype
         self._broadcasts: dict[int, Adapter] = {}  # by round, until its update: what differences refer to
         self._lost: Adapter = {}
@@ -152,18 +183,18 @@ class CompressedLink:
                 self._broadcasts[message.round] = value
                 changes[field] = {name: codec.pack(tensor) for name, tensor in value.items()}
             elif role == "update" and codec is not NONE:
-                changes[field] = self._pack_update(codec, value, self._broadcast(message.round), lost)
+                changes[field] = self._pack_update(codec, value, self._references(message), lost)
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.pack(value)
         return replace(message, **changes)
 
-    def _pack_update(self, codec: Codec, trained: Adapter, broadcast: Adapter, lost: Adapter) -> Adapter:
-        """Differences to the broadcast, and what the last ones owe, packed."""
+    def _pack_update(self, codec: Codec, trained: Adapter, references: Adapter, lost: Adapter) -> Adapter:
+        """Differences to the references, and what the last ones owe, packed."""
         packed = {}
         for name, value in trained.items():
-            change = value - _reference(broadcast, name, value.shape)
+            change = value - _reference(references, name, value.shape)
             owed = self._lost.get(name)
-            if owed is not None and owed.shape == change.shape:  # else its rank has changed since
+            if owed is not None and owed.shape == change.shape:  # else its rank has changed since, or it was pruned
                 change = change + owed
             packed[name] = codec.pack(change)
             lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
@@ -179,15 +210,15 @@ class CompressedLink:
                     name: self._unpack_values(packed) for name, packed in value.items()
                 }
             elif role == "update" and codec is not NONE:
-                changes[field] = self._unpack_update(codec, value, self._broadcast(message.round))
+                changes[field] = self._unpack_update(codec, value, self._references(message))
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.unpack(value, (*value.shape[:-1], self._hidden_size), self._dtype)
         return replace(message, **changes)
 
-    def _unpack_update(self, codec: Codec, packed: Adapter, broadcast: Adapter) -> Adapter:
+    def _unpack_update(self, codec: Codec, packed: Adapter, references: Adapter) -> Adapter:
         trained = {}
         for name, value in packed.items():
-            reference = _reference(broadcast, name)
+            reference = _reference(references, name)
             trained[name] = reference + codec.unpack(value, reference.shape, reference.dtype)
         return trained
 
@@ -202,22 +233,24 @@ class CompressedLink:
             )
         return codec.unpack(packed, (*packed.shape[:-1], width), torch.float32)
 
-    def _broadcast(self, round: int) -> Adapter:
-        if round not in self._broadcasts:
+    def _references(self, update: Message) -> Adapter:
+        """What this end holds of what the device started from."""
+        assert isinstance(update, Update), "no other message has this role"
+        if update.round not in self._broadcasts:
             raise MalformedMessage(
-                f"update of round {round}: expected one of rounds {sorted(self._broadcasts)}, which are open. "
+                f"update of round {update.round}: expected one of rounds {sorted(self._broadcasts)}, which are open. "
                 "Drop the message: it answers no assignment."
             )
-        return self._broadcasts[round]
+        return self._started_from(self._broadcasts[update.round], update)
 
     def _answered(self, round: int) -> None:
         """A link keeps its order: what was broadcast before this round will not be answered any more."""
         self._broadcasts = {number: adapter for number, adapter in self._broadcasts.items() if number > round}
 
 
-def _reference(broadcast: Adapter, name: str, shape: torch.Size | None = None) -> Tensor:
-    """What was broadcast by this name."""
-    reference = broadcast.get(name)
+def _reference(references: Adapter, name: str, shape: torch.Size | None = None) -> Tensor:
+    """What the difference of this name refers to."""
+    reference = references.get(name)
     if reference is None or shape not in (None, reference.shape):
         raise MalformedMessage(
             f"update of {name!r}: expected what was broadcast, of its shape, got another tensor. "
