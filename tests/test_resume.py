@@ -104,6 +104,7 @@ OPTIONS = {
     "dropout": ("model.base_dropout=true", "lora.dropout=0.1"),
     "fresh moments": ("train.keep_moments=false",),
     "evaluated seldom": ("train.eval_every=2",),
+    "pruned, compressed": ("method.name=fedspine", "lora.targets=[all-linear]", "wire.adapters=topk:0.1"),
     "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),
     "activations kept in 8 bits": ("method.name=splitfrozen", "method.cache_dtype=int8", "method.window=7"),
     "frozen, with dropout": ("method.name=splitfrozen", "method.cache=false", "model.base_dropout=true"),

@@ -15,7 +15,7 @@ from typing import Any
 from cutlayer.config import RunConfig
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.device import Device
-from cutlayer.errors import ConfigError, DivergedError, UserError
+from cutlayer.errors import DivergedError, UserError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
@@ -93,17 +93,11 @@ def first_plan(ingredients: Ingredients, method: Method, known: Known) -> RoundP
 
     Raises:
       BudgetError: A device cannot hold its part.
-      ConfigError: The method's choices contradict each other, or the model, its LoRA or the wire.
+      ConfigError: The method's choices contradict each other, or the model or its LoRA.
     """
     plan = method.make_plan(0, known)
     if any(device.prune or device.score for device in plan.devices):
         _ = ingredients.base.structure  # raises where this model cannot be pruned
-        adapters = ingredients.config.wire.adapters
-        if adapters != "none":
-            raise ConfigError(
-                f"wire.adapters: expected none where devices prune their models, got {adapters}: packing takes the "
-                "difference to what was broadcast, which is larger. Set wire.adapters=none, or method.prune=0."
-            )
     return plan
 
 

@@ -179,10 +179,6 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
         flags("--method", "fedspine"),
         ("lora.targets", "output.dense", "Set lora.targets=[all-linear]"),
     ),
-    "pruning what is packed as a difference": (
-        flags("--method", "fedspine", "-o", "lora.targets=[all-linear]", "--compress-adapters", "int8"),
-        ("wire.adapters", "got int8", "method.prune=0"),
-    ),
     "pruning in one round": (
         flags("--method", "fedspine", "-o", "lora.targets=[all-linear]", "--rounds", 1),
         ("train.rounds", "at least 2", "method.prune=0"),
