@@ -11,6 +11,8 @@ from cutlayer.types import Adapter
 from cutlayer.wire.messages import ROLES, Finish, Message
 
 KINDS = get_args(Message)
+EXACT = {"structure", "folds"}
+"""Adapters that both ends must hold alike: what is left of a model, what is added to frozen weights."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,6 +39,6 @@ def test_is_frozen_and_has_no_other_attributes() -> None:
 def test_hidden_states_and_adapters_may_travel_packed_and_nothing_else(kind: type[Any]) -> None:
     hints = get_type_hints(kind)
     hidden = {name for name, hint in hints.items() if hint in (Tensor, Tensor | None) and name.endswith("D")}
-    adapters = {name for name, hint in hints.items() if hint == Adapter} - {"structure"}
+    adapters = {name for name, hint in hints.items() if hint == Adapter} - EXACT
     assert ROLES.get(kind, {}).keys() == hidden | adapters
     assert all((ROLES[kind][name] in ("activations", "gradients")) == (name in hidden) for name in ROLES.get(kind, {}))
