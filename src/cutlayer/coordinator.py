@@ -12,6 +12,7 @@ The coordinator knows no method and no transport: a link is a link.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,14 +121,17 @@ class Coordinator:
         bytes_before: Mapping[str, tuple[int, int]],
     ) -> list[StepRecord]:
         """What the round measured of each device, in the order of their names."""
-        records, in_steps = [], [event for event in self._events if event.step is not None]
+        records, events_of = [], defaultdict[str, list[Event]](list)
+        for event in self._events:
+            events_of[event.who].append(event)
         for device in sorted(plan.devices, key=lambda device: device.device):
-            name = device.device
+            name, events = device.device, events_of[device.device]
             tally, link = tallies[name], self._links[name]
             up, down = bytes_before[name]
             forward, backward, upload, download = (
-                _seconds(self._events, name, what) for what in ("forward", "backward", "upload", "download")
+                _seconds(events, what) for what in ("forward", "backward", "upload", "download")
             )
+            in_steps = [event for event in events if event.step is not None]
             busy, network = forward + backward, upload + download
             records.append(
                 StepRecord(
@@ -139,7 +143,7 @@ class Coordinator:
                     loss=tally.loss,
                     busy_seconds=busy,
                     network_seconds=network,
-                    waiting_seconds=max(0.0, duration - _occupied(self._events, name)),
+                    waiting_seconds=max(0.0, duration - _occupied(events)),
                     bytes_up=link.bytes_received - up,
                     bytes_down=link.bytes_sent - down,
                     backward_seconds=backward,
@@ -147,9 +151,9 @@ class Coordinator:
                     cut=device.cut,
                     batch_size=device.batch_size,
                     ranks=device.ranks,
-                    flops=sum(event.flops for event in self._events if event.who == name),
+                    flops=sum(event.flops for event in events),
                     memory_bytes=self._known.device_bytes(device),
-                    step_network_seconds=sum(_seconds(in_steps, name, what) for what in ("upload", "download")),
+                    step_network_seconds=sum(_seconds(in_steps, what) for what in ("upload", "download")),
                     saved_flops=tally.saved_flops,
                     saved_bytes=tally.saved_bytes,
                     prune=device.prune,
@@ -159,10 +163,10 @@ class Coordinator:
         return records
 
 
-def _occupied(events: Sequence[Event], who: str) -> float:
+def _occupied(events: Sequence[Event]) -> float:
     """The seconds in which a device computed, sent or received; where it does two at once, they count once."""
-    return length(union((event.start_seconds, event.end_seconds) for event in events if event.who == who))
+    return length(union((event.start_seconds, event.end_seconds) for event in events))
 
 
-def _seconds(events: Sequence[Event], who: str, what: str) -> float:
-    return sum(event.end_seconds - event.start_seconds for event in events if event.who == who and event.what == what)
+def _seconds(events: Sequence[Event], what: str) -> float:
+    return sum(event.end_seconds - event.start_seconds for event in events if event.what == what)

@@ -46,6 +46,11 @@ class Batch:
         return int(self.input_ids_BT.shape[1])
 
 
+def adapted_blocks(ranks: tuple[int, ...]) -> frozenset[int] | None:
+    """The blocks that have an adapter at these ranks; None for all of them, which no ranks mean."""
+    return frozenset(block for block, rank in enumerate(ranks) if rank) if ranks else None
+
+
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
     """What one device does in one round."""
@@ -69,7 +74,7 @@ class DevicePlan:
     @property
     def blocks(self) -> frozenset[int] | None:
         """The blocks that have an adapter; None for all of them."""
-        return frozenset(block for block, rank in enumerate(self.ranks) if rank) if self.ranks else None
+        return adapted_blocks(self.ranks)
 
 
 @dataclass(frozen=True, slots=True)

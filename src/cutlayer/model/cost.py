@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cutlayer.model.base import Base, Blocks, ModelSettings
 from cutlayer.model.part import DevicePart, Part, ServerPart, WholePart
 from cutlayer.model.structure import Left
-from cutlayer.types import Batch, Cost, DevicePlan, Kept
+from cutlayer.types import Batch, Cost, DevicePlan, Kept, adapted_blocks
 
 PROBE_LENGTHS = (16, 32, 48)
 PROBE_SAMPLES = 2
@@ -59,7 +59,7 @@ class Held:
 
     @property
     def blocks(self) -> Blocks:
-        return frozenset(block for block, rank in enumerate(self.ranks) if rank) if self.ranks else None
+        return adapted_blocks(self.ranks)
 
 
 class CostModel:

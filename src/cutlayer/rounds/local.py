@@ -58,9 +58,8 @@ class _Local:
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:  # noqa: ARG002
         """The full adapter and every device's: values, nothing that trains."""
-        return sum(costs.device_adapter_bytes(device) for device in plan.devices) + max(
-            costs.device_adapter_bytes(device) for device in plan.devices
-        )
+        adapters = [costs.device_adapter_bytes(device) for device in plan.devices]
+        return sum(adapters) + max(adapters)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

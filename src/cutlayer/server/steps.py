@@ -53,7 +53,7 @@ def a_copy_each() -> ServerStep:
     a copy and a step for every device, as SFL-V1's server, which serves devices in parallel, would hold them
     (`benchmarks/memory.py` makes such copies and measures).
     """
-    return _ACopyEach()
+    return _ACopyEach(fifo(), one_per_device)
 
 
 class _OneAtATime:
@@ -83,23 +83,7 @@ class _OneAtATime:
         self._order.load_state_dict(state)
 
 
-class _ACopyEach:
-    owner: Owner = staticmethod(one_per_device)
-
-    equal_cuts = False
-
-    def __init__(self) -> None:
-        self._in_turn = one_device_at_a_time(fifo())
-
-    async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
-        await self._in_turn(server, arrivals, reply)
-
+class _ACopyEach(_OneAtATime):
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """As many server-side models as devices, each in its step."""
         return sum(costs.server(device, device.batch_size, num_tokens).memory_bytes for device in plan.devices)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._in_turn.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._in_turn.load_state_dict(state)
