@@ -158,3 +158,14 @@ def test_recovering_nothing_does_nothing(tmp_path: Path) -> None:
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
+    """Also where a file that others may read stood in its place, or was left behind by a crash."""
+    path = tmp_path / "secret"
+    for open_to_others in (path, tmp_path / ".secret.tmp"):
+        open_to_others.write_text("old")
+        open_to_others.chmod(0o666)
+    write_atomically(path, "new", private=True)
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -10,7 +10,8 @@ CutlayerError
 |  |- CheckpointError            a checkpoint that is torn, foreign or absent
 |  '- DivergedError              a loss that is not finite
 '- WireError                     a message that may not be believed
-   '- MalformedMessage           its version or bytes do not fit; never retried
+   |- MalformedMessage           its version or bytes do not fit; never retried
+   '- Refused                    a device that may not come in, or what it sent does not fit its plan
 
 Every message reads `<where>: <expected>, got <value>. <what to change>.` and is one line.
 To add a class: put it in the tree, say in one sentence when it happens, and reach it from a test.
@@ -85,3 +86,17 @@ class WireError(CutlayerError):
 
 class MalformedMessage(WireError, ValueError):
     """A frame whose version, header or length does not fit. Never retried."""
+
+
+class Refused(WireError):
+    """A device may not come in, or what it sent does not fit its part of the plan. Nothing was computed of it.
+
+    The message holds no secret. The server counts by device and reason and goes on without the device.
+
+    Attributes:
+      reason: which check it failed, as a slug that can be counted (`wrong-token`, `not-finite`).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -9,12 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Writes `content` so that a reader, or a crash, sees the old file or the new one and never a part."""
+def write_atomically(path: Path, content: bytes | str, *, private: bool = False) -> None:
+    """Writes `content` so that a reader, or a crash, sees the old file or the new one and never a part.
+
+    Args:
+      path: The file.
+      content: All of it.
+      private: Whether nobody but the owner may ever read it, not even while it is written.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        if private:
+            temporary.unlink(missing_ok=True)  # one that a crash left may be open to others
+        with open(temporary, "wb", opener=_private if private else None) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -23,6 +31,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
