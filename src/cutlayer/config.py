@@ -68,6 +68,9 @@ class DataSection(Section):
     text_pair: str | None = None
     label: str | None = None
     """Classification: the column of the class, by default `label`."""
+    labels: tuple[str, ...] = ()
+    """Classification: the class names in the order of their ids; by default those that the training rows have, or, on
+    the server of a real fleet, which has no training rows, its validation rows."""
     prompt: str | None = None
     answer: str | None = None
     max_length: int = Field(128, ge=4)

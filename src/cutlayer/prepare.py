@@ -6,17 +6,19 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from cutlayer.config import MethodSection, RunConfig
-from cutlayer.data.batches import Batches, evaluation_batches
-from cutlayer.data.source import Columns, load_tables, require_columns, split_off_validation
+from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
+from cutlayer.data.shares import write_rows
+from cutlayer.data.source import Columns, Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.data.spread import parse, spread
-from cutlayer.data.tasks import Classification, Samples, pad_token_id, task_from
+from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.table import TABLE, build_method
@@ -31,27 +33,25 @@ from cutlayer.policies.compress import CompressedLink, Compression, compression,
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 
 @dataclass(frozen=True)
-class Ingredients:
-    """What a run is made of.
+class ServerIngredients:
+    """What a run is made of on its server, wherever its devices and their data are.
 
     Attributes:
       config: the whole config.
-      fleet: the machines.
-      train, validation: tokenised samples.
+      validation: tokenised samples.
       labels: class names; empty for causal LM.
       pad_id: the token id that pads.
-      parts: each device's rows of `train`, in the order of the fleet.
     """
 
     config: RunConfig
-    fleet: Fleet
-    train: Samples
     validation: Samples
     labels: tuple[str, ...]
     pad_id: int
-    parts: list[list[int]]
 
     @property
     def model_settings(self) -> ModelSettings:
@@ -108,6 +108,24 @@ class Ingredients:
         deciding = self.config.model_dump(mode="json", exclude={"out"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
+    def validation_batches(self) -> list[Batch]:
+        return list(evaluation_batches(self.validation, self.config.train.eval_batch_size, self.pad_id))
+
+
+@dataclass(frozen=True)
+class Ingredients(ServerIngredients):
+    """What a run with a simulated fleet is made of: the machines and their data as well.
+
+    Attributes:
+      fleet: the machines.
+      train: tokenised samples.
+      parts: each device's rows of `train`, in the order of the fleet.
+    """
+
+    fleet: Fleet
+    train: Samples
+    parts: list[list[int]]
+
     @property
     def label_counts(self) -> dict[str, tuple[int, ...]]:
         """By device, its samples of each class; empty for causal LM."""
@@ -126,12 +144,9 @@ class Ingredients:
             self.train,
             self.parts[index],
             batch_size=train.batch_size,
-            seed=train.seed * 100_003 + index,
+            seed=stream_seed(train.seed, index),
             pad_id=self.pad_id,
         )
-
-    def validation_batches(self) -> list[Batch]:
-        return list(evaluation_batches(self.validation, self.config.train.eval_batch_size, self.pad_id))
 
 
 def prepare(config: RunConfig) -> Ingredients:
@@ -143,17 +158,10 @@ def prepare(config: RunConfig) -> Ingredients:
     config = completed(config)
     fleet = load_fleet(config.fleet)
     how = parse(config.data.spread)
-    hardware(config.hardware)
-    files = ModelFiles(config.model.name)
-    family_of(str(files.config.get("model_type")), config.data.task)
-    _check_positions(files, config.data.max_length)
-    tables = split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
+    files = _checked_model(config)
+    tables = _tables(config)
     assert tables.validation is not None, "split_off_validation gave one"
-    task = task_from(config.data.task, columns_of(config), config.data.max_length)
-    labels: tuple[str, ...] = ()
-    if isinstance(task, Classification):
-        task = task.fitted(tables.train)
-        labels = task.label_names
+    task = _task(config, tables.train, "training data")
     tokenizer = load_tokenizer(files)
     train = task.encode(tables.train, tokenizer)
     validation = task.encode(tables.validation, tokenizer, "validation data")
@@ -170,7 +178,74 @@ def prepare(config: RunConfig) -> Ingredients:
         seed=config.train.seed,
         column=column,
     )
-    return Ingredients(config, fleet, train, validation, labels, pad_token_id(tokenizer), parts)
+    return Ingredients(config, validation, _classes(task), pad_token_id(tokenizer), fleet, train, parts)
+
+
+def prepare_server(config: RunConfig) -> ServerIngredients:
+    """Reads and checks what the server of a real fleet needs: of the data only the validation rows.
+
+    The classes are `data.labels`, else those of the validation rows.
+
+    Raises:
+      UserError: Whatever is wrong with the config, the data or the model.
+    """
+    config = completed(config)
+    files = _checked_model(config)
+    rows = load_validation(config.data.path)
+    task = _task(config, rows, "validation data")
+    tokenizer = load_tokenizer(files)
+    validation = task.encode(rows, tokenizer, "validation data")
+    return ServerIngredients(config, validation, _classes(task), pad_token_id(tokenizer))
+
+
+def write_shares(ingredients: Ingredients, folder: Path) -> tuple[dict[str, Path], RunConfig]:
+    """Deals the data of a simulated run out to real devices: a file for each, and one to judge by for the server.
+
+    Args:
+      ingredients: The run.
+      folder: Where the files go; made if it is not there.
+
+    Returns:
+      By device its file, and the config with which `prepare_server` gives the same validation set and classes.
+    """
+    config, tables = ingredients.config, _tables(ingredients.config)
+    assert tables.validation is not None, "split_off_validation gave one"
+    columns = columns_of(config)
+    (folder / "devices").mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "validation.jsonl", tables.validation, ingredients.validation, columns, ingredients.labels)
+    files = {}
+    for device, part in zip(ingredients.fleet.devices, ingredients.parts, strict=True):
+        files[device.name] = folder / "devices" / f"{device.name}.jsonl"
+        write_rows(files[device.name], tables.train, ingredients.train, columns, ingredients.labels, part)
+    data = config.data.model_copy(update={"path": str(folder.resolve()), "labels": ingredients.labels})
+    return files, config.model_copy(update={"data": data})
+
+
+def _checked_model(config: RunConfig) -> ModelFiles:
+    """The model's files, which fit the task and its texts, on hardware that is here."""
+    hardware(config.hardware)
+    files = ModelFiles(config.model.name)
+    family_of(str(files.config.get("model_type")), config.data.task)
+    _check_positions(files, config.data.max_length)
+    return files
+
+
+def _classes(task: Task) -> tuple[str, ...]:
+    return task.label_names if isinstance(task, Classification) else ()
+
+
+def _tables(config: RunConfig) -> Tables:
+    return split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
+
+
+def _task(config: RunConfig, rows: Dataset, where: str) -> Task:
+    """The task with its classes: those that the config names, else those that `rows` have."""
+    task, labels = task_from(config.data.task, columns_of(config), config.data.max_length), config.data.labels
+    if isinstance(task, Classification):
+        return task.named(labels) if labels else task.fitted(rows, where)
+    if labels:
+        raise ConfigError(f"data.labels: expected none for {task.kind}, got {list(labels)}. Leave it out.")
+    return task
 
 
 def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSettings:

@@ -4,5 +4,6 @@ source.py    a name                -> tables of rows, train and validation
 reviews.py   a seed                -> the built-in rows
 tasks.py     rows and a tokenizer  -> samples: tokens, labels, loss weights
 spread.py    classes or a column   -> which samples each device has
+shares.py    rows of one device     -> a JSONL file that it reads them from again
 batches.py   samples               -> an endless, resumable stream of length-bucketed batches
 """

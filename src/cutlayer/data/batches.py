@@ -19,6 +19,11 @@ POOL_BATCHES = 32
 """How many batches are sorted by length together: more saves padding, fewer mixes better."""
 
 
+def stream_seed(seed: int, index: int) -> int:
+    """The seed of the batches of the device at this place in the fleet, in a run with this seed."""
+    return seed * 100_003 + index
+
+
 class Batches:
     """An endless stream of batches over the samples of one device.
 

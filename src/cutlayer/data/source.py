@@ -80,6 +80,22 @@ def load_tables(data: str) -> Tables:
     return _load_from_hub(data)
 
 
+def load_validation(data: str) -> Dataset:
+    """Reads the rows to judge by and no others: of a folder its `validation.*`, of one file all, else that split.
+
+    Raises:
+      DataError: nothing is there, or it cannot be read.
+    """
+    path = Path(data).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    file = _the_file(path, "validation") if path.is_dir() else None
+    rows = _read_file(file) if file else None if path.is_dir() else load_tables(data).validation
+    if rows is None:
+        raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({_KNOWN}) or name a file.")
+    return rows
+
+
 def split_off_validation(tables: Tables, fraction: float, seed: int) -> Tables:
     """Gives tables that have a validation set: the one there is, else a seeded `fraction` of the training rows.
 

@@ -105,7 +105,7 @@ class Samples:
 class Classification:
     """One label for one text, or for a pair of texts.
 
-    `label_names` are the classes in the order of their ids; `fitted` sets them from the training set.
+    `label_names` are the classes in the order of their ids; `fitted` sets them from rows, `named` as somebody says.
     """
 
     kind: ClassVar[TaskKind] = "classification"
@@ -118,26 +118,42 @@ class Classification:
     def __post_init__(self) -> None:
         _check_max_length(self.max_length)
 
-    def fit_labels(self, train: Dataset) -> tuple[str, ...]:
+    def fit_labels(self, train: Dataset, where: str = "training data") -> tuple[str, ...]:
         """The classes of the training set: a ClassLabel's names, or the sorted strings, or the integers 0..n-1.
+
+        Args:
+          train: The rows that hold every class.
+          where: Names them in errors.
 
         Raises:
           DataError: a label is null or of another kind, an integer is missing, or there are fewer than two classes.
         """
-        require_columns(train, [self.label], "training data")
+        require_columns(train, [self.label], where)
         names = tuple(getattr(train.features[self.label], "names", None) or ())
         if not names:
-            names = _names_of(_cells(train, self.label), self.label)
+            names = _names_of(_cells(train, self.label), self.label, where)
         if len(names) < 2:
             raise DataError(
-                f"training data, column {self.label!r}: expected at least two classes, got {names[0]!r} alone. "
+                f"{where}, column {self.label!r}: expected at least two classes, got {names[0]!r} alone. "
                 "Name the column that holds the labels."
             )
         return names
 
-    def fitted(self, train: Dataset) -> Classification:
+    def fitted(self, train: Dataset, where: str = "training data") -> Classification:
         """This task with the classes of the training set."""
-        return replace(self, label_names=self.fit_labels(train))
+        return replace(self, label_names=self.fit_labels(train, where))
+
+    def named(self, label_names: Sequence[str]) -> Classification:
+        """This task with these classes, whichever of them the rows at hand have.
+
+        Raises:
+          ConfigError: There are fewer than two, or one stands there twice.
+        """
+        if len(set(label_names)) != len(label_names) or len(label_names) < 2:
+            raise ConfigError(
+                f"labels: expected at least two different class names, got {list(label_names)}. Name each class once."
+            )
+        return replace(self, label_names=tuple(label_names))
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> Samples:
         """Tokenises `dataset`, truncated to `max_length`; `where` names it in errors.
@@ -287,20 +303,20 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _names_of(values: list[Any], column: str) -> tuple[str, ...]:
+def _names_of(values: list[Any], column: str, where: str) -> tuple[str, ...]:
     """The classes in a label column that has no names of its own."""
     if None in values:  # first, because readers turn whole numbers beside a null into fractions
-        raise _bad_cell("training data", values.index(None), column, "a label", None)
+        raise _bad_cell(where, values.index(None), column, "a label", None)
     if all(isinstance(value, str) for value in values):
         return tuple(sorted(set(values)))
     for row, value in enumerate(values):
         if not isinstance(value, int) or value < 0:
-            raise _bad_cell("training data", row, column, "whole numbers from 0, or strings in all rows", value)
+            raise _bad_cell(where, row, column, "whole numbers from 0, or strings in all rows", value)
     there = set(values)
     missing = next((number for number in range(max(there)) if number not in there), None)
     if missing is not None:
         raise DataError(
-            f"training data, column {column!r}: expected the labels 0 to {max(there)} without a gap, "
+            f"{where}, column {column!r}: expected the labels 0 to {max(there)} without a gap, "
             f"got none with {missing}. Number them 0..n-1 or use strings."
         )
     return tuple(map(str, range(max(there) + 1)))

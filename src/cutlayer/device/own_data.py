@@ -1,0 +1,82 @@
+"""A device's own data: its file read and tokenised as the run says, and the batches that it trains on.
+
+The same rows in the same order give the same batches as in the simulated run (`tests/device/test_own_data.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cutlayer.data.batches import Batches
+from cutlayer.data.source import Columns, load_tables
+from cutlayer.data.tasks import Classification, Samples, task_from
+from cutlayer.types import TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """What the server says of the data that it has never seen.
+
+    Attributes:
+      task: what is learnt.
+      columns: which column plays which part.
+      labels: class names in the order of their ids; empty for causal LM.
+      max_length: tokens at which a text is cut off.
+      pad_id: the token id that pads.
+      batch_size: samples per batch.
+      seed: of the order of the batches (`data/batches.py stream_seed`).
+    """
+
+    task: TaskKind
+    columns: Columns
+    labels: tuple[str, ...]
+    max_length: int
+    pad_id: int
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OwnData:
+    """A device's tokenised samples."""
+
+    samples: Samples
+    spec: DataSpec
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """Samples of each class; empty for causal LM."""
+        if self.samples.classes is None:
+            return ()
+        return tuple(np.bincount(self.samples.classes, minlength=len(self.spec.labels)).tolist())
+
+    def batches(self) -> Batches:
+        """The stream of all samples, from its beginning."""
+        return Batches(
+            self.samples,
+            range(len(self.samples)),
+            batch_size=self.spec.batch_size,
+            seed=self.spec.seed,
+            pad_id=self.spec.pad_id,
+        )
+
+
+def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
+    """Reads and tokenises the device's data.
+
+    Args:
+      data: Whatever `data/source.py` reads; of a folder, its `train.*`.
+      spec: What the run says of it.
+      tokenizer: The model's.
+
+    Raises:
+      DataError: It cannot be read, lacks a column, or a label is none of the run's; names the file and the row.
+      ConfigError: `spec` contradicts itself.
+    """
+    task = task_from(spec.task, spec.columns, spec.max_length)
+    if isinstance(task, Classification):
+        task = task.named(spec.labels)
+    return OwnData(task.encode(load_tables(data).train, tokenizer, f"data {data}"), spec)
