@@ -158,6 +158,7 @@ class Coordinator:
                     saved_bytes=tally.saved_bytes,
                     prune=device.prune,
                     change=tally.change,
+                    ranks_left=tally.ranks_left,
                 )
             )
         return records

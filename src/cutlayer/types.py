@@ -70,6 +70,10 @@ class DevicePlan:
     """The share of each block's heads and FFN channels that the device has removed by this round, below 1."""
     score: bool = False
     """Whether the device scores heads and channels as it trains, for a later round to prune by."""
+    prune_to: tuple[int, ...] = ()
+    """LoRA rank on each block that is left if the device prunes its own; empty where it must not."""
+    tail_penalty: float = 0.0
+    """Weight in the loss of the norm of what it would then lose (`policies/self_prune.py`)."""
 
     @property
     def blocks(self) -> frozenset[int] | None:
@@ -162,6 +166,7 @@ class StepRecord:
     saved_bytes: int = 0  # of bytes_up, likewise
     prune: float = 0.0
     change: float = 0.0  # where it scores its units, Frobenius norm of what the round changed in its LoRA factors
+    ranks_left: tuple[int, ...] = ()  # where it may prune its own ranks: those it ended the round with
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
+from cutlayer.policies.self_prune import tail_norm
 from cutlayer.types import Adapter, Batch, Costs
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall, Update
 
@@ -64,6 +65,7 @@ class Device:
         self._busy_before = 0.0
         self._sent: set[int] = set()  # the samples whose activations the server keeps
         self._change = 0.0  # of its LoRA factors in this round, where it scores
+        self._shrank = False  # the tail of its LoRA factors in this round, where it may prune it
 
     def begin(self, assignment: Assignment) -> None:
         """Takes the round's adapter and cut; removes what the plan asks for, of the adapter too."""
@@ -79,6 +81,7 @@ class Device:
             self._trainable.load_moments({})
         self._steps = self._samples = self._weight = 0
         self._loss_sum = self._change = 0.0
+        self._shrank = False
         self._busy_before = self.machine.busy_seconds
 
     async def forward(self, step: int) -> Activations:
@@ -169,11 +172,15 @@ class Device:
             assert loss is not None
             loss.backward()
             loss = None  # while the time of this passes, other devices of this process need the memory of its graph
+            if now.plan.tail_penalty:
+                (now.plan.tail_penalty * self._tail(self._trainable.parameters)).backward()
             if self._pruning and now.plan.score:
                 self._pruning.observe(self._part(), self._trainable.parameters)
             self._trainable.step(now.learning_rates[step])
             if now.plan.score:
                 self._change = _lora_distance(self._trainable.values(), self._before)
+            if now.plan.prune_to:
+                self._shrank = bool(self._tail(self._trainable.values()) < self._tail(self._before))
 
         works = (Work(forward, "forward", cost.forward_flops), Work(backward, "backward", cost.backward_flops))
         value, _ = await self.machine.run_in_turn(works, round=now.round, step=step)
@@ -187,9 +194,15 @@ class Device:
         blocks = self._now.plan.blocks
         return self._base.pruned(self._pruning.kept, blocks) if self._pruning else self._base.whole(blocks)
 
+    def _tail(self, adapter: Mapping[str, Tensor]) -> Tensor:
+        """The norm of what the device would lose of this adapter if it pruned its ranks."""
+        return tail_norm(adapter, self._now.plan.prune_to, self._base.block_of)
+
     def update(self) -> Update:
-        """What the device trained in this round."""
+        """What the device trained in this round; of its ranks, what it has not pruned."""
         now = self._now
+        if self._shrank:
+            self._trainable.shrink(lambda tensors: self._base.at_ranks(tensors, now.plan.prune_to))
         return Update(
             run=now.run,
             round=now.round,
@@ -202,6 +215,7 @@ class Device:
             busy_seconds=self.machine.busy_seconds - self._busy_before,
             change=self._change,
             structure=self._pruning.state() if self._pruning else {},
+            ranks_left=now.plan.prune_to if self._shrank else now.plan.ranks if now.plan.prune_to else (),
         )
 
     def state(self) -> tuple[dict[str, Any], Adapter]:

@@ -38,7 +38,8 @@ class Method:
           BudgetError: A device cannot hold its part.
         """
         plan = make_plan(self.plan, round, known)
-        cuts, ranks = {device.cut for device in plan.devices}, {device.ranks for device in plan.devices}
+        cuts = {device.cut for device in plan.devices}
+        ranks = {ranks for device in plan.devices for ranks in (device.ranks, device.prune_to or device.ranks)}
         if self.round.equal_cuts and len(cuts) > 1:
             raise ConfigError(
                 f"method.cut: expected one cut where features of several devices are merged, got {sorted(cuts)}. "

@@ -21,6 +21,7 @@ from cutlayer.errors import ModelError
 from cutlayer.model.adapter import (
     PREFIX,
     LoraSettings,
+    at_rank,
     attach_lora,
     check_targets,
     find_slots,
@@ -227,6 +228,21 @@ class Base:
             if block is None or rank > 0:
                 shapes[name] = shape_at_rank(name, shape, rank)
         return shapes
+
+    def at_ranks(self, tensors: Mapping[str, Tensor], ranks: Sequence[int]) -> Adapter:
+        """Of these trainable tensors the first rows of each A and columns of each B, as many as each block's rank.
+
+        Args:
+          tensors: By global name, AdamW's moments too; none of a block of rank 0.
+          ranks: Of each block; empty leaves all as they are.
+        """
+        if not ranks:
+            return dict(tensors)
+        blocks = {name: self.block_of(name) for name in tensors}
+        return {
+            name: value if (block := blocks[name]) is None else at_rank(name, value, ranks[block])
+            for name, value in tensors.items()
+        }
 
     def blocks_in(self, names: Iterable[str]) -> frozenset[int]:
         """The blocks that these trainable tensors belong to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,19 @@ class Trainable:
             return
         self._moments = self.moments()
         self.parameters = {name: nn.Parameter(value.detach().clone()) for name, value in adapter.items()}
+        self._optimizer = None
+
+    def shrink(self, smaller: Callable[[Adapter], Adapter]) -> None:
+        """Cuts values and moments alike: AdamW goes on with what is left as if there had never been more.
+
+        Args:
+          smaller: Of tensors by name, what is left of each; moments come as `<name>#<key>`.
+        """
+        moments = self.moments()
+        counts = {name: value for name, value in moments.items() if value.ndim == 0}
+        left = smaller(self.values())
+        self.parameters = {name: nn.Parameter(value.clone()) for name, value in left.items()}
+        self._moments = counts | smaller({name: value for name, value in moments.items() if name not in counts})
         self._optimizer = None
 
     def step(self, learning_rate: float) -> None:

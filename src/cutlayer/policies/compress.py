@@ -86,13 +86,13 @@ def all_of_it(broadcast: Adapter, _update: Update) -> Adapter:
 
 
 def what_is_left(base: Base) -> StartedFrom:
-    """Devices that prune train what is left of it, and say what that is (`Update.structure`)."""
+    """Devices that prune train what is left of it, and say what that is (`Update.structure`, `Update.ranks_left`)."""
 
     def started_from(broadcast: Adapter, update: Update) -> Adapter:
-        if not update.structure:
-            return broadcast
-        kept, _ = base.structure.from_tensors(update.structure, update.device)
-        return base.structure.slice_all(broadcast, kept)
+        if update.structure:
+            kept, _ = base.structure.from_tensors(update.structure, update.device)
+            broadcast = base.structure.slice_all(broadcast, kept)
+        return base.at_ranks(broadcast, update.ranks_left)
 
     return started_from
 

@@ -135,7 +135,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             personal=owned["personal"],
             cursors=state["cursors"],
             round_state=state["round_state"],
-            history=[StepRecord(**record | {"ranks": tuple(record["ranks"])}) for record in state["history"]],
+            history=[_record(record) for record in state["history"]],
             totals=state["totals"],
             positions=state["positions"],
         )
@@ -143,6 +143,11 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
         raise CheckpointError(
             f"{folder}: expected a whole checkpoint, got {type(error).__name__}: {error}. Start the run again."
         ) from error
+
+
+def _record(kept: dict[str, Any]) -> StepRecord:
+    """What one device measured: JSON has made lists of its tuples."""
+    return StepRecord(**kept | {name: tuple(kept[name]) for name in ("ranks", "ranks_left")})
 
 
 def _expect(folder: Path, what: str, expected: object, got: object, advice: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutlayer.errors import DivergedError
 from cutlayer.fleet.machine import Machine
-from cutlayer.model.adapter import at_rank, split_adapter
+from cutlayer.model.adapter import split_adapter
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.folds import by_number, numbered, taken_back
@@ -59,6 +59,7 @@ class Tally:
     saved_flops: float = 0.0  # of a device that need not compute what the server keeps
     saved_bytes: int = 0  # of activations that it need not send
     change: float = 0.0  # norm of what its LoRA factors changed by
+    ranks_left: tuple[int, ...] = ()  # of a device that may prune its own
 
     @property
     def loss(self) -> float:
@@ -164,15 +165,7 @@ class Server:
 
     def _share(self, names: Sequence[str], ranks: Sequence[int], own: Adapter | None = None) -> Adapter:
         """What a device's plan takes of the full adapter, or of its own: these tensors, at its ranks."""
-        share = split_adapter(self.adapter if own is None else own, names)
-        return (
-            {name: at_rank(name, value, ranks[self._block(name)]) for name, value in share.items()} if ranks else share
-        )
-
-    def _block(self, name: str) -> int:
-        """The block of a tensor, the last for the head's, which has no rank."""
-        block = self.base.block_of(name)
-        return -1 if block is None else block
+        return self.base.at_ranks(split_adapter(self.adapter if own is None else own, names), ranks)
 
     async def step(self, arrived: Activations) -> Gradients:
         """Trains on one device's activations and answers it.
@@ -326,7 +319,7 @@ class Server:
         self.folds_held[update.device] = self._num_folds
         tally = self._tallies[update.device]
         tally.samples += update.samples
-        tally.change = update.change
+        tally.change, tally.ranks_left = update.change, update.ranks_left
         if update.steps:  # the server saw none of these losses
             tally.steps += update.steps
             tally.weight += update.weight

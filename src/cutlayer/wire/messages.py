@@ -131,6 +131,7 @@ class Update:
       change: where the device scores its units, the Frobenius norm of what the round changed in its LoRA factors.
       structure: where the device prunes, what is left of its model and the importance of its units
         (`model/structure.py`); its adapter then has what is left of each factor.
+      ranks_left: where the device may prune its own ranks, the rank of its adapter on each block.
     """
 
     run: str
@@ -144,6 +145,7 @@ class Update:
     busy_seconds: float
     change: float = 0.0
     structure: Adapter = field(default_factory=dict)
+    ranks_left: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
