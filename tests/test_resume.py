@@ -108,6 +108,14 @@ OPTIONS = {
     "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),
     "activations kept in 8 bits": ("method.name=splitfrozen", "method.cache_dtype=int8", "method.window=7"),
     "frozen, with dropout": ("method.name=splitfrozen", "method.cache=false", "model.base_dropout=true"),
+    "ranks pruned by devices": (
+        "method.name=hetlora",
+        "method.gamma=0.5",
+        "method.lam=2",
+        "train.rounds=4",
+        "wire.adapters=topk:0.5",
+    ),
+    "folds, a part of the fleet": ("method.name=flora", "method.fraction=0.5", "train.rounds=4"),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",

@@ -140,3 +140,25 @@ def head_of(adapter: dict[str, Tensor]) -> dict[str, Tensor]:
 def lora_of(adapter: dict[str, Tensor], base: Base) -> dict[str, float]:
     rank = max(value.shape[0] for name, value in adapter.items() if ".lora_A." in name)
     return {"rank": rank, "alpha": base.settings.lora.alpha / base.settings.lora.rank * rank}
+
+
+def test_a_part_of_the_fleet_folds_what_it_missed(llama: Base) -> None:
+    """Devices that were not drawn have, bit for bit, what everyone has who always held the folded base."""
+
+    def once(*, apart: bool) -> Played:
+        fleet = fleet_of(5)
+        streams = streams_for(fleet, llama.settings.task, steps=8 * STEPS)
+        method = build_method("flora", {"fraction": 0.4}, seed=0)
+        return play(llama, method, fleet, streams, rounds=8, local_steps=STEPS, apart=apart)
+
+    together, apart = once(apart=False), once(apart=True)
+    assert all(torch.equal(apart.adapter[name], value) for name, value in together.adapter.items())
+    assert [r.loss for r in together.logbook.history.records] == [r.loss for r in apart.logbook.history.records]
+    gaps = set()
+    for name in {record.device for record in apart.logbook.history.records}:
+        held = 0
+        for message in assignments(apart, name):
+            assert {int(key.partition("/")[0]) for key in message.folds} == set(range(held, message.round))
+            gaps.add(message.round - held)
+            held = message.round
+    assert max(gaps) > 2, "somebody missed several rounds"

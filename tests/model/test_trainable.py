@@ -209,3 +209,24 @@ def test_moments_begin_anew_where_a_shape_changed() -> None:
     torch.optim.AdamW([fresh], lr=RATES[2], weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6, fused=True).step()
     assert torch.equal(after[0]["a"], fresh.detach())
     assert torch.equal(after[0]["b"], torch_adamw(values("a", "b"), range(3))["b"])
+
+
+def test_what_is_left_of_a_tensor_trains_on_as_if_there_had_never_been_more() -> None:
+    """AdamW works entry by entry."""
+    trainable = Trainable(values("a", "b"), SETTINGS)
+    train(trainable, range(2))
+    trainable.shrink(lambda tensors: {n: v[:2] if n.startswith("a") else v for n, v in tensors.items()})
+    for name, gradient in gradients(2, "a", "b").items():
+        trainable.parameters[name].grad = gradient[: len(trainable.parameters[name])]
+    trainable.step(RATES[2])
+    expected = torch_adamw(values("a", "b"), range(3))
+    assert torch.equal(trainable.adapter()["a"], expected["a"][:2])
+    assert torch.equal(trainable.adapter()["b"], expected["b"])
+    assert trainable.moments()["a#step"] == 3
+
+
+def test_a_tensor_can_shrink_before_it_trained() -> None:
+    trainable = Trainable(values("a"), SETTINGS)
+    trainable.shrink(lambda tensors: {name: value[:1] for name, value in tensors.items()})
+    assert torch.equal(trainable.adapter()["a"], values("a")["a"][:1])
+    assert trainable.moments() == {}
