@@ -37,7 +37,6 @@ TESTED_IN = {
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
     "types.py": "policies/test_plan.py",  # nouns
-    "methods/method.py": "methods/test_table.py",  # a noun
     "methods/fedlora.py": "test_every_method.py",  # the laws run on each row of the table
     "methods/memsfl.py": "test_every_method.py",
     "methods/splitlora.py": "test_every_method.py",

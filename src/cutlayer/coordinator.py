@@ -107,7 +107,8 @@ class Coordinator:
             round=number,
             virtual_seconds=now(),
             wall_seconds=time.perf_counter() - start_wall,
-            server_memory_bytes=self._method.round.server_bytes(plan, self._known.costs, self._known.num_tokens),
+            server_memory_bytes=self._server.fold_bytes
+            + self._method.round.server_bytes(plan, self._known.costs, self._known.num_tokens),
             validation=self.logbook.metrics if self._evaluate_when(number) else {},
         )
         events, self._events[:] = list(self._events), []

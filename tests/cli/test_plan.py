@@ -17,6 +17,7 @@ from cutlayer.cli.plan import summary_lines, typical_tokens
 from cutlayer.cli.rehearsal import Rehearsed
 from cutlayer.config import read_config
 from cutlayer.coordinator import Logbook
+from cutlayer.methods.table import build_method
 from cutlayer.model.source import Weights
 from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.human import human_bytes, human_seconds
@@ -103,6 +104,22 @@ def test_the_server_holds_one_base_and_an_adapter_per_owner(world: World) -> Non
     waiting = made.costs.activation_bytes(4, 16)
     assert both - alone == 12 * adapter + waiting, "values and two moments in fp32"
     assert alone - waiting == made.costs.server(slow, 4, 16).memory_bytes
+
+
+def test_the_server_keeps_a_fold_of_every_round(world: World) -> None:
+    flags = [*world.classification(), "--rounds", 10]
+    made = ingredients_of(flags)
+    known = known_of(made, Logbook())
+    method = build_method("flora", {}, seed=0)
+    plan = method.make_plan(0, known)
+    stacked = tuple(sum(device.ranks[block] for device in plan.devices) for block in range(made.base.num_blocks))
+    shapes = made.base.shapes_of(stacked).items()
+    stack = sum(4 * int(np.prod(shape)) for name, shape in shapes if ".lora_" in name)
+    round_bytes = method.round.server_bytes(plan, made.costs, 16)
+    out = run("plan", *flags, "--method", "flora").out
+    assert f"server: {human_bytes(round_bytes + 10 * stack)} of" in out
+    assert "activations that wait, 10 folds)" in out
+    assert "folds" not in run("plan", *flags, "--method", "flexlora").out
 
 
 def test_a_server_that_is_too_small_is_told_so(world: World, tmp_path: Path) -> None:

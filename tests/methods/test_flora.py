@@ -106,6 +106,16 @@ def test_what_is_sent_is_the_stack_of_all_ranks_and_every_one_that_was_missed(ll
     assert counted == sum(frame_bytes(m) for m in assignments(run, "device-1"))
 
 
+def test_the_servers_memory_grows_by_a_stack_a_round(llama: Base) -> None:
+    run = played(llama, absent_in_the_middle)
+    folded = [sum(value.nbytes for value in m.folds.values()) for m in assignments(run, "device-0")[1:]]
+    needs = [row["server_memory_bytes"] for row in run.rows]
+    adapters = [4096 * llama.num_blocks * number for number in (3 + 1, 2 + 1, 3 + 1)]  # theirs and the full one
+    assert needs[0] == adapters[0] + folded[0]
+    assert needs[1] == adapters[1] + sum(folded)
+    assert needs[2] > adapters[2] + sum(folded)
+
+
 @pytest.mark.parametrize(
     ("family", "task"),
     [("bert", "classification"), ("gpt2", "causal-lm"), ("llama", "causal-lm"), ("qwen2", "causal-lm")],

@@ -34,7 +34,7 @@ def plan(given: Given) -> None:
         num_tokens = typical_tokens(ingredients)
         rehearsed = rehearse(ingredients, method, first_round, num_tokens)
     terminal.print(device_rows(ingredients, known, first_round, num_tokens))
-    need = method.round.server_bytes(first_round, known.costs, known.num_tokens)
+    need = method.round.server_bytes(first_round, known.costs, known.num_tokens) + rehearsed.fold_bytes * known.rounds
     for line in summary_lines(ingredients, known, need, rehearsed, num_tokens):
         terminal.print(line, soft_wrap=True)
 
@@ -77,6 +77,7 @@ def summary_lines(
 
     rounds, server = ingredients.config.train.rounds, ingredients.fleet.server
     adapters = f"{len(rehearsed.owners)} adapter{'s' if len(rehearsed.owners) > 1 else ''} with moments"
+    folds = f", {rounds} folds" if rehearsed.fold_bytes else ""
     verdict = "" if need <= server.memory_bytes else ", which is too much"
 
     def traffic(times: int) -> str:
@@ -85,7 +86,7 @@ def summary_lines(
 
     return [
         f"server: {human_bytes(need)} of {human_bytes(server.memory_bytes)}{verdict} "
-        f"(one base, {adapters}, one step, activations that wait)",
+        f"(one base, {adapters}, one step, activations that wait{folds})",
         f"round:  {traffic(1)} ({known.local_steps} steps with batches of {known.batch_size} x {num_tokens} tokens)",
         f"run:    {traffic(rounds)} ({rounds} rounds)",
     ]

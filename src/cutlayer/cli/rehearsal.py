@@ -44,12 +44,14 @@ class Rehearsed:
       bytes_up: devices to server.
       bytes_down: server to devices.
       owners: of the adapters on the server.
+      fold_bytes: of what a round adds to the base, which the server keeps.
     """
 
     seconds: float
     bytes_up: int
     bytes_down: int
     owners: tuple[str, ...]
+    fold_bytes: int = 0
 
 
 def rehearse(ingredients: Ingredients, method: Method, plan: RoundPlan, num_tokens: int) -> Rehearsed:
@@ -80,6 +82,7 @@ class _Rehearsal:
                 bytes_up=sum(link.bytes_received for link in links.values()),
                 bytes_down=sum(link.bytes_sent for link in links.values()),
                 owners=tuple(server.moments()),
+                fold_bytes=server.fold_bytes,
             )
             for link in links.values():
                 await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))

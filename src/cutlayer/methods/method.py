@@ -38,6 +38,7 @@ class Method:
           BudgetError: A device cannot hold its part.
         """
         plan = make_plan(self.plan, round, known)
+        self._check_fold(plan)
         cuts = {device.cut for device in plan.devices}
         ranks = {ranks for device in plan.devices for ranks in (device.ranks, device.prune_to or device.ranks)}
         if self.round.equal_cuts and len(cuts) > 1:
@@ -57,6 +58,22 @@ class Method:
                 "(hetlora, flexlora, flora)."
             )
         return plan
+
+    def _check_fold(self, plan: RoundPlan) -> None:
+        """Raises ConfigError where weights would change under something that was computed or copied from them."""
+        if self.fold is None:
+            return
+        if self.round.keeps_activations:
+            raise ConfigError(
+                "method.fold: expected a round that keeps no activations where the base's weights change, got kept "
+                "ones, which would be those of another model. Build stream(cache=False), or leave fold out."
+            )
+        pruned = [device.device for device in plan.devices if device.prune or device.score]
+        if pruned:
+            raise ConfigError(
+                f"method.fold: expected no device that prunes heads or channels where the base's weights change, got "
+                f"{', '.join(pruned)}: a fold does not reach their copies. Leave out the pruning, or fold."
+            )
 
 
 def _agree(ranks: set[tuple[int, ...]]) -> bool:

@@ -6,8 +6,8 @@
     Server.fold, Base.fold               the stack is merged into the base model of everyone
     begin_anew()                         the next round trains a fresh adapter, B = 0
 
-A method that folds changes the frozen weights from round to round. Activations of a device that were kept for later
-are then those of another model: do not combine it with a cache.
+A method that folds changes the frozen weights from round to round. Activations that were kept for later, and copies of
+the weights that pruning made, would be those of another model: `Method.make_plan` refuses both.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ loss              mean training loss over everything the round trained on, weigh
 samples, weight   trained on in this round, over all devices
 bytes_up, bytes_down   devices to server, server to devices
 virtual_seconds   the run's clock at the end of the round
-server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it
+server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it, and the folds so far
 wall_seconds      real time this round took; keys that start with `wall_` differ between equal runs
 validation        the metrics by plain name, or {} where the round was not evaluated
 devices           per device: steps, samples, weight, loss, seconds, bytes, FLOPs and what the plan gave it

@@ -33,7 +33,7 @@ def local(*, personal: bool = False) -> Round:
 
 
 class _Local:
-    equal_cuts = False
+    equal_cuts = keeps_activations = False
 
     def __init__(self, personal: bool) -> None:
         self._personal = personal

@@ -18,9 +18,11 @@ class Round(Protocol):
 
     Attributes:
       equal_cuts: whether all devices must be cut at the same block.
+      keeps_activations: whether activations of one round are trained on in later ones.
     """
 
     equal_cuts: bool
+    keeps_activations: bool
 
     async def device_end(self, link: Link, device: Device) -> None:
         """Runs on the device, over all rounds, until the server says it is finished."""

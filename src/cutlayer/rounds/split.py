@@ -40,6 +40,8 @@ def split(*, server_step: ServerStep) -> Round:
 
 
 class _Split:
+    keeps_activations = False
+
     def __init__(self, server_step: ServerStep) -> None:
         self._server_step = server_step
         self.equal_cuts = server_step.equal_cuts

@@ -100,6 +100,7 @@ class _Stream:
     ) -> None:
         self._window, self._server_batch, self._kept, self._pipeline = window, server_batch, kept, pipeline
         self._seed = seed
+        self.keeps_activations = kept is not None
         self._cache: ActivationCache | None = None
         self._resumed: dict[str, Any] = {}
 

@@ -389,6 +389,11 @@ class Server:
         return taken_back(self.adapter, self.folds)
 
     @property
+    def fold_bytes(self) -> int:
+        """What all folds so far take, kept for devices that have yet to have them and for the export."""
+        return sum(value.nbytes for value in self.folds.values())
+
+    @property
     def _num_folds(self) -> int:
         return len(by_number(self.folds))
 
