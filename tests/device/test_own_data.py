@@ -82,7 +82,8 @@ RUNS = [
 
 def four_devices() -> str:
     row = {"tflops": 1, "memory_gib": 1, "up_mbit": 1, "down_mbit": 1, "latency_ms": 1, "efficiency": 0.3}
-    devices = [row | {"name": f"pi-{i}", "data_weight": 1 + i} for i in range(4)]
+    names = ("pi-0", "pi-1", "train", "validation")  # any name goes
+    devices = [row | {"name": name, "data_weight": 1 + i} for i, name in enumerate(names)]
     return json.dumps({"server": {"tflops": 1, "memory_gib": 1, "efficiency": 0.3}, "devices": devices})
 
 

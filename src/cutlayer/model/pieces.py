@@ -1,0 +1,370 @@
+"""A model in pieces: what the server sends to a device that has no files of it, and how the device keeps them.
+
+The pieces are the files of a model folder, so `ModelFiles` and `Base` read what arrived as they read any model:
+
+    config.json, tokenizer.json, ...    as they are
+    model.safetensors.index.json        which tensor is in which of the next
+    embeddings.safetensors              what precedes block 0
+    block-<i>.safetensors               block i
+    head.safetensors                    what follows the last block, less what is trained: only for a device that
+                                        holds the whole model
+
+The server stores nothing twice: a safetensors file is a header and then the tensors' bytes, so a piece is a new header
+and ranges of the files that are there. On a device a piece is either whole, with the digest that the server named, or
+not there. What the other end says is checked before it is used: names are never paths, lengths are bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from cutlayer.errors import MalformedMessage, ModelError
+from cutlayer.files import sha256, sync_folder
+from cutlayer.model.adapter import PREFIX
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.cut import check_cut
+from cutlayer.model.source import read_header
+
+INDEX = "model.safetensors.index.json"
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+)
+EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"
+TENSORS = re.compile(r"(?:embeddings|head|block-(?:0|[1-9][0-9]{0,3}))\.safetensors")
+SMALL_BYTES = 128 * 2**20
+"""The most that a piece may have that holds no tensors."""
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece as the server announces it.
+
+    Attributes:
+      name: the file's name.
+      length: its bytes.
+      sha256: their digest, in hex.
+    """
+
+    name: str
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Bytes of a file that is there."""
+
+    path: Path
+    start: int
+    length: int
+
+
+class PieceServer:
+    """Serves the pieces of a model.
+
+    Args:
+      settings: The model; its weights are not loaded.
+
+    Raises:
+      ModelError: The model's files or architecture do not serve.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._base = Base(settings, device="meta")
+        self._digests: dict[str, str] = {}
+
+    def manifest(self, cut: int, *, head: bool = False) -> tuple[Piece, ...]:
+        """What a device with this cut needs. Digests are computed once, which reads those pieces from end to end.
+
+        Args:
+          cut: Blocks on the device.
+          head: Whether the device holds what follows the last block as well.
+        """
+        check_cut(cut, self._base.num_blocks)
+        tensors = [EMBEDDINGS, *(_block(index) for index in range(cut)), *([HEAD] if head else [])]
+        names = [name for name in self._contents if name not in self._tensors or name in tensors]
+        return tuple(Piece(name, self._length(name), self._digest(name)) for name in names)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """These bytes of a piece.
+
+        Raises:
+          MalformedMessage: There is no such piece, or it has no such bytes.
+        """
+        if name not in self._contents or offset < 0 or length < 0 or offset + length > self._length(name):
+            raise MalformedMessage(
+                f"pieces of {self._base.settings.name}: expected bytes of one of {len(self._contents)} pieces, got "
+                f"{length} bytes from {offset} of {name[:80]!r}. Ask for what the manifest names."
+            )
+        found = []
+        for part in self._contents[name]:
+            size = len(part) if isinstance(part, bytes) else part.length
+            first, end = min(offset, size), min(offset + length, size)
+            if first < end:
+                found.append(_bytes_of(part, first, end - first))
+                length -= end - first
+            offset -= first
+        return b"".join(found)
+
+    def _length(self, name: str) -> int:
+        return sum(len(part) if isinstance(part, bytes) else part.length for part in self._contents[name])
+
+    def _digest(self, name: str) -> str:
+        if name not in self._digests:
+            digest, length = hashlib.sha256(), self._length(name)
+            for offset in range(0, length, CHUNK_BYTES):
+                digest.update(self.read(name, offset, min(CHUNK_BYTES, length - offset)))
+            self._digests[name] = digest.hexdigest()
+        return self._digests[name]
+
+    @cached_property
+    def _contents(self) -> dict[str, list[bytes | _Range]]:
+        """What each piece is made of, in the order in which pieces are sent."""
+        files = self._base.files
+        found = {name: path for name in ("config.json", *TOKENIZER) if (path := files.find(name))}
+        contents: dict[str, list[bytes | _Range]] = {
+            name: [_Range(path, 0, size)] for name, path in found.items() if (size := path.stat().st_size)
+        }
+        index = {known: piece for piece, places in self._tensors.items() for _, known in places}
+        contents[INDEX] = [json.dumps({"weight_map": index}, sort_keys=True).encode()]
+        headers: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        for piece, places in self._tensors.items():
+            for filename, _ in places:
+                if filename not in headers:
+                    path = files.find(filename)
+                    if path is None:
+                        raise ModelError(
+                            f"model {files.name}: expected the shard {filename}, got none. Fetch it again."
+                        )
+                    headers[filename] = (path, *read_header(path))
+            contents[piece] = _assembled([(known, *headers[filename]) for filename, known in places])
+        return contents
+
+    @cached_property
+    def _tensors(self) -> dict[str, list[tuple[str, str]]]:
+        """By piece, where its tensors are: the file, and the tensor's name in it."""
+        base = self._base
+        before = {name for name, _ in base.device_part(0).model.named_parameters()}
+        pieces: dict[str, list[tuple[str, str]]] = {
+            name: [] for name in (EMBEDDINGS, *map(_block, range(base.num_blocks)), HEAD)
+        }
+        for name in base.parameter_names:
+            place, block = base.weights.place(name), base.block_of(PREFIX + name)
+            if place is None or PREFIX + name in base.shapes:
+                continue  # the server sends what is trained with every round
+            pieces[EMBEDDINGS if name in before else HEAD if block is None else _block(block)].append(place)
+        return {piece: places for piece, places in pieces.items() if places}
+
+
+def _block(index: int) -> str:
+    return f"block-{index}.safetensors"
+
+
+def _assembled(tensors: Sequence[tuple[str, Path, int, dict[str, Any]]]) -> list[bytes | _Range]:
+    """A safetensors file of these tensors: name, the file that holds it, where its data begins, and its header."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ranges: list[bytes | _Range] = []
+    end = 0
+    for name, path, data, entries in sorted(tensors, key=lambda one: (-_item_bytes(one[3][one[0]]), one[0])):
+        first, last = entries[name]["data_offsets"]
+        header[name] = entries[name] | {"data_offsets": [end, end + last - first]}
+        ranges.append(_Range(path, data + first, last - first))
+        end += last - first
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors lie aligned, the widest first
+    return [struct.pack("<Q", len(text)) + text, *ranges]
+
+
+def _item_bytes(entry: dict[str, Any]) -> int:
+    first, last = entry["data_offsets"]
+    count = 1
+    for size in entry["shape"]:
+        count *= size
+    return (last - first) // count if count else 0
+
+
+def _bytes_of(part: bytes | _Range, offset: int, length: int) -> bytes:
+    if isinstance(part, bytes):
+        return part[offset : offset + length]
+    with open(part.path, "rb") as file:
+        file.seek(part.start + offset)
+        found = file.read(length)
+    if len(found) < length:
+        raise ModelError(
+            f"{part.path}: expected {length} bytes from {part.start + offset}, got {len(found)}. Fetch it again."
+        )
+    return found
+
+
+class PieceStore:
+    """A device's folder of pieces. One process writes to it at a time.
+
+    Args:
+      folder: Made if it is not there.
+      max_bytes: The most that all pieces together may take.
+
+    Raises:
+      ModelError: The folder holds something else, which pieces could overwrite.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self._max_bytes = folder, max_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(path.name for path in folder.iterdir() if not (_known(path.name) or _is_partial(path.name)))
+        if foreign:
+            raise ModelError(
+                f"{folder}: expected an empty folder or one that holds pieces of a model, got {foreign[0]}. "
+                "Name another folder."
+            )
+
+    def missing(self, manifest: Sequence[Piece]) -> list[tuple[Piece, int]]:
+        """What is to be asked for: each piece that is not here, and the offset to go on from.
+
+        What is here under a piece's name but is another file goes away.
+
+        Raises:
+          MalformedMessage: The manifest is not one of a model of at most `max_bytes`.
+          ModelError: The disk has no room for what is missing.
+        """
+        self._check(manifest)
+        wanted = [(piece, self._resume(piece)) for piece in manifest if not self._has(piece)]
+        need = sum(piece.length - offset for piece, offset in wanted)
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise ModelError(f"{self.folder}: expected room for {need} bytes, got {free}. Free some, or lower the cut.")
+        return wanted
+
+    def append(self, piece: Piece, offset: int, data: bytes) -> bool:
+        """Adds bytes to a piece; true where that made it whole, and it is there under its name.
+
+        Raises:
+          MalformedMessage: The bytes do not follow those that are here, or the whole is not what was announced; it is
+            then fetched from its beginning.
+          ModelError: They cannot be written.
+        """
+        _check_piece(piece)
+        partial = self._partial(piece)
+        have = partial.stat().st_size if partial.exists() else 0
+        if offset != have or offset + len(data) > piece.length:
+            raise MalformedMessage(
+                f"piece {piece.name}: expected at most {piece.length - have} bytes from {have}, got {len(data)} from "
+                f"{offset}. Go on where the last ended."
+            )
+        try:
+            with open(partial, "ab") as file:
+                file.write(data)
+                file.flush()
+                if have + len(data) < piece.length:
+                    return False
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ModelError(f"{partial}: expected room for {len(data)} bytes, got {error}. Free some.") from error
+        self._accept(piece, partial)
+        return True
+
+    def _accept(self, piece: Piece, partial: Path) -> None:
+        """Gives a whole file its name, if it is what was announced."""
+        try:
+            found = sha256(partial)
+            if found != piece.sha256:
+                raise MalformedMessage(
+                    f"piece {piece.name}: expected SHA-256 {piece.sha256[:16]}..., got {found[:16]}.... Fetch it again."
+                )
+            _check_content(piece.name, partial)
+        except MalformedMessage:
+            partial.unlink()
+            raise
+        os.replace(partial, self.folder / piece.name)
+        sync_folder(self.folder)
+
+    def _has(self, piece: Piece) -> bool:
+        path = self.folder / piece.name
+        if path.is_file() and path.stat().st_size == piece.length and sha256(path) == piece.sha256:
+            return True
+        path.unlink(missing_ok=True)
+        partial = self._partial(piece)
+        if not partial.exists() or partial.stat().st_size < piece.length:
+            return False
+        try:
+            self._accept(piece, partial)  # the process ended when the last byte was there
+        except MalformedMessage:
+            return False  # the disk lost some of it: from its beginning, then
+        return True
+
+    def _resume(self, piece: Piece) -> int:
+        """The bytes of this piece that are here; those of other versions of it go away."""
+        partial = self._partial(piece)
+        for other in self.folder.glob(f".{piece.name}.*.part"):
+            if other != partial:
+                other.unlink()
+        return partial.stat().st_size if partial.exists() else 0
+
+    def _partial(self, piece: Piece) -> Path:
+        return self.folder / f".{piece.name}.{piece.sha256[:16]}.part"
+
+    def _check(self, manifest: Sequence[Piece]) -> None:
+        for piece in manifest:
+            _check_piece(piece)
+        if len({piece.name for piece in manifest}) != len(manifest):
+            raise MalformedMessage("manifest: expected each piece once, got one twice. Is it a cutlayer server?")
+        total = sum(piece.length for piece in manifest)
+        if total > self._max_bytes:
+            raise MalformedMessage(
+                f"manifest: expected pieces of at most {self._max_bytes} bytes, got {total}. Allow more, or use a "
+                "smaller model."
+            )
+
+
+def _known(name: str) -> bool:
+    return name in ("config.json", INDEX, *TOKENIZER) or TENSORS.fullmatch(name) is not None
+
+
+def _is_partial(name: str) -> bool:
+    parts = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", name)
+    return parts is not None and _known(parts[1])
+
+
+def _check_piece(piece: Piece) -> None:
+    """Raises MalformedMessage for a name that is no piece's, a length out of bounds or what is no digest."""
+    most = 2**63 if TENSORS.fullmatch(piece.name) else SMALL_BYTES
+    if not _known(piece.name) or not 0 < piece.length <= most or not re.fullmatch("[0-9a-f]{64}", piece.sha256):
+        raise MalformedMessage(
+            f"piece {piece.name[:80]!r}: expected a file of a model, of 1 to {most} bytes, and its SHA-256, got "
+            f"{piece.length} bytes and {piece.sha256[:80]!r}. Is it a cutlayer server?"
+        )
+
+
+def _check_content(name: str, path: Path) -> None:
+    """Raises MalformedMessage where a file with the right digest is not what its name says, or leads elsewhere."""
+    try:
+        if TENSORS.fullmatch(name):
+            with safe_open(path, framework="pt"):
+                return
+        if name == INDEX:
+            index = json.loads(path.read_bytes())
+            if set(index) != {"weight_map"} or not all(map(TENSORS.fullmatch, index["weight_map"].values())):
+                raise ValueError("other files than pieces")
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise MalformedMessage(
+            f"piece {name}: expected what its name says, got {error}. Is it a cutlayer server?"
+        ) from error
