@@ -11,7 +11,7 @@ import torch
 
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.device import Device
-from cutlayer.fleet.clock import run_virtual
+from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
@@ -144,6 +144,17 @@ def with_rows(batch: Batch, *, first: int) -> Batch:
     return replace(batch, indices=tuple(range(first, first + batch.num_samples)))
 
 
+@dataclass(frozen=True, slots=True)
+class Everyone:
+    """All devices, in every round."""
+
+    links: Mapping[str, Link]
+    known: Known
+
+    async def muster(self, round: int) -> Known:  # noqa: ARG002
+        return self.known
+
+
 class TappedLink:
     """A link end that keeps a copy of every message sent through it."""
 
@@ -248,17 +259,24 @@ def play(
             tapped, started_from = TappedLink(link, sent), what_is_left(base)
             return CompressedLink(tapped, compression, hidden_size=16, dtype=base.dtype, started_from=started_from)
 
+        async def no_metrics(_adapter: Adapter) -> dict[str, float]:
+            return {}
+
+        async def commit(row: dict[str, Any], done: list[Event]) -> None:
+            played.rows.append(row)
+            played.events.extend(done)
+
         ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
         coordinator = Coordinator(
             method,
             server,
-            {name: end(server_end, played.sent_down) for name, (_, server_end) in ends.items()},
-            known,
+            Everyone({name: end(server_end, played.sent_down) for name, (_, server_end) in ends.items()}, known),
             played.logbook,
             rounds=rounds,
-            evaluate=lambda _adapter: {},
+            clock=now,
+            evaluate=no_metrics,
             evaluate_when=lambda _round: False,
-            commit=lambda row, done: (played.rows.append(row), played.events.extend(done)),
+            commit=commit,
             events=events,
         )
         async with asyncio.TaskGroup() as tasks:

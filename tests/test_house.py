@@ -36,6 +36,7 @@ TESTED_IN = {
     "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
+    "run.py": "test_simulation.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "methods/fedlora.py": "test_every_method.py",  # the laws run on each row of the table
     "methods/memsfl.py": "test_every_method.py",

@@ -11,7 +11,7 @@ from cutlayer.config import RunConfig, read_config
 from cutlayer.coordinator import Logbook
 from cutlayer.errors import UserError
 from cutlayer.prepare import prepare, prepare_server
-from cutlayer.simulation import known_of
+from cutlayer.run import known_of
 from tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 
 

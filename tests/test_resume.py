@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import cutlayer.run as whole_run
 import cutlayer.simulation as simulation
 from cutlayer.config import RunConfig, read_config
 from cutlayer.methods.table import TABLE
@@ -183,14 +184,14 @@ def test_stopped_between_report_and_checkpoint(inputs: Path, tmp_path: Path, mon
     """The round's lines are written, its checkpoint is not: resuming takes the lines back and repeats the round."""
     run(config_for(inputs, tmp_path / "whole"))
     config = config_for(inputs, tmp_path / "stopped")
-    save = simulation.save_checkpoint
+    save = whole_run.save_checkpoint
 
     def stop_at_the_second(folder: Path, snapshot: Any, run_id: str) -> None:
         if snapshot.rounds_done == 2:
             raise Stopped
         save(folder, snapshot, run_id)
 
-    monkeypatch.setattr(simulation, "save_checkpoint", stop_at_the_second)
+    monkeypatch.setattr(whole_run, "save_checkpoint", stop_at_the_second)
     with pytest.raises(Stopped):
         run(config)
     assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == 2

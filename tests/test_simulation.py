@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
+import cutlayer.run as run
 import cutlayer.simulation as simulation
 from cutlayer.config import read_config
 from cutlayer.fleet.modes import speed_mode
@@ -59,13 +60,13 @@ def test_eighty_devices_share_one_base(
     """A device adds its adapter, AdamW's two moments and the update that it sent last; no weight of the base."""
     added: dict[str, int] = {}
     read: dict[str, int] = {}
-    commit = simulation._Simulation._commit
+    commit = run.Run._commit
 
-    def measure(self: Any, *given: Any) -> None:
-        commit(self, *given)
+    async def measure(self: Any, *given: Any) -> None:
+        await commit(self, *given)
         added[fleet] = tensor_bytes() - before
 
-    monkeypatch.setattr(simulation._Simulation, "_commit", measure)
+    monkeypatch.setattr(run.Run, "_commit", measure)
     for fleet in ("memsfl-six", "jetson-80"):
         before = tensor_bytes()
         made = ingredients(inputs, tmp_path / fleet, fleet, name=method)
@@ -98,7 +99,7 @@ def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> N
     made = ingredients(inputs, tmp_path / "run", "phones-1000", name="legend", fraction=0.003, rounds=2)
     outcome = simulation.simulate(made, NoProgress())
     assert outcome.summary["totals"]["steps"] == 2 * 3
-    snapshot = simulation.load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
+    snapshot = run.load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
     assert snapshot is not None
     assert len(snapshot.history) == 2 * 3
     speeds = {device.name: (device.effective_flops, speed_mode(device)) for device in made.fleet.devices}

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from cutlayer.fleet.clock import now
 from cutlayer.methods.method import Method
+from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Known
 from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
@@ -45,16 +45,30 @@ class Logbook:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class Members(Protocol):
+    """The devices that there are.
+
+    Attributes:
+      links: The server's end of the connection to each.
+    """
+
+    @property
+    def links(self) -> Mapping[str, Link]: ...
+
+    async def muster(self, round: int) -> Known:
+        """What planners may look at in this round; waits until there are enough devices."""
+
+
 class Coordinator:
     """Runs the rounds of one run.
 
     Args:
       method: How to decide.
       server: The server's side of training.
-      links: The server's end of the connection to each device.
-      known: What planners may look at; its history is the logbook's.
+      members: The devices.
       logbook: Where to start from.
       rounds: Rounds of the whole run.
+      clock: Seconds since the run began, over all its processes: virtual in simulation.
       evaluate: Full adapter -> metrics.
       evaluate_when: Whether the round of this number is evaluated.
       commit: Called at each commit point with the round's row and events.
@@ -65,18 +79,18 @@ class Coordinator:
         self,
         method: Method,
         server: Server,
-        links: Mapping[str, Link],
-        known: Known,
+        members: Members,
         logbook: Logbook,
         *,
         rounds: int,
-        evaluate: Callable[[Adapter], dict[str, float]],
+        clock: Callable[[], float],
+        evaluate: Callable[[Adapter], Awaitable[dict[str, float]]],
         evaluate_when: Callable[[int], bool],
-        commit: Callable[[dict[str, Any], list[Event]], None],
+        commit: Callable[[dict[str, Any], list[Event]], Awaitable[None]],
         events: list[Event],
     ) -> None:
-        self._method, self._server, self._links, self._known = method, server, links, known
-        self.logbook = logbook
+        self._method, self._server, self._members = method, server, members
+        self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
         self._events = events
 
@@ -84,39 +98,46 @@ class Coordinator:
         """Holds the rounds that are left, then tells every device that it may go."""
         while self.logbook.rounds_done < self._rounds:
             await self._one_round(self.logbook.rounds_done)
-        for device, link in self._links.items():
+        for device, link in self._members.links.items():
             await link.send(Finish(self._server.run, self._rounds, f"{device}: all rounds are done"))
 
     async def _one_round(self, number: int) -> None:
-        start_wall, start = time.perf_counter(), now()
-        bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in self._links.items()}
-        plan = self._method.make_plan(number, self._known)
-        contributions = await self._method.round.server_end(self._server, self._links, plan)
-        self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
-        if self._method.fold is not None:
-            self._server.fold(self._method.fold(contributions))
-        duration = now() - start
+        known = await self._members.muster(number)
+        links = self._members.links
+        start_wall, start = time.perf_counter(), self._clock()
+        bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
+        plan = self._method.make_plan(number, known)
+        contributions = await self._method.round.server_end(self._server, links, plan)
+        await self._server.machine.aside(lambda: self._aggregate(contributions))
+        duration = self._clock() - start
         if self._evaluate_when(number):
-            self.logbook.metrics = self._evaluate(self._server.adapter)
-        records = self._records(plan, self._server.take_tallies(), duration, bytes_before)
+            self.logbook.metrics = await self._evaluate(self._server.adapter)
+        records = self._records(plan, known, links, self._server.take_tallies(), duration, bytes_before)
         self.logbook.history.records.extend(records)
         self.logbook.cuts |= {device.device: device.cut for device in plan.devices}
         self.logbook.rounds_done = number + 1
         row = round_row(
             records,
             round=number,
-            virtual_seconds=now(),
+            virtual_seconds=self._clock(),
             wall_seconds=time.perf_counter() - start_wall,
             server_memory_bytes=self._server.fold_bytes
-            + self._method.round.server_bytes(plan, self._known.costs, self._known.num_tokens),
+            + self._method.round.server_bytes(plan, known.costs, known.num_tokens),
             validation=self.logbook.metrics if self._evaluate_when(number) else {},
         )
         events, self._events[:] = list(self._events), []
-        self._commit(row, events)
+        await self._commit(row, events)
+
+    def _aggregate(self, contributions: Sequence[Contribution]) -> None:
+        self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
+        if self._method.fold is not None:
+            self._server.fold(self._method.fold(contributions))
 
     def _records(
         self,
         plan: RoundPlan,
+        known: Known,
+        links: Mapping[str, Link],
         tallies: Mapping[str, Tally],
         duration: float,
         bytes_before: Mapping[str, tuple[int, int]],
@@ -127,7 +148,7 @@ class Coordinator:
             events_of[event.who].append(event)
         for device in sorted(plan.devices, key=lambda device: device.device):
             name, events = device.device, events_of[device.device]
-            tally, link = tallies[name], self._links[name]
+            tally, link = tallies[name], links[name]
             up, down = bytes_before[name]
             forward, backward, upload, download = (
                 _seconds(events, what) for what in ("forward", "backward", "upload", "download")
@@ -153,7 +174,7 @@ class Coordinator:
                     batch_size=device.batch_size,
                     ranks=device.ranks,
                     flops=sum(event.flops for event in events),
-                    memory_bytes=self._known.device_bytes(device),
+                    memory_bytes=known.device_bytes(device),
                     step_network_seconds=sum(_seconds(in_steps, what) for what in ("upload", "download")),
                     saved_flops=tally.saved_flops,
                     saved_bytes=tally.saved_bytes,

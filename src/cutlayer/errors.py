@@ -100,3 +100,17 @@ class Refused(WireError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class DeviceGone(WireError):
+    """A device takes no further part in this round.
+
+    Attributes:
+      device: its name.
+      reason: the word under which it is counted.
+    """
+
+    def __init__(self, message: str, *, device: str, reason: str) -> None:
+        super().__init__(message)
+        self.device = device
+        self.reason = reason

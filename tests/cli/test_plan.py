@@ -21,8 +21,8 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.source import Weights
 from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.run import known_of, method_of
 from cutlayer.server.forecast import Forecast
-from cutlayer.simulation import known_of, method_of
 
 
 def ingredients_of(flags: list[object]) -> Ingredients:

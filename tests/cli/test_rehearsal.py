@@ -14,8 +14,8 @@ from cutlayer.coordinator import Logbook
 from cutlayer.methods.table import TABLE
 from cutlayer.policies.plan import make_plan
 from cutlayer.prepare import prepare
+from cutlayer.run import known_of, method_of
 from cutlayer.server.server import SHARED
-from cutlayer.simulation import known_of, method_of
 
 
 @pytest.mark.parametrize("method", TABLE)

@@ -24,7 +24,7 @@ def plan(given: Given) -> None:
     from cutlayer.cli.rehearsal import rehearse
     from cutlayer.coordinator import Logbook
     from cutlayer.prepare import prepare
-    from cutlayer.simulation import first_plan, known_of, method_of
+    from cutlayer.run import first_plan, known_of, method_of
 
     terminal = console()
     with terminal.status("reading the data"):

@@ -16,7 +16,7 @@ from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from cutlayer.config import RunConfig
-    from cutlayer.simulation import Outcome
+    from cutlayer.run import Outcome
 
 
 def train(

@@ -26,7 +26,7 @@ from cutlayer.coordinator import Logbook
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically
 from cutlayer.prepare import Ingredients, completed, prepare
-from cutlayer.simulation import known_of, method_of
+from cutlayer.run import known_of, method_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,12 @@ class Machine(Protocol):
         """
         ...
 
+    async def aside(self, fn: Callable[[], T]) -> T:
+        """Does `fn()` where the machine computes, without an event: work that is no part of training, such as
+        evaluation. On a modelled machine it takes no time.
+        """
+        ...
+
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
         """Does these one after the other, each as by `run`, with nobody else's work between them; their results.
 
@@ -103,6 +109,10 @@ class ModelledMachine:
             self.busy_seconds += end - start
             self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
         return result
+
+    async def aside(self, fn: Callable[[], T]) -> T:
+        """See `Machine.aside`."""
+        return fn()
 
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
         """See `Machine.run_in_turn`: all of it is done at once, then the time of each passes."""
@@ -156,6 +166,10 @@ class RealMachine:
         self.busy_seconds += end - start
         self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
         return result
+
+    async def aside(self, fn: Callable[[], T]) -> T:
+        """See `Machine.aside`; links and timers go on meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, fn)
 
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
         """See `Machine.run_in_turn`. A process has one of these."""

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from cutlayer.errors import MalformedMessage
 from cutlayer.types import Adapter, DevicePlan
-from cutlayer.wire.messages import PROTOCOL_VERSION, Message
+from cutlayer.wire.messages import PROTOCOL_VERSION, Handshake, Message
 
 MAGIC = b"CUTL"
 DTYPES = {
@@ -47,7 +47,9 @@ MAX_ENTRIES = 2**16
 """Longest list in a header. msgpack allocates a list by the length that it claims, before it sees the content."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in get_args(Message)}
+_KINDS: dict[str, type[Message | Handshake]] = {
+    kind.__name__.lower(): kind for kind in (*get_args(Message), *get_args(Handshake))
+}
 _PREFIX = struct.Struct("<4sII")
 _ALIGNMENT = 16
 
@@ -61,30 +63,42 @@ _PLAIN = {
 """Of each kind, the fields that the header carries, and their types."""
 
 
-def encode(message: Message) -> bytes:
+def encode(message: Message | Handshake) -> bytes:
     """The frame of `message`; tensors of any device and layout are copied into it once.
+
+    Raises:
+      MalformedMessage: when a tensor's dtype has no place on the wire.
+    """
+    return b"".join(parts(message))
+
+
+def parts(message: Message | Handshake) -> list[bytes | memoryview]:
+    """The frame of `message` as the buffers that it consists of; those of tensors on the CPU are views of them.
 
     Raises:
       MalformedMessage: when a tensor's dtype has no place on the wire.
     """
     tensors = _tensors_of(message)
     header = _header(message, tensors)
-    pieces: list[Any] = [_PREFIX.pack(MAGIC, PROTOCOL_VERSION, len(header)), header]
-    pieces.append(bytes(_padding(_PREFIX.size + len(header))))
+    start = _PREFIX.pack(MAGIC, PROTOCOL_VERSION, len(header)) + header
+    buffers: list[bytes | memoryview] = [start + bytes(_padding(len(start)))]
     for _, tensor in tensors:
-        pieces.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        pieces.append(bytes(_padding(tensor.nbytes)))
-    return b"".join(pieces)
+        if not tensor.nbytes:
+            continue
+        buffers.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if padding := _padding(tensor.nbytes):
+            buffers.append(bytes(padding))
+    return buffers
 
 
-def frame_bytes(message: Message) -> int:
+def frame_bytes(message: Message | Handshake) -> int:
     """The length of `encode(message)` in bytes, without touching the tensors' elements."""
     tensors = _tensors_of(message)
     start = _PREFIX.size + len(_header(message, tensors))
     return _aligned(start) + sum(_aligned(tensor.nbytes) for _, tensor in tensors)
 
 
-def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message:
+def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message | Handshake:
     """The message in `frame`. Its tensors are views of `frame` and keep it alive: read them, do not write.
 
     Args:
@@ -111,7 +125,7 @@ def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message:
 # ------------------------------------------------------------------ writing
 
 
-def _tensors_of(message: Message) -> list[tuple[str, Tensor]]:
+def _tensors_of(message: Message | Handshake) -> list[tuple[str, Tensor]]:
     """The tensors of `message` with their paths, in the order of the fields."""
     found: list[tuple[str, Tensor]] = []
     for name in _TENSORS[type(message)]:
@@ -123,7 +137,7 @@ def _tensors_of(message: Message) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _header(message: Message, tensors: list[tuple[str, Tensor]]) -> bytes:
+def _header(message: Message | Handshake, tensors: list[tuple[str, Tensor]]) -> bytes:
     header = {
         "kind": type(message).__name__.lower(),
         "fields": {name: getattr(message, name) for name in _PLAIN[type(message)]},

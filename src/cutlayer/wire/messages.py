@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, get_args
 
 from torch import Tensor
 
@@ -163,7 +163,178 @@ class Finish:
     reason: str
 
 
-Message = Assignment | Activations | Recall | Gradients | Update | Finish
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Server to device, in the middle of a round: end it with what there is.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that ends.
+      reason: why, for a person to read.
+    """
+
+    run: str
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Device to server, just before its `Update`, on a real fleet: what the device did in the round, and when.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round.
+      device: who sends it.
+      whats: the words of its events (`types.Event.what`), one for each row.
+      events_E6: fp64; start and end in seconds since the device had its assignment, local step (-1: none), bytes,
+        FLOPs, and the place of the word in `whats`.
+    """
+
+    run: str
+    round: int
+    device: str
+    whats: tuple[str, ...]
+    events_E6: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Device to server, opening a connection.
+
+    Attributes:
+      device: its name.
+      software: the version of cutlayer, for people to read.
+    """
+
+    device: str
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Server to device, the answer to `Hello`: what the run is, as far as a device must know.
+
+    Attributes:
+      run: the run's identifier.
+      session: names this life of the server: another one after a restart.
+      device: whom it is for.
+      index: the device's place in the fleet, which seeds the order of its samples.
+      config: the run's config, JSON; paths in it are the server's own.
+      labels: class names; empty for causal LM.
+      fingerprint: of the model's files (`model/pieces.py`): the device's must be the same.
+    """
+
+    run: str
+    session: str
+    device: str
+    index: int
+    config: str
+    labels: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Server to device, in place of any answer of a handshake: it may not go on.
+
+    Attributes:
+      reason: the word under which it is counted.
+      sentence: what is wrong and what to change, for a person to read.
+      final: whether to try again is in vain.
+    """
+
+    reason: str
+    sentence: str
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Device to server: something that it needs before it can begin.
+
+    Attributes:
+      what: `echo` (answer with as many bytes), `files` (the pieces of the model up to a cut), or `piece`.
+      name: of the piece.
+      number: of bytes to answer with; or the cut; or the offset in the piece.
+      body: uint8; to be carried and thrown away, for the rate of the link.
+    """
+
+    what: str
+    name: str
+    number: int
+    body: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Server to device, the answer to `Ask`.
+
+    Attributes:
+      body: uint8; what was asked for.
+    """
+
+    body: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Device to server: it has its data and its model and can begin; or it can go on after a break.
+
+    Attributes:
+      device: its name.
+      session: the life of the server that it knows; empty if none.
+      next_round: the round it is in, plus one; 0 if none.
+      received: frames of that round that it has.
+      flops_per_second: as it measured itself, on work like that of training.
+      memory_bytes: that it may use.
+      up_bits_per_second, down_bits_per_second: of its link, as measured.
+      latency_seconds: of its link, one way.
+      num_samples: that it has to train on.
+      label_counts: its samples of each class; empty for causal LM.
+      fingerprint: of its model's files.
+    """
+
+    device: str
+    session: str
+    next_round: int
+    received: int
+    flops_per_second: float
+    memory_bytes: int
+    up_bits_per_second: float
+    down_bits_per_second: float
+    latency_seconds: float
+    num_samples: int
+    label_counts: tuple[int, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Server to device, the answer to `Ready`: how far the server is. From here on messages of rounds pass.
+
+    Attributes:
+      session: names this life of the server.
+      next_round: the round it is in with this device, plus one; 0 if none.
+      received: frames of that round that it has from this device.
+    """
+
+    session: str
+    next_round: int
+    received: int
+
+
+Message = Assignment | Activations | Recall | Gradients | Close | Measured | Update | Finish
+"""What passes in rounds: exactly once, in order."""
+
+Handshake = Hello | Welcome | Refusal | Ask | Answer | Ready | Stand
+"""What passes on a new connection before messages of rounds do."""
+
+
+def passes_in_rounds(message: Message | Handshake) -> TypeGuard[Message]:
+    """Whether it belongs to a round."""
+    return isinstance(message, get_args(Message))
+
 
 Role = Literal["activations", "gradients", "broadcast", "update"]
 

@@ -1,0 +1,369 @@
+"""What every run has, whatever its fleet: a server, a folder, evaluation, the commit point, an adapter at the end.
+
+A simulated fleet (`simulation.py`) and a real one (`serve.py`) bring machines, links and the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cutlayer.config import RunConfig
+from cutlayer.coordinator import Coordinator, Logbook, Members
+from cutlayer.errors import DivergedError, UserError
+from cutlayer.fleet.machine import Machine
+from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.methods.method import Method
+from cutlayer.methods.table import build_method
+from cutlayer.model.export import save_adapter
+from cutlayer.model.pruned import save_pruned
+from cutlayer.policies.learning_rate import schedule
+from cutlayer.policies.plan import Known
+from cutlayer.prepare import Ingredients, ServerIngredients
+from cutlayer.report.devices import DeviceRow, device_ledger
+from cutlayer.report.gantt import gantt_svg
+from cutlayer.report.progress import ProgressDisplay
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
+from cutlayer.server.checkpoint import Snapshot, load_checkpoint, save_checkpoint
+from cutlayer.server.evaluate import evaluate
+from cutlayer.server.forecast import Forecast
+from cutlayer.server.server import Server
+from cutlayer.types import Adapter, Event, RoundPlan
+
+STEPS_IN_CHART = 4
+"""Of the last round, in report.svg: enough to see who waits for whom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+      folder: the run folder.
+      adapter: the PEFT folder in it.
+      before: metrics of the untrained adapter.
+      metrics: metrics of the trained one.
+      devices: what each machine did, the server last.
+      summary: what summary.json holds.
+    """
+
+    folder: Path
+    adapter: Path
+    before: dict[str, float]
+    metrics: dict[str, float]
+    devices: list[DeviceRow]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStates:
+    """What outlives a round on the devices of this process; a real fleet's keep their own.
+
+    Attributes:
+      cursors: by device, its place in its data.
+      moments: by device, AdamW's.
+      lost: by device, what packing its last update lost.
+    """
+
+    cursors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    moments: dict[str, Adapter] = field(default_factory=dict)
+    lost: dict[str, Adapter] = field(default_factory=dict)
+
+
+def what_is_known(
+    ingredients: ServerIngredients, fleet: Fleet, logbook: Logbook, label_counts: Mapping[str, tuple[int, ...]]
+) -> Known:
+    """What planners may look at."""
+    train = ingredients.config.train
+    return Known(
+        fleet=fleet,
+        costs=ingredients.costs,
+        history=logbook.history,
+        num_tokens=ingredients.config.data.max_length,
+        batch_size=train.batch_size,
+        local_steps=train.local_steps,
+        rank=ingredients.config.lora.rank,
+        seed=train.seed,
+        label_counts=label_counts,
+        base_dropout=ingredients.config.model.base_dropout,
+        rounds=train.rounds,
+    )
+
+
+def known_of(ingredients: Ingredients, logbook: Logbook) -> Known:
+    """What planners may look at where the whole fleet is simulated."""
+    return what_is_known(ingredients, ingredients.fleet, logbook, ingredients.label_counts)
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method that the config names, with its options."""
+    return build_method(config.method.name, config.method.options, config.train.seed)
+
+
+def first_plan(ingredients: ServerIngredients, method: Method, known: Known) -> RoundPlan:
+    """The plan of the first round.
+
+    Raises:
+      BudgetError: A device cannot hold its part.
+      ConfigError: The method's choices contradict each other, or the model or its LoRA.
+    """
+    plan = method.make_plan(0, known)
+    if any(device.prune or device.score for device in plan.devices):
+        _ = ingredients.base.structure  # raises where this model cannot be pruned
+    return plan
+
+
+class Run:
+    """One run on the server's side.
+
+    Args:
+      ingredients: What it is made of.
+      method: How it decides.
+      fleet: The machines, as far as they are known when it begins.
+      ranks: Of the full adapter, by block.
+      folder: Where it writes.
+      display: Told of every event and round.
+      logbook: How far it is.
+      machine: What the server computes on.
+      clock: Seconds since the run began, over all its processes.
+      events: Where machines and links record.
+      states: What outlives a round on devices that this process plays.
+
+    Attributes:
+      server: The server.
+    """
+
+    def __init__(
+        self,
+        ingredients: ServerIngredients,
+        method: Method,
+        fleet: Fleet,
+        ranks: Sequence[int],
+        *,
+        folder: RunFolder,
+        display: ProgressDisplay,
+        logbook: Logbook,
+        machine: Machine,
+        clock: Callable[[], float],
+        events: list[Event],
+        states: Callable[[], DeviceStates] = DeviceStates,
+    ) -> None:
+        self._ingredients, self._method, self._folder, self._display = ingredients, method, folder, display
+        self._logbook, self._clock, self._events, self._states = logbook, clock, events, states
+        self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
+        self._validation = ingredients.validation_batches()
+        self._before: dict[str, float] = {}
+        self._wall_before = 0.0  # wall seconds of earlier processes
+        self._started = time.perf_counter()
+        train, base, costs = ingredients.config.train, ingredients.base, ingredients.costs
+        self.server = Server(
+            ingredients.run_id,
+            base,
+            base.initial_adapter(train.seed, tuple(ranks)),
+            machine,
+            costs,
+            ingredients.train_settings,
+            schedule(
+                train.schedule,
+                peak=train.lr,
+                warmup=train.warmup,
+                rounds=train.rounds,
+                local_steps=train.local_steps,
+            ),
+            Forecast(fleet, costs, ingredients.compression),
+            ingredients.config.data.max_length,
+            self._scratch,
+        )
+
+    async def play(self, members: Members) -> Path:
+        """Holds the rounds that are left and exports; returns the adapter's folder.
+
+        Raises:
+          UserError: What a device holds does not fit, or training diverged.
+        """
+        train = self._ingredients.config.train
+        if not self._before:
+            self._before = await self._evaluate(self.server.adapter)
+        coordinator = Coordinator(
+            self._method,
+            self.server,
+            members,
+            self._logbook,
+            rounds=train.rounds,
+            clock=self._clock,
+            evaluate=self._evaluate,
+            evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
+            commit=self._commit,
+            events=self._events,
+        )
+        await coordinator.run()
+        if not self._logbook.metrics:  # resumed after its last round
+            self._logbook.metrics = await self._evaluate(self.server.adapter)
+        return await self.server.machine.aside(self._export)
+
+    def _export(self) -> Path:
+        adapter = self._folder.path / "adapter"
+        base, card, personal = self._ingredients.base, self._ingredients.card, self.server.personal
+        for name, own in personal.items():
+            save_adapter(self._folder.path / "adapters" / name, own, base, card)
+        best = min(personal.values(), key=lambda own: self._evaluate_one(own)["loss"], default=None)
+        save_adapter(adapter, self.server.exported() if best is None else best, base, card)
+        kept = self._method.structure()
+        if kept is not None:
+            save_pruned(self._folder.path / "pruned", self.server.adapter, base, card, kept)
+        return adapter
+
+    async def _evaluate(self, adapter: Adapter) -> dict[str, float]:
+        """Of the full adapter; where every device has one of its own, the mean over devices."""
+        return await self.server.machine.aside(lambda: self._evaluated(adapter))
+
+    def _evaluated(self, adapter: Adapter) -> dict[str, float]:
+        if not self.server.personal:
+            return self._evaluate_one(adapter)
+        each = [self._evaluate_one(own) for own in self.server.personal.values()]
+        return {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
+
+    def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
+        metrics = evaluate(self._ingredients.base, adapter, self._validation, self._method.structure())
+        if not math.isfinite(metrics["loss"]):
+            raise DivergedError(
+                f"round {self._logbook.rounds_done}, validation: expected a finite loss, got {metrics['loss']}. "
+                "Lower the learning rate (--lr), or set train.clip.",
+                device=self.server.machine.name,
+                round=self._logbook.rounds_done,
+                step=self._ingredients.config.train.local_steps,
+            )
+        return metrics
+
+    async def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
+        """The commit point: what the round did is on the disk, then the state that goes on from there."""
+        seconds = self._clock()
+        await self.server.machine.aside(lambda: self._write(row, events, seconds))
+        self._display.round_done(row)
+
+    def _write(self, row: dict[str, Any], events: list[Event], seconds: float) -> None:
+        self._folder.append_metrics(row)
+        self._folder.append_events(events)
+        self._folder.scalars(row)
+        save_checkpoint(self._folder.path / "checkpoint", self._snapshot(seconds), self._ingredients.run_id)
+
+    def _snapshot(self, seconds: float) -> Snapshot:
+        states = self._states()
+        return Snapshot(
+            rounds_done=self._logbook.rounds_done,
+            clock_seconds=seconds,
+            adapter=self.server.adapter,
+            aggregate=self._method.aggregate.state(),
+            folds=self.server.folds,
+            folds_held=self.server.folds_held,
+            server_moments=self.server.moments(),
+            device_moments=states.moments,
+            personal=self.server.personal,
+            lost=states.lost,
+            cursors=states.cursors,
+            round_state=self._method.round.state_dict(),
+            history=self._logbook.history.records,
+            totals={"before": self._before, "cuts": self._logbook.cuts, "wall_seconds": self._wall()},
+            positions=self._folder.positions(),
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes on from a checkpoint; the devices' states in it are the caller's."""
+        device = self._ingredients.base.device
+        self.server.adapter = {name: value.to(device) for name, value in snapshot.adapter.items()}
+        self._method.aggregate.load_state({name: value.to(device) for name, value in snapshot.aggregate.items()})
+        folds = {name: value.to(device) for name, value in snapshot.folds.items()}
+        self.server.load_folds(folds, snapshot.folds_held)
+        self.server.load_moments(snapshot.server_moments)
+        self.server.personal = {
+            name: {key: value.to(device) for key, value in adapter.items()}
+            for name, adapter in snapshot.personal.items()
+        }
+        self._method.round.load_state_dict(snapshot.round_state)
+        self._logbook.rounds_done = snapshot.rounds_done
+        self._logbook.history.records.extend(snapshot.history)
+        self._logbook.cuts |= snapshot.totals["cuts"]
+        self._before = snapshot.totals["before"]
+        self._wall_before = snapshot.totals["wall_seconds"]
+
+    def _wall(self) -> float:
+        return self._wall_before + time.perf_counter() - self._started
+
+    def finish(self, adapter: Path, fleet: Fleet) -> Outcome:
+        """Writes the chart and the summary.
+
+        Args:
+          adapter: The exported folder.
+          fleet: The machines that took part.
+        """
+        machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
+        events = list(self._folder.read_events())
+        rows = device_ledger(
+            events,
+            self._logbook.history.records,
+            profiles={machine.name: _profile(machine) for machine in machines},
+            cuts=self._logbook.cuts,
+        )
+        last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
+        self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
+        summary = self._summary(rows)
+        self._folder.write_summary(summary)
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        return Outcome(self._folder.path, adapter, self._before, summary["metrics"], rows, summary)
+
+    def _summary(self, rows: list[DeviceRow]) -> dict[str, Any]:
+        totals = Counter[str]()
+        for row in rows[:-1]:  # the server's row repeats what the devices' hold
+            totals.update(samples=row.samples, steps=row.steps, bytes_up=row.bytes_up, bytes_down=row.bytes_down)
+        records = self._logbook.history.records
+        saved = {
+            "saved_flops": sum(record.saved_flops for record in records),
+            "saved_bytes": sum(record.saved_bytes for record in records),
+        }
+        return {
+            "metrics": self._logbook.metrics,
+            "metrics_before": self._before,
+            "totals": {**totals, **saved, "rounds": self._logbook.rounds_done, "virtual_seconds": self._clock()},
+            "wall_seconds": self._wall(),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_cuda_bytes": peak_cuda_bytes(),
+            "versions": versions(),
+            "seed": self._ingredients.config.train.seed,
+            "run": self._ingredients.run_id,
+        }
+
+
+def open_folder(config: RunConfig, run_id: str, *, resume: bool) -> tuple[RunFolder, Snapshot | None]:
+    """The run folder, and the checkpoint in it if the run goes on from one; what came after it is taken back.
+
+    Raises:
+      UserError: The folder is taken, or the checkpoint is not this run's.
+    """
+    path = Path(config.out)
+    if not resume:
+        folder = RunFolder.create(path)
+        folder.write_config(config.to_yaml())
+        return folder, None
+    snapshot = load_checkpoint(path / "checkpoint", run_id)
+    folder = RunFolder.reopen(path)
+    folder.rewind(snapshot.positions if snapshot else dict.fromkeys(folder.positions(), 0))
+    return folder, snapshot
+
+
+def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
+    """What a person should read of several tasks' failures: a user error if there is one."""
+    users = group.subgroup(UserError) or group
+    inner: BaseException = users.exceptions[0]
+    return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _profile(machine: DeviceProfile | ServerProfile) -> str:
+    return f"{machine.flops_per_second / 1e12:g} TFLOP/s"
