@@ -22,6 +22,8 @@ from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.plan import Known
 from cutlayer.server.forecast import Forecast
+from cutlayer.server.guard import Guard
+from cutlayer.server.guarded import guarded
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Link
@@ -221,10 +223,12 @@ def play(
     seed: int = 0,
     compression: Compression = UNCOMPRESSED,
     apart: bool = False,
+    guard: Callable[..., Guard] | None = None,
 ) -> Played:
     """Plays a run and returns what happened. Messages are kept as they travel, packed.
 
-    `apart`, each device has a base of its own, as in a process of its own.
+    `apart`, each device has a base of its own, as in a process of its own; `guard` makes the guard of the server's end
+    of each link.
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
@@ -256,8 +260,17 @@ def play(
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
-            tapped, started_from = TappedLink(link, sent), what_is_left(base)
-            return CompressedLink(tapped, compression, hidden_size=16, dtype=base.dtype, started_from=started_from)
+            return packing(TappedLink(link, sent))
+
+        def packing(link: Link) -> CompressedLink:
+            started_from = what_is_left(base)
+            return CompressedLink(link, compression, hidden_size=16, dtype=base.dtype, started_from=started_from)
+
+        def server_end(name: str, link: Link) -> Link:
+            if guard is None:
+                return end(link, played.sent_down)
+            facts = {"hidden_size": 16, "longest_tokens": 10, "compression": compression, "holds": method.round.holds}
+            return guarded(TappedLink(link, played.sent_down), guard(name, "play", base, **facts), packing)
 
         async def no_metrics(_adapter: Adapter) -> dict[str, float]:
             return {}
@@ -270,7 +283,7 @@ def play(
         coordinator = Coordinator(
             method,
             server,
-            Everyone({name: end(server_end, played.sent_down) for name, (_, server_end) in ends.items()}, known),
+            Everyone({name: server_end(name, link) for name, (_, link) in ends.items()}, known),
             played.logbook,
             rounds=rounds,
             clock=now,

@@ -56,6 +56,9 @@ class _Local:
             server.personal |= {name: update.adapter for name, update in server.open.updates.items()}
         return server.contributions()
 
+    def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
+        return False
+
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:  # noqa: ARG002
         """The full adapter and every device's: values, nothing that trains."""
         adapters = [costs.device_adapter_bytes(device) for device in plan.devices]

@@ -44,6 +44,9 @@ class _Relay:
         relayed, server.adapter = server.adapter, broadcast
         return [Contribution(relayed, dict.fromkeys(relayed, 1.0))]
 
+    def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
+        return False
+
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         return max(
             self._turn.server_bytes(replace(plan, devices=(device,)), costs, num_tokens) for device in plan.devices

@@ -30,6 +30,9 @@ class Round(Protocol):
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         """Runs on the server, one round: returns what was trained."""
 
+    def holds(self, device: str, row: int) -> bool:
+        """Whether the server keeps the activations of this row of a device's data, so that it need only be named."""
+
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """Memory that the server needs in a round of this plan, at batches of `num_tokens`."""
 

@@ -74,6 +74,9 @@ class _Split:
             await self._server_step(server, arrivals, reply)
         return server.contributions()
 
+    def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
+        return False
+
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         return self._server_step.server_bytes(plan, costs, num_tokens)
 

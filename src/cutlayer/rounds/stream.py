@@ -160,6 +160,9 @@ class _Stream:
             self._cache.load_state_dict(self._resumed)
         return self._cache
 
+    def holds(self, device: str, row: int) -> bool:
+        return self._cache is not None and self._cache.holds(device, row)
+
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """One model from the shallowest cut, one step, the cache, and at worst everything that a round sends."""
         shallowest = min(plan.devices, key=lambda device: device.cut)

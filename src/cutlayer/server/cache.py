@@ -96,6 +96,10 @@ class ActivationCache:
             if self._new_bytes >= self._pending_bytes:
                 self.flush()
 
+    def holds(self, device: str, row: int) -> bool:
+        """Whether a sample was sent."""
+        return (device, row) in self._new or (device, row) in self._places
+
     def recall(self, asked: Recall) -> list[Activations]:
         """The samples that a device names, each a batch of one, padded to the length of their batch.
 

@@ -1,0 +1,357 @@
+"""The guard: what a device sends is looked at, field by field, before anything is computed or allocated of it.
+
+A device proved its name when it came in (`roster.py`); here it is held to its part of the plan. Twice, because what
+arrives may be packed (`policies/compress.py`):
+
+    check_form      as it travelled: kind, run, round, sender, step, shapes, dtypes, masks, labels, counts, structure
+    check_values    after unpacking: nothing that is not finite
+
+The form comes first, so unpacking makes no tensor that the plan does not allow; and `frame_limit` bounds the bytes
+before there is a form. Whatever fails is `Refused`, by one of these reasons:
+
+    wrong-kind      a message that this point of the round has no place for
+    wrong-run       of another run
+    old-round       of a round that is over: a late message, perhaps of an honest device; drop it
+    wrong-round     of a round that is not open
+    wrong-device    in another device's name
+    wrong-step      not the next local step
+    wrong-shape     not the samples, tokens and width of the plan
+    wrong-dtype
+    wrong-mask      no text at the left and padding at its right
+    wrong-labels    a class or a token that the model does not have
+    wrong-weight    not what the labels weigh
+    wrong-rows      not one row of the device's data for each sample
+    unknown-rows    recalled, but never sent
+    wrong-counts    steps, samples or a loss that the device cannot have had
+    wrong-tensors   an adapter of other names
+    wrong-structure no structure where the device prunes, one where it does not, or none of this model's
+    not-finite      infinite, or not a number
+
+A loss that is not finite, of a device that trained alone, passes: training diverged, and the server says so
+(`Server.accept`). So do finite numbers of any size: a device that has proved its name and sends well-formed nonsense is
+a matter of aggregation, not of the guard.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cutlayer.errors import MalformedMessage, Refused
+from cutlayer.model.base import Base
+from cutlayer.model.loss import MASKED
+from cutlayer.model.structure import IMPORTANCE, KEPT, units_by_name
+from cutlayer.policies.compress import Compression
+from cutlayer.types import Adapter
+from cutlayer.wire.codecs import packed_form
+from cutlayer.wire.frames import frame_bytes
+from cutlayer.wire.messages import Activations, Assignment, Message, Recall, Update
+
+Holds = Callable[[str, int], bool]
+"""(device, row of its data) -> whether the server keeps that sample's activations."""
+
+Shape = tuple[int, ...]
+
+
+class Guard:
+    """Holds one device to its plan, one round after the other.
+
+    Args:
+      device: The name that it has proved.
+      run: The run's identifier.
+      base: The model.
+      hidden_size: Width of activations.
+      longest_tokens: The longest batch there can be.
+      compression: How messages are packed.
+      holds: What the server keeps.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        run: str,
+        base: Base,
+        *,
+        hidden_size: int,
+        longest_tokens: int,
+        compression: Compression,
+        holds: Holds,
+    ) -> None:
+        self._device, self._run, self._base = device, run, base
+        self._hidden_size, self._longest = hidden_size, longest_tokens
+        self._compression, self._holds = compression, holds
+        self._assignment: Assignment | None = None
+        self._shapes: dict[str, Shape] = {}
+        self._open = False
+        self._step = self._samples = self._weight = 0
+        self._recalled = False
+
+    def open(self, assignment: Assignment) -> None:
+        """A round begins for this device: from now on it is held to this assignment, which is not packed."""
+        self._assignment = assignment
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in assignment.adapter.items()}
+        self._open = True
+        self._step = self._samples = self._weight = 0
+        self._recalled = False
+
+    # ------------------------------------------------------------------ before there is a message
+
+    def frame_limit(self) -> int:
+        """The longest frame, in bytes, that the open round allows this device."""
+        now, plan = self._now, self._now.plan
+        most = plan.batch_size * plan.local_steps
+        update = Update(
+            run=now.run,
+            round=now.round,
+            device=self._device,
+            adapter=self._largest_adapter(),
+            steps=plan.local_steps,
+            samples=most,
+            weight=most * self._longest,
+            loss=0.0,
+            busy_seconds=0.0,
+            structure=self._largest_structure(),
+        )
+        if plan.head:
+            return frame_bytes(update)
+        batch, rows_B = (plan.batch_size, self._longest), _meta((plan.batch_size,), torch.int32)
+        labels = _meta(batch if self._per_token else batch[:1], torch.int32)
+        activations = Activations(
+            run=now.run,
+            round=now.round,
+            step=plan.local_steps,
+            device=self._device,
+            h_BTD=self._form_of_activations(*batch),
+            mask_BT=_meta(batch, torch.bool),
+            labels=labels,
+            weight=plan.batch_size * self._longest,
+            rows_B=rows_B,
+        )
+        return max(frame_bytes(update), frame_bytes(activations))  # a Recall is Activations without the tensors
+
+    def _largest_adapter(self) -> Adapter:
+        """The adapter as it is if all of the plan's units are left."""
+        shapes = self._shapes
+        if self._prunes:
+            structure, left = self._base.structure, self._base.structure.left(self._now.plan.prune)
+            shapes = {name: structure.shape(name, shape, left) for name, shape in shapes.items()}
+        return {name: self._form_of_update(shape) for name, shape in shapes.items()}
+
+    def _largest_structure(self) -> Adapter:
+        """The structure and the importance as they are if all of the plan's units are left."""
+        if not self._prunes:
+            return {}
+        structure = self._base.structure
+        left = dict(zip(structure.counts, structure.left(self._now.plan.prune), strict=True))
+        names = [name for name, _ in units_by_name(structure.everything)]
+        kept = {f"{KEPT}{name}": _meta((left[name.partition(".")[2]],), torch.int32) for name in names}
+        return kept | {f"{IMPORTANCE}{name}": _meta((structure.count(name),), torch.float32) for name in names}
+
+    # ------------------------------------------------------------------ as it travelled
+
+    def check_form(self, message: Message) -> None:
+        """Everything but the values that may be packed.
+
+        Raises:
+          Refused: See above.
+        """
+        if not isinstance(message, Activations | Recall | Update):
+            raise self._refused("wrong-kind", "a message of a device to the server", type(message).__name__)
+        self._expect("wrong-run", "run", self._run, message.run)
+        self._expect("wrong-device", "sender", self._device, message.device)
+        current = -1 if self._assignment is None else self._assignment.round
+        self._expect("old-round" if message.round < current else "wrong-round", "round", current, message.round)
+        plan = self._now.plan
+        stepping = not plan.head and self._step < plan.local_steps
+        if not self._open or isinstance(message, Update) == stepping:
+            awaited = ("a batch" if stepping else "an Update") if self._open else "nothing more in this round"
+            raise self._refused("wrong-kind", awaited, type(message).__name__)
+        if isinstance(message, Update):
+            self._check_update(message)
+            self._open = False
+        else:
+            self._expect("wrong-step", "step", self._step, message.step)
+            if isinstance(message, Activations):
+                self._check_activations(message)
+                self._weight += message.weight
+                self._samples += len(message.mask_BT)
+            else:
+                self._check_recall(message)
+                self._recalled = True
+                self._samples += len(message.rows_B)
+            self._step += 1
+
+    def _check_activations(self, message: Activations) -> None:
+        mask_BT, labels = message.mask_BT, message.labels
+        self._expect_between("wrong-shape", "dimensions of mask_BT", 2, mask_BT.dim(), 2)
+        batch, tokens = mask_BT.shape
+        self._expect_between("wrong-shape", "samples", 1, batch, self._now.plan.batch_size)
+        self._expect_between("wrong-shape", "tokens", 1, tokens, self._longest)
+        self._expect_form("mask_BT", mask_BT, _meta((batch, tokens), torch.bool))
+        self._expect_form("h_BTD", message.h_BTD, self._form_of_activations(batch, tokens))
+        self._expect_form("labels", labels, _meta((batch, tokens) if self._per_token else (batch,), torch.int32))
+        if message.rows_B is not None:
+            self._check_rows(message.rows_B, batch)
+        if not bool(mask_BT[:, 0].all()) or bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
+            raise self._refused("wrong-mask", "text from the left, padding at its right", "another mask")
+        self._expect("wrong-weight", "weight", self._weight_of(labels), message.weight)
+
+    def _weight_of(self, labels: Tensor) -> int:
+        """What labels weigh: classes, or tokens of which every sample has one to predict (`samples.weight_of`)."""
+        below = self._vocabulary if self._per_token else self._base.settings.num_labels
+        known = (labels >= 0) & (labels < below)
+        if not bool((known | (labels == MASKED) if self._per_token else known).all()):
+            raise self._refused("wrong-labels", f"labels below {below}", "others")
+        weights_B = (labels[:, 1:] != MASKED).sum(1) if self._per_token else torch.ones_like(labels)
+        if not bool(weights_B.all()):
+            raise self._refused("wrong-labels", "a token to predict in every sample", "a sample without")
+        return int(weights_B.sum())
+
+    def _check_recall(self, message: Recall) -> None:
+        self._expect_between("wrong-shape", "dimensions of rows_B", 1, message.rows_B.dim(), 1)
+        self._expect_between("wrong-shape", "samples", 1, len(message.rows_B), self._now.plan.batch_size)
+        self._check_rows(message.rows_B, len(message.rows_B))
+        self._expect_between("wrong-shape", "tokens", 1, message.num_tokens, self._longest)
+        unknown = [row for row in message.rows_B.tolist() if not self._holds(self._device, row)]
+        if unknown:
+            raise self._refused("unknown-rows", "rows whose activations it has sent", reprlib.repr(unknown))
+
+    def _check_rows(self, rows_B: Tensor, batch: int) -> None:
+        self._expect_form("rows_B", rows_B, _meta((batch,), torch.int32))
+        if bool((rows_B < 0).any()):
+            raise self._refused("wrong-rows", "rows of the device's data", "a number below 0")
+
+    def _check_update(self, message: Update) -> None:
+        self._check_counts(message)
+        shapes = self._check_structure(message)
+        if message.adapter.keys() != shapes.keys():
+            other = sorted(message.adapter.keys() ^ shapes.keys())
+            raise self._refused("wrong-tensors", f"the {len(shapes)} tensors of its adapter", reprlib.repr(other))
+        for name, tensor in message.adapter.items():
+            self._expect_form(name, tensor, self._form_of_update(shapes[name]))
+
+    def _check_counts(self, message: Update) -> None:
+        plan = self._now.plan
+        alone = plan.head
+        heaviest = self._longest - 1 if self._per_token else 1  # the first token of a text is not predicted
+        self._expect("wrong-counts", "steps", plan.local_steps if alone else 0, message.steps)
+        least, most = (plan.local_steps, plan.local_steps * plan.batch_size) if alone else (self._samples,) * 2
+        self._expect_between("wrong-counts", "samples", least, message.samples, most)
+        seen = not alone and not self._recalled
+        least, most = (self._weight,) * 2 if seen else (message.samples, message.samples * heaviest)
+        self._expect_between("wrong-weight", "weight", least, message.weight, most)
+        if not alone and message.loss != 0:
+            raise self._refused("wrong-counts", "no loss of a device that computed none", message.loss)
+        numbers = (message.busy_seconds, 0.0 if _diverged(message) else message.change)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            raise self._refused("not-finite", "busy_seconds and change from 0 on", numbers)
+
+    def _check_structure(self, message: Update) -> dict[str, Shape]:
+        """The shapes that its adapter must have."""
+        tensors = message.structure
+        if bool(tensors) != self._prunes:
+            raise self._refused("wrong-structure", "one" if self._prunes else "none", f"{len(tensors)} tensors")
+        if not tensors:
+            return self._shapes
+        structure = self._base.structure
+        if not all(name.startswith((KEPT, IMPORTANCE)) for name in tensors):
+            raise self._refused("wrong-structure", f"{KEPT}... and {IMPORTANCE}...", reprlib.repr(sorted(tensors)))
+        try:
+            kept, importance = structure.from_tensors(tensors, self._device)
+        except MalformedMessage as error:
+            raise Refused("wrong-structure", str(error)) from error
+        left = dict(zip(structure.counts, structure.left(self._now.plan.prune), strict=True))
+        for name, units in units_by_name(kept):
+            self._expect_between("wrong-structure", f"units of {name}", 1, len(units), left[name.partition(".")[2]])
+        if not _diverged(message) and not all(_finite(scores) for scores in importance.values()):
+            raise self._refused("not-finite", "finite importance", "others")
+        shapes = {}
+        for name, shape in self._shapes.items():
+            axis, indices = structure.where(name, kept) or (0, ())
+            shapes[name] = (*shape[:axis], len(indices), *shape[axis + 1 :]) if len(indices) else shape
+        return shapes
+
+    # ------------------------------------------------------------------ unpacked
+
+    def check_values(self, message: Message) -> None:
+        """What may have been packed, in whole tensors.
+
+        Raises:
+          Refused: not-finite.
+        """
+        tensors: Sequence[tuple[str, Tensor]] = ()
+        if isinstance(message, Activations):
+            tensors = [("h_BTD", message.h_BTD)]
+        elif isinstance(message, Update) and not _diverged(message):
+            tensors = list(message.adapter.items())
+        for name, tensor in tensors:
+            if not _finite(tensor):
+                raise self._refused("not-finite", f"finite numbers in {name}", "others")
+
+    # ------------------------------------------------------------------ what is expected
+
+    @property
+    def _now(self) -> Assignment:
+        assert self._assignment is not None, "a round is opened by open()"
+        return self._assignment
+
+    @property
+    def _per_token(self) -> bool:
+        return self._base.settings.task == "causal-lm"
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._base.config.vocab_size)
+
+    @property
+    def _prunes(self) -> bool:
+        return self._now.plan.prune > 0 or self._now.plan.score
+
+    def _form_of_activations(self, batch: int, tokens: int) -> Tensor:
+        shape = (batch, tokens, self._hidden_size)
+        return packed_form(self._compression.activations, shape, self._base.dtype)
+
+    def _form_of_update(self, shape: Shape) -> Tensor:
+        return packed_form(self._compression.update, shape, torch.float32)
+
+    def _expect(self, reason: str, what: str, expected: object, got: object) -> None:
+        if got != expected:
+            raise self._refused(reason, f"{what} {expected}", got)
+
+    def _expect_between(self, reason: str, what: str, least: int, got: int, most: int) -> None:
+        if not least <= got <= most:
+            expected = f"{least}" if least == most else f"{least} to {most}"
+            raise self._refused(reason, f"{expected} {what}", got)
+
+    def _expect_form(self, name: str, tensor: Tensor, form: Tensor) -> None:
+        if tensor.dtype != form.dtype:
+            raise self._refused("wrong-dtype", f"{form.dtype} for {name}", tensor.dtype)
+        if tensor.shape != form.shape:
+            raise self._refused("wrong-shape", f"shape {list(form.shape)} for {name}", list(tensor.shape))
+
+    def _refused(self, reason: str, expected: str, got: object) -> Refused:
+        at = "" if self._assignment is None else f", round {self._assignment.round}, step {self._step}"
+        shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
+        return Refused(
+            reason,
+            f"device {self._device}{at}: expected {expected}, got {shown}. Do both ends run one version and one model?",
+        )
+
+
+def _diverged(update: Update) -> bool:
+    return not math.isfinite(update.loss)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """One pass, and no copy: the least and the largest are finite, and not a number is neither."""
+    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
