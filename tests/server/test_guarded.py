@@ -11,7 +11,7 @@ from cutlayer.errors import Refused
 from cutlayer.server.guarded import guarded
 from cutlayer.types import DevicePlan
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Assignment, Finish, Message
+from cutlayer.wire.messages import Assignment, Close, Finish, Message
 
 
 class Notes:
@@ -31,8 +31,12 @@ class Notes:
     def open(self, assignment: Assignment) -> None:
         self._note(f"open {assignment.round}")
 
-    def check_form(self, _message: Message) -> None:
+    def close(self, close: Close) -> None:
+        self._note(f"close {close.round}")
+
+    def check_form(self, message: Message) -> Message:
         self._note("form")
+        return message
 
     def check_values(self, _message: Message) -> None:
         self._note("values")
@@ -82,12 +86,14 @@ def test_what_is_refused_goes_no_further(refuses: str, seen: list[str]) -> None:
     assert notes.notes[-1] == refuses
 
 
-def test_an_assignment_opens_the_guard_before_it_leaves() -> None:
+def test_the_guard_is_told_before_anything_leaves() -> None:
     notes = Notes()
     link = link_of(notes)
     asyncio.run(link.send(Assignment("run", 7, "d", DevicePlan("d"), (), {})))
+    asyncio.run(link.send(Close("run", 7, "")))
     asyncio.run(link.send(Finish("run", 8, "")))
-    assert notes.notes == ["open 7", "pack", "send Assignment", "pack", "send Finish"]
+    told = [note for note in notes.notes if note != "pack"]
+    assert told == ["open 7", "send Assignment", "close 7", "send Close", "send Finish"]
 
 
 def test_bytes_are_those_of_the_transport() -> None:

@@ -6,13 +6,15 @@ arrives may be packed (`policies/compress.py`):
     check_form      as it travelled: kind, run, round, sender, step, shapes, dtypes, masks, labels, counts, structure
     check_values    after unpacking: nothing that is not finite
 
+An honest device may be late: a message of a round that is over passes as the mere name of that round, with nothing in
+it, for whoever drops and counts it (`rounds/patience.py`).
+
 The form comes first, so unpacking makes no tensor that the plan does not allow; and `frame_limit` bounds the bytes
 before there is a form. Whatever fails is `Refused`, by one of these reasons:
 
     wrong-kind      a message that this point of the round has no place for
     wrong-run       of another run
-    old-round       of a round that is over: a late message, perhaps of an honest device; drop it
-    wrong-round     of a round that is not open
+    wrong-round     of a round that has not been opened
     wrong-device    in another device's name
     wrong-step      not the next local step
     wrong-shape     not the samples, tokens and width of the plan
@@ -24,7 +26,8 @@ before there is a form. Whatever fails is `Refused`, by one of these reasons:
     unknown-rows    recalled, but never sent
     wrong-counts    steps, samples or a loss that the device cannot have had
     wrong-tensors   an adapter of other names
-    wrong-structure no structure where the device prunes, one where it does not, or none of this model's
+    wrong-structure no structure (or ranks) where the device prunes, one where it does not, or none of this model's
+    wrong-events    what it did, in words that there are not, or at times that cannot be
     not-finite      infinite, or not a number
 
 A loss that is not finite, of a device that trained alone, passes: training diverged, and the server says so
@@ -51,12 +54,17 @@ from cutlayer.policies.compress import Compression
 from cutlayer.types import Adapter
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import frame_bytes
-from cutlayer.wire.messages import Activations, Assignment, Message, Recall, Update
+from cutlayer.wire.messages import Activations, Assignment, Close, Measured, Message, Recall, Update
 
 Holds = Callable[[str, int], bool]
 """(device, row of its data) -> whether the server keeps that sample's activations."""
 
 Shape = tuple[int, ...]
+
+WORDS = frozenset({"forward", "backward", "step", "upload", "download", "wait", "aggregate"})
+"""Of `types.Event.what`."""
+MOST_EVENTS = 64, 8
+"""That a device may tell of: of a round, and of each of its local steps, of which it computes and sends in five."""
 
 
 class Guard:
@@ -88,17 +96,21 @@ class Guard:
         self._compression, self._holds = compression, holds
         self._assignment: Assignment | None = None
         self._shapes: dict[str, Shape] = {}
-        self._open = False
+        self._open = self._closing = False
         self._step = self._samples = self._weight = 0
-        self._recalled = False
+        self._recalled = self._measured = False
 
     def open(self, assignment: Assignment) -> None:
         """A round begins for this device: from now on it is held to this assignment, which is not packed."""
         self._assignment = assignment
         self._shapes = {name: tuple(tensor.shape) for name, tensor in assignment.adapter.items()}
-        self._open = True
+        self._open, self._closing = True, False
         self._step = self._samples = self._weight = 0
-        self._recalled = False
+        self._recalled = self._measured = False
+
+    def close(self, close: Close) -> None:
+        """The device is told to end its round: from now on it may do so after any step."""
+        self._closing = close.round == self._now.round
 
     # ------------------------------------------------------------------ before there is a message
 
@@ -117,9 +129,13 @@ class Guard:
             loss=0.0,
             busy_seconds=0.0,
             structure=self._largest_structure(),
+            ranks_left=plan.ranks,
         )
+        events_E6 = _meta((self._most_events, 6), torch.float64)
+        measured = Measured(now.run, now.round, self._device, tuple(WORDS), events_E6)
+        closing = max(frame_bytes(update), frame_bytes(measured))
         if plan.head:
-            return frame_bytes(update)
+            return closing
         batch, rows_B = (plan.batch_size, self._longest), _meta((plan.batch_size,), torch.int32)
         labels = _meta(batch if self._per_token else batch[:1], torch.int32)
         activations = Activations(
@@ -133,7 +149,7 @@ class Guard:
             weight=plan.batch_size * self._longest,
             rows_B=rows_B,
         )
-        return max(frame_bytes(update), frame_bytes(activations))  # a Recall is Activations without the tensors
+        return max(closing, frame_bytes(activations))  # a Recall is Activations without the tensors
 
     def _largest_adapter(self) -> Adapter:
         """The adapter as it is if all of the plan's units are left."""
@@ -155,37 +171,54 @@ class Guard:
 
     # ------------------------------------------------------------------ as it travelled
 
-    def check_form(self, message: Message) -> None:
+    def check_form(self, message: Message) -> Message:
         """Everything but the values that may be packed.
+
+        Returns:
+          The message; of a late one, a `Recall` of nothing.
 
         Raises:
           Refused: See above.
         """
-        if not isinstance(message, Activations | Recall | Update):
+        if not isinstance(message, Activations | Recall | Measured | Update):
             raise self._refused("wrong-kind", "a message of a device to the server", type(message).__name__)
         self._expect("wrong-run", "run", self._run, message.run)
         self._expect("wrong-device", "sender", self._device, message.device)
         current = -1 if self._assignment is None else self._assignment.round
-        self._expect("old-round" if message.round < current else "wrong-round", "round", current, message.round)
-        plan = self._now.plan
-        stepping = not plan.head and self._step < plan.local_steps
-        if not self._open or isinstance(message, Update) == stepping:
-            awaited = ("a batch" if stepping else "an Update") if self._open else "nothing more in this round"
-            raise self._refused("wrong-kind", awaited, type(message).__name__)
+        if message.round < current:
+            return Recall(message.run, message.round, 0, message.device, torch.zeros(0, dtype=torch.int32), 0)
+        self._expect("wrong-round", "round", current, message.round)
+        self._expect_kind(message)
         if isinstance(message, Update):
             self._check_update(message)
             self._open = False
+        elif isinstance(message, Measured):
+            self._check_measured(message)
+            self._measured = True
         else:
-            self._expect("wrong-step", "step", self._step, message.step)
-            if isinstance(message, Activations):
-                self._check_activations(message)
-                self._weight += message.weight
-                self._samples += len(message.mask_BT)
-            else:
-                self._check_recall(message)
-                self._recalled = True
-                self._samples += len(message.rows_B)
-            self._step += 1
+            self._check_batch(message)
+        return message
+
+    def _expect_kind(self, message: Message) -> None:
+        """A batch while there are steps to do, then what it measured, then its update."""
+        steps_left = not self._now.plan.head and self._step < self._now.plan.local_steps
+        batch, measured, update = steps_left and not self._measured, not self._measured, not steps_left or self._closing
+        allowed = {Activations: batch, Recall: batch, Measured: measured and update, Update: update}
+        if not (self._open and allowed[type(message)]):
+            awaited = ("a batch" if batch else "an Update") if self._open else "nothing more in this round"
+            raise self._refused("wrong-kind", awaited, type(message).__name__)
+
+    def _check_batch(self, message: Activations | Recall) -> None:
+        self._expect("wrong-step", "step", self._step, message.step)
+        if isinstance(message, Activations):
+            self._check_activations(message)
+            self._weight += message.weight
+            self._samples += len(message.mask_BT)
+        else:
+            self._check_recall(message)
+            self._recalled = True
+            self._samples += len(message.rows_B)
+        self._step += 1
 
     def _check_activations(self, message: Activations) -> None:
         mask_BT, labels = message.mask_BT, message.labels
@@ -227,6 +260,22 @@ class Guard:
         if bool((rows_B < 0).any()):
             raise self._refused("wrong-rows", "rows of the device's data", "a number below 0")
 
+    def _check_measured(self, message: Measured) -> None:
+        words, events_E6 = message.whats, message.events_E6
+        if len(set(words)) != len(words) or not WORDS.issuperset(words):
+            raise self._refused("wrong-events", f"words among {', '.join(sorted(WORDS))}", words)
+        num_events = len(events_E6) if events_E6.dim() else 0
+        self._expect_between("wrong-events", "events", 0, num_events, self._most_events)
+        self._expect_form("events_E6", events_E6, _meta((num_events, 6), torch.float64))
+        if not _finite(events_E6):
+            raise self._refused("not-finite", "finite numbers in events_E6", "others")
+        start_E, end_E, step_E, bytes_E, flops_E, word_E = events_E6.unbind(1)
+        steps, places = self._now.plan.local_steps, len(words)
+        inside = (step_E >= -1) & (step_E < steps) & (word_E >= 0) & (word_E < places) & (bytes_E >= 0) & (flops_E >= 0)
+        whole = (step_E == step_E.floor()) & (word_E == word_E.floor()) & (bytes_E == bytes_E.floor())
+        if not bool((inside & whole & (start_E >= 0) & (end_E >= start_E)).all()):
+            raise self._refused("wrong-events", "events of this round, in order of time", "others")
+
     def _check_update(self, message: Update) -> None:
         self._check_counts(message)
         shapes = self._check_structure(message)
@@ -238,15 +287,18 @@ class Guard:
 
     def _check_counts(self, message: Update) -> None:
         plan = self._now.plan
-        alone = plan.head
+        alone, closing = plan.head, self._closing
         heaviest = self._longest - 1 if self._per_token else 1  # the first token of a text is not predicted
-        self._expect("wrong-counts", "steps", plan.local_steps if alone else 0, message.steps)
-        least, most = (plan.local_steps, plan.local_steps * plan.batch_size) if alone else (self._samples,) * 2
+        all_steps = plan.local_steps if alone else 0
+        self._expect_between("wrong-counts", "steps", 0 if closing else all_steps, message.steps, all_steps)
+        least, most = (message.steps, message.steps * plan.batch_size) if alone else (self._samples,) * 2
+        if closing and not alone:
+            least = 0  # what it sent last may have been answered no more
         self._expect_between("wrong-counts", "samples", least, message.samples, most)
-        seen = not alone and not self._recalled
+        seen = not alone and not self._recalled and message.samples == self._samples
         least, most = (self._weight,) * 2 if seen else (message.samples, message.samples * heaviest)
         self._expect_between("wrong-weight", "weight", least, message.weight, most)
-        if not alone and message.loss != 0:
+        if not message.steps and message.loss != 0:
             raise self._refused("wrong-counts", "no loss of a device that computed none", message.loss)
         numbers = (message.busy_seconds, 0.0 if _diverged(message) else message.change)
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
@@ -254,11 +306,15 @@ class Guard:
 
     def _check_structure(self, message: Update) -> dict[str, Shape]:
         """The shapes that its adapter must have."""
-        tensors = message.structure
+        tensors, plan = message.structure, self._now.plan
+        if message.ranks_left not in ((plan.ranks, plan.prune_to) if plan.prune_to else ((),)):
+            raise self._refused("wrong-structure", "the ranks of its plan, pruned or not", message.ranks_left)
+        full = {name: _meta(shape, torch.float32) for name, shape in self._shapes.items()}
+        at_ranks = {name: tuple(tensor.shape) for name, tensor in self._base.at_ranks(full, message.ranks_left).items()}
         if bool(tensors) != self._prunes:
             raise self._refused("wrong-structure", "one" if self._prunes else "none", f"{len(tensors)} tensors")
         if not tensors:
-            return self._shapes
+            return at_ranks
         structure = self._base.structure
         if not all(name.startswith((KEPT, IMPORTANCE)) for name in tensors):
             raise self._refused("wrong-structure", f"{KEPT}... and {IMPORTANCE}...", reprlib.repr(sorted(tensors)))
@@ -272,7 +328,7 @@ class Guard:
         if not _diverged(message) and not all(_finite(scores) for scores in importance.values()):
             raise self._refused("not-finite", "finite importance", "others")
         shapes = {}
-        for name, shape in self._shapes.items():
+        for name, shape in at_ranks.items():
             axis, indices = structure.where(name, kept) or (0, ())
             shapes[name] = (*shape[:axis], len(indices), *shape[axis + 1 :]) if len(indices) else shape
         return shapes
@@ -312,6 +368,11 @@ class Guard:
     @property
     def _prunes(self) -> bool:
         return self._now.plan.prune > 0 or self._now.plan.score
+
+    @property
+    def _most_events(self) -> int:
+        once, each_step = MOST_EVENTS
+        return once + each_step * self._now.plan.local_steps
 
     def _form_of_activations(self, batch: int, tokens: int) -> Tensor:
         shape = (batch, tokens, self._hidden_size)

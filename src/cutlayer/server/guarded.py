@@ -9,27 +9,25 @@ from collections.abc import Callable
 
 from cutlayer.server.guard import Guard
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Assignment, Message
+from cutlayer.wire.messages import Assignment, Close, Message
 
 
 def guarded(link: Link, guard: Guard, packing: Callable[[Link], Link]) -> Link:
-    """An end that opens its guard with each assignment that is sent; its `receive` raises `Refused`.
+    """An end that tells its guard of each assignment and close that is sent; its `receive` raises `Refused`.
 
     Args:
       link: The transport's end.
       guard: Of the device at the other end.
       packing: Puts compression around an end.
     """
-    return _Checked(packing(_Checked(link, guard.check_form)), guard.check_values, guard.open)
+    return _Whole(packing(_Travelled(link, guard)), guard)
 
 
-class _Checked:
-    """A link whose messages are checked as they come in."""
+class _End:
+    """An end of a link with its guard."""
 
-    def __init__(
-        self, link: Link, check: Callable[[Message], None], opens: Callable[[Assignment], None] | None = None
-    ) -> None:
-        self._link, self._check, self._opens = link, check, opens
+    def __init__(self, link: Link, guard: Guard) -> None:
+        self._link, self._guard = link, guard
 
     @property
     def bytes_sent(self) -> int:
@@ -39,12 +37,28 @@ class _Checked:
     def bytes_received(self) -> int:
         return self._link.bytes_received
 
+
+class _Travelled(_End):
+    """Messages as they travel."""
+
     async def send(self, message: Message) -> None:
-        if self._opens is not None and isinstance(message, Assignment):
-            self._opens(message)
+        await self._link.send(message)
+
+    async def receive(self) -> Message:
+        return self._guard.check_form(await self._link.receive())
+
+
+class _Whole(_End):
+    """Messages in whole tensors."""
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Assignment):
+            self._guard.open(message)
+        elif isinstance(message, Close):
+            self._guard.close(message)
         await self._link.send(message)
 
     async def receive(self) -> Message:
         message = await self._link.receive()
-        self._check(message)
+        self._guard.check_values(message)
         return message
