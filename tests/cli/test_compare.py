@@ -144,6 +144,48 @@ def test_stopped_half_way_and_begun_again_it_comes_to_the_same(
     assert (out / "compare.md").read_bytes() == (whole / "compare.md").read_bytes()
 
 
+FAILS_WITH_VANILLA = """
+import io, json, sys
+from cutlayer.compare import one_run
+line = sys.stdin.readline()
+if json.loads(line)["method"]["name"] == "vanilla" and json.loads(line)["train"]["seed"] == 1:
+    sys.exit("error: round 0: expected a finite loss, got nan. Lower <the> rate.")
+sys.stdin.readline = lambda: line
+one_run.main()
+"""
+
+
+def test_a_run_that_fails_leaves_a_report_of_the_others(made_once: World, tmp_path: Path) -> None:
+    """Of the methods of which every run ended; it names what failed, and the same command tries again."""
+    out = tmp_path / "out"
+    asked = flags(made_once, out, "--rounds", 1, "--seeds", 2)
+    with mock.patch("cutlayer.compare.pool.COMMAND", (sys.executable, "-c", FAILS_WITH_VANILLA)):
+        ran = run("compare", *asked)
+    assert ran.code == 1
+    problem = "round 0: expected a finite loss, got nan. Lower <the> rate."
+    assert "expected 4 runs to end, got 1 that failed; the first is vanilla-cut=2-seed1: " + problem in ran.err
+    assert f"report: {out / 'report.html'}" in ran.out.splitlines()
+    content = figures(out)
+    assert [method["label"] for method in content["methods"]] == ["memsfl"]
+    assert content["failed"] == {"vanilla-cut=2-seed1": problem}
+    assert problem in (out / "compare.md").read_text()
+    assert "expected a finite loss, got nan. Lower &lt;the&gt; rate." in (out / "report.html").read_text()
+    again = run("compare", *asked)
+    assert (again.code, again.err) == (0, "")
+    assert again.out.splitlines()[0] == "3 of 4 runs are done already and kept"
+    assert (len(figures(out)["methods"]), figures(out)["failed"]) == (2, {})
+    assert "failed" not in (out / "compare.md").read_text()
+
+
+def test_where_every_run_fails_there_is_no_report(made_once: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with mock.patch("cutlayer.compare.pool.COMMAND", (sys.executable, "-c", "raise SystemExit(2)")):
+        ran = run("compare", *flags(made_once, out, "--rounds", 1))
+    assert ran.code == 2
+    assert "got 2 that failed; the first is memsfl-seed0: exit code 2." in ran.err
+    assert not (out / "report.html").exists()
+
+
 @pytest.mark.slow
 def test_killed_it_leaves_no_run_behind(made_once: World, tmp_path: Path) -> None:
     """Its runs would go on for hours: they end because it has."""

@@ -115,3 +115,16 @@ def test_one_comparison_at_a_time(tmp_path: Path) -> None:
         pass
     with alone(tmp_path):
         pass
+
+
+def test_what_is_done_is_methods_of_which_every_run_is(tmp_path: Path) -> None:
+    asked = comparison(tmp_path, "memsfl", "vanilla", "fedlora", seeds=(0, 1))
+    assert asked.of_what_is_done() is None
+    for run in asked.runs():
+        if (run.entry.label, run.seed) != ("vanilla", 1):
+            run.folder.mkdir(parents=True)
+            (run.folder / "summary.json").write_text("{}")
+    done = asked.of_what_is_done()
+    assert done is not None
+    assert [entry.label for entry in done.entries] == ["memsfl", "fedlora"]
+    assert done.seeds == asked.seeds

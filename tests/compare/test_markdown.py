@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compared import results_of
 from cutlayer.compare.markdown import report_md
 
@@ -14,5 +16,13 @@ def test_the_page() -> None:
     assert "| `vanilla` | not reached | – | – | – | – | – | 0.25 ± 0.071 |" in lines
     assert any(line.startswith("| `memsfl` | **0.7 ± 0.1414** | ") for line in lines)
     assert "Seeds: 0, 1. Mean ± sample standard deviation." in lines
+    assert not any("failed" in line for line in lines)
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert widths == {9, 11}
+
+
+def test_it_names_what_failed() -> None:
+    results = replace(results_of({"memsfl": [[0.2, 0.6]]}), failed={"vanilla-seed0": "expected this, got that."})
+    lines = report_md(results).splitlines()
+    assert lines[2] == "Runs that failed; their methods are left out, as a mean needs every seed:"
+    assert lines[4:6] == ["- `vanilla-seed0`: expected this, got that.", ""]

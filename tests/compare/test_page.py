@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pytest
 from browser import open_page
 from compared import results_of
 from cutlayer.compare.page import CHARTS, report_html
-from cutlayer.compare.results import Results
+from cutlayer.compare.results import Results, stat
 from cutlayer.fleet.profile import Fleet
 from cutlayer.types import Event
 from playground import fleet_of
@@ -82,6 +83,14 @@ def test_points_say_what_they_are(page: str) -> None:
     assert tips[0][0].startswith("memsfl:order=fifo, before training\naccuracy 0.2\n")
 
 
+def test_it_names_what_failed(page: str) -> None:
+    failed = {"vanilla:cut=2-seed0": "expected <this>, got that."}
+    partly = page_of(dataclasses.replace(results_of({"memsfl": [[0.2, 0.6]]}), failed=failed))
+    assert "<b>vanilla:<wbr>cut=2-seed0</b> expected &lt;this&gt;, got that.</li>" in partly
+    assert count(partly, "div", "failed") == 1
+    assert count(page, "div", "failed") == 0
+
+
 def test_what_a_person_typed_is_text(page: str) -> None:
     word = "memsfl:order='</script><b>'"
     hostile = page_of(results_of({word: [[0.2, 0.6]], "vanilla": [[0.2, 0.3]]}), command="compare '<i>&")
@@ -106,10 +115,6 @@ def test_a_large_fleet_is_drawn_in_part() -> None:
 
 def test_values_that_are_not_finite_leave_the_line() -> None:
     results = results_of({"memsfl": [[0.2, 0.6, 0.7]]})
-    import dataclasses
-
-    from cutlayer.compare.results import stat
-
     [method] = results.methods
     broken = dataclasses.replace(method, band=(method.band[0], stat([None]), method.band[2]))
     page = page_of(dataclasses.replace(results, methods=(broken,)))

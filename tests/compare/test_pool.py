@@ -17,7 +17,7 @@ import pytest
 from cutlayer.compare import pool
 from cutlayer.compare.comparison import Run
 from cutlayer.compare.entry import parse_entry
-from cutlayer.compare.pool import Share, carry_out
+from cutlayer.compare.pool import Failure, Share, carry_out, error_of
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError, CutlayerError
 
@@ -84,7 +84,7 @@ def runs_in(folder: Path, *seeds: int, rounds: int = 2, code: int = 2) -> list[R
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_every_run_is_carried_out_and_told(jobs: int, tmp_path: Path) -> None:
     runs, told = runs_in(tmp_path, 0, 1, 2), Told()
-    carry_out(runs, told, Share(jobs, 1, None))
+    assert carry_out(runs, told, Share(jobs, 1, None)) == []
     assert told.most == jobs
     for seed in range(3):
         mine = [line for line in told.lines if line.startswith(f"m-seed{seed} ")]
@@ -118,14 +118,22 @@ def test_memory_decides_how_many_run_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("code", "kind"), [(2, ConfigError), (1, CutlayerError)])
 def test_a_run_that_fails_does_not_stop_the_others(code: int, kind: type[CutlayerError], tmp_path: Path) -> None:
     runs, told = runs_in(tmp_path, 13, 0, code=code), Told()
-    with pytest.raises(CutlayerError) as error:
-        carry_out(runs, told, Share(1, 1, None))
-    assert type(error.value) is kind
+    failed = carry_out(runs, told, Share(1, 1, None))
     problem = "round 0: expected a finite loss, got nan. Lower it."
-    assert f"got 1 that failed; the first is m-seed13: {problem}" in str(error.value)
+    assert [(one.run, one.problem) for one in failed] == [(runs[0], problem)]
+    error = error_of(failed, 2)
+    assert type(error) is kind
+    assert f"expected 2 runs to end, got 1 that failed; the first is m-seed13: {problem}" in str(error)
     assert f"m-seed13 {problem}" in told.lines
     assert runs[1].done
     assert "a warning" in (tmp_path / "m-seed13.log").read_text()
+
+
+def test_one_that_nobody_can_mend_decides_the_kind(tmp_path: Path) -> None:
+    one, other = runs_in(tmp_path, 0, 1)
+    failed = [Failure(one, "said this.", mendable=True), Failure(other, "said that.", mendable=False)]
+    assert type(error_of(failed, 3)) is CutlayerError
+    assert "got 2 that failed; the first is m-seed0: said this." in str(error_of(failed, 3))
 
 
 def test_who_stops_the_comparison_ends_its_runs(tmp_path: Path) -> None:

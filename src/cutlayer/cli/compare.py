@@ -44,13 +44,14 @@ def compare(
 ) -> None:
     """Run methods under the same data order, spread, budget, evaluation and seeds, each run in its own process.
 
-    Stopped at any moment, the same command goes on; runs that are done are kept.
+    Stopped at any moment, the same command goes on; runs that are done are kept. Methods of which a run failed are left
+    out of the report, which names them.
     """
     comparison = _comparison(given, methods, seeds, metric, target)
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
     from cutlayer.compare.comparison import alone
-    from cutlayer.compare.pool import carry_out, share_out
+    from cutlayer.compare.pool import carry_out, error_of, share_out
     from cutlayer.compare.progress import Progress
     from cutlayer.compare.reports import write_reports
     from cutlayer.fleet.profile import load_fleet
@@ -63,9 +64,13 @@ def compare(
     share = share_out(len(runs), jobs, ingredients)
     with alone(comparison.folder), _interruptible(comparison.folder):
         with Progress(terminal, runs, comparison.metric.name, share.jobs) as display:
-            carry_out(runs, display, share)
+            failed = carry_out(runs, display, share)
         fleet, command = load_fleet(comparison.shared.fleet), _command(comparison, given)
-        _tell(write_reports(comparison, fleet, command), comparison.folder)
+        results = write_reports(comparison, fleet, command, {one.run.name: one.problem for one in failed})
+        if results is not None:
+            _tell(results, comparison.folder)
+    if failed:
+        raise error_of(failed, len(runs))
 
 
 def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None, target: float | None) -> Comparison:

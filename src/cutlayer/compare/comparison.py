@@ -2,7 +2,7 @@
 
     compare.yaml     what the runs share; whoever compares something else here is refused
     runs/LABEL-seedN the run folder of each (`cutlayer train` would have made the same)
-    compare.json, compare.md, report.html   the outcome, written at the end
+    compare.json, compare.md, report.html   the outcome, written at the end, of the methods of which no run failed
 
 A run is named by its folder and told by its config, so runs of an earlier command here are kept where their config is
 the one that is asked for: more methods and more seeds can be added to a comparison, one can be taken out.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,12 @@ class Comparison:
             )
         except ConfigError as error:
             raise ConfigError(f"compare {entry.label}: {error}") from error
+
+    def of_what_is_done(self) -> Comparison | None:
+        """The comparison of those methods all of whose runs are done: a mean needs every seed. None without any."""
+        undone = [run.entry for run in self.runs() if not run.done]
+        entries = tuple(entry for entry in self.entries if entry not in undone)
+        return replace(self, entries=entries) if entries else None
 
     def shared_content(self) -> dict[str, Any]:
         """What all runs share, as compare.yaml says it."""

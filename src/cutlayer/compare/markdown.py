@@ -15,7 +15,10 @@ def report_md(results: Results) -> str:
         "Bold: the best mean. Times are of the modelled fleet; memory is the cost model's prediction.",
         "`report.html` draws the curves and says how each figure is counted.",
     ]
-    return "\n".join(["# Comparison", "", *("\n".join(_lines(table)) for table in tables), *notes, ""])
+    failed = [f"- `{name}`: {problem}" for name, problem in results.failed.items()]
+    if failed:
+        failed = ["Runs that failed; their methods are left out, as a mean needs every seed:", "", *failed, ""]
+    return "\n".join(["# Comparison", "", *failed, *("\n".join(_lines(table)) for table in tables), *notes, ""])
 
 
 def _lines(table: Table) -> list[str]:

@@ -47,6 +47,7 @@ def report_html(results: Results, fleet: Fleet, rounds: Mapping[str, Sequence[Ev
     body = "\n".join(
         [
             *_head(results, fleet),
+            *_failed(results),
             *_findings(results),
             *_curves(results),
             *_table(target_table(results), results),
@@ -99,6 +100,16 @@ def _head(results: Results, fleet: Fleet) -> Iterator[str]:
         "one seed" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}",
     ]
     yield f'<p class="lead">{escape(" · ".join(facts))}</p>'
+
+
+def _failed(results: Results) -> Iterator[str]:
+    """Says which runs are missing, and with them their methods."""
+    if not results.failed:
+        return
+    yield '<div class="failed"><p>Runs that failed; their methods are left out, as a mean needs every seed:</p><ul>'
+    for name, problem in results.failed.items():
+        yield f"<li><b>{_breakable(name)}</b> {escape(problem)}</li>"
+    yield "</ul></div>"
 
 
 def _short(name: str) -> str:

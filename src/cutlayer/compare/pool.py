@@ -68,6 +68,21 @@ def share_out(num_runs: int, jobs: int | None, ingredients: Ingredients) -> Shar
     return Share(jobs, threads, PROCESS_BYTES + step if asked is None else None)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A run that failed.
+
+    Attributes:
+      run: which.
+      problem: what it said last.
+      mendable: whether a person can mend the reason.
+    """
+
+    run: Run
+    problem: str
+    mendable: bool
+
+
 class Display(Protocol):
     """What a pool tells while it works."""
 
@@ -87,7 +102,7 @@ def carry_out(
     share: Share,
     *,
     available: Callable[[], int] = available_bytes,
-) -> None:
+) -> list[Failure]:
     """Carries out the runs that are not done yet. Whatever ends this early, an exception or a kill, ends them too.
 
     Args:
@@ -96,12 +111,10 @@ def carry_out(
       share: how many at once, and what each gets.
       available: the memory that there is.
 
-    Raises:
-      ConfigError: Runs failed for a reason that a person can mend; the others are done.
-      CutlayerError: Runs failed otherwise.
+    Returns: the runs that failed; the others are done.
     """
     waiting, working = deque(run for run in runs if not run.done), list[_Process]()
-    measured, failed = 0, list[_Process]()
+    measured, failed = 0, list[Failure]()
     try:
         while waiting or working:
             while waiting and len(working) < share.jobs:
@@ -120,21 +133,31 @@ def carry_out(
                     working.remove(process)
                     process.close()
                     measured = max(measured, process.peak_bytes)
-                    display.ended(process.run, process.problem())
-                    if process.problem():
-                        failed.append(process)
+                    problem = process.problem()
+                    display.ended(process.run, problem)
+                    if problem:
+                        failed.append(Failure(process.run, problem, process.popen.returncode == 2))
                     else:
                         process.log.unlink()
     finally:
         for process in working:
             process.close()
-    if failed:
-        kind = ConfigError if all(process.popen.returncode == 2 for process in failed) else CutlayerError
-        first = failed[0]
-        raise kind(
-            f"compare: expected {len(runs)} runs to end, got {len(failed)} that failed; the first is {first.run.name}: "
-            f"{first.problem()} Mend it or leave that method out; what is done is kept."
-        )
+    return failed
+
+
+def error_of(failed: Sequence[Failure], num_runs: int) -> CutlayerError:
+    """The error that ends a comparison of which runs failed.
+
+    Args:
+      failed: those, at least one.
+      num_runs: of the whole comparison.
+    """
+    kind = ConfigError if all(one.mendable for one in failed) else CutlayerError
+    first = failed[0]
+    return kind(
+        f"compare: expected {num_runs} runs to end, got {len(failed)} that failed; the first is {first.run.name}: "
+        f"{first.problem} Mend it or leave that method out; what is done is kept."
+    )
 
 
 def _left(available: int, working: Sequence[_Process], need: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from cutlayer.compare.comparison import Comparison, Run
@@ -15,15 +16,19 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.types import Event
 
 
-def write_reports(comparison: Comparison, fleet: Fleet, command: str) -> Results:
-    """Writes all three; every run must be done.
+def write_reports(asked: Comparison, fleet: Fleet, command: str, failed: Mapping[str, str]) -> Results | None:
+    """Writes all three, of the methods all of whose runs are done; nothing where there is none.
 
     Args:
-      comparison: what was asked for.
+      asked: what was asked for.
       fleet: its machines.
       command: what a person types to get it again.
+      failed: by the name of a run that failed, what it said last.
     """
-    results = read_results(comparison)
+    comparison = asked.of_what_is_done()
+    if comparison is None:
+        return None
+    results = read_results(comparison, failed)
     first = [run for run in comparison.runs() if run.seed == comparison.seeds[0]]
     rounds = {run.entry.label: last_round(run) for run in first}
     write_atomically(comparison.folder / "compare.json", to_json(asdict(results), indent=1) + "\n")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cutlayer.compare.comparison import Comparison, Run
@@ -144,7 +144,8 @@ class Results:
       seeds: of the runs.
       shared: what the runs share, as compare.yaml says it.
       versions: of the packages that decide a result.
-      methods: in the order in which they were asked for.
+      methods: in the order in which they were asked for; without those of which a run failed.
+      failed: by the name of a run, what it said last.
     """
 
     metric: str
@@ -154,10 +155,16 @@ class Results:
     shared: dict[str, Any]
     versions: dict[str, str]
     methods: tuple[MethodFigures, ...]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-def read_results(comparison: Comparison) -> Results:
-    """Reads the run folders, all of which must be done."""
+def read_results(comparison: Comparison, failed: Mapping[str, str]) -> Results:
+    """Reads the run folders.
+
+    Args:
+      comparison: all of whose runs are done.
+      failed: see `Results`.
+    """
     runs, metric, target = comparison.runs(), comparison.metric, comparison.target
     figures = {run.name: read_run(run, metric, target) for run in runs}
     by_entry = [[run for run in runs if run.entry == entry] for entry in comparison.entries]
@@ -169,6 +176,7 @@ def read_results(comparison: Comparison) -> Results:
         shared=comparison.shared_content(),
         versions=_summary(runs[0])["versions"],
         methods=tuple(over_seeds(same[0], [figures[run.name] for run in same], metric) for same in by_entry),
+        failed=dict(failed),
     )
 
 
