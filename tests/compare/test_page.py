@@ -153,3 +153,22 @@ def test_a_browser_is_content_with_it(page: str, tmp_path: Path) -> None:
     assert opened.attribute("hidden") == "3", "a method is taken out of every chart"
     assert opened.attribute("requests") == "0"
     assert opened.attribute("overflow") == "false"
+
+
+FITS = """<script>
+const wide = [...document.querySelectorAll(".findings li")].filter((tile) => tile.scrollWidth > tile.clientWidth);
+document.body.dataset.wide = wide.length;
+document.body.dataset.overflow = document.documentElement.scrollWidth > innerWidth;
+document.body.dataset.cut = [...document.querySelectorAll(".findings .who")].some((who) => who.clientHeight > 80);
+</script>"""
+
+
+def test_long_labels_stay_in_their_tiles(tmp_path: Path) -> None:
+    """All of a label is in the tile's title."""
+    words = ("memsfl:order=longest_tail,momentum=0.5,cut=2,other=value", f"vanilla:cut={'1' * 60}")
+    page = page_of(results_of({words[0]: [[0.2, 0.6]], words[1]: [[0.2, 0.9]]}))
+    assert f'<span class="who" title="{words[0]}">' in page
+    file = tmp_path / "report.html"
+    file.write_text(page.replace("</body>", FITS + "</body>"))
+    opened = open_page(file, tmp_path / "profile")
+    assert (opened.attribute("wide"), opened.attribute("overflow"), opened.attribute("cut")) == ("0", "false", "false")

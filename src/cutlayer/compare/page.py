@@ -132,8 +132,9 @@ def _findings(results: Results) -> Iterator[str]:
         colour = "" if finding.method is None else _colour(finding.method)
         yield (
             f'<li class="{colour}"><span class="what">{escape(finding.what)}</span> '
-            f'<span class="figure">{escape(finding.figure)}</span> <span class="who">{_breakable(finding.who)}</span> '
-            f'<span class="than">{escape(finding.than)}</span></li>'
+            f'<span class="figure">{escape(finding.figure)}</span> '
+            f'<span class="who" title="{escape(finding.who)}">{_breakable(finding.who)}</span> '
+            f'<span class="than">{_breakable(finding.than)}</span></li>'
         )
     yield "</ul>"
 
