@@ -46,6 +46,7 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "ranks": (),
         "prune": 0.0,
         "change": 0.0,
+        "ranks_left": (),
         "flops": 0.0,
         "memory_bytes": 0,
         "step_network_seconds": 0.0,

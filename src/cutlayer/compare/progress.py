@@ -9,15 +9,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from cutlayer.compare.comparison import Run
 from cutlayer.report.human import human_seconds
+from cutlayer.report.screen import Screen
 
-REFRESH_HZ = 4
 STYLES = {"done": "green", "kept": "green", "waiting": "dim", "failed": "red"}
 
 
@@ -61,29 +60,26 @@ class Progress:
         self._states = {run.name: _State(run.config.train.rounds, "kept" if run.done else "waiting") for run in runs}
         for state in self._states.values():
             state.rounds_done = state.rounds if state.word == "kept" else 0
-        self._live: Live | None = None
+        self._screen = Screen(console, self.view)
 
     def __enter__(self) -> Self:
         kept = sum(state.word == "kept" for state in self._states.values())
         if kept:
             self._say(f"{kept} of {len(self._states)} runs are done already and kept")
-        if self._console.is_interactive:
-            self._live = Live(console=self._console, get_renderable=self.view, refresh_per_second=REFRESH_HZ)
-            self._live.start()
+        self._screen.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._screen.close()
 
     def started(self, run: Run, rounds_done: int) -> None:
         """See `pool.Display`."""
         state = self._states[run.name]
         state.word, state.began = "running", self._clock()
         state.rounds_done = state.began_at_round = rounds_done
-        if self._live is None:
+        if not self._screen.live:
             self._say(f"{run.name} {f'goes on after round {rounds_done}' if rounds_done else 'begins'}")
 
     def round_done(self, run: Run, row: dict[str, Any]) -> None:
@@ -97,7 +93,7 @@ class Progress:
         """See `pool.Display`."""
         state = self._states[run.name]
         state.word, state.ended = "failed" if problem else "done", self._clock()
-        if self._live is None:
+        if not self._screen.live:
             said = [f"{run.name} {'failed: ' + problem if problem else 'is done'}", *self._value(state)]
             self._say("  ".join([*said, *self._left()]))
 

@@ -8,14 +8,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from cutlayer.report.live_view import live_view, round_text
 from cutlayer.report.run_state import RunState
+from cutlayer.report.screen import Screen
 from cutlayer.types import Event
-
-REFRESH_HZ = 4  # drawing twelve devices costs about 2 ms, so under 1 % of a core
 
 
 class ProgressDisplay(Protocol):
@@ -69,19 +67,16 @@ class Progress:
         self._console = console
         self._clock = clock
         self._state: RunState | None = None
-        self._live: Live | None = None
+        self._screen = Screen(console, self._view)
 
     def __enter__(self) -> Self:
-        if self._console.is_interactive:
-            self._live = Live(console=self._console, get_renderable=self._view, refresh_per_second=REFRESH_HZ)
-            self._live.start()
+        self._screen.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._screen.close()
 
     def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
         self._state = RunState(num_rounds, first_round, tuple(devices), local_steps, started=self._clock())
@@ -94,7 +89,7 @@ class Progress:
         if self._state is None:
             return
         self._state.finished(row, now=self._clock())
-        if self._live is None:
+        if not self._screen.live:
             self._console.print(round_text(self._state, self._clock()), soft_wrap=True)
 
     def _view(self) -> Any:

@@ -33,6 +33,7 @@ from cutlayer.errors import CheckpointError, WireError
 from cutlayer.files import write_atomically
 from cutlayer.model.loss import MASKED
 from cutlayer.server.samples import weight_of
+from cutlayer.wire.codecs import in_steps
 from cutlayer.wire.messages import Activations, Recall
 
 PENDING_BYTES = 2**26
@@ -188,8 +189,8 @@ class ActivationCache:
         length = int(sample.mask_BT[0].nonzero().max()) + 1
         h_TD, scale_T = sample.h_BTD[0, :length].detach().cpu(), torch.ones(length)
         if self._stored == "int8":
-            scale_T = h_TD.float().abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-            h_TD = (h_TD.float() / scale_T[:, None]).round().to(torch.int8)
+            h_TD, scale_T1 = in_steps(h_TD)
+            scale_T = scale_T1[:, 0]
         elif self._stored == "bf16":
             h_TD = h_TD.bfloat16()
         label = sample.labels[0, :length] if self._per_token else sample.labels[0]

@@ -103,6 +103,15 @@ class Bf16:
         return packed_width
 
 
+def in_steps(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row as whole steps of its largest magnitude / 127: the steps (int8) and that one (fp32), of width 1."""
+    rows = tensor.float().contiguous()
+    scale = rows.abs().amax(-1, keepdim=True) / 127
+    # a scale below the smallest number is zero; just above it, it is so coarse that more than 127 steps fit
+    steps = rows / torch.where(scale > 0, scale, math.inf)
+    return steps.round_().clamp_(-127, 127).to(torch.int8), scale
+
+
 @dataclass(frozen=True, slots=True)
 class Int8:
     """A quarter of fp32's bytes; error at most half a step, which is the row's largest magnitude / 127.
@@ -114,11 +123,8 @@ class Int8:
 
     def pack(self, tensor: Tensor) -> Tensor:
         _expect_finite(tensor)
-        rows = tensor.float().contiguous()
-        scale = rows.abs().amax(-1, keepdim=True) / 127
-        # a scale below the smallest number is zero; just above it, it is so coarse that more than 127 steps fit
-        steps = torch.where(scale > 0, rows / scale, 0).round().clamp(-127, 127)
-        return torch.cat([steps.to(torch.int8).view(torch.uint8), scale.view(torch.uint8)], -1)
+        steps, scale = in_steps(tensor)
+        return torch.cat([steps.view(torch.uint8), scale.view(torch.uint8)], -1)
 
     def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         _expect_form(self, packed, shape, dtype)
