@@ -486,3 +486,14 @@ def test_the_real_minilm() -> None:
     assert (base.family.name, base.num_blocks) == ("bert", 6)
     base.device_part(1)
     assert base.weights.bytes_read > 10_000_000
+
+
+def test_an_index_that_names_a_tensor_in_the_wrong_shard(copied: Callable[[str, str], Path]) -> None:
+    folder = copied("llama", "causal-lm")
+    name = "model.norm.weight"
+    index = {"weight_map": {name: "model.safetensors", "model.no.weight": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    weights = Weights(ModelFiles(str(folder)), prefix="model", dtype=torch.float32, device=torch.device("cpu"))
+    weights.read(name)
+    with pytest.raises(ModelError, match=r"expected model.no.weight in model.safetensors, got .*Fetch it again"):
+        weights.read("model.no.weight")

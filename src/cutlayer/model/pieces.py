@@ -35,19 +35,8 @@ from cutlayer.files import sha256, sync_folder
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cut import check_cut
-from cutlayer.model.source import read_header
+from cutlayer.model.source import INDEX, TOKENIZER, read_header
 
-INDEX = "model.safetensors.index.json"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-)
 EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"
 TENSORS = re.compile(r"(?:embeddings|head|block-(?:0|[1-9][0-9]{0,3}))\.safetensors")
 SMALL_BYTES = 128 * 2**20

@@ -24,6 +24,19 @@ from cutlayer.files import sha256
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+INDEX = "model.safetensors.index.json"
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+)
+"""The files that tokenizers are read from, each family from some of them; the first says it all where it is."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -71,6 +84,15 @@ class ModelFiles:
         except Exception as error:  # the client's, its HTTP library's or the system's: three trees, and they change
             raise self._unreachable(error) from error
 
+    def at_hand(self, filename: str) -> Path | None:
+        """The local path of one file, if it is here already; nothing is downloaded."""
+        if self.folder is not None:
+            return self.find(filename)
+        import huggingface_hub
+
+        path = huggingface_hub.try_to_load_from_cache(self.name, filename)
+        return Path(path) if isinstance(path, str) else None
+
     def _unreachable(self, error: Exception) -> ModelError:
         return ModelError(
             f"model {self.name}: expected a folder or a model that the hub serves, got {type(error).__name__}. "
@@ -83,6 +105,23 @@ class ModelFiles:
         path = self.find("config.json")
         assert path is not None  # checked at construction
         return _json_object(path)
+
+    def shards(self) -> dict[str, str]:
+        """Tensor name in the checkpoint -> file that holds it.
+
+        Raises:
+          ModelError: There are no safetensors files.
+        """
+        index = self.find(INDEX)
+        if index is not None:
+            return dict(_json_object(index).get("weight_map", {}))
+        path = self.find("model.safetensors")
+        if path is None:
+            raise ModelError(
+                f"model {self.name}: expected model.safetensors or {INDEX}, got neither. "
+                "Save the model with save_pretrained(): weights in pickle files are not read."
+            )
+        return dict.fromkeys(read_header(path)[1], path.name)
 
     @property
     def location(self) -> str:
@@ -160,17 +199,7 @@ class Weights:
 
     @cached_property
     def _shards(self) -> dict[str, str]:
-        """Tensor name in the checkpoint -> file that holds it."""
-        index = self._files.find("model.safetensors.index.json")
-        if index is not None:
-            return dict(_json_object(index).get("weight_map", {}))
-        if self._files.find("model.safetensors") is None:
-            raise ModelError(
-                f"model {self._files.name}: expected model.safetensors or model.safetensors.index.json, got neither. "
-                "Save the model with save_pretrained(): weights in pickle files are not read."
-            )
-        with self._open("model.safetensors") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
+        return self._files.shards()
 
     def _open(self, filename: str) -> Any:
         path = self._files.find(filename)
@@ -219,6 +248,11 @@ class Weights:
                 "Is this checkpoint of the architecture that its config.json names?"
             )
         with self._open(place[0]) as file:
-            tensor: Tensor = file.get_tensor(place[1])
+            try:
+                tensor: Tensor = file.get_tensor(place[1])
+            except SafetensorError as error:
+                raise ModelError(
+                    f"model {self._files.name}: expected {place[1]} in {place[0]}, got {error}. Fetch it again."
+                ) from error
         self.bytes_read += tensor.numel() * tensor.element_size()
         return tensor
