@@ -11,6 +11,7 @@ import torch
 
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.device import Device
+from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
@@ -21,15 +22,17 @@ from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.plan import Known
+from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.guard import Guard
 from cutlayer.server.guarded import guarded
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Message
+from cutlayer.wire.messages import Assignment, Finish, Message
 from tiny import LABELS, random_batch
 
+WAIT_ALL = wait_all()
 LEARNING_RATES = (1e-2, 5e-3, 2e-3, 1e-3)
 
 
@@ -179,6 +182,37 @@ class TappedLink:
         return await self._link.receive()
 
 
+class LeavingLink:
+    """The server's end of the link of a device that is gone in one round, after so many messages of it."""
+
+    def __init__(self, link: Link, device: str, *, round: int, after: int) -> None:
+        self._link, self._device, self._round, self._after = link, device, round, after
+        self._heard = 0
+        self._here = True
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Assignment | Finish):
+            self._here = message.round != self._round
+        if not self._here and self._heard >= self._after:
+            raise DeviceGone("unplugged", device=self._device, reason="unplugged")
+        await self._link.send(message)
+
+    async def receive(self) -> Message:
+        if not self._here and self._heard >= self._after:
+            raise DeviceGone("unplugged", device=self._device, reason="unplugged")
+        message = await self._link.receive()
+        self._heard += message.round == self._round
+        return message
+
+
 class TappedAggregate:
     """An aggregate that keeps what it was given."""
 
@@ -224,11 +258,13 @@ def play(
     compression: Compression = UNCOMPRESSED,
     apart: bool = False,
     guard: Callable[..., Guard] | None = None,
+    stragglers: Stragglers = WAIT_ALL,
+    link_of: Callable[[str, Link], Link] = lambda _device, link: link,
 ) -> Played:
     """Plays a run and returns what happened. Messages are kept as they travel, packed.
 
     `apart`, each device has a base of its own, as in a process of its own; `guard` makes the guard of the server's end
-    of each link.
+    of each link, and `link_of` may put something more around that end.
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
@@ -283,7 +319,7 @@ def play(
         coordinator = Coordinator(
             method,
             server,
-            Everyone({name: server_end(name, link) for name, (_, link) in ends.items()}, known),
+            Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, known),
             played.logbook,
             rounds=rounds,
             clock=now,
@@ -291,6 +327,7 @@ def play(
             evaluate_when=lambda _round: False,
             commit=commit,
             events=events,
+            stragglers=stragglers,
         )
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:

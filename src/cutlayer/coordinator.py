@@ -11,17 +11,21 @@ The coordinator knows no method and no transport: a link is a link.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cutlayer.errors import DeviceGone
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Known
+from cutlayer.policies.stragglers import Stragglers
 from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
+from cutlayer.rounds.patience import Patience
 from cutlayer.server.server import Server, Tally
 from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
 from cutlayer.wire.link import Link
@@ -73,6 +77,7 @@ class Coordinator:
       evaluate_when: Whether the round of this number is evaluated.
       commit: Called at each commit point with the round's row and events.
       events: Where machines and links record; emptied at each commit point.
+      stragglers: How long a round waits for its devices.
     """
 
     def __init__(
@@ -88,7 +93,9 @@ class Coordinator:
         evaluate_when: Callable[[int], bool],
         commit: Callable[[dict[str, Any], list[Event]], Awaitable[None]],
         events: list[Event],
+        stragglers: Stragglers,
     ) -> None:
+        self._patience = Patience(stragglers)
         self._method, self._server, self._members = method, server, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
@@ -99,7 +106,8 @@ class Coordinator:
         while self.logbook.rounds_done < self._rounds:
             await self._one_round(self.logbook.rounds_done)
         for device, link in self._members.links.items():
-            await link.send(Finish(self._server.run, self._rounds, f"{device}: all rounds are done"))
+            with contextlib.suppress(DeviceGone):
+                await link.send(Finish(self._server.run, self._rounds, f"{device}: all rounds are done"))
 
     async def _one_round(self, number: int) -> None:
         known = await self._members.muster(number)
@@ -107,7 +115,7 @@ class Coordinator:
         start_wall, start = time.perf_counter(), self._clock()
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         plan = self._method.make_plan(number, known)
-        contributions = await self._method.round.server_end(self._server, links, plan)
+        contributions = await self._patience.hold(self._method.round, self._server, links, plan)
         await self._server.machine.aside(lambda: self._aggregate(contributions))
         duration = self._clock() - start
         if self._evaluate_when(number):
@@ -181,6 +189,8 @@ class Coordinator:
                     prune=device.prune,
                     change=tally.change,
                     ranks_left=tally.ranks_left,
+                    dropped_messages=tally.dropped_messages,
+                    late=tally.late,
                 )
             )
         return records

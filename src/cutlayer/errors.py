@@ -8,10 +8,12 @@ CutlayerError
 |  |- AdapterError               an adapter that fits nothing, or a folder that holds none
 |  |- BudgetError                a device cannot hold its part
 |  |- CheckpointError            a checkpoint that is torn, foreign or absent
-|  '- DivergedError              a loss that is not finite
-'- WireError                     a message that may not be believed
+|  |- DivergedError              a loss that is not finite
+|  '- StragglersError            a round that no device finished
+'- WireError                     a message that may not be believed, or one that will not come
    |- MalformedMessage           its version or bytes do not fit; never retried
-   '- Refused                    a device that may not come in, or what it sent does not fit its plan
+   |- Refused                    a device that may not come in, or what it sent does not fit its plan
+   '- DeviceGone                 a device takes no further part in a round; the round goes on without it
 
 Every message reads `<where>: <expected>, got <value>. <what to change>.` and is one line.
 To add a class: put it in the tree, say in one sentence when it happens, and reach it from a test.
@@ -80,8 +82,12 @@ class DivergedError(UserError):
         self.step = step
 
 
+class StragglersError(UserError):
+    """A round that every device left, or was too late for: there is nothing to go on from."""
+
+
 class WireError(CutlayerError):
-    """Something arrived from another machine that may not be believed."""
+    """Something arrived from another machine that may not be believed, or will not arrive at all."""
 
 
 class MalformedMessage(WireError, ValueError):
@@ -103,11 +109,11 @@ class Refused(WireError):
 
 
 class DeviceGone(WireError):
-    """A device takes no further part in this round.
+    """A device takes no further part in this round. The server's end of its link raises it; the round goes on.
 
     Attributes:
       device: its name.
-      reason: the word under which it is counted.
+      reason: the word under which it is counted: `deadline`, `quorum`, `revoked`, ...
     """
 
     def __init__(self, message: str, *, device: str, reason: str) -> None:

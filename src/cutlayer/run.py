@@ -26,6 +26,7 @@ from cutlayer.model.export import save_adapter
 from cutlayer.model.pruned import save_pruned
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.plan import Known
+from cutlayer.policies.stragglers import wait_all
 from cutlayer.prepare import Ingredients, ServerIngredients
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
@@ -203,6 +204,7 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
+            stragglers=wait_all(),
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round

@@ -167,6 +167,8 @@ class StepRecord:
     prune: float = 0.0
     change: float = 0.0  # where it scores its units, Frobenius norm of what the round changed in its LoRA factors
     ranks_left: tuple[int, ...] = ()  # where it may prune its own ranks: those it ended the round with
+    dropped_messages: int = 0  # of earlier rounds, that came when those were over
+    late: bool = False  # it had not finished when its round was closed: what counts of its work stands here, if any
 
 
 @dataclass(slots=True)

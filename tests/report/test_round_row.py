@@ -21,6 +21,7 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "loss": 1.5,
         "samples": 16,
         "weight": 40,
+        "late": 0,
         "bytes_up": 200,
         "bytes_down": 20,
         "virtual_seconds": 12.0,
@@ -52,6 +53,8 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "step_network_seconds": 0.0,
         "saved_flops": 0.0,
         "saved_bytes": 0,
+        "dropped_messages": 0,
+        "late": False,
     }
 
 

@@ -117,7 +117,6 @@ def words(base: Base) -> dict[str, Any]:
     ("says", "expected", "got"),
     [
         (["stray gradients"], "an Assignment or Finish", "Gradients"),
-        (["assignment", "gradients", "finish"], "Gradients of step 1", "Finish"),
         (["assignment", "assignment"], "Gradients of step 0", "Assignment"),
         (["assignment", "gradients", "gradients"], "Gradients of step 1", "Gradients"),  # step 0 again
     ],

@@ -36,13 +36,14 @@ def bert(tiny_model: ModelMaker) -> Base:
 
 
 class SlowLink:
-    """A link end: a message takes a second to send, and comes in as soon as it is asked for."""
+    """A link end: a message takes a second to send, and comes in when the round before it has been closed."""
 
     bytes_sent = bytes_received = 0
 
     def __init__(self, says: Sequence[Message]) -> None:
         self._says, self.heard = list(says), list[tuple[float, Message]]()
         self._free = asyncio.Lock()
+        self._said = 0  # assignments
 
     async def send(self, message: Message) -> None:
         async with self._free:
@@ -52,6 +53,10 @@ class SlowLink:
     async def receive(self) -> Message:
         if not self._says:
             await asyncio.sleep(1e9)
+        if isinstance(self._says[0], Assignment | Finish):
+            while sum(isinstance(message, Update) for _, message in self.heard) < self._said:
+                await asyncio.sleep(0.01)
+            self._said += isinstance(self._says[0], Assignment)
         return self._says.pop(0)
 
 

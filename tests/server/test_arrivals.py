@@ -224,3 +224,47 @@ def test_everybody_is_waited_for_and_listed_by_name() -> None:
         assert await arrivals.everybody() == []
 
     play(program)
+
+
+def test_who_leaves_is_neither_served_nor_waited_for() -> None:
+    async def program() -> None:
+        arrivals = arrivals_for(1, 1, 1)
+        for device in range(2):
+            arrivals.put(sent_by(device))
+        arrivals.leave("device-0")
+        served = await arrivals.pick(fifo())
+        assert served is not None
+        assert served.device == "device-1"
+        asyncio.get_running_loop().call_later(3.0, arrivals.leave, "device-2")
+        assert await arrivals.pick(fifo()) is None
+        assert now() == 103.0
+
+    play(program)
+
+
+def test_everybody_is_those_who_are_here() -> None:
+    async def program() -> None:
+        arrivals = arrivals_for(1, 1, 1, steps=2)
+        for device in (0, 2):
+            arrivals.put(sent_by(device))
+        asyncio.get_running_loop().call_later(2.0, arrivals.leave, "device-1")
+        assert [message.device for message in await arrivals.everybody()] == ["device-0", "device-2"]
+        assert now() == 102.0
+        for device in (0, 2):
+            arrivals.leave(f"device-{device}")
+        assert await arrivals.everybody() == []
+
+    play(program)
+
+
+def test_a_device_is_settled_when_what_was_served_is_answered() -> None:
+    async def program() -> None:
+        arrivals = arrivals_for(1, 1)
+        arrivals.put(sent_by(0))
+        await arrivals.settled("device-0")  # it waits, but nothing of it is under way
+        await arrivals.pick(fifo())
+        asyncio.get_running_loop().call_later(2.0, arrivals.answer, "device-0")
+        await arrivals.settled("device-0")
+        assert now() == 102.0
+
+    play(program)

@@ -329,7 +329,7 @@ def test_a_late_message_passes_as_nothing(bert: Base) -> None:
 
 def test_who_is_told_to_end_its_round_may(bert: Base) -> None:
     """After any step, with what was answered of it; not with more, and not twice."""
-    close = Close("run", 0, "deadline")
+    close = Close("run", 0, True, "deadline")
     split, less = guard_for(bert, SPLIT), update_of(bert, samples=2, weight=2)
     check(split, honest(bert))
     split.close(close)
@@ -364,7 +364,7 @@ def test_what_was_measured_comes_before_the_update(bert: Base) -> None:
     assert reason_of(guard_for(bert, SPLIT), MEASURED, honest(bert)) == "wrong-kind"
     check(guard_for(bert, WHOLE), replace(MEASURED, whats=(), events_E6=EVENTS[:0]))
     closing = guard_for(bert, SPLIT)
-    closing.close(Close("run", 0, "deadline"))
+    closing.close(Close("run", 0, True, "deadline"))
     check(closing, MEASURED)
     assert reason_of(closing, honest(bert)) == "wrong-kind"
 

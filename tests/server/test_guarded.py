@@ -90,7 +90,7 @@ def test_the_guard_is_told_before_anything_leaves() -> None:
     notes = Notes()
     link = link_of(notes)
     asyncio.run(link.send(Assignment("run", 7, "d", DevicePlan("d"), (), {})))
-    asyncio.run(link.send(Close("run", 7, "")))
+    asyncio.run(link.send(Close("run", 7, True, "")))
     asyncio.run(link.send(Finish("run", 8, "")))
     told = [note for note in notes.notes if note != "pack"]
     assert told == ["open 7", "send Assignment", "close 7", "send Close", "send Finish"]

@@ -63,6 +63,7 @@ class Device:
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
+        self._drawn_from: dict[str, Any] = {}  # the place in its data where the last batch began
         self._sent: set[int] = set()  # the samples whose activations the server keeps
         self._change = 0.0  # of its LoRA factors in this round, where it scores
         self._shrank = False  # the tail of its LoRA factors in this round, where it may prune it
@@ -86,10 +87,16 @@ class Device:
 
     async def forward(self, step: int) -> Activations:
         """Draws a batch and runs it up to the cut. The graph stays here; what is sent is detached."""
+        self._drawn_from = self._batches.state_dict()
         batch = self._batches.next(self._now.plan.batch_size)
         h_BTD = await self._run_forward(batch, step)
         self._batch, self._h_BTD = batch, h_BTD
         return self._activations(batch, h_BTD, step)
+
+    def take_back(self) -> None:
+        """Puts the batch of a forward that nobody answers back: it will be drawn again."""
+        self._batch = self._h_BTD = None
+        self._batches.load_state_dict(self._drawn_from)
 
     async def stream(self, step: int, *, kept: bool) -> Activations | Recall:
         """Draws a batch for a server that answers nothing: runs it up to the cut and forgets it.

@@ -206,7 +206,7 @@ def rewards(history: History, *, progress: float) -> dict[tuple[str, int], float
 
     The loss is the mean over the device's steps of a round, before it that of the round in which it trained last, so
     its first round says nothing. The change is the norm of its LoRA update, the time that of its computing and its
-    transfers; means are over the round's cohort.
+    transfers; means are over the round's cohort. Of a device whose round did not count nothing is learnt.
 
     Args:
       history: What rounds measured.
@@ -227,10 +227,11 @@ def rewards(history: History, *, progress: float) -> dict[tuple[str, int], float
 
 
 def by_round(history: History) -> Mapping[int, list[StepRecord]]:
-    """The records of each round, in the order of the rounds."""
+    """The records of each round, of those whose work counts, in the order of the rounds."""
     rounds = defaultdict[int, list[StepRecord]](list)
     for record in sorted(history.records, key=lambda record: record.round):
-        rounds[record.round].append(record)
+        if record.samples:
+            rounds[record.round].append(record)
     return rounds
 
 

@@ -119,7 +119,7 @@ class CompressedLink:
     ) -> None:
         self._link, self._compression, self._started_from = link, compression, started_from
         self._hidden_size, self._dtype = hidden_size, dtype
-        self._broadcasts: dict[int, Adapter] = {}  # by round, until its update: what differences refer to
+        self._broadcasts: dict[int, Adapter] = {}  # of the round that is open: what differences refer to
         self._lost: Adapter = {}
 
     @property
@@ -180,7 +180,7 @@ class CompressedLink:
         for field, role in ROLES.get(type(message), {}).items():
             value, codec = getattr(message, field), self._compression.of(role)
             if role == "broadcast":
-                self._broadcasts[message.round] = value
+                self._broadcasts = {message.round: value}
                 changes[field] = {name: codec.pack(tensor) for name, tensor in value.items()}
             elif role == "update" and codec is not NONE:
                 changes[field] = self._pack_update(codec, value, self._references(message), lost)
@@ -206,10 +206,9 @@ class CompressedLink:
         for field, role in ROLES.get(type(message), {}).items():
             value, codec = getattr(message, field), self._compression.of(role)
             if role == "broadcast":
-                self._broadcasts[message.round] = changes[field] = {
-                    name: self._unpack_values(packed) for name, packed in value.items()
-                }
-            elif role == "update" and codec is not NONE:
+                changes[field] = {name: self._unpack_values(packed) for name, packed in value.items()}
+                self._broadcasts = {message.round: changes[field]}
+            elif role == "update" and codec is not NONE and not self._is_over(message.round):
                 changes[field] = self._unpack_update(codec, value, self._references(message))
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.unpack(value, (*value.shape[:-1], self._hidden_size), self._dtype)
@@ -244,8 +243,12 @@ class CompressedLink:
         return self._started_from(self._broadcasts[update.round], update)
 
     def _answered(self, round: int) -> None:
-        """A link keeps its order: what was broadcast before this round will not be answered any more."""
+        """What was broadcast for this round will not be referred to any more."""
         self._broadcasts = {number: adapter for number, adapter in self._broadcasts.items() if number > round}
+
+    def _is_over(self, round: int) -> bool:
+        """Whether a later round is open: an update of this one stays as it came, for nobody can use it."""
+        return any(number > round for number in self._broadcasts)
 
 
 def _reference(references: Adapter, name: str, shape: torch.Size | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 round             counted from 0
 loss              mean training loss over everything the round trained on, weighted by the loss normaliser
 samples, weight   trained on in this round, over all devices
+late              devices that had not finished when the round was closed
 bytes_up, bytes_down   devices to server, server to devices
 virtual_seconds   the run's clock at the end of the round
 server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it, and the folds so far
@@ -32,12 +33,13 @@ def round_row(
 ) -> dict[str, Any]:
     """The record of one round, from what its devices measured. `loss` is None where nobody trained."""
     weight = sum(record.weight for record in records)
-    loss_sum = math.fsum(record.loss * record.weight for record in records)
+    loss_sum = math.fsum(record.loss * record.weight for record in records if record.weight)
     return {
         "round": round,
         "loss": loss_sum / weight if weight else None,
         "samples": sum(record.samples for record in records),
         "weight": weight,
+        "late": sum(record.late for record in records),
         "bytes_up": sum(record.bytes_up for record in records),
         "bytes_down": sum(record.bytes_down for record in records),
         "virtual_seconds": virtual_seconds,

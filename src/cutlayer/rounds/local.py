@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cutlayer.device.device import Device
+from cutlayer.errors import DeviceGone
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.round import Round, unexpected
+from cutlayer.rounds.attentive import Attentive
+from cutlayer.rounds.round import Round, follow, unexpected
 from cutlayer.server.server import Server, one_per_device
 from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Assignment, Finish, Update
+from cutlayer.wire.messages import Assignment, Close, Message, Update
 
 
 def local(*, personal: bool = False) -> Round:
@@ -39,13 +41,16 @@ class _Local:
         self._personal = personal
 
     async def device_end(self, link: Link, device: Device) -> None:
-        while isinstance(message := await link.receive(), Assignment):
-            device.begin(message)
-            for step in range(message.plan.local_steps):
+        async def work(assignment: Assignment) -> Message | None:
+            heard.begin()
+            for step in range(assignment.plan.local_steps):
                 await device.train(step)
-            await link.send(device.update())
-        if not isinstance(message, Finish):
-            raise unexpected(device.name, "an Assignment or Finish", message)
+                if (ended := heard.waiting()) is not None:
+                    return ended
+            return None
+
+        async with Attentive(link) as heard:
+            await follow(heard, device, work)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_per_device)
@@ -73,8 +78,14 @@ class _Local:
 
 async def _turn(server: Server, link: Link, device: DevicePlan) -> None:
     """One device's round, as the server sees it."""
-    await link.send(server.assignment(device))
-    message = await link.receive()
+    try:
+        await link.send(server.assignment(device))
+        message = await link.receive()
+        if late := isinstance(message, Close):
+            await link.send(message)
+            message = await link.receive()
+    except DeviceGone:
+        return server.leave(device.device)
     if not isinstance(message, Update):
         raise unexpected(device.device, "an Update", message)
-    server.accept(message)
+    return server.accept(message, late=late)

@@ -2,7 +2,8 @@
 
     for device in cohort:  an up-and-down round with this device alone; its adapter goes to the next
 
-No averaging happens: the round's one contribution is where the last device left off.
+No averaging happens: the round's one contribution is where the last device left off. What a device that leaves has
+trained is forgotten: the next goes on from where the one before it left off.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ class _Relay:
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         broadcast = server.adapter
+        anybody = False
         for device in plan.devices:
             trained = await self._turn.server_end(server, links, replace(plan, devices=(device,)))
-            server.adapter = {**server.adapter, **{k: v for part in trained for k, v in part.adapter.items()}}
+            # a copy: the next device may train these tensors, and leave
+            server.adapter = {**server.adapter, **{k: v.clone() for part in trained for k, v in part.adapter.items()}}
+            anybody = anybody or bool(trained)
         relayed, server.adapter = server.adapter, broadcast
-        return [Contribution(relayed, dict.fromkeys(relayed, 1.0))]
+        return [Contribution(relayed, dict.fromkeys(relayed, 1.0))] if anybody else []
 
     def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
         return False

@@ -16,18 +16,20 @@ Devices run at the same time, each at its own pace; only the end of the round is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from cutlayer.device.device import Device
+from cutlayer.errors import DeviceGone
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.round import Round, unexpected
+from cutlayer.rounds.round import Round, ends, follow, unexpected
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import Server
 from cutlayer.server.steps import ServerStep
 from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Update
+from cutlayer.wire.messages import Activations, Assignment, Close, Gradients, Message, Update
 
 
 def split(*, server_step: ServerStep) -> Round:
@@ -47,17 +49,19 @@ class _Split:
         self.equal_cuts = server_step.equal_cuts
 
     async def device_end(self, link: Link, device: Device) -> None:
-        while isinstance(message := await link.receive(), Assignment):
-            device.begin(message)
-            for step in range(message.plan.local_steps):
+        async def work(assignment: Assignment) -> Message | None:
+            for step in range(assignment.plan.local_steps):
                 await link.send(await device.forward(step))
-                gradients = await link.receive()
-                if not isinstance(gradients, Gradients) or gradients.step != step:
-                    raise unexpected(device.name, f"Gradients of step {step}", gradients)
-                await device.backward(gradients)
-            await link.send(device.update())
-        if not isinstance(message, Finish):
-            raise unexpected(device.name, "an Assignment or Finish", message)
+                answer = await link.receive()
+                if ends(answer, assignment):
+                    device.take_back()
+                    return answer
+                if not isinstance(answer, Gradients) or answer.step != step:
+                    raise unexpected(device.name, f"Gradients of step {step}", answer)
+                await device.backward(answer)
+            return None
+
+        await follow(link, device, work)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, self._server_step.owner)
@@ -66,11 +70,10 @@ class _Split:
 
             async def reply(gradients: Gradients) -> None:
                 """Sends without holding up the server: the next device's step begins while these bytes leave."""
-                tasks.create_task(links[gradients.device].send(gradients))
+                tasks.create_task(_answer(links[gradients.device], gradients, arrivals))
 
             for device in plan.devices:
-                tasks.create_task(links[device.device].send(server.assignment(device)))
-                tasks.create_task(_listen(server, links[device.device], device, arrivals))
+                tasks.create_task(_turn(server, links[device.device], device, arrivals))
             await self._server_step(server, arrivals, reply)
         return server.contributions()
 
@@ -87,14 +90,50 @@ class _Split:
         self._server_step.load_state_dict(state)
 
 
+async def _answer(link: Link, gradients: Gradients, arrivals: Arrivals) -> None:
+    """Sends an answer; who is gone needs none."""
+    with contextlib.suppress(DeviceGone):
+        await link.send(gradients)
+    arrivals.answer(gradients.device)
+
+
+async def _turn(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
+    """One device's round, as the server sees it. If the device leaves, nobody waits for it."""
+    try:
+        await link.send(server.assignment(device))
+        await _listen(server, link, device, arrivals)
+    except DeviceGone:
+        server.leave(device.device)
+        arrivals.leave(device.device)
+
+
 async def _listen(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
     """Takes in one device's messages of one round: its activations, then its update."""
     for step in range(device.local_steps):
         message = await link.receive()
+        if isinstance(message, Close):
+            return await _close(server, link, device, arrivals, message)
         if not isinstance(message, Activations) or message.step != step:
             raise unexpected(device.device, f"Activations of step {step}", message)
         arrivals.put(message)
     message = await link.receive()
+    if isinstance(message, Close):
+        return await _close(server, link, device, arrivals, message)
     if not isinstance(message, Update):
         raise unexpected(device.device, "an Update", message)
-    server.accept(message)
+    return server.accept(message)
+
+
+async def _close(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals, close: Close) -> None:
+    """Ends one device's round early: what both sides have done by now counts.
+
+    The step under way is answered first; activations that wait, or come now, are not trained on, on neither side.
+    """
+    arrivals.leave(device.device)
+    await arrivals.settled(device.device)
+    await link.send(close)
+    while isinstance(message := await link.receive(), Activations):
+        pass
+    if not isinstance(message, Update):
+        raise unexpected(device.device, "an Update", message)
+    server.accept(message, late=True)

@@ -24,9 +24,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from cutlayer.device.device import Device
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, DeviceGone
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.round import Round, unexpected
+from cutlayer.rounds.attentive import Attentive
+from cutlayer.rounds.round import Round, follow, unexpected
 from cutlayer.server.cache import STORED, ActivationCache
 from cutlayer.server.samples import one_by_one
 from cutlayer.server.server import Server, one_for_all
@@ -34,11 +35,11 @@ from cutlayer.server.shuffle import ShuffleBuffer
 from cutlayer.server.stages import Stages
 from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Assignment, Finish, Recall, Update
+from cutlayer.wire.messages import Activations, Assignment, Close, Message, Recall, Update
 
 MIB = 2**20
-Queue = asyncio.Queue[list[Activations]]
-"""Of one device: its batches, each as its samples, at the deepest cut."""
+Queue = asyncio.Queue[list[Activations] | None]
+"""Of one device: its batches, each as its samples, at the deepest cut; None where no more will come."""
 
 
 def stream(
@@ -105,18 +106,21 @@ class _Stream:
         self._resumed: dict[str, Any] = {}
 
     async def device_end(self, link: Link, device: Device) -> None:
-        while isinstance(message := await link.receive(), Assignment):
-            device.begin(message)
+        async def work(assignment: Assignment) -> Message | None:
+            heard.begin()
             async with asyncio.TaskGroup() as tasks:
                 sending = None
-                for step in range(message.plan.local_steps):
+                for step in range(assignment.plan.local_steps):
+                    if (ended := heard.waiting()) is not None:
+                        return ended
                     batch = await device.stream(step, kept=self._kept is not None)
                     if sending is not None:
                         await sending  # one batch on its way and one in the making: so much memory, and no more
-                    sending = tasks.create_task(link.send(batch))
-            await link.send(device.update())
-        if not isinstance(message, Finish):
-            raise unexpected(device.name, "an Assignment or Finish", message)
+                    sending = tasks.create_task(heard.send(batch))
+            return heard.waiting()
+
+        async with Attentive(link) as heard:
+            await follow(heard, device, work)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_for_all)
@@ -126,8 +130,7 @@ class _Stream:
         async with asyncio.TaskGroup() as tasks:
             for device in plan.devices:
                 link, queue = links[device.device], arrived[device.device]
-                tasks.create_task(link.send(server.assignment(device)))
-                tasks.create_task(_listen(server, link, device, deepest, cache, queue))
+                tasks.create_task(_turn(server, link, device, deepest, cache, queue))
             await self._train(server, plan, deepest, arrived)
         if cache is not None:
             cache.flush()
@@ -178,36 +181,66 @@ class _Stream:
         self._resumed = dict(state)
 
 
+async def _turn(
+    server: Server, link: Link, device: DevicePlan, deepest: int, cache: ActivationCache | None, queue: Queue
+) -> None:
+    """One device's round, as the server sees it. If the device leaves, what of it is not mixed yet never is."""
+    try:
+        await link.send(server.assignment(device))
+        await _listen(server, link, device, deepest, cache, queue)
+    except DeviceGone:
+        server.leave(device.device)
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+
 async def _listen(
     server: Server, link: Link, device: DevicePlan, deepest: int, cache: ActivationCache | None, queue: Queue
 ) -> None:
-    """Takes in one device's messages of one round: its batches, then its update."""
-    for step in range(device.local_steps):
-        message = await link.receive()
-        if isinstance(message, Recall) and message.step == step and cache is not None:
+    """Takes in one device's messages of one round: its batches, then its update.
+
+    If it is late, what it has sent by the time it hears so is trained on, and counts.
+    """
+    step, late = 0, False
+    while not isinstance(message := await link.receive(), Update):
+        if isinstance(message, Close):
+            late = True
+            await link.send(message)
+            continue
+        if isinstance(message, Recall) and message.step == step < device.local_steps and cache is not None:
             samples = cache.recall(message)
-        elif isinstance(message, Activations) and message.step == step:
+        elif isinstance(message, Activations) and message.step == step < device.local_steps:
             samples = one_by_one(await server.lift(message, deepest))
             if cache is not None and message.rows_B is not None:
                 cache.keep(samples)
         else:
-            raise unexpected(device.device, f"Activations of step {step}", message)
+            expected = f"Activations of step {step}" if step < device.local_steps else "an Update"
+            raise unexpected(device.device, expected, message)
         server.arrive(message)
         queue.put_nowait(samples)
-    message = await link.receive()
-    if not isinstance(message, Update):
-        raise unexpected(device.device, "an Update", message)
-    server.accept(message)
+        step += 1
+        if step == device.local_steps:
+            queue.put_nowait(None)
+    if step < device.local_steps:
+        if not late:
+            raise unexpected(device.device, f"Activations of step {step}", message)
+        queue.put_nowait(None)
+    server.accept(message, late=late)
 
 
 async def _mixed(
     devices: Sequence[DevicePlan], arrived: Mapping[str, Queue], buffer: ShuffleBuffer[Activations]
 ) -> AsyncIterator[list[Activations]]:
     """The mixed batches of a round: one batch of each device in turn goes into the buffer, in an order of names."""
-    for local_step in range(max(device.local_steps for device in devices)):
-        for device in devices:
-            if local_step < device.local_steps:
-                for batch in buffer.put(await arrived[device.device].get()):
+    names = [device.device for device in devices]
+    while names:
+        for name in list(names):
+            samples = await arrived[name].get()
+            if samples is None:
+                names.remove(name)
+            else:
+                for batch in buffer.put(samples):
                     yield batch
     for batch in buffer.drain():
         yield batch

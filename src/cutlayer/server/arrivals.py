@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cutlayer.fleet.clock import now
 from cutlayer.policies.order import Job, Order
@@ -23,6 +23,13 @@ class _Guest:
     num_tokens: int
     due_seconds: float
     waiting: Activations | None = None
+    here: bool = True
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether steps of it are still to be served."""
+        return self.here and self.steps_left > 0
 
 
 class Arrivals:
@@ -42,23 +49,37 @@ class Arrivals:
             for device in plan.devices
         }
         for guest in self._guests.values():
+            guest.answered.set()
             guest.due_seconds = now() + self._times(guest).head
 
     def put(self, activations: Activations) -> None:
         """A device's activations have arrived."""
         guest = self._guests[activations.device]
+        assert guest.here, "who has left sends nothing"
         guest.waiting = activations
         guest.num_samples, guest.num_tokens = activations.h_BTD.shape[:2]
         guest.due_seconds = now()
         self._news.set()
 
+    def leave(self, device: str) -> None:
+        """A device takes no further part: what waits of it is not served, and nobody waits for more."""
+        guest = self._guests[device]
+        guest.here, guest.waiting = False, None
+        self._news.set()
+
+    def answer(self, device: str) -> None:
+        """The step of a device that was served has been answered, or needs no answer any more."""
+        self._guests[device].answered.set()
+
+    async def settled(self, device: str) -> None:
+        """Waits until no step of a device is under way: it was served and not answered."""
+        await self._guests[device].answered.wait()
+
     async def pick(self, order: Order) -> Activations | None:
-        """Who is served next; waits until somebody is. None when every step of the round has been served."""
-        while any(guest.steps_left for guest in self._guests.values()):
+        """Who is served next; waits until somebody is. None when every step of those who are here has been served."""
+        while any(guest.awaited for guest in self._guests.values()):
             arrived = [self._job(guest) for guest in self._guests.values() if guest.waiting is not None]
-            expected = [
-                self._job(guest) for guest in self._guests.values() if guest.waiting is None and guest.steps_left
-            ]
+            expected = [self._job(guest) for guest in self._guests.values() if guest.waiting is None and guest.awaited]
             choice = order.pick(now(), arrived, expected) if arrived else None
             if choice is not None:
                 return self._serve(self._guests[choice.device])
@@ -66,15 +87,15 @@ class Arrivals:
         return None
 
     async def everybody(self) -> list[Activations]:
-        """The next activations of every device that has steps left, by name; waits until all are here.
+        """The next activations of every device that has steps left, by name; waits until all have come or have left.
 
-        Empty when every step of the round has been served.
+        Empty when every step of those who are here has been served.
         """
-        guests = [guest for _, guest in sorted(self._guests.items()) if guest.steps_left]
-        while any(guest.waiting is None for guest in guests):
+        guests = [guest for _, guest in sorted(self._guests.items()) if guest.awaited]
+        while any(guest.waiting is None and guest.here for guest in guests):
             self._news.clear()
             await self._news.wait()
-        return [self._serve(guest) for guest in guests]
+        return [self._serve(guest) for guest in guests if guest.here]
 
     async def _wait(self, expected: list[Job]) -> None:
         """Until somebody arrives, or until somebody who was expected has not: the order may then decide anew."""
@@ -88,6 +109,7 @@ class Arrivals:
         assert served is not None, "an order picks among those who have arrived"
         times = self._times(guest)
         guest.waiting = None
+        guest.answered.clear()
         guest.steps_left -= 1
         guest.due_seconds = now() + times.server + times.tail + times.head
         return served

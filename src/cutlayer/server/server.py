@@ -60,6 +60,8 @@ class Tally:
     saved_bytes: int = 0  # of activations that it need not send
     change: float = 0.0  # norm of what its LoRA factors changed by
     ranks_left: tuple[int, ...] = ()  # of a device that may prune its own
+    late: bool = False  # it left the round, or was asked to end it early
+    dropped_messages: int = 0  # that came after their round was over
 
     @property
     def loss(self) -> float:
@@ -73,6 +75,9 @@ class OpenRound:
     plan: RoundPlan
     owner: Owner
     updates: dict[str, Update] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    moments: dict[str, Adapter] = field(default_factory=dict)
+    """AdamW's moments of the server adapters as the round began, by owner: of devices that may leave."""
 
     def device(self, name: str) -> DevicePlan:
         return next(device for device in self.plan.devices if device.device == name)
@@ -92,6 +97,7 @@ class Server:
       forecast: predicts when devices' activations arrive.
       longest_tokens: the longest batch there can be, for the forecast of a device's first.
       scratch: a folder for what a run keeps on the disk while it lasts; None where nobody will resume it.
+      may_leave: whether devices may leave a round: it then keeps what it needs to forget a device's part in one.
     """
 
     def __init__(
@@ -106,6 +112,8 @@ class Server:
         forecast: Forecast,
         longest_tokens: int,
         scratch: Path | None = None,
+        *,
+        may_leave: bool = True,
     ) -> None:
         self.run, self.base, self.machine = run, base, machine
         self.adapter, self.forecast, self.longest_tokens = adapter, forecast, longest_tokens
@@ -114,6 +122,8 @@ class Server:
         self._costs, self._settings, self._learning_rate = costs, settings, learning_rate
         self._trainables: dict[str, Trainable] = {}
         self._tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self._left: set[str] = set()  # since tallies were taken
+        self._may_leave = may_leave
         self._round: OpenRound | None = None
         self.folds: Adapter = {}
         self.folds_held: dict[str, int] = {}
@@ -135,6 +145,8 @@ class Server:
             trainable.load({key: share[key] for key in self.adapter if key in share})
             if name in fresh or not self._settings.keep_moments:
                 trainable.load_moments({})
+            if self._may_leave:
+                self._round.moments[name] = {key: value.clone() for key, value in trainable.moments().items()}
 
     def assignment(self, device: DevicePlan) -> Assignment:
         """What a device is told when the round opens."""
@@ -301,8 +313,12 @@ class Server:
                 step=step,
             )
 
-    def accept(self, update: Update) -> None:
-        """A device has sent what it trained.
+    def accept(self, update: Update, *, late: bool = False) -> None:
+        """A device has sent what it trained; an update of no sample is none.
+
+        Args:
+          update: What it sent.
+          late: Whether it had to be asked to.
 
         Raises:
           DivergedError: The loss of a device that trained alone is not finite.
@@ -315,20 +331,42 @@ class Server:
                 round=update.round,
                 step=update.steps,
             )
+        if not update.samples:
+            self.leave(update.device)
+            return
         self.open.updates[update.device] = update
         self.folds_held[update.device] = self._num_folds
         tally = self._tallies[update.device]
         tally.samples += update.samples
         tally.change, tally.ranks_left = update.change, update.ranks_left
+        tally.late = late
         if update.steps:  # the server saw none of these losses
             tally.steps += update.steps
             tally.weight += update.weight
             tally.loss_sum += update.loss * update.weight
 
+    def leave(self, device: str) -> None:
+        """A device takes no further part in this round, and nothing that it did in it counts.
+
+        It contributes no adapter and no sample. A server adapter that it alone trained is forgotten with AdamW's
+        moments of it. One that others train too cannot be taken apart: it keeps what it learnt from that device.
+        """
+        assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
+        self.open.gone.add(device)
+        self._left.add(device)
+
     def take_tallies(self) -> dict[str, Tally]:
-        """What was seen of each device since the last call."""
-        tallies, self._tallies = dict(self._tallies), defaultdict(Tally)
+        """What was seen of each device since the last call; of those who left, nothing counts."""
+        nothing = {
+            device: Tally(late=True, dropped_messages=self._tallies[device].dropped_messages) for device in self._left
+        }
+        tallies = {**self._tallies, **nothing}
+        self._tallies, self._left = defaultdict(Tally), set()
         return tallies
+
+    def drop(self, device: str) -> None:
+        """Counts a message that came after its round was over, and was dropped."""
+        self._tallies[device].dropped_messages += 1
 
     def contributions(self) -> list[Contribution]:
         """The adapters of a round, each tensor with the weight of what was trained into it.
@@ -337,11 +375,15 @@ class Server:
         several devices trained is a contribution of its own, which counts at each block with the weight of those
         whose activations passed through it there.
 
+        Of those who left there is none; where everybody did, there is none at all.
+
         The server's own tensors are not copied: aggregate before the next round is opened.
         """
+        self._forget()
         result = []
         served: dict[str, list[tuple[DevicePlan, float]]] = {}
-        for device in sorted(self.open.plan.devices, key=lambda plan: plan.device):
+        stayed = [device for device in self.open.plan.devices if device.device not in self.open.gone]
+        for device in sorted(stayed, key=lambda plan: plan.device):
             update, owner = self.open.updates[device.device], self.open.owner(device.device)
             adapter, weight = update.adapter, float(update.weight)
             if owner == device.device:
@@ -355,6 +397,14 @@ class Server:
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
             result.append(Contribution(adapter, weights))
         return result
+
+    def _forget(self) -> None:
+        """Puts the moments of server adapters that nobody who stayed has trained back to where the round began."""
+        devices = [device.device for device in self.open.plan.devices]
+        stayed = {self.open.owner(device) for device in devices if device not in self.open.gone}
+        for owner in {self.open.owner(device) for device in self.open.gone} - stayed:
+            if owner in self._trainables:
+                self._trainable(owner).load_moments(self.open.moments.get(owner, {}))
 
     def _structure(self, update: Update) -> dict[str, Any]:
         """Where the tensors of a pruned device lie in the full ones, and what it says of its units."""

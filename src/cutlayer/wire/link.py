@@ -10,6 +10,10 @@ from cutlayer.wire.messages import Message
 class Link(Protocol):
     """Carries messages both ways, each direction in order. The two directions do not wait for each other.
 
+    Whoever waits may be cancelled: a message that `receive` had not returned comes with the next call, and one that was
+    being sent arrives whole or not at all. On the server both may raise `DeviceGone`: from then on all calls of this
+    round do, and those that wait.
+
     Attributes:
       bytes_sent: length of the frames whose sending has ended, in bytes.
       bytes_received: length of the frames that `receive` has returned, in bytes.

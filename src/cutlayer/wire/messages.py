@@ -170,11 +170,14 @@ class Close:
     Attributes:
       run: the run's identifier.
       round: the round that ends.
+      wanted: whether the device answers with an `Update` of the steps that it has done; else with nothing, and they
+        do not count. The two messages may cross.
       reason: why, for a person to read.
     """
 
     run: str
     round: int
+    wanted: bool
     reason: str
 
 

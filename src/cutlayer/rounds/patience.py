@@ -1,0 +1,250 @@
+"""A round that waits no longer than its policy says (`policies/stragglers.py`), whatever the shape of the round.
+
+Rounds know nothing of time. They talk through links that this file lays around those of the devices:
+
+    what happens                              what the round sees
+    ----------------------------------------  ------------------------------------------------------------------
+    the round is closed, `late: drop`         `DeviceGone`, at once; the device is sent a `Close` and answers nothing
+    the round is closed, `late: use`          `receive` gives it a `Close`, which it sends on when no step of the
+                                              device is under way; then it waits for the `Update` of what was done
+    as long again has passed                  `DeviceGone`
+    a message of an earlier round arrives     nothing: it is counted and dropped
+
+As long again: a device that has finished a step by the time the round is closed has shown that a step and its
+transfers fit into that time, and what is left for it is at most a step and its update. One that has finished none has
+nothing to give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from cutlayer.errors import DeviceGone, StragglersError
+from cutlayer.fleet.clock import now
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.stragglers import Stragglers
+from cutlayer.rounds.round import Round
+from cutlayer.server.server import Server
+from cutlayer.types import RoundPlan
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Close, Message, Update
+
+T = TypeVar("T")
+
+
+class Patience:
+    """Holds the rounds of a run.
+
+    Args:
+      policy: How long a round waits.
+    """
+
+    def __init__(self, policy: Stragglers) -> None:
+        self._policy = policy
+        self._parting: set[asyncio.Task[None]] = set()  # of `Close`s, which no round waits for
+
+    async def hold(
+        self, round: Round, server: Server, links: Mapping[str, Link], plan: RoundPlan
+    ) -> list[Contribution]:
+        """Holds one round: what was trained in it.
+
+        Raises:
+          StragglersError: Everybody left.
+        """
+        for task in [task for task in self._parting if task.done()]:
+            self._parting.remove(task)
+            task.result()  # an error of ours is nobody's lateness
+        hold = _Hold(self._policy, server, links, plan, self._part)
+        try:
+            contributions = await round.server_end(server, hold.links, plan)
+        finally:
+            hold.end()
+        if not contributions:
+            names = ", ".join(sorted(device.device for device in plan.devices))
+            raise StragglersError(
+                f"round {plan.round}: expected an update from one of {names}, got none: every device left or was "
+                "late. Look at the devices and their links, or give them longer (train.stragglers)."
+            )
+        return contributions
+
+    def _part(self, link: Link, close: Close) -> None:
+        self._parting.add(asyncio.create_task(_send_if_there(link, close)))
+
+
+class _Hold:
+    """One round under way: its links, and who has finished."""
+
+    def __init__(
+        self,
+        policy: Stragglers,
+        server: Server,
+        links: Mapping[str, Link],
+        plan: RoundPlan,
+        part: Callable[[Link, Close], None],
+    ) -> None:
+        self._policy, self._part, self._start = policy, part, now()
+        self._run, self._round = server.run, plan.round
+        self._timers: list[asyncio.TimerHandle] = []
+        self._enough = policy.enough(len(plan.devices))
+        self._finished = 0
+        self._links = {
+            device.device: PatientLink(links[device.device], device.device, plan.round, server, self._finish)
+            for device in plan.devices
+        }
+        if policy.seconds is not None:
+            self._after(policy.seconds, self._close, "deadline")
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        return self._links
+
+    def end(self) -> None:
+        """Nobody is waited for any more."""
+        for timer in self._timers:
+            timer.cancel()
+
+    def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, call, reason))
+
+    def _finish(self) -> None:
+        """A device has sent its update."""
+        self._finished += 1
+        if self._policy.fraction is not None and self._finished == self._enough:
+            self._close("quorum")
+
+    def _close(self, reason: str) -> None:
+        """Whoever has not finished is late."""
+        if self._policy.late == "drop":
+            self._leave(reason)
+            return
+        for link in self._links.values():
+            link.close(Close(self._run, self._round, True, reason))
+        self._after(now() - self._start, self._leave, reason)
+
+    def _leave(self, reason: str) -> None:
+        """Whoever has not finished is out of this round."""
+        for link in self._links.values():
+            if link.leave(reason) and link.knows_no_better:
+                self._part(link.inner, Close(self._run, self._round, False, reason))
+
+
+class PatientLink:
+    """The server's end of a link in one round.
+
+    Args:
+      link: The end that outlives the round.
+      device: Whose it is.
+      round: The round.
+      server: Told of messages that are dropped.
+      finished: Called when the device's update has come.
+    """
+
+    def __init__(self, link: Link, device: str, round: int, server: Server, finished: Callable[[], None]) -> None:
+        self.inner = link
+        self._device, self._round, self._server, self._finished = device, round, server, finished
+        self._begun = self._told = self._done = False
+        self._close: Close | None = None
+        self._announced = False  # to the round
+        self._gone: DeviceGone | None = None
+        self._receiving: set[asyncio.Timeout] = set()
+        self._sending: set[asyncio.Timeout] = set()
+
+    @property
+    def bytes_sent(self) -> int:
+        return self.inner.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self.inner.bytes_received
+
+    @property
+    def knows_no_better(self) -> bool:
+        """Whether the device may be at work on this round, and has not been told that it ends."""
+        return self._begun and not self._told
+
+    def close(self, close: Close) -> None:
+        """Unless the device has finished, it is late: the round is given `close`, and an update is waited for."""
+        if not self._done and self._gone is None:
+            self._close = close
+            _interrupt(self._receiving)
+
+    def leave(self, reason: str) -> bool:
+        """Unless the device has finished, it takes no further part in this round; whether that is so."""
+        if self._done or self._gone is not None:
+            return False
+        self._gone = DeviceGone(
+            f"device {self._device}, round {self._round}: expected it to finish in time, got {reason}. Nothing need be "
+            "done: the round goes on without it.",
+            device=self._device,
+            reason=reason,
+        )
+        _interrupt(self._receiving)
+        _interrupt(self._sending)
+        return True
+
+    async def send(self, message: Message) -> None:
+        """See `Link.send`.
+
+        Raises:
+          DeviceGone: The device takes no further part in the round.
+        """
+        if isinstance(message, Assignment):
+            if self._close is not None:
+                self.leave(self._close.reason)  # its turn comes when the round is over
+            self._begun = self._gone is None
+        await self._unless_interrupted(self.inner.send(message), self._sending)
+        self._told = self._told or isinstance(message, Close)
+
+    async def receive(self) -> Message:
+        """See `Link.receive`; a `Close` comes from no device: it is to be sent to this one.
+
+        Raises:
+          DeviceGone: The device takes no further part in the round.
+        """
+        while True:
+            if self._close is not None and not self._announced and self._gone is None:
+                self._announced = True
+                return self._close
+            with contextlib.suppress(_Interrupted):
+                message = await self._unless_interrupted(self.inner.receive(), self._receiving)
+                if message.round < self._round:
+                    self._server.drop(self._device)
+                    continue
+                if isinstance(message, Update):
+                    self._done = True
+                    self._finished()
+                return message
+
+    async def _unless_interrupted(self, wait: Coroutine[Any, Any, T], scopes: set[asyncio.Timeout]) -> T:
+        """What `wait` returns; it is cancelled when the device leaves, and a receiver also when it is late."""
+        if self._gone is not None:
+            wait.close()
+            raise self._gone
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                scopes.add(scope)
+                return await wait
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise self._gone or _Interrupted from None
+        finally:
+            scopes.discard(scope)
+
+
+class _Interrupted(Exception):
+    """A wait was ended because something else has happened."""
+
+
+def _interrupt(scopes: set[asyncio.Timeout]) -> None:
+    for scope in scopes:
+        scope.reschedule(now())
+
+
+async def _send_if_there(link: Link, close: Close) -> None:
+    with contextlib.suppress(DeviceGone):
+        await link.send(close)
