@@ -162,6 +162,7 @@ class Run:
         self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
         self._validation = ingredients.validation_batches()
         self._before: dict[str, float] = {}
+        self._losses: dict[str, float] = {}  # at the last evaluation, of devices with an adapter of their own
         self._wall_before = 0.0  # wall seconds of earlier processes
         self._started = time.perf_counter()
         train, base, costs = ingredients.config.train, ingredients.base, ingredients.costs
@@ -216,8 +217,8 @@ class Run:
         base, card, personal = self._ingredients.base, self._ingredients.card, self.server.personal
         for name, own in personal.items():
             save_adapter(self._folder.path / "adapters" / name, own, base, card)
-        best = min(personal.values(), key=lambda own: self._evaluate_one(own)["loss"], default=None)
-        save_adapter(adapter, self.server.exported() if best is None else best, base, card)
+        best = min(personal, key=self._losses.__getitem__, default=None)
+        save_adapter(adapter, self.server.exported() if best is None else personal[best], base, card)
         kept = self._method.structure()
         if kept is not None:
             save_pruned(self._folder.path / "pruned", self.server.adapter, base, card, kept)
@@ -231,6 +232,7 @@ class Run:
         if not self.server.personal:
             return self._evaluate_one(adapter)
         each = [self._evaluate_one(own) for own in self.server.personal.values()]
+        self._losses = {name: metrics["loss"] for name, metrics in zip(self.server.personal, each, strict=True)}
         return {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
 
     def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:

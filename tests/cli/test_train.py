@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.export import read_adapter, read_card
+from cutlayer.server.evaluate import evaluate
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -198,8 +200,10 @@ def test_ctrl_c_says_how_to_go_on(world: World) -> None:
 
 
 def test_local_only_ends_with_an_adapter_for_every_device(world: World) -> None:
-    flags = [*world.classification(), "--method", "local_only"]
-    assert run("train", *flags, "--quiet").code == 0
+    flags = [*world.classification(), "--method", "local_only", "--rounds", 2]
+    with mock.patch("cutlayer.run.evaluate", wraps=evaluate) as evaluated:
+        assert run("train", *flags, "--quiet").code == 0
+    assert evaluated.call_count == 1 + 2 * 2, "what the last round's evaluation said is not asked again"
     folder = world.out
     names = sorted(path.name for path in (folder / "adapters").iterdir())
     assert names == ["quick", "slow"]
