@@ -19,6 +19,7 @@ from cutlayer.data.shares import write_rows
 from cutlayer.data.source import Columns, Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
+from cutlayer.device.own_data import DataSpec
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.table import TABLE, build_method
@@ -107,6 +108,19 @@ class ServerIngredients:
         """Names the run by what decides its result: two configs that differ only in where they write are one run."""
         deciding = self.config.model_dump(mode="json", exclude={"out"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+    def data_spec(self, index: int) -> DataSpec:
+        """What the device at this place in the fleet must know to read its own data."""
+        data, train = self.config.data, self.config.train
+        return DataSpec(
+            task=data.task,
+            columns=columns_of(self.config),
+            labels=self.labels,
+            max_length=data.max_length,
+            pad_id=self.pad_id,
+            batch_size=train.batch_size,
+            seed=stream_seed(train.seed, index),
+        )
 
     def validation_batches(self) -> list[Batch]:
         return list(evaluation_batches(self.validation, self.config.train.eval_batch_size, self.pad_id))

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 
 from cutlayer.config import RunConfig, read_config
-from cutlayer.data.batches import stream_seed
 from cutlayer.data.source import Columns
 from cutlayer.device.own_data import DataSpec, OwnData, read_own_data
 from cutlayer.errors import DataError
 from cutlayer.model.source import ModelFiles
 from cutlayer.prepare import (
     Ingredients,
-    ServerIngredients,
-    columns_of,
     load_tokenizer,
     prepare,
     prepare_server,
@@ -46,19 +44,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_for(inputs: Path, family: str, task: str, *more: str) -> RunConfig:
     overrides = (f"model.name={inputs / family}", f"data.path={inputs / task}", f"data.task={task}")
     return read_config(None, (*overrides, "data.max_length=32", "train.seed=5", "train.batch_size=4", *more))
-
-
-def spec_of(server: ServerIngredients, index: int) -> DataSpec:
-    config = server.config
-    return DataSpec(
-        config.data.task,
-        columns_of(config),
-        server.labels,
-        config.data.max_length,
-        server.pad_id,
-        config.train.batch_size,
-        stream_seed(config.train.seed, index),
-    )
 
 
 def assert_same(one: Batch, other: Batch) -> None:
@@ -104,7 +89,7 @@ def test_devices_with_their_own_files_and_a_server_without_are_the_simulated_run
     tokenizer = load_tokenizer(ModelFiles(config.model.name))
     assert list(files) == [device.name for device in simulated.fleet.devices]
     for index, (name, file) in enumerate(files.items()):
-        own = read_own_data(str(file), spec_of(server, index), tokenizer)
+        own = read_own_data(str(file), server.data_spec(index), tokenizer)
         assert own.label_counts == simulated.label_counts.get(name, ())
         mine, its = own.batches(), simulated.batches(index)
         for _ in range(3 * len(own.samples)):  # several epochs
@@ -145,3 +130,15 @@ def test_of_a_folder_the_rows_to_train_on(inputs: Path, tmp_path: Path) -> None:
     for name, label in (("train", "good"), ("validation", "bad")):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": "n1", "label": label}])
     assert read(inputs, tmp_path).label_counts == (0, 0, 1)
+
+
+def test_numbers_of_other_classes_are_not_taken_for_the_runs(inputs: Path, tmp_path: Path) -> None:
+    for names, good in ((["spam", "ham"], False), (["good", "bad"], True)):
+        features = Features(text=Value("string"), label=ClassLabel(names=names))
+        rows = Dataset.from_dict({"text": ["n1", "n2", "n3"], "label": [0, 1, 1]}, features=features)
+        rows.to_parquet(tmp_path / "my.parquet")
+        if good:
+            assert read(inputs, tmp_path / "my.parquet").label_counts == (2, 0, 1)
+        else:
+            with pytest.raises(DataError, match="expected the classes bad, fair, good, got also 'spam'"):
+                read(inputs, tmp_path / "my.parquet")

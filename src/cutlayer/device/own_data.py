@@ -13,6 +13,7 @@ import numpy as np
 from cutlayer.data.batches import Batches
 from cutlayer.data.source import Columns, load_tables
 from cutlayer.data.tasks import Classification, Samples, task_from
+from cutlayer.errors import DataError
 from cutlayer.types import TaskKind
 
 
@@ -76,7 +77,14 @@ def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
       DataError: It cannot be read, lacks a column, or a label is none of the run's; names the file and the row.
       ConfigError: `spec` contradicts itself.
     """
-    task = task_from(spec.task, spec.columns, spec.max_length)
+    task, rows = task_from(spec.task, spec.columns, spec.max_length), load_tables(data).train
     if isinstance(task, Classification):
         task = task.named(spec.labels)
-    return OwnData(task.encode(load_tables(data).train, tokenizer, f"data {data}"), spec)
+        numbered = rows.features.get(task.label)
+        strangers = [name for name in getattr(numbered, "names", None) or () if name not in spec.labels]
+        if strangers:  # their numbers would be taken for those of other classes
+            raise DataError(
+                f"data {data}, column {task.label!r}: expected the classes {', '.join(spec.labels)}, got also "
+                f"{strangers[0]!r}. Store the run's class names in place of numbers."
+            )
+    return OwnData(task.encode(rows, tokenizer, f"data {data}"), spec)
