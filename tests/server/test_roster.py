@@ -157,6 +157,18 @@ def test_a_device_is_added_once_and_revoked_once(fleet: Path) -> None:
     assert (entry.since, entry.revoked) == ("2026-11-21T12:00:00+00:00", "2026-11-22T12:00:00+00:00")
 
 
+def test_a_fleet_has_one_kind(fleet: Path) -> None:
+    roster = Roster(fleet)
+    assert roster.kind is None
+    roster.add("pi-1", when=WHEN)
+    with pytest.raises(ConfigError, match="with a token, as all others have"):
+        roster.add_certificate("pi-2", "ab", when=WHEN)
+    assert roster.kind == "token"
+    roster.revoke("pi-1", when=LATER)
+    roster.add_certificate("pi-2", "ab", when=WHEN)
+    assert roster.kind == "certificate"
+
+
 def test_a_folder_without_a_roster_is_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cutlayer fleet init"):
         Roster(tmp_path)

@@ -11,6 +11,7 @@ from cutlayer.cli.compare import compare
 from cutlayer.cli.evaluate import evaluate
 from cutlayer.cli.families import families
 from cutlayer.cli.flags import RunOption, takes_flags
+from cutlayer.cli.fleet import fleet
 from cutlayer.cli.fleets import fleets
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
@@ -25,6 +26,7 @@ app = typer.Typer(
 comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 for command in (takes_flags(train), takes_flags(plan), comparing, evaluate, methods, fleets, families):
     app.command()(command)
+app.add_typer(fleet, name="fleet")
 
 
 def _print_version(asked: bool) -> None:

@@ -6,7 +6,7 @@ A device proves itself by a token, 32 random bytes that are shown once, or by a 
 holds SHA-256(salt, token): slow hashes are for secrets that people choose and others can guess; a token has 256 random
 bits, which nobody finds by trying, however fast a try is. The salt keeps two entries from being compared. Of a
 certificate it holds the SHA-256 of its DER bytes, so that a name which is added again does not let its old certificate
-in again.
+in again. A fleet has one kind: gRPC asks either everybody for a certificate or nobody.
 
 The file is replaced as a whole under a lock, and read again whenever it has changed: `revoke` in another process takes
 effect at a running server's next question.
@@ -95,7 +95,7 @@ class Roster:
           The token. It is nowhere else: who loses it revokes the device and adds it again.
 
         Raises:
-          ConfigError: No name for a device, or there is a device of this name.
+          ConfigError: No name for a device, there is a device of this name, or the others have certificates.
         """
         token, salt = secrets.token_urlsafe(TOKEN_BYTES), secrets.token_hex(SALT_BYTES)
         self._put(name, Entry("token", salt, _digest(salt, token), _iso(when)))
@@ -124,6 +124,11 @@ class Roster:
         """Every device, by name, those that are revoked included."""
         self._read()
         return dict(sorted(self._entries.items()))
+
+    @property
+    def kind(self) -> Kind | None:
+        """What this fleet's devices prove themselves by; None while there are none."""
+        return next((entry.kind for entry in self.entries().values() if not entry.revoked), None)
 
     def names(self) -> list[str]:
         """Those who may come in."""
@@ -187,6 +192,12 @@ class Roster:
         with self._changing():
             if name in self._entries and not self._entries[name].revoked:
                 raise ConfigError(f"fleet: expected a new device, got {name}, which is there. Revoke it first.")
+            others = next((e.kind for e in self._entries.values() if not e.revoked), entry.kind)
+            if others != entry.kind:
+                raise ConfigError(
+                    f"fleet: expected a device with a {others}, as all others have, got a {entry.kind} for {name}. "
+                    "Revoke the others first, or give all of them the same."
+                )
             self._entries[name] = entry
 
     @contextmanager
