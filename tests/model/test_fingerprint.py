@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bases import settings_for
-from cutlayer.errors import ModelError
+from cutlayer.errors import MalformedMessage, ModelError
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceServer, PieceStore
 from cutlayer.model.source import MINILM, ModelFiles
@@ -160,3 +160,14 @@ def test_every_difference_counts_and_what_is_unknown_does_not(what: str) -> None
 def test_the_real_model() -> None:
     found = fingerprint(ModelFiles(MINILM))
     assert all(len(getattr(found, what)) == 16 for what in Fingerprint.__slots__)
+
+
+def test_it_crosses_the_network_as_text(original: Path) -> None:
+    for one in (of(original), replace(of(original), values="", tokenizer="")):
+        assert Fingerprint.read(one.text) == one
+
+
+@pytest.mark.parametrize("text", ["", "a.b.c.d", ".".join(["0" * 16] * 3), ".".join(["0" * 16] * 4) + "\n", "0" * 64])
+def test_text_that_is_no_fingerprint(text: str) -> None:
+    with pytest.raises(MalformedMessage, match="expected four digests"):
+        Fingerprint.read(text)

@@ -23,7 +23,7 @@ from cutlayer.model import pieces
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import Part
-from cutlayer.model.pieces import EMBEDDINGS, INDEX, Piece, PieceServer, PieceStore
+from cutlayer.model.pieces import EMBEDDINGS, INDEX, Piece, PieceServer, PieceStore, manifest_bytes, read_manifest
 from cutlayer.model.source import MINILM
 from tiny import BLOCKS, save_tiny_model, save_tiny_tokenizer
 
@@ -225,13 +225,17 @@ def test_tensors_lie_aligned_in_what_is_sent(tiny_model: ModelMaker, tmp_path: P
     folder = Path(shutil.copytree(tiny_model("llama", "causal-lm"), tmp_path / "model"))
     CHECKPOINTS["mixed"][2](folder)
     server = PieceServer(settings_for(folder, "causal-lm"))
-    blob = server.read("block-0.safetensors", 0, server.manifest(1)[-1].length)
-    length = int.from_bytes(blob[:8], "little")
-    assert length % 8 == 0
-    widths = {"F32": 4, "F16": 2, "BF16": 2}
-    entries = [entry for entry in json.loads(blob[8 : 8 + length]).values() if "dtype" in entry]
-    assert {entry["dtype"] for entry in entries} == set(widths)
-    assert all(entry["data_offsets"][0] % widths[entry["dtype"]] == 0 for entry in entries)
+    widths, seen = {"F32": 4, "F16": 2, "BF16": 2}, set()
+    for piece in server.manifest(BLOCKS, head=True):
+        if not piece.name.endswith(".safetensors"):
+            continue
+        blob = server.read(piece.name, 0, piece.length)
+        length = int.from_bytes(blob[:8], "little")
+        assert length % 8 == 0
+        entries = [entry for entry in json.loads(blob[8 : 8 + length]).values() if "dtype" in entry]
+        assert all(entry["data_offsets"][0] % widths[entry["dtype"]] == 0 for entry in entries)
+        seen |= {entry["dtype"] for entry in entries}
+    assert seen == set(widths)
 
 
 # ------------------------------------------------------------------ the device's side
@@ -344,7 +348,7 @@ def test_a_manifest_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     block = Piece("block-0.safetensors", 1000, 64 * "0")
     with pytest.raises(MalformedMessage, match="expected pieces of at most 1022 bytes, got 1023"):
         PieceStore(tmp_path, 1022).missing([block, CONFIG])
-    with pytest.raises(MalformedMessage, match="expected each piece once"):
+    with pytest.raises(MalformedMessage, match=r"expected each piece once, got one twice\. Is it a cutlayer server\?$"):
         PieceStore(tmp_path, PLENTY).missing([CONFIG, CONFIG])
     PieceStore(tmp_path, PLENTY).append(CONFIG, 0, CONTENT[:3])
     for free in (1020, 1019):
@@ -395,3 +399,31 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"expected an empty folder or one that holds pieces of a model, got model\."):
         PieceStore(tmp_path, PLENTY)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_manifest_crosses_the_network(served: PieceServer) -> None:
+    manifest = served.manifest(BLOCKS, head=True)
+    assert read_manifest(manifest_bytes(manifest)) == manifest
+    assert read_manifest(b"[]") == ()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"1",
+        b"{}x",
+        b"[" * 100_000,
+        b'["config.json"]',
+        b'[{"name": "config.json"}]',
+        b'[{"name": "config.json", "length": "1", "sha256": ""}]',
+        b'[{"name": "config.json", "length": 1.5, "sha256": ""}]',
+        b'[{"name": "config.json", "length": true, "sha256": ""}]',
+        b'[{"name": ["config.json"], "length": 1, "sha256": ""}]',
+        b'[{"name": "config.json", "length": 1, "sha256": "", "more": 1}]',
+    ],
+)
+def test_what_is_no_manifest(data: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="manifest: expected"):
+        read_manifest(data)

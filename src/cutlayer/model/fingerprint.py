@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from cutlayer.errors import ModelError
+from cutlayer.errors import MalformedMessage, ModelError
 from cutlayer.model.source import TOKENIZER, ModelFiles, read_header
 
 NOT_THE_MODEL = {
@@ -46,6 +47,25 @@ class Fingerprint:
     tokenizer: str
     tensors: str
     values: str
+
+    @property
+    def text(self) -> str:
+        """The four, with dots between them: what a message carries."""
+        return ".".join(getattr(self, field.name) for field in fields(self))
+
+    @classmethod
+    def read(cls, text: str) -> Fingerprint:
+        """The fingerprint with this `text`.
+
+        Raises:
+          MalformedMessage: It is none.
+        """
+        if not re.fullmatch(r"(?:[0-9a-f]{16})?(?:\.(?:[0-9a-f]{16})?){3}", text):
+            raise MalformedMessage(
+                f"fingerprint: expected four digests of 16 hex digits with dots between them, got {text[:80]!r}. "
+                "Does the other end speak this version?"
+            )
+        return cls(*text.split("."))
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name} {getattr(self, field.name) or 'unknown'}" for field in fields(self))

@@ -23,7 +23,7 @@ import re
 import shutil
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ TENSORS = re.compile(r"(?:embeddings|head|block-(?:0|[1-9][0-9]{0,3}))\.safetens
 SMALL_BYTES = 128 * 2**20
 """The most that a piece may have that holds no tensors."""
 CHUNK_BYTES = 2**20
+WHOSE = "Is it a cutlayer server?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,27 @@ class Piece:
     name: str
     length: int
     sha256: str
+
+
+def manifest_bytes(manifest: Sequence[Piece]) -> bytes:
+    """A manifest as it crosses the network: JSON."""
+    return json.dumps([asdict(piece) for piece in manifest]).encode()
+
+
+def read_manifest(data: bytes) -> tuple[Piece, ...]:
+    """The manifest that `manifest_bytes` wrote; its pieces are checked where they are used, by `PieceStore`.
+
+    Raises:
+      MalformedMessage: It is no list of pieces.
+    """
+    try:
+        manifest = tuple(Piece(**row) for row in json.loads(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise MalformedMessage(f"manifest: expected a JSON list of pieces, got {error}. {WHOSE}") from error
+    for piece in manifest:
+        if [type(getattr(piece, field.name)) for field in fields(Piece)] != [str, int, str]:
+            raise MalformedMessage(f"manifest: expected names, lengths and digests, got {str(piece)[:200]}. {WHOSE}")
+    return manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +337,7 @@ class PieceStore:
         for piece in manifest:
             _check_piece(piece)
         if len({piece.name for piece in manifest}) != len(manifest):
-            raise MalformedMessage("manifest: expected each piece once, got one twice. Is it a cutlayer server?")
+            raise MalformedMessage(f"manifest: expected each piece once, got one twice. {WHOSE}")
         total = sum(piece.length for piece in manifest)
         if total > self._max_bytes:
             raise MalformedMessage(
@@ -339,7 +361,7 @@ def _check_piece(piece: Piece) -> None:
     if not _known(piece.name) or not 0 < piece.length <= most or not re.fullmatch("[0-9a-f]{64}", piece.sha256):
         raise MalformedMessage(
             f"piece {piece.name[:80]!r}: expected a file of a model, of 1 to {most} bytes, and its SHA-256, got "
-            f"{piece.length} bytes and {piece.sha256[:80]!r}. Is it a cutlayer server?"
+            f"{piece.length} bytes and {piece.sha256[:80]!r}. {WHOSE}"
         )
 
 
@@ -354,6 +376,4 @@ def _check_content(name: str, path: Path) -> None:
             if set(index) != {"weight_map"} or not all(map(TENSORS.fullmatch, index["weight_map"].values())):
                 raise ValueError("other files than pieces")
     except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise MalformedMessage(
-            f"piece {name}: expected what its name says, got {error}. Is it a cutlayer server?"
-        ) from error
+        raise MalformedMessage(f"piece {name}: expected what its name says, got {error}. {WHOSE}") from error
