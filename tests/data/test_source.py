@@ -10,7 +10,7 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
-from cutlayer.data.source import Tables, load_tables, require_columns, split_off_validation
+from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.errors import ConfigError, DataError
 
 ROWS = [{"text": "good", "label": 1}, {"text": "None", "label": 0}, {"text": "a, b", "label": 1}]
@@ -250,3 +250,15 @@ def test_real_data(shared_data: Path) -> None:
     assert tables.validation is not None
     assert (len(tables.train), len(tables.validation)) == (16_000, 2_000)
     require_columns(tables.train, ["text", "label"], tables.origin)
+
+
+def test_rows_to_judge_by_alone(tmp_path: Path) -> None:
+    assert load_validation("builtin:reviews")[:] == load_tables("builtin:reviews").validation[:]
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(DataError, match=r"expected validation rows, got none\. Add validation\.\*"):
+        load_validation(str(tmp_path))
+    (tmp_path / "validation.jsonl").write_text('{"a": 2}\n')
+    assert load_validation(str(tmp_path))["a"] == [2]
+    assert load_validation(str(tmp_path / "train.jsonl"))["a"] == [1]
+    with pytest.raises(DataError, match="got nothing there"):
+        load_validation(str(tmp_path / "absent.jsonl"))
