@@ -19,13 +19,14 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.policies.compress import UNCOMPRESSED, Compression, compression
+from cutlayer.policies.stragglers import Late, Stragglers, quorum
 from cutlayer.server.guard import Guard
 from cutlayer.server.server import one_per_device
 from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Measured, Message, Recall, Update
 from ends import activations_for, server_for
-from playground import Played, fleet_of, play, with_rows
+from playground import WAIT_ALL, Played, fleet_of, play, with_rows
 from tiny import LABELS, VOCABULARY, random_batch
 
 STEPS, LONGEST = 2, 10
@@ -86,7 +87,11 @@ class Watched(Guard):
 
 
 def guarded_run(
-    base: Base, method: str, codecs: Compression = UNCOMPRESSED, **options: object
+    base: Base,
+    method: str,
+    codecs: Compression = UNCOMPRESSED,
+    stragglers: Stragglers = WAIT_ALL,
+    **options: object,
 ) -> tuple[Played, list[tuple[Assignment, int, Message]]]:
     """A run of three devices whose every message passes a guard; and what the guards saw."""
     fleet, seen = fleet_of(3), list[tuple[Assignment, int, Message]]()
@@ -101,6 +106,7 @@ def guarded_run(
         rounds=rounds,
         local_steps=STEPS,
         compression=codecs,
+        stragglers=stragglers,
         guard=lambda *args, **facts: Watched(*args, seen=seen, **facts),
     ), seen
 
@@ -128,6 +134,15 @@ def test_causal_language_models_pass(method: str, llama: Base) -> None:
 def test_packed_messages_pass(method: str, name: str, bert: Base) -> None:
     _, seen = guarded_run(bert, method, compression(activations=name, gradients=name, adapters=name))
     assert all(frame_bytes(message) <= limit for _, limit, message in seen)
+
+
+@pytest.mark.parametrize("late", ["drop", "use"])
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "fedspine", "vanilla", "mergesfl"])
+def test_late_devices_pass(method: str, late: Late, bert: Base) -> None:
+    """Whatever of an earlier round, or of a round that was closed, is on its way."""
+    options = {"cache": False} if "cache" in TABLE[method].options else {}
+    run, _ = guarded_run(bert, method, stragglers=quorum(0.3, late), **options)
+    assert any(record.late for record in run.logbook.history.records)
 
 
 def test_recalls_pass(bert: Base) -> None:
@@ -298,6 +313,14 @@ def test_the_frame_limit_is_that_of_a_full_batch(bert: Base) -> None:
     plan, rows_B = replace(SPLIT, batch_size=400), torch.arange(400, dtype=torch.int32)
     full = honest(bert, step=1, rows_B=rows_B, **batch_of(samples=400))
     assert 0 <= guard_for(bert, plan).frame_limit() - frame_bytes(full) <= 16
+
+
+def test_a_late_frame_may_be_as_long_as_its_own_round_allowed(bert: Base) -> None:
+    guard = unopened(bert)
+    assert guard.frame_limit() == 0
+    for plan in (replace(SPLIT, batch_size=400), SPLIT):
+        guard.open(guard_for(bert, plan)._now)
+        assert guard.frame_limit() == guard_for(bert, replace(SPLIT, batch_size=400)).frame_limit()
 
 
 def test_what_has_no_place(bert: Base) -> None:

@@ -95,6 +95,7 @@ class Guard:
         self._hidden_size, self._longest = hidden_size, longest_tokens
         self._compression, self._holds = compression, holds
         self._assignment: Assignment | None = None
+        self._limit = 0
         self._shapes: dict[str, Shape] = {}
         self._open = self._closing = False
         self._step = self._samples = self._weight = 0
@@ -107,6 +108,7 @@ class Guard:
         self._open, self._closing = True, False
         self._step = self._samples = self._weight = 0
         self._recalled = self._measured = False
+        self._limit = max(self._limit, self._longest_frame())
 
     def close(self, close: Close) -> None:
         """The device is told to end its round: from now on it may do so after any step."""
@@ -115,7 +117,14 @@ class Guard:
     # ------------------------------------------------------------------ before there is a message
 
     def frame_limit(self) -> int:
-        """The longest frame, in bytes, that the open round allows this device."""
+        """The longest frame, in bytes, that this round or an earlier one allows the device: a late one may be longer.
+
+        0 before its first round.
+        """
+        return self._limit
+
+    def _longest_frame(self) -> int:
+        """Of the messages that this round's plan allows."""
         now, plan = self._now, self._now.plan
         most = plan.batch_size * plan.local_steps
         update = Update(
