@@ -19,6 +19,12 @@ def test_at_full_rank_it_is_the_dense_weighted_sum() -> None:
     torch.testing.assert_close(product(svd()(adapter_of(7, 0), many)), mean_product(many), rtol=1e-6, atol=1e-6)
 
 
+def test_it_is_computed_in_fp64() -> None:
+    given = [contribution(1, 1.0), contribution(3, 6.0)]  # 1 / 7 is no number of fp32
+    broadcast = {name: value.double() for name, value in adapter_of(FULL, 0).items()}
+    torch.testing.assert_close(product(svd()(broadcast, given)), mean_product(given), rtol=1e-12, atol=1e-12)
+
+
 def test_what_a_device_is_sent_is_the_svd_of_its_rank() -> None:
     given = [contribution(4, 1.0, seed=1), contribution(2, 3.0), contribution(4, 5.0, seed=2)]
     result = svd()(adapter_of(FULL, 0), given)

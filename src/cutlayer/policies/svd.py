@@ -46,8 +46,7 @@ class _Svd:
         for b, a in factor_names(broadcast):
             terms = terms_of(contributions, b, a)
             if not terms:
-                factored |= {b: broadcast[b], a: broadcast[a]}
-                continue
+                continue  # the mean over nobody is what was broadcast
             total = sum(weight for weight, _, _ in terms)
             mean = [(weight / total, b_k.double(), a_k.double()) for weight, b_k, a_k in terms]
             new_b, new_a = truncated(*stacked(mean), rank=broadcast[a].shape[0])
