@@ -16,11 +16,11 @@ from cutlayer.model.base import Base
 from cutlayer.model.export import read_adapter, save_adapter
 from cutlayer.model.low_rank import factor_names
 from cutlayer.policies.plan import Known, Planner
-from cutlayer.types import RoundPlan
+from cutlayer.types import History, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Assignment
 from exported import card_for, logits_of, plain_peft, whole_logits
-from playground import Played, fleet_of, play, streams_for
+from playground import FlatCosts, Played, fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2
@@ -78,6 +78,20 @@ def test_a_round_begins_with_a_fresh_adapter(llama: Base) -> None:
         assert all(not draw[b].any() for draw in draws)
         assert len({tuple(draw[a].flatten().tolist()) for draw in draws}) == ROUNDS
         assert all(torch.equal(m.adapter[a], draws[m.round][a][:1]) for m in assignments(run, "device-0"))
+
+
+def test_the_seed_draws_the_fresh_adapters(llama: Base) -> None:
+    broadcast = llama.initial_adapter(0)
+    one, other = (build_method("flora", {}, seed=seed).aggregate(broadcast, []) for seed in (0, 1))
+    assert all(torch.equal(one[b], other[b]) and not torch.equal(one[a], other[a]) for b, a in factor_names(broadcast))
+
+
+def test_moments_begin_anew(llama: Base) -> None:
+    """On every device: those that were gathered belong to factors that were folded away."""
+    known = Known(fleet_of(3), FlatCosts(llama.num_blocks), History(), num_tokens=10, batch_size=4, local_steps=2)
+    for round in range(2):
+        plan = build_method("flora", {}, seed=0).make_plan(round, known)
+        assert all(device.fresh_moments for device in plan.devices)
 
 
 @pytest.mark.parametrize("planners", [(), (absent_in_the_middle,)])

@@ -13,9 +13,11 @@ from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import at_rank
 from cutlayer.model.base import Base
+from cutlayer.policies.plan import Known
 from cutlayer.policies.zero_pad import zero_pad
+from cutlayer.types import History
 from cutlayer.wire.messages import Assignment, Update
-from playground import Played, fleet_of, play, streams_for
+from playground import FlatCosts, Played, fleet_of, play, streams_for
 
 RANKS = {"device-0": 1, "device-1": 4, "device-2": 8}
 """Of the playground's speeds, 1 : 3 : 5."""
@@ -43,6 +45,28 @@ def test_every_device_trains_at_its_rank(method: str, bert: Base) -> None:
             shapes = {name: tuple(value.shape) for name, value in message.adapter.items()}
             assert shapes == bert.shapes_of((RANKS[message.device],) * 3)
     assert {name: tuple(value.shape) for name, value in run.adapter.items()} == bert.shapes
+
+
+@pytest.mark.parametrize("method", ["hetlora", "flexlora", "flora"])
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        ({"lowest": 3}, (3, 4, 8)),
+        ({"by": "memory"}, (8, 8, 8)),  # which is the same for all there
+        ({"by": "uplink", "lowest": 4}, (4, 4, 8)),  # 1 : 2 : 3
+    ],
+)
+def test_who_gets_which_rank_is_an_option(method: str, options: dict[str, Any], ranks: tuple[int, ...]) -> None:
+    known = Known(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    plan = build_method(method, options, seed=0).make_plan(0, known)
+    assert tuple(device.ranks[0] for device in plan.devices) == ranks
+
+
+def test_the_lowest_rank_holds_for_pruning_too() -> None:
+    known = Known(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    plan = build_method("hetlora", {"lowest": 3, "gamma": 0.5, "lam": 0.25}, seed=0).make_plan(0, known)
+    assert [device.prune_to for device in plan.devices] == [(), (3, 3, 3), (4, 4, 4)]
+    assert [device.tail_penalty for device in plan.devices] == [0.0, 0.25, 0.25]
 
 
 @pytest.mark.parametrize("method", ["hetlora", "flexlora"])
