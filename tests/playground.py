@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from cutlayer.coordinator import Coordinator, Logbook
+from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
+from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
@@ -260,11 +262,12 @@ def play(
     guard: Callable[..., Guard] | None = None,
     stragglers: Stragglers = WAIT_ALL,
     link_of: Callable[[str, Link], Link] = lambda _device, link: link,
+    stores: Mapping[str, Store] | None = None,
 ) -> Played:
     """Plays a run and returns what happened. Messages are kept as they travel, packed.
 
     `apart`, each device has a base of its own, as in a process of its own; `guard` makes the guard of the server's end
-    of each link, and `link_of` may put something more around that end.
+    of each link, and `link_of` may put something more around that end. With `stores` devices keep commit points there.
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
@@ -334,7 +337,12 @@ def play(
                 machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
                 own = Base(base.settings) if apart else base
                 device = Device(profile.name, own, streams[profile.name], machine, costs, settings)
-                device_end = end(ends[profile.name][0], played.sent_up)
+                if stores is None:
+                    device_end = end(ends[profile.name][0], played.sent_up)
+                else:
+                    committing = CommittingLink(TappedLink(ends[profile.name][0], played.sent_up), stores[profile.name])
+                    device_end = packing(committing)
+                    committing.attach(device, device_end)
                 tasks.create_task(method.round.device_end(device_end, device))
             await coordinator.run()
         played.adapter = server.exported()

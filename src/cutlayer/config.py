@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import write_out
 from cutlayer.policies.learning_rate import Shape
+from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
+from cutlayer.policies.stragglers import Late, stragglers_by_name
 from cutlayer.types import TaskKind
 from cutlayer.wire.codecs import SPELLED, codec_by_name
 
@@ -98,10 +100,30 @@ class TrainSection(Section):
     """Largest gradient norm per owner and side; 0 is none."""
     keep_moments: bool = True
     """AdamW's moments outlive the end of a round."""
+    stragglers: str = "wait_all"
+    """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION."""
+    late: Late = "drop"
+    """What becomes of the work of a device that is late: drop, or use what it has done (docs/decisions/0021)."""
     eval_every: int = Field(1, ge=1)
     """Rounds between two evaluations; the last round is always evaluated."""
     eval_batch_size: int = Field(64, ge=1)
     seed: int = Field(0, ge=0)
+
+    @field_validator("stragglers")
+    @classmethod
+    def _is_a_policy(cls, name: str) -> str:
+        try:
+            stragglers_by_name(name)
+        except ConfigError:
+            raise PydanticCustomError("stragglers", STRAGGLERS) from None
+        return name
+
+    @field_validator("late")
+    @classmethod
+    def _somebody_may_be_late(cls, late: Late, info: ValidationInfo) -> Late:
+        if late != "drop" and info.data.get("stragglers") == "wait_all":
+            raise PydanticCustomError("late", "drop where nobody is late (train.stragglers is wait_all)")
+        return late
 
 
 class WireSection(Section):

@@ -26,7 +26,7 @@ from cutlayer.model.export import save_adapter
 from cutlayer.model.pruned import save_pruned
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.plan import Known
-from cutlayer.policies.stragglers import wait_all
+from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.prepare import Ingredients, ServerIngredients
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
@@ -137,6 +137,7 @@ class Run:
       clock: Seconds since the run began, over all its processes.
       events: Where machines and links record.
       states: What outlives a round on devices that this process plays.
+      may_leave: Whether devices may leave a round.
 
     Attributes:
       server: The server.
@@ -156,6 +157,7 @@ class Run:
         clock: Callable[[], float],
         events: list[Event],
         states: Callable[[], DeviceStates] = DeviceStates,
+        may_leave: bool = True,
     ) -> None:
         self._ingredients, self._method, self._folder, self._display = ingredients, method, folder, display
         self._logbook, self._clock, self._events, self._states = logbook, clock, events, states
@@ -183,6 +185,7 @@ class Run:
             Forecast(fleet, costs, ingredients.compression),
             ingredients.config.data.max_length,
             self._scratch,
+            may_leave=may_leave,
         )
 
     async def play(self, members: Members) -> Path:
@@ -205,7 +208,7 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
-            stragglers=wait_all(),
+            stragglers=stragglers_by_name(train.stragglers, train.late),
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
@@ -268,6 +271,7 @@ class Run:
             aggregate=self._method.aggregate.state(),
             folds=self.server.folds,
             folds_held=self.server.folds_held,
+            counted=self.server.counted,
             server_moments=self.server.moments(),
             device_moments=states.moments,
             personal=self.server.personal,
@@ -286,6 +290,7 @@ class Run:
         self._method.aggregate.load_state({name: value.to(device) for name, value in snapshot.aggregate.items()})
         folds = {name: value.to(device) for name, value in snapshot.folds.items()}
         self.server.load_folds(folds, snapshot.folds_held)
+        self.server.counted = dict(snapshot.counted)
         self.server.load_moments(snapshot.server_moments)
         self.server.personal = {
             name: {key: value.to(device) for key, value in adapter.items()}

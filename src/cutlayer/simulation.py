@@ -1,13 +1,21 @@
-"""A run with its whole fleet simulated in this process: the same device and server code, on a clock that jumps."""
+"""A run with its whole fleet simulated in this process: the same device and server code, on a clock that jumps.
+
+Where a round may end without a device, devices keep commit points (`device/commit.py`), and one that was dropped begins
+the next round anew from its own: the simulated device gives up the moment its round is closed, so that a run that is
+resumed there is the same. (A real one finishes what it is at, which delays its next round by a step at most.)
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from cutlayer.coordinator import Logbook
+from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
+from cutlayer.device.store import DeviceState, MemoryStore
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
@@ -15,6 +23,7 @@ from cutlayer.fleet.modes import speed_mode
 from cutlayer.methods.method import Method
 from cutlayer.policies.compress import CompressedLink
 from cutlayer.policies.plan import Known
+from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.prepare import Ingredients
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
@@ -48,14 +57,30 @@ def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool
         folder.close()
 
 
+@dataclass(slots=True)
+class _Player:
+    """One simulated device: what it is, both ends of its link, and the task that plays it."""
+
+    device: Device
+    device_end: CompressedLink
+    server_end: CompressedLink
+    task: asyncio.Task[None] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Everyone:
     """The members of a simulated fleet: all of it, always."""
 
-    links: Mapping[str, CompressedLink]
+    players: Mapping[str, _Player]
     known: Known
+    muster_again: Callable[[], None]
+
+    @property
+    def links(self) -> Mapping[str, CompressedLink]:
+        return {name: player.server_end for name, player in self.players.items()}
 
     async def muster(self, round: int) -> Known:  # noqa: ARG002
+        self.muster_again()
         return self.known
 
 
@@ -73,21 +98,10 @@ class _Simulation:
     ) -> None:
         self._ingredients, self._method, self._display, self._logbook = ingredients, method, display, logbook
         self._events: list[Event] = []
-        self._devices: dict[str, Device] = {}
-        self._links: dict[str, tuple[CompressedLink, CompressedLink]] = {}  # the device's end, the server's
-        fleet = ingredients.fleet
-        for index, profile in enumerate(fleet.devices):
-            machine = ModelledMachine(profile.name, profile.effective_flops, self._record, speed_mode(profile))
-            self._devices[profile.name] = Device(
-                profile.name,
-                ingredients.base,
-                ingredients.batches(index),
-                machine,
-                ingredients.costs,
-                ingredients.train_settings,
-            )
-            device_end, server_end = modelled_link(profile, self._record)
-            self._links[profile.name] = ingredients.compressed(device_end), ingredients.compressed(server_end)
+        fleet, train = ingredients.fleet, ingredients.config.train
+        may_leave = not stragglers_by_name(train.stragglers, train.late).waits_for_all
+        self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
+        self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
         self._run = Run(
             ingredients,
             method,
@@ -100,6 +114,7 @@ class _Simulation:
             clock=now,
             events=self._events,
             states=self._states,
+            may_leave=may_leave,
         )
 
     async def play(self, snapshot: Snapshot | None) -> Outcome:
@@ -108,29 +123,75 @@ class _Simulation:
             self._restore(snapshot)
         names = [device.name for device in fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
-        server_ends = {name: server_end for name, (_, server_end) in self._links.items()}
-        members = _Everyone(server_ends, known_of(self._ingredients, self._logbook))
         async with asyncio.TaskGroup() as tasks:
-            for name, (device_end, _) in self._links.items():
-                tasks.create_task(self._method.round.device_end(device_end, self._devices[name]), name=name)
-            adapter = await self._run.play(members)
+            for name in self._players:
+                self._start(name, tasks)
+            known = known_of(self._ingredients, self._logbook)
+            adapter = await self._run.play(_Everyone(self._players, known, lambda: self._start_anew(tasks)))
         return self._run.finish(adapter, fleet)
+
+    def _player(self, index: int) -> _Player:
+        """The device at this place in the fleet, as it is before its first round."""
+        ingredients, profile = self._ingredients, self._ingredients.fleet.devices[index]
+
+        def record(event: Event) -> None:
+            if self._players[profile.name] is player:  # and not one that has been put in its place
+                self._record(event)
+
+        machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
+        batches, costs, settings = ingredients.batches(index), ingredients.costs, ingredients.train_settings
+        device = Device(profile.name, ingredients.base, batches, machine, costs, settings)
+        device_end, server_end = modelled_link(profile, record)
+        committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
+        player = _Player(device, ingredients.compressed(committing or device_end), ingredients.compressed(server_end))
+        if committing:
+            committing.attach(device, player.device_end)
+        return player
+
+    def _start(self, name: str, tasks: asyncio.TaskGroup) -> None:
+        player = self._players[name]
+        player.task = tasks.create_task(self._method.round.device_end(player.device_end, player.device), name=name)
+
+    def _start_anew(self, tasks: asyncio.TaskGroup) -> None:
+        """Puts a new one in the place of each device that the last round has dropped."""
+        last = self._logbook.rounds_done - 1
+        records = reversed(self._logbook.history.records)
+        dropped = {
+            record.device for record in takewhile(lambda record: record.round == last, records) if not record.samples
+        }
+        for index, profile in enumerate(self._ingredients.fleet.devices):
+            if profile.name in dropped:
+                old = self._players[profile.name].task
+                assert old is not None, "every player has been started"
+                old.cancel()
+                self._players[profile.name] = self._player(index)
+                self._start(profile.name, tasks)
 
     def _record(self, event: Event) -> None:
         self._events.append(event)
         self._display.event(event)
 
     def _states(self) -> DeviceStates:
-        states = {name: device.state() for name, device in self._devices.items()}
+        states = {name: self._state(name, player) for name, player in self._players.items()}
         return DeviceStates(
-            cursors={name: cursor for name, (cursor, _) in states.items()},
-            moments={name: moments for name, (_, moments) in states.items()},
-            lost={name: device_end.state() for name, (device_end, _) in self._links.items()},
+            cursors={name: state.cursor for name, state in states.items()},
+            moments={name: state.moments for name, state in states.items()},
+            lost={name: state.lost for name, state in states.items()},
         )
+
+    def _state(self, name: str, player: _Player) -> DeviceState:
+        """What a device is after its last round that counted."""
+        if self._stores:
+            return self._stores[name].load(self._run.server.counted.get(name))
+        return DeviceState(*player.device.state(), player.device_end.state())
 
     def _restore(self, snapshot: Snapshot) -> None:
         self._run.restore(snapshot)
         where = self._ingredients.base.device
-        for name, device in self._devices.items():
-            device.load_state(snapshot.cursors[name], snapshot.device_moments[name])
-            self._links[name][0].load_state({key: value.to(where) for key, value in snapshot.lost[name].items()})
+        for name, player in self._players.items():
+            lost = {key: value.to(where) for key, value in snapshot.lost[name].items()}
+            player.device.load_state(snapshot.cursors[name], snapshot.device_moments[name])
+            player.device_end.load_state(lost)
+            if self._stores:
+                state = DeviceState(snapshot.cursors[name], snapshot.device_moments[name], lost)
+                self._stores[name].save(snapshot.counted.get(name), state)

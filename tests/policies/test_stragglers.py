@@ -21,7 +21,7 @@ def test_by_name() -> None:
     "name", ["", "wait", "deadline", "deadline:", "deadline:soon", "deadline:nan", "quorum", "wait_all:3", "60"]
 )
 def test_a_policy_that_there_is_not(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"expected a policy, got .* Write wait_all, deadline:SECONDS or quorum"):
+    with pytest.raises(ConfigError, match=r"expected a policy, got .* Write wait_all, deadline:SECONDS above 0 or"):
         stragglers_by_name(name)
 
 

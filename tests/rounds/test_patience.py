@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from bases import open_base
+from cutlayer.device.store import MemoryStore
 from cutlayer.errors import StragglersError
+from cutlayer.fleet.clock import Deadlock
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
+from cutlayer.policies.stragglers import Stragglers, deadline, quorum, wait_all
 from cutlayer.types import Adapter
 from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Close, Message, Update
 from playground import LeavingLink, ListedBatches, Played, fleet_of, learning_rate, plain_training, play, streams_for
 
 METHODS = sorted(TABLE)
@@ -133,3 +137,246 @@ def test_a_server_adapter_of_one_device_is_forgotten_with_its_moments(method: st
     for after in (1, 2):
         left = adapter(after)
         assert not [name for name in expected if not torch.equal(expected[name], left[name])]
+
+
+# ------------------------------------------------------------------ policies
+
+
+POLICIES = (deadline(0.3), deadline(0.3, "use"), quorum(0.5), quorum(0.5, "use"))
+SLOW = "device-1"
+
+
+def slow_fleet() -> Fleet:
+    """Three devices, one of them a tenth as fast as it could be."""
+    fleet = fleet_of(3)
+    devices = [
+        device.model_copy(update={"flops_per_second": device.flops_per_second / (20 if device.name == SLOW else 1)})
+        for device in fleet.devices
+    ]
+    return fleet.model_copy(update={"devices": tuple(devices)})
+
+
+def held(
+    base: Base,
+    method: str,
+    policy: Stragglers,
+    *,
+    fleet: Fleet | None = None,
+    rounds: int = ROUNDS,
+    link_of: Callable[[str, Link], Link] = lambda _device, link: link,
+    given: dict[str, ListedBatches] | None = None,
+    stores: dict[str, MemoryStore] | None = None,
+    options: dict[str, object] | None = None,
+) -> Played:
+    """A run under a policy; devices keep commit points."""
+    fleet = fleet or slow_fleet()
+    return play(
+        base,
+        build_method(method, options or {}, seed=0),
+        fleet,
+        given or streams_for(fleet, "classification", steps=20),
+        rounds=rounds,
+        local_steps=STEPS,
+        stragglers=policy,
+        link_of=link_of,
+        stores=stores or {device.name: MemoryStore() for device in fleet.devices},
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_who_is_in_time_notices_no_policy(method: str, bert: Base) -> None:
+    """A deadline that nobody reaches and a quorum of all are `wait_all`, to the last bit and message."""
+    expected = held(bert, method, wait_all())
+    for policy in (deadline(1e6), deadline(1e6, "use"), quorum(1.0), quorum(1.0, "use")):
+        played = held(bert, method, policy)
+        assert not [name for name in expected.adapter if not torch.equal(expected.adapter[name], played.adapter[name])]
+        assert played.events == expected.events
+        assert [type(message) for message in played.sent_down] == [type(message) for message in expected.sent_down]
+        assert [row["late"] for row in played.rows] == [0] * ROUNDS
+
+
+class MuteLink:
+    """The server's end of a link from which, from some round on and after so many messages in it, nothing comes."""
+
+    def __init__(self, link: Link, *, round: int, after: int) -> None:
+        self._link, self._round, self._left = link, round, after
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        await self._link.send(message)
+
+    async def receive(self) -> Message:
+        while True:
+            message = await self._link.receive()
+            if message.round < self._round:
+                return message
+            self._left -= 1
+            if self._left >= 0:
+                return message
+
+
+@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_round_ends_though_a_device_never_answers(
+    method: str, policy: Stragglers, after: int, bert: Base
+) -> None:
+    """Law 8: from round 1 on nothing comes of one device. Rounds end, or say that nobody was in time."""
+
+    def link_of(device: str, link: Link) -> Link:
+        return MuteLink(link, round=1, after=after) if device == SLOW else link
+
+    try:
+        played = held(bert, method, policy, fleet=fleet_of(3), rounds=3, link_of=link_of)
+    except ExceptionGroup as group:
+        (error,) = group.exceptions
+        assert isinstance(error, StragglersError)
+        assert policy.seconds is not None, "half of the devices always finish"
+        return
+    assert len(played.rows) == 3
+    muted = [record for record in played.logbook.history.of(SLOW) if record.round == 2]
+    assert all(record.late and record.samples == 0 for record in muted)
+
+
+def test_who_waits_for_all_waits(bert: Base) -> None:
+    """Without a policy a device that never answers holds up the run: on the virtual clock that is a deadlock."""
+
+    def link_of(device: str, link: Link) -> Link:
+        return MuteLink(link, round=1, after=0) if device == SLOW else link
+
+    with pytest.raises(Deadlock):
+        held(bert, "memsfl", wait_all(), link_of=link_of)
+
+
+@pytest.mark.parametrize("method", ["fedlora", "memsfl", "splitlora", "splitfrozen"])
+def test_a_round_ends_at_its_deadline(method: str, bert: Base) -> None:
+    """By the virtual clock; a server's step under way is finished first."""
+    seconds = 1.2 * held(bert, method, wait_all(), fleet=fleet_of(3), rounds=1).rows[0]["virtual_seconds"]
+    played = held(bert, method, deadline(seconds))
+    for number, row in enumerate(played.rows):
+        assert row["late"] == 1
+        assert row["devices"][SLOW]["late"]
+        assert row["devices"][SLOW]["samples"] == 0
+        assert (number + 1) * seconds <= row["virtual_seconds"] <= (number + 1) * seconds + 0.05
+    assert [message.wanted for message in played.sent_down if isinstance(message, Close)] == [False] * ROUNDS
+
+
+@pytest.mark.parametrize("method", ["fedlora", "memsfl"])
+def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: Base) -> None:
+    """Round 0 without the slow device, round 1 with it: it trains then on the samples that did not count."""
+    times = held(bert, method, wait_all()).rows
+    seconds = 0.6 * times[0]["virtual_seconds"]  # the first round is too short for it, the second is twice as long
+
+    class TwiceAsLong(Stragglers):
+        rounds = 0
+
+        @property
+        def seconds(self) -> float:  # type: ignore[override]
+            TwiceAsLong.rounds += 1
+            return seconds if TwiceAsLong.rounds <= 2 else 1e6  # it is asked twice a round
+
+    policy = object.__new__(TwiceAsLong)
+    object.__setattr__(policy, "fraction", None)
+    object.__setattr__(policy, "late", "drop")
+    given = streams_for(slow_fleet(), "classification", steps=20)
+    played = held(bert, method, policy, given=given)
+    assert [row["late"] for row in played.rows] == [1, 0]
+    fresh = streams_for(slow_fleet(), "classification", steps=20)
+    adapter, states = bert.initial_adapter(0), dict[str, dict[str, object] | None]()
+    for round in range(2):
+        rates = [learning_rate(round, step) for step in range(STEPS)]
+        trained, weights = [], []
+        for name in sorted(fresh):
+            if round == 0 and name == SLOW:
+                continue
+            batches = [fresh[name].next() for _ in range(STEPS)]
+            local, states[name] = plain_training(bert, adapter, batches, rates, states.get(name))
+            trained.append(local)
+            weights.append(sum(batch.weight for batch in batches))
+        adapter = weighed(trained, weights)
+    assert not [name for name in adapter if not torch.equal(adapter[name], played.adapter[name])]
+
+
+@pytest.mark.parametrize("method", ["fedlora", "memsfl"])
+def test_what_a_late_device_has_done_counts_by_its_weight(method: str, bert: Base) -> None:
+    """`late: use`: the mean over what was really trained, both sides after the same number of steps."""
+    whole = held(bert, method, wait_all(), rounds=1)
+    seconds = 0.5 * whole.rows[0]["virtual_seconds"]
+    played = held(bert, method, deadline(seconds, "use"))
+    fresh = streams_for(slow_fleet(), "classification", steps=20)
+    adapter, states = bert.initial_adapter(0), dict[str, dict[str, object] | None]()
+    for round, row in enumerate(played.rows):
+        assert row["devices"][SLOW]["late"]
+        assert 0 < row["devices"][SLOW]["steps"] < STEPS
+        trained, weights = [], []
+        for name in sorted(fresh):
+            batches = [fresh[name].next() for _ in range(row["devices"][name]["steps"])]
+            rates = [learning_rate(round, step) for step in range(len(batches))]
+            local, states[name] = plain_training(bert, adapter, batches, rates, states.get(name))
+            trained.append(local)
+            weights.append(sum(batch.weight for batch in batches))
+            assert row["devices"][name]["weight"] == weights[-1]
+        adapter = weighed(trained, weights)
+    assert not [name for name in adapter if not torch.equal(adapter[name], played.adapter[name])]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_counted_sample_counts_once(method: str, policy: Stragglers, bert: Base) -> None:
+    """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
+    if policy.seconds is not None:
+        length = held(bert, method, wait_all(), rounds=1).rows[0]["virtual_seconds"]
+        policy = deadline(0.7 * length, policy.late)
+    given = streams_for(slow_fleet(), "classification", steps=20)
+    stores = {name: MemoryStore() for name in given}
+    try:
+        played = held(bert, method, policy, given=given, stores=stores, rounds=3)
+    except ExceptionGroup as group:
+        assert isinstance(group.exceptions[0], StragglersError)
+        return
+    assert sum(row["late"] for row in played.rows) > 0
+    for name, stream in given.items():
+        records = played.logbook.history.of(name)
+        counted = max((record.round for record in records if record.samples), default=None)
+        drawn = stream.all[: stores[name].load(counted).cursor["next"]]
+        assert sum(record.samples for record in records) == sum(batch.num_samples for batch in drawn)
+        assert sum(record.weight for record in records) == sum(batch.weight for batch in drawn)
+        assert sum(record.steps for record in records) == len(drawn)
+
+
+@pytest.mark.parametrize("late", ["drop", "use"])
+def test_a_quorum_closes_the_round(late: str, bert: Base) -> None:
+    played = held(bert, "memsfl", quorum(0.5, late))  # type: ignore[arg-type]
+    for row in played.rows:
+        assert row["late"] == 1
+        assert row["devices"][SLOW]["late"]
+    whole = held(bert, "memsfl", wait_all())
+    assert played.rows[0]["virtual_seconds"] < whole.rows[0]["virtual_seconds"]
+
+
+def test_what_comes_too_late_is_dropped_and_counted(bert: Base) -> None:
+    """The slow device's update of round 0 is on its way when the round is closed: it arrives in round 1."""
+    times = held(bert, "fedlora", wait_all(), rounds=1)
+    sent = next(event for event in times.events if event.who == SLOW and event.what == "upload")
+    played = held(bert, "fedlora", deadline((sent.start_seconds + sent.end_seconds) / 2))
+    assert [row["devices"][SLOW]["dropped_messages"] for row in played.rows] == [0, 1]
+    assert [message.round for message in played.sent_up if isinstance(message, Update) and message.device == SLOW][
+        0
+    ] == 0
+
+
+def test_an_error_of_ours_is_nobodys_lateness(bert: Base) -> None:
+    class Broken(MuteLink):
+        async def receive(self) -> Message:
+            raise RuntimeError("a mistake in the program")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        held(bert, "memsfl", deadline(1.0), link_of=lambda _device, link: Broken(link, round=0, after=0))
+    assert "a mistake in the program" in str(caught.value.exceptions[0].exceptions[0])  # type: ignore[union-attr]

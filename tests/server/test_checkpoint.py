@@ -32,6 +32,7 @@ def snapshot(seed: int = 0) -> Snapshot:
         aggregate=tensors("a.weight"),
         folds=tensors("0/a.weight", "10/a.weight", "2/a.weight"),
         folds_held={"phone": 2, "phone-2": 0},
+        counted={"phone": 6},
         server_moments={"*": moments, "phone": {}, "phone-2": tensors("a.weight#exp_avg")},
         device_moments={"phone": tensors("b.weight#exp_avg"), "phone-2": {}},
         lost={"phone": tensors("b.weight"), "phone-2": {}},

@@ -80,6 +80,8 @@ FLAGS = (
     Flag("--warmup", "train.warmup", "X", "Fraction of the steps in which it rises."),
     Flag("--weight-decay", "train.weight_decay", "X", "AdamW's."),
     Flag("--clip", "train.clip", "X", "Largest gradient norm; 0 is none."),
+    Flag("--stragglers", "train.stragglers", "wait_all|deadline:SECONDS|quorum:FRACTION", "How long a round waits."),
+    Flag("--late", "train.late", "drop|use", "What becomes of the work of devices that are late."),
     Flag("--eval-every", "train.eval_every", "N", "Rounds between two evaluations."),
     Flag("--seed", "train.seed", "N", "Same seed, same adapter."),
     Flag("--compress-activations", "wire.activations", "none|bf16|int8|topk:FRACTION", "How devices pack activations."),

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +53,7 @@ class Device:
     ) -> None:
         self.name = name
         self.machine = machine
+        self.before_round: Callable[[Assignment], Assignment] | None = None  # goes back to a commit point (commit.py)
         self._base, self._batches, self._costs, self._settings = base, batches, costs, settings
         self._trainable = Trainable({}, settings.optimizer)
         self._pruning: Pruning | None = None  # a device that never prunes knows nothing of it
@@ -70,6 +71,8 @@ class Device:
 
     def begin(self, assignment: Assignment) -> None:
         """Takes the round's adapter and cut; removes what the plan asks for, of the adapter too."""
+        if self.before_round is not None:
+            assignment = self.before_round(assignment)
         self._assignment, adapter = assignment, assignment.adapter
         self._base.fold(assignment.folds)
         if assignment.plan.prune or assignment.plan.score or self._pruning:
@@ -241,8 +244,8 @@ class Device:
         self._batches.load_state_dict({key: value for key, value in cursor.items() if key != "sent"})
         self._sent = set(cursor["sent"])
         pruning = {name.removeprefix(PRUNING): v for name, v in moments.items() if name.startswith(PRUNING)}
-        if pruning:
-            self._pruning = Pruning(self._base)
+        self._pruning = Pruning(self._base) if pruning else None
+        if self._pruning:
             self._pruning.load_state(pruning)
         self._trainable.load_moments({name: v for name, v in moments.items() if not name.startswith(PRUNING)})
 

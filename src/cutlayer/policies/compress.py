@@ -148,9 +148,15 @@ class CompressedLink:
                 round=message.round,
                 step=step,
             ) from None
-        await self._link.send(packed)
-        if isinstance(message, Update):  # only now: an update whose sending was given up has lost nothing
-            self._lost = lost
+        before = self._lost
+        if isinstance(message, Update):
+            self._lost = lost  # already now: it is part of what a device is when its update leaves (device/commit.py)
+        try:
+            await self._link.send(packed)
+        except BaseException:
+            self._lost = before  # an update whose sending was given up has lost nothing
+            raise
+        if isinstance(message, Update):
             self._answered(message.round)
 
     async def receive(self) -> Message:

@@ -19,6 +19,7 @@ from typing import Literal
 from cutlayer.errors import ConfigError
 
 Late = Literal["drop", "use"]
+SPELLED = "wait_all, deadline:SECONDS above 0 or quorum:FRACTION above 0 and at most 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def deadline(seconds: float, late: Late = "drop") -> Stragglers:
       ConfigError: No time at all.
     """
     if not 0 < seconds < math.inf:
-        raise ConfigError(f"train.stragglers: expected a deadline above 0 s, got {seconds:g}. {SPELLED}")
+        raise ConfigError(f"train.stragglers: expected a deadline above 0 s, got {seconds:g}. Write {SPELLED}.")
     return Stragglers(seconds=seconds, late=late)
 
 
@@ -74,11 +75,10 @@ def quorum(fraction: float, late: Late = "drop") -> Stragglers:
       ConfigError: Nobody, or more than all.
     """
     if not 0 < fraction <= 1:
-        raise ConfigError(f"train.stragglers: expected a quorum above 0 and at most 1, got {fraction:g}. {SPELLED}")
+        raise ConfigError(
+            f"train.stragglers: expected a quorum above 0 and at most 1, got {fraction:g}. Write {SPELLED}."
+        )
     return Stragglers(fraction=fraction, late=late)
-
-
-SPELLED = "Write wait_all, deadline:SECONDS or quorum:FRACTION."
 
 
 def stragglers_by_name(name: str, late: Late = "drop") -> Stragglers:
@@ -96,5 +96,5 @@ def stragglers_by_name(name: str, late: Late = "drop") -> Stragglers:
         value = math.nan
     makers = {"deadline": deadline, "quorum": quorum}
     if kind not in makers or not separator or math.isnan(value):
-        raise ConfigError(f"train.stragglers: expected a policy, got {name!r}. {SPELLED}")
+        raise ConfigError(f"train.stragglers: expected a policy, got {name!r}. Write {SPELLED}.")
     return makers[kind](value, late)

@@ -24,7 +24,7 @@ from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder, sha256, write_folder_atomically
 from cutlayer.types import Adapter, StepRecord
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Snapshot:
       aggregate: what the aggregate carries.
       folds: what was added to the base's weights.
       folds_held: how many of the folds each device has.
+      counted: each device's last round that counted.
       server_moments: AdamW's moments of the server's adapters, by owner.
       device_moments: AdamW's moments of each device.
       lost: what packing each device's last update lost.
@@ -55,6 +56,7 @@ class Snapshot:
     aggregate: Adapter
     folds: Adapter
     folds_held: dict[str, int]
+    counted: dict[str, int]
     server_moments: dict[str, Adapter]
     device_moments: dict[str, Adapter]
     lost: dict[str, Adapter]
@@ -91,6 +93,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
             "rounds_done": snapshot.rounds_done,
             "clock_seconds": snapshot.clock_seconds,
             "folds_held": snapshot.folds_held,
+            "counted": snapshot.counted,
             "cursors": snapshot.cursors,
             "round_state": snapshot.round_state,
             "history": [asdict(record) for record in snapshot.history],
@@ -129,6 +132,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             aggregate=_under(tensors, "aggregate/"),
             folds=_under(tensors, "folds/"),
             folds_held=state["folds_held"],
+            counted=state["counted"],
             server_moments=owned["server"],
             device_moments=owned["device"],
             lost=owned["lost"],

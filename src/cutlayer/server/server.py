@@ -127,6 +127,7 @@ class Server:
         self._round: OpenRound | None = None
         self.folds: Adapter = {}
         self.folds_held: dict[str, int] = {}
+        self.counted: dict[str, int] = {}  # by device, its last round that did
         base.unfold()  # an earlier run of this process may have folded
         self._device_trains = cache(lambda cut, blocks: bool(base.device_names(cut, blocks)))
 
@@ -163,6 +164,7 @@ class Server:
                 self.personal.get(device.device),
             ),
             folds=self._folds_missed(device),
+            counted=self.counted.get(device.device),
         )
 
     def _folds_missed(self, device: DevicePlan) -> Adapter:
@@ -336,6 +338,7 @@ class Server:
             return
         self.open.updates[update.device] = update
         self.folds_held[update.device] = self._num_folds
+        self.counted[update.device] = update.round
         tally = self._tallies[update.device]
         tally.samples += update.samples
         tally.change, tally.ranks_left = update.change, update.ranks_left

@@ -230,6 +230,8 @@ def _read_fields(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
 
 def _read_value(hint: Any, value: Any, where: str) -> Any:
     """`value` as a field of type `hint`: exact types, no conversion but that of a whole number to a float."""
+    if hint == int | None:
+        return None if value is None else _read_value(int, value, where)
     if hint is DevicePlan:
         return DevicePlan(**_read_fields(DevicePlan, value, where))
     if get_origin(hint) is tuple and type(value) is list:

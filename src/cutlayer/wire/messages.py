@@ -34,6 +34,8 @@ class Assignment:
       adapter: the tensors of the blocks that the device holds, by global name.
       folds: what is to be added to their frozen weights first, all that the device has not had (`model/folds.py`);
         empty where frozen weights stay frozen.
+      counted: the last round of this device whose update counted, None if there is none: it begins from where it was
+        after that one.
     """
 
     run: str
@@ -43,6 +45,7 @@ class Assignment:
     learning_rates: tuple[float, ...]
     adapter: Adapter
     folds: Adapter = field(default_factory=dict)
+    counted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

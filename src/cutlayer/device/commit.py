@@ -1,0 +1,116 @@
+"""The commit points of a device: it begins a round from where the last of its rounds that counted has left it.
+
+The server says which that was (`Assignment.counted`): it alone knows whether an update came in time. What the device
+is after a round is kept before the first byte of its update leaves, so whatever happens to the device, to the server
+or to the update, the two agree again when the next round begins:
+
+    the update came too late, or never       the device goes back: no sample counts that did not count
+    the server goes on from a checkpoint     so does the device, by one round at most
+    the device was killed                    a new process goes on from what the old one kept
+
+Kept are the point that the server named last, the one before it, and what came after: never more than three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
+
+from cutlayer.device.device import Device
+from cutlayer.device.store import DeviceState, Point, Store
+from cutlayer.types import Adapter
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Message, Update
+
+
+class Lossy(Protocol):
+    """What packs updates and owes what that lost (`policies/compress.py CompressedLink`)."""
+
+    def state(self) -> Adapter: ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+class CommittingLink:
+    """A device's end of a link, below what packs its updates: it keeps a commit point before an update leaves.
+
+    Args:
+      link: The transport's end.
+      store: Where commit points are kept.
+    """
+
+    def __init__(self, link: Link, store: Store) -> None:
+        self._link, self._store = link, store
+        self._device: Device | None = None
+        self._packing: Lossy | None = None
+        self._at: Point | str = "unknown"  # the point at which the device is; unknown in the middle of a round
+        self._restarted = True
+
+    def attach(self, device: Device, packing: Lossy) -> None:
+        """Says whose commit points these are; the first is where the device is now, unless there are some.
+
+        Args:
+          device: The device; from now on it goes back before it begins a round.
+          packing: What lies around this end.
+        """
+        self._device, self._packing = device, packing
+        device.before_round = self._go_back
+        if not self._store.points():
+            self._store.save(None, self._state())
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def receive(self) -> Message:
+        """See `Link.receive`."""
+        return await self._link.receive()
+
+    async def send(self, message: Message) -> None:
+        """See `Link.send`; of an update, the first byte leaves when what it goes with is kept."""
+        if isinstance(message, Update):
+            assert self._device is not None, "who sends an update has been attached"
+            state = self._state()
+            await self._device.machine.aside(lambda: self._store.save(message.round, state))
+        await self._link.send(message)
+        if isinstance(message, Update):
+            self._at = message.round
+
+    def _go_back(self, assignment: Assignment) -> Assignment:
+        """The device as it was after the round that counted last; the assignment with all folds that it lacks.
+
+        Raises:
+          CheckpointError: That state is not there, or no state of this device and this run.
+        """
+        assert self._device is not None
+        assert self._packing is not None
+        counted = assignment.counted
+        if self._at != counted:
+            state = self._store.load(counted)
+            self._device.load_state(state.cursor, state.moments)
+            self._packing.load_state({} if assignment.plan.fresh_moments else state.lost)
+        before = [point for point in self._store.points() if _place(point) < _place(counted)]
+        self._store.keep({counted, max(before, key=_place, default=counted)})
+        self._at = "unknown"
+        self._store.fold(assignment.folds)
+        if self._restarted:  # its base is as it is stored, and the server does not know
+            self._restarted = False
+            return replace(assignment, folds=self._store.folds())
+        return assignment
+
+    def _state(self) -> DeviceState:
+        assert self._device is not None
+        assert self._packing is not None
+        return DeviceState(*self._device.state(), self._packing.state())
+
+
+def _place(point: Point) -> int:
+    """Where it comes among the points: the start first."""
+    return -1 if point is None else point

@@ -1,0 +1,231 @@
+"""Where a device keeps its commit points: what it is after a round, so that it can go back to it.
+
+    start/            as it was before its first round
+    after-000007/     after round 7
+    fold-000003/      the fold of this number, or the part of it that the device has (`model/folds.py`)
+
+Each folder holds `state.json` and `tensors.safetensors`, appears whole or not at all, and names the run and the device
+that it belongs to and the digests of what it holds. Folds are kept once, not with every state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cutlayer.errors import CheckpointError
+from cutlayer.files import recover_folder, sha256, write_folder_atomically
+from cutlayer.model.folds import by_number, numbered
+from cutlayer.types import Adapter
+
+Point = int | None
+"""A commit point: after the round of this number, or before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """What outlives a round on a device.
+
+    Attributes:
+      cursor: its place in its data.
+      moments: AdamW's, and what pruning carries (`Device.state`).
+      lost: what packing its last update lost (`CompressedLink.state`).
+    """
+
+    cursor: dict[str, Any]
+    moments: Adapter
+    lost: Adapter
+
+    def copied(self) -> DeviceState:
+        """The same, which further training does not change."""
+        return DeviceState(dict(self.cursor), _copied(self.moments), _copied(self.lost))
+
+
+class Store(Protocol):
+    """The commit points of one device in one run."""
+
+    def points(self) -> set[Point]:
+        """Those that it has."""
+
+    def save(self, point: Point, state: DeviceState) -> None:
+        """Keeps a state; when this returns, it outlives the process if anything here does."""
+
+    def load(self, point: Point) -> DeviceState:
+        """The state at a point.
+
+        Raises:
+          CheckpointError: It is not there, torn, or another run's or device's.
+        """
+
+    def keep(self, points: Collection[Point]) -> None:
+        """Forgets all others."""
+
+    def fold(self, folds: Adapter) -> None:
+        """Keeps folds that the device is about to have.
+
+        Raises:
+          CheckpointError: It had another fold of that number.
+        """
+
+    def folds(self) -> Adapter:
+        """All folds that the device has had."""
+
+
+class MemoryStore:
+    """Commit points that end with the process."""
+
+    def __init__(self) -> None:
+        self._states: dict[Point, DeviceState] = {}
+        self._folds: Adapter = {}
+
+    def points(self) -> set[Point]:
+        return set(self._states)
+
+    def save(self, point: Point, state: DeviceState) -> None:
+        self._states[point] = state.copied()
+
+    def load(self, point: Point) -> DeviceState:
+        if point not in self._states:
+            raise _not_there("this process", point, self.points())
+        return self._states[point].copied()
+
+    def keep(self, points: Collection[Point]) -> None:
+        self._states = {point: state for point, state in self._states.items() if point in points}
+
+    def fold(self, folds: Adapter) -> None:
+        for number, stack in by_number(folds):
+            _check_same("this process", number, stack, dict(by_number(self._folds)).get(number))
+        self._folds |= folds
+
+    def folds(self) -> Adapter:
+        return dict(self._folds)
+
+
+class FolderStore:
+    """Commit points on the disk.
+
+    Args:
+      path: The folder; made when the first is kept.
+      run: The run's identifier.
+      device: The device's name.
+    """
+
+    def __init__(self, path: Path, run: str, device: str) -> None:
+        self._path, self._owner = path, {"run": run, "device": device}
+        for folder in path.glob(".*.old"):
+            recover_folder(path / folder.name.removeprefix(".").removesuffix(".old"))
+
+    def points(self) -> set[Point]:
+        rounds: set[Point] = set(self._numbers("after"))
+        return rounds | ({None} if (self._path / "start").is_dir() else set())
+
+    def save(self, point: Point, state: DeviceState) -> None:
+        tensors = {f"moments/{name}": value for name, value in state.moments.items()}
+        tensors |= {f"lost/{name}": value for name, value in state.lost.items()}
+        self._write(_name(point), {"cursor": state.cursor}, tensors)
+
+    def load(self, point: Point) -> DeviceState:
+        if not (self._path / _name(point)).is_dir():
+            raise _not_there(str(self._path), point, self.points())
+        facts, tensors = self._read(_name(point))
+        return DeviceState(facts["cursor"], _under(tensors, "moments/"), _under(tensors, "lost/"))
+
+    def keep(self, points: Collection[Point]) -> None:
+        for point in self.points() - set(points):
+            shutil.rmtree(self._path / _name(point))
+
+    def fold(self, folds: Adapter) -> None:
+        for number, stack in by_number(folds):
+            known = self._fold(number) if number in self._numbers("fold") else None
+            _check_same(str(self._path), number, stack, known)
+            if known is None or not known.keys() >= stack.keys():
+                self._write(f"fold-{number:06}", {}, {**(known or {}), **stack})
+
+    def folds(self) -> Adapter:
+        found: Adapter = {}
+        for number in self._numbers("fold"):
+            found |= numbered(number, self._fold(number))
+        return found
+
+    def _fold(self, number: int) -> Adapter:
+        return self._read(f"fold-{number:06}")[1]
+
+    def _numbers(self, kind: str) -> list[int]:
+        matches = (re.fullmatch(rf"{kind}-(\d+)", folder.name) for folder in self._path.glob(f"{kind}-*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def _write(self, name: str, facts: dict[str, Any], tensors: Adapter) -> None:
+        def fill(folder: Path) -> None:
+            path = folder / "tensors.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+            state = {**self._owner, **facts, "tensors_sha256": sha256(path)}
+            (folder / "state.json").write_text(json.dumps(state | {"state_sha256": _digest(state)}, sort_keys=True))
+
+        self._path.mkdir(parents=True, exist_ok=True)
+        write_folder_atomically(self._path / name, fill)
+
+    def _read(self, name: str) -> tuple[dict[str, Any], Adapter]:
+        folder = self._path / name
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            for key, mine in self._owner.items():
+                if state[key] != mine:
+                    raise CheckpointError(
+                        f"{folder}: expected a state of {key} {mine}, got one of {state[key]}. "
+                        "Give each run of each device a folder of its own, or delete this one."
+                    )
+            if state.pop("state_sha256") != _digest(state):
+                raise ValueError("another digest of state.json")
+            if state["tensors_sha256"] != sha256(folder / "tensors.safetensors"):
+                raise ValueError("another digest of tensors.safetensors")
+            return state, load_file(folder / "tensors.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"{folder}: expected a whole commit point, got {type(error).__name__}: {error}. "
+                "Delete the folder of this device's states and join under another name."
+            ) from error
+
+
+def _name(point: Point) -> str:
+    return "start" if point is None else f"after-{point:06}"
+
+
+def _not_there(where: str, point: Point, points: Collection[Point]) -> CheckpointError:
+    wanted = "before its first round" if point is None else f"after round {point}"
+    have = ", ".join(_name(one) for one in sorted(points, key=lambda one: -1 if one is None else one)) or "none"
+    return CheckpointError(
+        f"{where}: expected the state of this device {wanted}, which the server says counted last, got {have}. "
+        "Bring its folder of states back, or join under another name."
+    )
+
+
+def _check_same(where: str, number: int, stack: Adapter, known: Mapping[str, torch.Tensor] | None) -> None:
+    if any(not torch.equal(value, stack[name]) for name, value in (known or {}).items() if name in stack):
+        raise CheckpointError(
+            f"{where}: expected fold {number} as this device has had it, got another. The server has gone back to "
+            "before that fold: delete the folder of this device's states and join under another name."
+        )
+
+
+def _copied(tensors: Adapter) -> Adapter:
+    return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> Adapter:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
