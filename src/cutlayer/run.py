@@ -33,6 +33,7 @@ from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
+from cutlayer.rounds.patience import check
 from cutlayer.server.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from cutlayer.server.evaluate import evaluate
 from cutlayer.server.forecast import Forecast
@@ -114,8 +115,10 @@ def first_plan(ingredients: ServerIngredients, method: Method, known: Known) -> 
 
     Raises:
       BudgetError: A device cannot hold its part.
-      ConfigError: The method's choices contradict each other, or the model or its LoRA.
+      ConfigError: The method's choices contradict each other, the model, its LoRA or the policy for stragglers.
     """
+    train = ingredients.config.train
+    check(stragglers_by_name(train.stragglers, train.late), method.round)
     plan = method.make_plan(0, known)
     if any(device.prune or device.score for device in plan.devices):
         _ = ingredients.base.structure  # raises where this model cannot be pruned

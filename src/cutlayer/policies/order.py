@@ -24,7 +24,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.carlier import Job, Schedule, carlier, makespan, preemptive_bound, schrage
@@ -51,9 +51,17 @@ __all__ = [
 
 
 class Order(Protocol):
-    """A rule for the server's queue. What it carries from one decision to the next is in its state."""
+    """A rule for the server's queue. What it carries from one decision to the next is in its state.
+
+    Attributes:
+      name: as in a run file.
+      waits: whether it may leave an arrived job waiting for one that is expected, however late that is.
+    """
 
     name: str
+
+    @property
+    def waits(self) -> bool: ...
 
     def pick(self, now: float, arrived: Sequence[Job], expected: Sequence[Job]) -> Job | None:
         """Chooses the arrived job to serve now, or None to wait for the next arrival.
@@ -90,6 +98,7 @@ class _Smallest(_Stateless):
 
     name: str
     key: Callable[[Job], float]
+    waits: ClassVar[bool] = False
 
     def pick(self, now: float, arrived: Sequence[Job], expected: Sequence[Job]) -> Job | None:  # noqa: ARG002
         return min(arrived, key=lambda job: (self.key(job), job.device), default=None)
@@ -97,6 +106,7 @@ class _Smallest(_Stateless):
 
 class _StrictRatio(_Stateless):
     name = "strict_ratio"
+    waits = True
 
     def pick(self, now: float, arrived: Sequence[Job], expected: Sequence[Job]) -> Job | None:  # noqa: ARG002
         first = min([*arrived, *expected], key=lambda job: (-job.ratio, job.device), default=None)
@@ -105,6 +115,7 @@ class _StrictRatio(_Stateless):
 
 class _Random:
     name = "random"
+    waits = False
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -133,6 +144,7 @@ class OptimalOrder:
     """
 
     name = "optimal"
+    waits = True
 
     def __init__(self, max_nodes: int) -> None:
         self.max_nodes = max_nodes

@@ -35,7 +35,7 @@ def local(*, personal: bool = False) -> Round:
 
 
 class _Local:
-    equal_cuts = keeps_activations = False
+    equal_cuts = together = keeps_activations = False
 
     def __init__(self, personal: bool) -> None:
         self._personal = personal

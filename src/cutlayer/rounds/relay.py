@@ -30,6 +30,7 @@ def relay() -> Round:
 
 class _Relay:
     equal_cuts = keeps_activations = False
+    together = True
 
     def __init__(self) -> None:
         self._turn = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))

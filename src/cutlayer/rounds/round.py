@@ -19,10 +19,12 @@ class Round(Protocol):
 
     Attributes:
       equal_cuts: whether all devices must be cut at the same block.
+      together: whether a device may have to wait for another, so that one which is late holds them all up.
       keeps_activations: whether activations of one round are trained on in later ones.
     """
 
     equal_cuts: bool
+    together: bool
     keeps_activations: bool
 
     async def device_end(self, link: Link, device: Device) -> None:

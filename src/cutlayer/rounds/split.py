@@ -46,7 +46,7 @@ class _Split:
 
     def __init__(self, server_step: ServerStep) -> None:
         self._server_step = server_step
-        self.equal_cuts = server_step.equal_cuts
+        self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
 
     async def device_end(self, link: Link, device: Device) -> None:
         async def work(assignment: Assignment) -> Message | None:

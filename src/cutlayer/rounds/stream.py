@@ -89,7 +89,7 @@ def stream(
 
 
 class _Stream:
-    equal_cuts = False
+    equal_cuts = together = False
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ def merged() -> ServerStep:
 class _Merged:
     owner: Owner = staticmethod(one_for_all)
 
-    equal_cuts = True
+    equal_cuts = together = True
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while arrived := await arrivals.everybody():

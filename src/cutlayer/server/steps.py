@@ -20,11 +20,13 @@ class ServerStep(Protocol):
     Attributes:
       owner: who owns the server adapter that a device's activations train.
       equal_cuts: whether all devices must be cut at the same block.
+      together: whether a device may have to wait for what another has not sent.
     """
 
     owner: Owner
 
     equal_cuts: bool
+    together: bool
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None: ...
 
@@ -61,6 +63,7 @@ class _OneAtATime:
 
     def __init__(self, order: Order, owner: Owner) -> None:
         self._order, self.owner = order, owner
+        self.together = order.waits
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while (activations := await arrivals.pick(self._order)) is not None:
