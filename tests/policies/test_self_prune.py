@@ -212,6 +212,15 @@ def test_a_tail_that_grew_stays_and_one_that_must_not_go_is_not_told_of(bert: Ba
         assert {name: tuple(value.shape) for name, value in update.adapter.items()} == bert.shapes
 
 
+def test_a_tail_that_is_as_it_was_stays(bert: Base) -> None:
+    """At a rate of 0: it has to fall below what it was."""
+    device = device_for(bert, BATCHES)
+    device.begin(replace(assignment(bert, penalty=0.7), learning_rates=(0.0, 0.0)))
+    for step in range(2):
+        run_virtual(device.train(step))
+    assert device.update().ranks_left == (8, 8, 8)
+
+
 def test_a_round_begins_with_nothing_pruned(bert: Base) -> None:
     device = device_for(bert, BATCHES * 2)
     device.begin(assignment(bert, penalty=0.7))
