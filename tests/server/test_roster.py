@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -189,3 +190,18 @@ def test_a_torn_roster_lets_nobody_in(content: str, fleet: Path) -> None:
     assert reason(error) == "roster-unreadable"
     with pytest.raises(ConfigError, match="expected a roster"):
         Roster(fleet)
+
+
+def test_a_token_is_stored_with_its_salt(fleet: Path) -> None:
+    token = Roster(fleet).add("pi-1", when=WHEN)
+    entry = Roster(fleet).entries()["pi-1"]
+    assert entry.digest == hashlib.sha256(bytes.fromhex(entry.salt) + token.encode()).hexdigest()
+
+
+def test_no_token_stands_for_a_certificate(fleet: Path) -> None:
+    """Not even one whose hash it would be."""
+    roster = Roster(fleet)
+    roster.add_certificate("pi-1", hashlib.sha256(b"known").hexdigest(), when=WHEN)
+    with pytest.raises(Refused) as error:
+        roster.admit("pi-1", "known")
+    assert reason(error) == "wrong-token"
