@@ -234,3 +234,34 @@ def test_a_real_kill(inputs: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "adapter").exists()
     subprocess.run([*command, "--resume", str(tmp_path / "killed")], check=True, env=environment, capture_output=True)
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("method", "late"), [("memsfl", "drop"), ("fedlora", "drop"), ("memsfl", "use")])
+def test_a_run_in_which_devices_were_late(method: str, late: str, inputs: Path, tmp_path: Path) -> None:
+    """Those that were dropped go back, in the run that never stopped and in the one that goes on.
+
+    Events of the same instant may stand in another order: the clock does not say which of its timers fires first.
+    """
+
+    def outcome(folder: Path) -> dict[str, object]:
+        result = result_of(folder)
+        return result | {"events": sorted(result["events"].splitlines())}
+
+    fleet = {
+        "server": {"tflops": 1, "efficiency": 1.0, "memory_gib": 1},
+        "defaults": {"efficiency": 1.0, "memory_gib": 1, "up_mbit": 10, "down_mbit": 10, "latency_ms": 1},
+        "devices": [{"name": "fast", "count": 2, "tflops": 0.004}, {"name": "slow", "tflops": 0.0002}],
+    }
+    options = [f"method.name={method}", "train.rounds=5", f"fleet={json.dumps(fleet)}"]
+    options += ["train.stragglers=quorum:0.6", f"train.late={late}"]
+    run(config_for(inputs, tmp_path / "whole", *options))
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["late"] for row in rows)
+    assert all(bool(row["devices"]["slow"]["samples"]) == (late == "use") for row in rows)
+    expected, events = outcome(tmp_path / "whole"), num_events(tmp_path / "whole")
+    for number, stop in enumerate((events // 3, 4 * events // 5)):
+        config = config_for(inputs, tmp_path / f"stopped-{number}", *options)
+        with pytest.raises(Stopped):
+            run(config, StopAt(stop))
+        run(config, resume=True)
+        assert outcome(Path(config.out)) == expected
