@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -160,6 +161,11 @@ class Everyone:
 
     async def muster(self, round: int) -> Known:  # noqa: ARG002
         return self.known
+
+    async def dismiss(self, finish: Finish) -> None:
+        for link in self.links.values():
+            with contextlib.suppress(DeviceGone):
+                await link.send(finish)
 
 
 class TappedLink:

@@ -62,6 +62,9 @@ class Members(Protocol):
     async def muster(self, round: int) -> Known:
         """What planners may look at in this round; waits until there are enough devices."""
 
+    async def dismiss(self, finish: Finish) -> None:
+        """Tells every device that it may go."""
+
 
 class Coordinator:
     """Runs the rounds of one run.
@@ -105,16 +108,14 @@ class Coordinator:
         """Holds the rounds that are left, then tells every device that it may go."""
         while self.logbook.rounds_done < self._rounds:
             await self._one_round(self.logbook.rounds_done)
-        for device, link in self._members.links.items():
-            with contextlib.suppress(DeviceGone):
-                await link.send(Finish(self._server.run, self._rounds, f"{device}: all rounds are done"))
+        await self._members.dismiss(Finish(self._server.run, self._rounds, "all rounds are done"))
 
     async def _one_round(self, number: int) -> None:
         known = await self._members.muster(number)
         links = self._members.links
         start_wall, start = time.perf_counter(), self._clock()
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
-        plan = self._method.make_plan(number, known)
+        plan = await self._server.machine.aside(lambda: self._make_plan(number, known))
         contributions = await self._patience.hold(self._method.round, self._server, links, plan)
         await self._server.machine.aside(lambda: self._aggregate(contributions))
         duration = self._clock() - start
@@ -135,6 +136,15 @@ class Coordinator:
         )
         events, self._events[:] = list(self._events), []
         await self._commit(row, events)
+
+    def _make_plan(self, number: int, known: Known) -> RoundPlan:
+        """The round's plan; what its steps cost is counted here, where it holds up no link, and later looked up."""
+        plan = self._method.make_plan(number, known)
+        for device in plan.devices:
+            known.costs.device(device, device.batch_size, known.num_tokens)
+            if not device.head:
+                known.costs.server(device, device.batch_size, known.num_tokens)
+        return plan
 
     def _aggregate(self, contributions: Sequence[Contribution]) -> None:
         self._server.adapter = self._method.aggregate(self._server.adapter, contributions)

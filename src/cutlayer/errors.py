@@ -86,6 +86,10 @@ class StragglersError(UserError):
     """A round that every device left, or was too late for: there is nothing to go on from."""
 
 
+class JoinError(UserError):
+    """A device cannot join: its server refuses it, or does not answer."""
+
+
 class WireError(CutlayerError):
     """Something arrived from another machine that may not be believed, or will not arrive at all."""
 

@@ -73,11 +73,13 @@ class DeviceStates:
       cursors: by device, its place in its data.
       moments: by device, AdamW's.
       lost: by device, what packing its last update lost.
+      members: of a real fleet, the devices that there are.
     """
 
     cursors: dict[str, dict[str, Any]] = field(default_factory=dict)
     moments: dict[str, Adapter] = field(default_factory=dict)
     lost: dict[str, Adapter] = field(default_factory=dict)
+    members: list[dict[str, Any]] = field(default_factory=list)
 
 
 def what_is_known(
@@ -280,6 +282,7 @@ class Run:
             personal=self.server.personal,
             lost=states.lost,
             cursors=states.cursors,
+            members=states.members,
             round_state=self._method.round.state_dict(),
             history=self._logbook.history.records,
             totals={"before": self._before, "cuts": self._logbook.cuts, "wall_seconds": self._wall()},

@@ -8,6 +8,7 @@ resumed there is the same. (A real one finishes what it is at, which delays its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,6 +17,7 @@ from cutlayer.coordinator import Logbook
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.store import DeviceState, MemoryStore
+from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
@@ -30,6 +32,7 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.run import DeviceStates, Outcome, Run, first_error, first_plan, known_of, method_of, open_folder
 from cutlayer.server.checkpoint import Snapshot
 from cutlayer.types import Event
+from cutlayer.wire.messages import Finish
 
 
 def simulate(ingredients: Ingredients, display: ProgressDisplay, *, resume: bool = False) -> Outcome:
@@ -82,6 +85,11 @@ class _Everyone:
     async def muster(self, round: int) -> Known:  # noqa: ARG002
         self.muster_again()
         return self.known
+
+    async def dismiss(self, finish: Finish) -> None:
+        for link in self.links.values():
+            with contextlib.suppress(DeviceGone):
+                await link.send(finish)
 
 
 class _Simulation:

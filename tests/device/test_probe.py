@@ -15,12 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from cutlayer.device.probe import (
     SIZES,
     LinkRates,
-    Measured,
     free_host_memory,
     free_memory,
     link_rates,
-    measure,
     median_seconds,
+    probe,
     training_step,
 )
 
@@ -73,8 +72,8 @@ def test_operations_are_counted_as_those_of_a_part(dtype: torch.dtype) -> None:
 def test_speed_is_operations_by_seconds() -> None:
     flops = training_step(CPU, torch.float32)[1]
     ticks = iter([0.0, 1.0, 3.0, 3.0, 4.0, 6.0, 9.0, 9.0])  # three steps, of 2, 1 and 3 seconds
-    measured = measure(CPU, torch.float32, LINK, lambda: next(ticks))
-    assert measured.flops_per_second == flops / 2.0
+    probed = probe(CPU, torch.float32, lambda: next(ticks))
+    assert probed.flops_per_second == flops / 2.0
 
 
 def test_a_gpu_gets_more_to_do() -> None:
@@ -181,14 +180,3 @@ def test_a_group_beyond_its_limit_has_nothing_left(tmp_path: Path) -> None:
 
 def test_what_is_free_here() -> None:
     assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
-
-
-# ------------------------------------------------------------------ together
-
-
-def test_a_measured_device_is_a_row_of_a_fleet() -> None:
-    profile = Measured(123, 4.5e9, LINK).profile("pi-1", max_blocks=2)
-    assert profile.effective_flops == 4.5e9, "what training reaches: nothing is taken off"
-    assert (profile.name, profile.memory_bytes, profile.max_blocks) == ("pi-1", 123, 2)
-    assert (profile.up_bits_per_second, profile.down_bits_per_second, profile.latency_seconds) == (2e6, 3e6, 0.01)
-    assert Measured(123, 4.5e9, LINK).profile("pi-1").max_blocks is None

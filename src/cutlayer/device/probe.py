@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,6 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from cutlayer.fleet.profile import DeviceProfile
 
 PROBE_SECONDS = 0.3
 FEWEST_REPEATS = 3
@@ -44,44 +43,28 @@ class LinkRates:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Probed:
     """What a device found out about itself.
 
     Attributes:
       memory_bytes: free for its part of the model.
       flops_per_second: what training reaches, so no efficiency is to be taken off.
-      link: what the network gives.
     """
 
     memory_bytes: int
     flops_per_second: float
-    link: LinkRates
-
-    def profile(self, name: str, max_blocks: int | None = None) -> DeviceProfile:
-        """The same as a row of a fleet; `max_blocks` is what its owner lends at most."""
-        return DeviceProfile(
-            name=name,
-            flops_per_second=self.flops_per_second,
-            efficiency=1.0,
-            memory_bytes=self.memory_bytes,
-            up_bits_per_second=self.link.up_bits_per_second,
-            down_bits_per_second=self.link.down_bits_per_second,
-            latency_seconds=self.link.latency_seconds,
-            max_blocks=max_blocks,
-        )
 
 
-def measure(device: torch.device, dtype: torch.dtype, link: LinkRates, clock: Callable[[], float]) -> Measured:
+def probe(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> Probed:
     """Measures memory and speed of what computes here; takes a third of a second, on a slow device some more.
 
     Args:
       device: What computes.
       dtype: Of the run's frozen weights.
-      link: Measured by whoever holds the connection (`link_rates`).
-      clock: Seconds; `time.perf_counter` in earnest.
+      clock: Seconds.
     """
     step, flops = training_step(device, dtype)
-    return Measured(free_memory(device), flops / median_seconds(step, clock), link)
+    return Probed(free_memory(device), flops / median_seconds(step, clock))
 
 
 def median_seconds(step: Callable[[], object], clock: Callable[[], float], budget: float = PROBE_SECONDS) -> float:

@@ -61,6 +61,9 @@ class Machine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends after the work that it has."""
+
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
         """Does these one after the other, each as by `run`, with nobody else's work between them; their results.
 
@@ -68,6 +71,10 @@ class Machine(Protocol):
         time, however many it plays.
         """
         ...
+
+
+Machines = Callable[[str, Recorder], Machine]
+"""Name, recorder -> a machine."""
 
 
 class ModelledMachine:
@@ -126,6 +133,9 @@ class ModelledMachine:
                 self._record(Event(self.name, work.what, start, end, round, step, flops=work.flops))
         return results
 
+    def close(self) -> None:
+        """See `Machine.close`: there is nothing to end."""
+
     def _seconds(self, flops: float, round: int) -> float:
         return flops / (self.effective_flops * self._mode(round))
 
@@ -176,5 +186,5 @@ class RealMachine:
         return [await self.run(work.fn, what=work.what, flops=work.flops, round=round, step=step) for work in works]
 
     def close(self) -> None:
-        """Ends the thread after the work that it has."""
+        """See `Machine.close`."""
         self._thread.shutdown()

@@ -44,6 +44,7 @@ class Snapshot:
       lost: what packing each device's last update lost.
       personal: adapters that are never averaged, by device.
       cursors: each device's place in its data.
+      members: of a real fleet, the devices that there are (`hub.py`).
       round_state: what the round's policies carry.
       history: what rounds measured.
       totals: running sums of the summary.
@@ -62,6 +63,7 @@ class Snapshot:
     lost: dict[str, Adapter]
     personal: dict[str, Adapter]
     cursors: dict[str, dict[str, Any]]
+    members: list[dict[str, Any]]
     round_state: dict[str, Any]
     history: list[StepRecord]
     totals: dict[str, Any]
@@ -95,6 +97,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
             "folds_held": snapshot.folds_held,
             "counted": snapshot.counted,
             "cursors": snapshot.cursors,
+            "members": snapshot.members,
             "round_state": snapshot.round_state,
             "history": [asdict(record) for record in snapshot.history],
             "totals": snapshot.totals,
@@ -138,6 +141,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             lost=owned["lost"],
             personal=owned["personal"],
             cursors=state["cursors"],
+            members=state["members"],
             round_state=state["round_state"],
             history=[_record(record) for record in state["history"]],
             totals=state["totals"],

@@ -240,6 +240,10 @@ class Welcome:
     fingerprint: str
 
 
+FINISHED = "finished"
+"""The reason of a `Refusal` that tells a device that the run is over: no error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Server to device, in place of any answer of a handshake: it may not go on.
@@ -260,16 +264,18 @@ class Ask:
     """Device to server: something that it needs before it can begin.
 
     Attributes:
-      what: `echo` (answer with as many bytes), `files` (the pieces of the model up to a cut), or `piece`.
-      name: of the piece.
-      number: of bytes to answer with; or the cut; or the offset in the piece.
-      body: uint8; to be carried and thrown away, for the rate of the link.
+      what: `echo` (answer with some bytes), `files` (list the pieces of the model up to a cut), or `piece`.
+      name: of the piece; of files, `head` for what follows the last block as well.
+      number: the cut; or the offset in the piece.
+      length: bytes to answer with.
+      body: uint8; carried and thrown away, for the rate of the link; None elsewhere.
     """
 
     what: str
-    name: str
-    number: int
-    body: Tensor
+    name: str = ""
+    number: int = 0
+    length: int = 0
+    body: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +305,7 @@ class Ready:
       num_samples: that it has to train on.
       label_counts: its samples of each class; empty for causal LM.
       fingerprint: of its model's files.
+      max_blocks: the most blocks that its owner lends; nothing for as many as fit.
     """
 
     device: str
@@ -313,6 +320,7 @@ class Ready:
     num_samples: int
     label_counts: tuple[int, ...]
     fingerprint: str
+    max_blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

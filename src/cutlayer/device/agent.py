@@ -1,0 +1,202 @@
+"""The agent: a device's connection to its server, for as long as there is a run. It comes, and when it is lost it comes
+again.
+
+    dial -> Hello -> Welcome -> (prepare, once) -> Ready -> Stand -> the session, until the connection is lost -> dial
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from random import Random
+from typing import Protocol, TypeVar
+
+from cutlayer import __version__
+from cutlayer.errors import JoinError, WireError
+from cutlayer.fleet.clock import now
+from cutlayer.wire.carrier import Carrier, CarrierLost, Dial
+from cutlayer.wire.handshake import hear, say, say_goodbye
+from cutlayer.wire.messages import FINISHED, Answer, Ask, Handshake, Hello, Message, Ready, Refusal, Stand, Welcome
+from cutlayer.wire.session import Session, Standing
+
+T = TypeVar("T", Welcome, Answer, Stand)
+
+FIRST_WAIT_SECONDS = 0.5
+LONGEST_WAIT_SECONDS = 30.0
+ANSWER_SECONDS = 60.0
+"""For an answer of the handshake: a piece of a model over a slow link takes the longest."""
+
+Asking = Callable[[Ask], Awaitable[Answer]]
+
+
+class Attendance(Protocol):
+    """A device that has its data and its part of the model.
+
+    Attributes:
+      ready: what it says of itself; how it stands is filled in.
+      session: its session.
+    """
+
+    @property
+    def ready(self) -> Ready: ...
+
+    @property
+    def session(self) -> Session: ...
+
+    async def converse(self) -> None:
+        """Takes part in rounds until the server says that the run is over."""
+
+
+Prepare = Callable[[Welcome, Asking], Awaitable[Attendance]]
+Notice = Callable[[str], None]
+
+
+class _RunOver(Exception):
+    """The server says that there is nothing more to do."""
+
+
+class Agent:
+    """Attends a run.
+
+    Args:
+      name: The device's.
+      dial: Opens a connection.
+      prepare: Gets ready, once, when the server has said what the run is.
+      random: For the jitter of waiting: devices that lost one server do not come back all at once.
+      notice: Told what happens, for a person to read.
+      patience_seconds: How long to try to reach a server that does not answer.
+    """
+
+    def __init__(
+        self, name: str, dial: Dial, prepare: Prepare, random: Random, notice: Notice, patience_seconds: float
+    ) -> None:
+        self._name, self._dial, self._prepare, self._random = name, dial, prepare, random
+        self._notice, self._patience_seconds = notice, patience_seconds
+        self._attendance: Attendance | None = None
+        self._conversation: asyncio.Task[None] | None = None
+        self._run = ""
+
+    async def attend(self) -> None:
+        """Takes part until the run is over.
+
+        Raises:
+          JoinError: The server refuses, or there is none.
+          UserError: Something else that a person must change.
+        """
+        tries, heard = 0, now()
+        try:
+            while True:
+                try:
+                    carrier = await self._dial()
+                except CarrierLost as error:
+                    lost: WireError = error
+                else:
+                    before = now()
+                    try:
+                        await self._talk(carrier)
+                        return
+                    except _RunOver:
+                        return
+                    except WireError as error:
+                        lost = error
+                    finally:
+                        carrier.close()
+                    if self._attended:
+                        tries, heard = 0, now()
+                    elif now() - before > LONGEST_WAIT_SECONDS:
+                        tries = 0
+                if now() - heard > self._patience_seconds:
+                    raise JoinError(
+                        f"join: expected an answer of the server within {self._patience_seconds:g} s, got "
+                        f"{lost}. Check the address and that the server runs."
+                    )
+                tries += 1
+                longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(tries, 10))
+                wait = self._random.uniform(longest / 2, longest)
+                self._notice(f"{lost} Trying again in {wait:.1f} s.")
+                await asyncio.sleep(wait)
+        finally:
+            if self._conversation is not None and not self._conversation.done():
+                self._conversation.cancel()
+                await asyncio.gather(self._conversation, return_exceptions=True)
+
+    async def _talk(self, carrier: Carrier) -> None:
+        """One connection; returns when the run is over."""
+        self._attended = False
+        welcome = await _exchange(carrier, Hello(self._name, __version__), Welcome)
+        if self._attendance is None or welcome.run != self._run:
+            await self._begin(welcome, carrier)
+        attendance, conversation = self._attendance, self._conversation
+        assert attendance is not None
+        assert conversation is not None
+        mine = attendance.session.standing
+        ready = replace(attendance.ready, session=mine.name, next_round=mine.round + 1, received=mine.received)
+        stand = await _exchange(carrier, ready, Stand)
+        self._attended = True
+        self._notice("connected")
+        standing = Standing(stand.session, stand.next_round - 1, stand.received)
+        attached = asyncio.ensure_future(attendance.session.attach(carrier, standing))
+        try:
+            await asyncio.wait({attached, conversation}, return_when=asyncio.FIRST_COMPLETED)
+            if conversation.done():
+                if error := conversation.exception():
+                    with contextlib.suppress(CarrierLost):
+                        await say_goodbye(carrier, str(error))
+                    raise error
+                return
+            attached.result()
+        finally:
+            attached.cancel()
+            await asyncio.gather(attached, return_exceptions=True)
+
+    async def _begin(self, welcome: Welcome, carrier: Carrier) -> None:
+        """Gets ready for a run that this device does not know."""
+        if self._conversation is not None:
+            self._conversation.cancel()
+            await asyncio.gather(self._conversation, return_exceptions=True)
+            self._attendance = self._conversation = None
+        self._notice(f"run {welcome.run}: preparing")
+        attendance = await self._prepare(welcome, lambda ask: _exchange(carrier, ask, Answer))
+        self._attendance, self._run = attendance, welcome.run
+        self._conversation = asyncio.create_task(attendance.converse(), name=f"{self._name} converses")
+
+
+async def _exchange(carrier: Carrier, message: Handshake, expected: type[T]) -> T:
+    """Says something and waits for the answer.
+
+    Raises:
+      JoinError: The server refuses for good.
+      CarrierLost: It cannot answer now.
+    """
+    await say(carrier, message)
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer: Message | Handshake = await hear(carrier)
+    except TimeoutError:
+        raise CarrierLost(f"connection: expected an answer within {ANSWER_SECONDS:g} s, got none.") from None
+    if isinstance(answer, Refusal):
+        if answer.reason == FINISHED:
+            raise _RunOver
+        if answer.final:
+            raise JoinError(answer.sentence)
+        raise CarrierLost(answer.sentence)
+    if not isinstance(answer, expected):
+        raise CarrierLost(f"connection: expected {expected.__name__}, got {type(answer).__name__}.")
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def asking(name: str, dial: Dial) -> AsyncIterator[Asking]:
+    """A connection for questions alone, beside the one on which the device attends.
+
+    Raises:
+      CarrierLost: None can be had, or it was lost.
+    """
+    carrier = await dial()
+    try:
+        await _exchange(carrier, Hello(name, __version__), Welcome)
+        yield lambda ask: _exchange(carrier, ask, Answer)
+    finally:
+        carrier.close()

@@ -1,0 +1,90 @@
+"""The device's end of a real link: it notes what the device did and when, and says so before each update."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import torch
+
+from cutlayer.device.probe import LinkRates
+from cutlayer.fleet.clock import now
+from cutlayer.types import Event
+from cutlayer.wire.frames import frame_bytes
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Measured, Message, Update
+
+BeforeRound = Callable[[Assignment], Awaitable[None]]
+
+
+class OwnLink:
+    """A link that records.
+
+    How long a transmission took is not seen at an end: what is handed over may wait in buffers below. A transmission
+    counts as long as its bytes take at the rate that was measured when the device came, and no shorter than it took
+    to hand them over.
+
+    Args:
+      link: The session.
+      name: The device's.
+      rates: Of the link, as measured.
+      before_round: Done with each assignment before anybody gets it.
+    """
+
+    def __init__(self, link: Link, name: str, rates: LinkRates, before_round: BeforeRound) -> None:
+        self._link, self._name, self._rates, self._before_round = link, name, rates, before_round
+        self._events: list[Event] = []
+        self._since = 0.0
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    def record(self, event: Event) -> None:
+        """What the device's machine did."""
+        self._events.append(event)
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Update):
+            await self._link.send(self._timeline(message))
+        start, length = now(), frame_bytes(message)
+        await self._link.send(message)
+        self._transmitted("upload", start, max(now(), start + 8 * length / self._rates.up_bits_per_second), message)
+
+    async def receive(self) -> Message:
+        message = await self._link.receive()
+        if isinstance(message, Assignment):
+            self._events, self._since = [], now()
+            await self._before_round(message)
+        else:
+            seconds = 8 * frame_bytes(message) / self._rates.down_bits_per_second
+            self._transmitted("download", max(self._since, now() - seconds), now(), message)
+        return message
+
+    def _transmitted(self, what: str, start: float, end: float, message: Message) -> None:
+        step = getattr(message, "step", None)
+        self._events.append(Event(self._name, what, start, end, message.round, step, None, frame_bytes(message)))
+
+    def _timeline(self, update: Update) -> Measured:
+        whats = tuple(sorted({event.what for event in self._events}))
+        rows = [
+            (
+                event.start_seconds - self._since,
+                event.end_seconds - self._since,
+                -1 if event.step is None else event.step,
+                event.num_bytes,
+                event.flops,
+                whats.index(event.what),
+            )
+            for event in self._events
+        ]
+        return Measured(
+            update.run,
+            update.round,
+            update.device,
+            whats,
+            torch.tensor(rows, dtype=torch.float64).reshape(-1, 6),
+        )

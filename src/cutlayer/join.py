@@ -1,0 +1,244 @@
+"""A device of a real fleet: it joins a server, measures itself, reads its data and its part of the model, trains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from cutlayer.config import RunConfig
+from cutlayer.data.batches import stream_seed
+from cutlayer.data.tasks import pad_token_id
+from cutlayer.device.agent import Agent, Asking, Prepare, asking
+from cutlayer.device.device import Device
+from cutlayer.device.own_data import DataSpec, read_own_data
+from cutlayer.device.own_link import OwnLink
+from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.fleet.clock import now
+from cutlayer.fleet.machine import Machines, RealMachine
+from cutlayer.model.base import Base
+from cutlayer.model.cost import cost_model
+from cutlayer.model.pieces import Piece, PieceStore
+from cutlayer.model.source import ModelFiles
+from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.compress import CompressedLink, compression, what_is_left
+from cutlayer.prepare import columns_of, hardware, load_tokenizer, model_settings
+from cutlayer.run import method_of
+from cutlayer.wire.budget import Budget
+from cutlayer.wire.carrier import Dial
+from cutlayer.wire.messages import Ask, Assignment, Ready, Welcome
+from cutlayer.wire.session import Session
+
+FROM_SERVER = "server"
+FRAME_BYTES = 8 * 2**30
+"""A device believes its server, but not any number: no adapter and no gradient is longer."""
+IN_FLIGHT_BYTES = 64 * 2**20
+ECHO_BYTES = 2**19
+ECHOES = 3
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How a device joins.
+
+    Attributes:
+      name: its name.
+      data: its training data: a file or folder.
+      model: a folder, a hub name, or `server`, which sends what the device needs; empty for the name that the run has.
+      folder: where it keeps what must outlive it: pieces of the model, its state after each round.
+      hardware: what it computes on.
+      max_blocks: the most blocks that its owner lends; None for as many as fit.
+      patience_seconds: how long it tries to reach a server.
+    """
+
+    name: str
+    data: str
+    model: str
+    folder: Path
+    hardware: str = "cpu"
+    max_blocks: int | None = None
+    patience_seconds: float = 600.0
+
+
+async def join(
+    joining: Joining,
+    dial: Dial,
+    random: Random,
+    notice: Callable[[str], None],
+    *,
+    machines: Machines = RealMachine,
+    probe: Callable[[torch.device, torch.dtype], Probed] = probe,
+) -> None:
+    """Takes part in the server's run until it is over.
+
+    Args:
+      joining: Who joins, with what.
+      dial: Opens a connection to the server.
+      random: For the jitter of waiting.
+      notice: Told what happens, for a person to read.
+      machines: Makes what the device computes on.
+      probe: Measures memory and speed.
+
+    Raises:
+      JoinError: The server refuses, or there is none.
+      UserError: The data, the model or the hardware are not what the run needs.
+    """
+    prepare = _preparing(joining, dial, machines, probe)
+    await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
+
+
+def _preparing(
+    joining: Joining, dial: Dial, machines: Machines, probe: Callable[[torch.device, torch.dtype], Probed]
+) -> Prepare:
+    async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
+        files = _Files(joining, welcome, dial)
+        await files.fetch(0, head=False, ask=ask)  # what the model is, and how it reads text
+        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, machines)
+        await attendance.machine.aside(lambda: attendance.load(probe))
+        return attendance
+
+    return prepare
+
+
+class _Files:
+    """Where the model's files come from: this machine, or the server."""
+
+    def __init__(self, joining: Joining, welcome: Welcome, dial: Dial) -> None:
+        self._joining, self._dial = joining, dial
+        self._named = joining.model or RunConfig.model_validate_json(welcome.config).model.name
+        self._store = PieceStore(joining.folder / "model", FRAME_BYTES) if joining.model == FROM_SERVER else None
+        self._have: tuple[int, bool] | None = None
+
+    @property
+    def name(self) -> str:
+        """By which `ModelFiles` finds them."""
+        return self._named if self._store is None else str(self._store.folder)
+
+    async def fetch(self, cut: int, *, head: bool, ask: Asking | None = None) -> None:
+        """Makes sure that what a device with this cut needs is here.
+
+        Args:
+          cut: Blocks on the device.
+          head: Whether it holds what follows the last block as well.
+          ask: Where the connection of a handshake is at hand; else one is opened.
+        """
+        if self._store is None or (self._have and self._have[0] >= cut and self._have[1] >= head):
+            return
+        if ask is None:
+            async with asking(self._joining.name, self._dial) as ask:
+                await self._fetch(self._store, cut, head, ask)
+        else:
+            await self._fetch(self._store, cut, head, ask)
+        self._have = (cut, head)
+
+    async def _fetch(self, store: PieceStore, cut: int, head: bool, ask: Asking) -> None:
+        listed = await ask(Ask("files", "head" if head else "", cut))
+        manifest = [Piece(**row) for row in json.loads(bytes(listed.body.numpy()))]
+        for piece, offset in await asyncio.to_thread(store.missing, manifest):
+            while offset < piece.length:
+                answer = await ask(Ask("piece", piece.name, offset, length=min(CHUNK_BYTES, piece.length - offset)))
+                data = bytes(answer.body.numpy())
+                await asyncio.to_thread(store.append, piece, offset, data)
+                offset += len(data)
+
+
+async def _measure_link(ask: Asking) -> LinkRates:
+    """Times a few transfers each way."""
+
+    async def seconds(question: Ask) -> float:
+        start = now()
+        await ask(question)
+        return now() - start
+
+    load = torch.zeros(ECHO_BYTES, dtype=torch.uint8)
+    trips = [await seconds(Ask("echo")) for _ in range(ECHOES)]
+    up = [(ECHO_BYTES, await seconds(Ask("echo", body=load))) for _ in range(ECHOES)]
+    down = [(ECHO_BYTES, await seconds(Ask("echo", length=ECHO_BYTES))) for _ in range(ECHOES)]
+    return link_rates(up, down, trips)
+
+
+class _Attendance:
+    """The device with its data and its part of the model (`agent.Attendance`)."""
+
+    def __init__(self, joining: Joining, welcome: Welcome, rates: LinkRates, files: _Files, machines: Machines) -> None:
+        self._joining, self._welcome, self._rates, self._files = joining, welcome, rates, files
+        config = RunConfig.model_validate_json(welcome.config)
+        self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
+        self.session = Session(
+            limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
+        )
+        self._link = OwnLink(self.session, joining.name, rates, self._before_round)
+        self.machine = machines(joining.name, self._link.record)
+
+    def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:
+        """Reads what there is to read and measures what there is to measure; where the machine computes."""
+        config, where = self._config, hardware(self._joining.hardware)
+        tokenizer = load_tokenizer(ModelFiles(self._files.name))
+        pad_id = pad_token_id(tokenizer)
+        settings = model_settings(config, len(self._welcome.labels), pad_id)
+        base, self._costs = Base(settings, where), cost_model(settings)
+        data = read_own_data(self._joining.data, self._data_spec(pad_id), tokenizer)
+        probed = probe(where, base.dtype)
+        train, wire = config.train, config.wire
+        optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
+        self._device = Device(
+            self._joining.name,
+            base,
+            data.batches(),
+            self.machine,
+            self._costs,
+            TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed),
+        )
+        self._packed = CompressedLink(
+            self._link,
+            compression(activations=wire.activations, gradients=wire.gradients, adapters=wire.adapters),
+            hidden_size=self._costs.hidden_size,
+            dtype=self._costs.dtype,
+            started_from=what_is_left(base),
+        )
+        self.ready = Ready(
+            device=self._joining.name,
+            session="",
+            next_round=0,
+            received=0,
+            flops_per_second=probed.flops_per_second,
+            memory_bytes=probed.memory_bytes,
+            up_bits_per_second=self._rates.up_bits_per_second,
+            down_bits_per_second=self._rates.down_bits_per_second,
+            latency_seconds=self._rates.latency_seconds,
+            num_samples=len(data.samples),
+            label_counts=data.label_counts,
+            fingerprint="",
+            max_blocks=() if self._joining.max_blocks is None else (self._joining.max_blocks,),
+        )
+
+    def _data_spec(self, pad_id: int) -> DataSpec:
+        config = self._config
+        return DataSpec(
+            task=config.data.task,
+            columns=columns_of(config),
+            labels=self._welcome.labels,
+            max_length=config.data.max_length,
+            pad_id=pad_id,
+            batch_size=config.train.batch_size,
+            seed=stream_seed(config.train.seed, self._welcome.index),
+        )
+
+    async def _before_round(self, assignment: Assignment) -> None:
+        """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
+        plan, num_tokens = assignment.plan, self._config.data.max_length
+        await self._files.fetch(plan.cut, head=plan.head)
+        await self.machine.aside(lambda: self._costs.device(plan, plan.batch_size, num_tokens))
+
+    async def converse(self) -> None:
+        """See `agent.Attendance`."""
+        try:
+            await method_of(self._config).round.device_end(self._packed, self._device)
+        finally:
+            self.machine.close()

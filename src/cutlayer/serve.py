@@ -1,0 +1,274 @@
+"""A run with a real fleet: the server's process. Devices come by network (`join.py`); the rounds are the simulator's.
+
+device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import ValidationError
+
+from cutlayer.coordinator import Logbook
+from cutlayer.errors import Refused
+from cutlayer.fleet.clock import now
+from cutlayer.fleet.machine import Machines, RealMachine
+from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.methods.method import Method
+from cutlayer.model.pieces import PieceServer
+from cutlayer.policies.plan import Known
+from cutlayer.prepare import ServerIngredients
+from cutlayer.report.progress import ProgressDisplay
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.run import DeviceStates, Outcome, Run, first_error, first_plan, method_of, open_folder, what_is_known
+from cutlayer.server.checkpoint import Snapshot
+from cutlayer.server.forecast import Forecast
+from cutlayer.server.guard import Guard
+from cutlayer.server.guarded import guarded
+from cutlayer.server.hub import Hub
+from cutlayer.server.reception import Attended, Timelined
+from cutlayer.server.refusals import Refusals
+from cutlayer.types import Event
+from cutlayer.wire.budget import Budget
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Answer, Ask, Finish, Ready, Welcome
+from cutlayer.wire.packets import PIECE_BYTES
+from cutlayer.wire.session import Session
+
+IN_FLIGHT_BYTES = 256 * 2**20
+"""Handed to gRPC, or half arrived, at a time: it holds about four times as much."""
+ANSWER_BYTES = PIECE_BYTES // 2
+
+
+class Door(Protocol):
+    """How devices come in: gRPC (`doors.py`), or a modelled network in tests."""
+
+    async def open(self, hub: Hub) -> None:
+        """Lets devices in from now on."""
+
+    async def close(self) -> None:
+        """Lets nobody in any more, and ends what is left."""
+
+    def standing(self, device: str) -> None:
+        """Whether a device may still be here.
+
+        Raises:
+          Refused: Not any more.
+        """
+
+
+async def serve(
+    ingredients: ServerIngredients,
+    fleet: Fleet,
+    display: ProgressDisplay,
+    door: Door,
+    *,
+    min_devices: int = 1,
+    resume: bool = False,
+    life: str | None = None,
+    machines: Machines = RealMachine,
+) -> Outcome:
+    """Serves a run to its end and exports.
+
+    Args:
+      ingredients: What the run is made of.
+      fleet: The server's profile, and what is declared of devices, by name; of others what they measured counts.
+      display: Told of every event and round.
+      door: How devices come in.
+      min_devices: The first round waits for so many.
+      resume: Go on from the checkpoint in the run folder, with the devices that it names.
+      life: Names this life of the server, differently each time; None for a name by chance.
+      machines: Makes what the server computes on.
+
+    Raises:
+      UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
+    """
+    folder, snapshot = open_folder(ingredients.config, ingredients.run_id, resume=resume)
+    serving = _Serving(ingredients, fleet, display, door, min_devices, life or secrets.token_hex(8), machines)
+    try:
+        return await serving.play(folder, snapshot)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+    finally:
+        folder.close()
+
+
+class _Serving:
+    """The wiring of one run: what the hub, the rounds and the run ask of each other."""
+
+    def __init__(
+        self,
+        ingredients: ServerIngredients,
+        fleet: Fleet,
+        display: ProgressDisplay,
+        door: Door,
+        min_devices: int,
+        life: str,
+        machines: Machines,
+    ) -> None:
+        self._ingredients, self._declared, self._display, self._door = ingredients, fleet, display, door
+        self._min_devices, self._life = min_devices, life
+        self._method: Method = method_of(ingredients.config)
+        self._logbook, self._events = Logbook(), list[Event]()
+        self._machine = machines(fleet.server.name, self._record)
+        self._pieces = PieceServer(ingredients.model_settings)
+        self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
+        self._scratch = Path(ingredients.config.out) / "scratch"
+        self._zero = 0.0
+        self._run: Run | None = None
+        places = {device.name: index for index, device in enumerate(fleet.devices)}
+        self.hub = Hub(life, self, places, Refusals(now))
+
+    async def play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+        train = self._ingredients.config.train
+        self._zero = now() - (snapshot.clock_seconds if snapshot else 0.0)
+        if snapshot:
+            self.hub.load_state(snapshot.members)
+        await self._machine.aside(self._ingredients.base.whole)  # weights that cannot be read show before anybody comes
+        await self._door.open(self.hub)
+        try:
+            await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
+            known = self._known()
+            plan = await self._machine.aside(lambda: first_plan(self._ingredients, self._method, known))
+            self._run = Run(
+                self._ingredients,
+                self._method,
+                known.fleet,
+                plan.ranks,
+                folder=folder,
+                display=self._display,
+                logbook=self._logbook,
+                machine=self._machine,
+                clock=self._clock,
+                events=self._events,
+                states=lambda: DeviceStates(members=self.hub.state()),
+            )
+            if snapshot:
+                self._run.restore(snapshot)
+            names = [device.name for device in known.fleet.devices]
+            self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
+            adapter = await self._run.play(self)
+            return self._run.finish(adapter, self._known().fleet)
+        finally:
+            await self._door.close()
+            self._machine.close()
+
+    # ------------------------------------------------------------------ members, for the coordinator
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        return {member.name: member.link for member in self.hub.fleet}
+
+    async def muster(self, round: int) -> Known:  # noqa: ARG002
+        await self.hub.wait_for(lambda: len(self.hub.fleet) >= self._min_devices)
+        assert self._run is not None
+        known = self._known()
+        self._run.server.forecast = Forecast(known.fleet, self._ingredients.costs, self._ingredients.compression)
+        return known
+
+    async def dismiss(self, finish: Finish) -> None:
+        await self.hub.dismiss(finish)
+
+    def _known(self) -> Known:
+        members = self.hub.fleet
+        profiles = [member.profile for member in members if member.profile is not None]
+        fleet = Fleet(name="real", source="measured", server=self._declared.server, devices=tuple(profiles))
+        counts = {member.name: member.label_counts for member in members if member.label_counts}
+        return what_is_known(self._ingredients, fleet, self._logbook, counts)
+
+    # ------------------------------------------------------------------ the host, for the hub
+
+    def welcome(self, device: str, index: int) -> Welcome:
+        config = self._ingredients.config
+        return Welcome(
+            run=self._ingredients.run_id,
+            session=self._life,
+            device=device,
+            index=index,
+            config=config.model_dump_json(),
+            labels=self._ingredients.labels,
+            fingerprint="",
+        )
+
+    def profile(self, ready: Ready) -> DeviceProfile:
+        declared = next((device for device in self._declared.devices if device.name == ready.device), None)
+        if declared is not None:
+            return declared
+        try:
+            return DeviceProfile(
+                name=ready.device,
+                flops_per_second=ready.flops_per_second,
+                efficiency=1.0,
+                memory_bytes=ready.memory_bytes,
+                up_bits_per_second=ready.up_bits_per_second,
+                down_bits_per_second=ready.down_bits_per_second,
+                latency_seconds=ready.latency_seconds,
+                max_blocks=ready.max_blocks[0] if ready.max_blocks else None,
+            )
+        except ValidationError as error:
+            field = error.errors()[0]
+            raise Refused(
+                "wrong-profile", f"device {ready.device}: expected {field['msg']}, got {field['loc']}. Measure again."
+            ) from None
+
+    async def answer(self, device: str, ask: Ask) -> Answer:
+        if ask.what == "echo":
+            return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
+        if ask.what == "files":
+            head = ask.name == "head"
+            manifest = await asyncio.to_thread(self._pieces.manifest, ask.number, head=head)
+            return _answer(json.dumps([asdict(piece) for piece in manifest]).encode())
+        if ask.what == "piece":
+            return _answer(
+                await asyncio.to_thread(self._pieces.read, ask.name, ask.number, min(ask.length, ANSWER_BYTES))
+            )
+        raise Refused("wrong-kind", f"device {device}: expected to be asked for echo, files or piece, got {ask.what}.")
+
+    def session(self, device: str) -> tuple[Session, Link]:
+        ingredients = self._ingredients
+        guard = Guard(
+            device,
+            ingredients.run_id,
+            ingredients.base,
+            hidden_size=ingredients.costs.hidden_size,
+            longest_tokens=ingredients.config.data.max_length,
+            compression=ingredients.compression,
+            holds=self._method.round.holds,
+        )
+        session = Session(
+            self._life,
+            limit_bytes=guard.frame_limit,
+            incoming=self._incoming,
+            outgoing=self._outgoing,
+            folder=self._scratch,
+        )
+        link = guarded(session, guard, lambda link: ingredients.compressed(Timelined(link, self._clock, self._record)))
+        return session, Attended(link, device, lambda error: self.hub.eject(device, error))
+
+    def standing(self, device: str) -> None:
+        self._door.standing(device)
+
+    # ------------------------------------------------------------------ time
+
+    def _clock(self) -> float:
+        return now() - self._zero
+
+    def _record(self, event: Event) -> None:
+        """Of the server's machine, on the loop's clock; of devices, on the run's."""
+        if event.who == self._declared.server.name:
+            event = replace(
+                event, start_seconds=event.start_seconds - self._zero, end_seconds=event.end_seconds - self._zero
+            )
+        self._events.append(event)
+        self._display.event(event)
+
+
+def _answer(data: bytes) -> Answer:
+    return Answer(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8))

@@ -1,0 +1,137 @@
+"""The door: a gRPC server in front of the hub. Whoever comes proves who it is before a word of it is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+
+from cutlayer.errors import ConfigError, Refused, WireError
+from cutlayer.server.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS
+from cutlayer.server.hub import Hub
+from cutlayer.server.roster import NAME, Roster
+from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.grpc_carrier import CLOSE_SECONDS, listen, said_of
+from cutlayer.wire.handshake import say
+from cutlayer.wire.messages import Refusal
+
+
+class Admission:
+    """Who may come in.
+
+    Args:
+      roster: The devices of the fleet; None lets everybody in under the name that it says, which is for one machine
+        or for a network on which everybody is trusted.
+      certified: Of a call, the name and fingerprint of the certificate that it proved; None where there is none.
+    """
+
+    def __init__(
+        self,
+        roster: Roster | None,
+        certified: Callable[[grpc.aio.ServicerContext[bytes, bytes]], tuple[str, str] | None] = lambda _: None,
+    ) -> None:
+        self._roster, self._certified = roster, certified
+        self._digests: dict[str, str] = {}  # what each device has proved itself by
+
+    def admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+        """The name of the device that calls.
+
+        Raises:
+          Refused: It may not come in.
+        """
+        name, token = said_of(context)
+        certificate = self._certified(context)
+        if self._roster is None:
+            if not NAME.fullmatch(name):
+                raise Refused("wrong-name", "device: expected a name of letters, digits, `.`, `_`, `-`, got another.")
+            return name
+        if certificate is not None:
+            certified, fingerprint = certificate
+            if name != certified:
+                raise Refused(
+                    "wrong-name", f"device {certified}: expected the name of its certificate, got another. Use its own."
+                )
+            self._roster.standing(name, fingerprint)
+            self._digests[name] = fingerprint
+        else:
+            self._digests[name] = self._roster.admit(name, token)
+        return name
+
+    def standing(self, device: str) -> None:
+        """Whether a device that came in may still be here.
+
+        Raises:
+          Refused: Not any more.
+        """
+        if self._roster is not None:
+            self._roster.standing(device, self._digests[device])
+
+
+@dataclass
+class GrpcDoor:
+    """Lets devices in by gRPC.
+
+    Attributes:
+      address: `HOST:PORT`; port 0 takes a free one.
+      admission: who may come in.
+      credentials: of TLS; None for plain text.
+      opened: told the port.
+    """
+
+    address: str
+    admission: Admission
+    credentials: grpc.ServerCredentials | None
+    opened: Callable[[int], None]
+
+    async def open(self, hub: Hub) -> None:
+        """See `serve.Door`.
+
+        Raises:
+          ConfigError: The address cannot be had.
+        """
+        connected = Counter[str]()
+
+        async def attend(carrier: Carrier, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            try:
+                device = self.admission.admit(context)
+                if connected[device] >= CONNECTIONS_PER_DEVICE:
+                    raise Refused("too-many", f"device {device}: expected one connection, got more at a time.")
+            except Refused as error:
+                hub.refusals.count(None, error)
+                await _turn_away(carrier, error)
+                return
+            connected[device] += 1
+            try:
+                await hub.attend(carrier, device)
+            finally:
+                connected[device] -= 1
+
+        try:
+            self._server, port = await listen(attend, self.address, self.credentials, most_connections=MAX_CONNECTIONS)
+        except OSError as error:
+            raise ConfigError(f"serve: expected a free address, got {error}. Choose another with --port.") from None
+        self.opened(port)
+
+    async def close(self) -> None:
+        """See `serve.Door`."""
+        await self._server.stop(CLOSE_SECONDS)
+
+    def standing(self, device: str) -> None:
+        """See `serve.Door`."""
+        self.admission.standing(device)
+
+
+async def _turn_away(carrier: Carrier, error: Refused) -> None:
+    """Tells a stranger why; one that does not listen is left."""
+    try:
+        async with asyncio.timeout(HELLO_SECONDS):
+            final = error.reason not in ("too-many", "roster-unreadable")
+            await say(carrier, Refusal(error.reason, str(error), final))
+            await carrier.receive()  # its hello, which nobody reads: until then the answer is on its way
+            await carrier.receive()
+    except (CarrierLost, WireError, TimeoutError):
+        pass

@@ -1,0 +1,291 @@
+"""The hub: who is connected, who belongs to the fleet, and each device's session.
+
+A device that has once said it is ready is a member: it keeps its place in the fleet while it is away, and when it
+comes back it goes on where it was. What it must prove before it may say anything is `admit`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cutlayer.errors import DeviceGone, Refused, WireError
+from cutlayer.fleet.profile import DeviceProfile
+from cutlayer.server.allowance import HELLO_SECONDS
+from cutlayer.server.refusals import Refusals
+from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.handshake import hear, say, say_goodbye
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
+from cutlayer.wire.session import Session, Standing
+
+PREPARE_SECONDS = 3_600.0
+"""For a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is noticed by
+the carrier, whatever it was doing."""
+FAREWELL_SECONDS = 5.0
+"""For the last message to leave, when a run ends."""
+
+
+class Host(Protocol):
+    """What the hub asks of the run that it belongs to."""
+
+    def welcome(self, device: str, index: int) -> Welcome:
+        """What a device must know of the run."""
+
+    def profile(self, ready: Ready) -> DeviceProfile:
+        """What planners may know of a device.
+
+        Raises:
+          Refused: It cannot take part.
+        """
+
+    async def answer(self, device: str, ask: Ask) -> Answer:
+        """What a device needs before it can begin.
+
+        Raises:
+          Refused: There is no such thing.
+        """
+
+    def session(self, device: str) -> tuple[Session, Link]:
+        """A new session, and the link that rounds use, around it."""
+
+    def standing(self, device: str) -> None:
+        """Whether a device may still be here.
+
+        Raises:
+          Refused: Not any more.
+        """
+
+
+@dataclass(slots=True)
+class Member:
+    """A device of the fleet.
+
+    Attributes:
+      name: its name.
+      index: its place in the fleet, for good.
+      session, link: of its connection; they outlive it.
+      profile: what it measured of itself; None before it was ready for the first time.
+      num_samples, label_counts: of its data.
+      here: whether it is connected and ready.
+      connections: how often it has come.
+      carrier: of the connection that it has.
+    """
+
+    name: str
+    index: int
+    session: Session
+    link: Link
+    profile: DeviceProfile | None = None
+    num_samples: int = 0
+    label_counts: tuple[int, ...] = ()
+    here: bool = False
+    connections: int = 0
+    carrier: Carrier | None = field(default=None, repr=False)
+
+
+class Hub:
+    """Takes in connections.
+
+    Args:
+      name: Of this life of the server.
+      host: The run.
+      places: The place in the fleet of devices whose place is known from the beginning.
+      refusals: Counts who is refused.
+    """
+
+    def __init__(self, name: str, host: Host, places: Mapping[str, int], refusals: Refusals) -> None:
+        self.name, self._host, self.refusals = name, host, refusals
+        self.members: dict[str, Member] = {}
+        self._places = dict(places)
+        self._changed = asyncio.Event()
+        self._over: Refusal | None = None
+
+    # ------------------------------------------------------------------ a connection
+
+    async def attend(self, carrier: Carrier, device: str) -> None:
+        """Talks with a device until its connection ends.
+
+        Args:
+          carrier: The connection.
+          device: Who it is, as it has proved.
+        """
+        try:
+            await self._attend(carrier, device)
+        except CarrierLost:
+            pass  # it will come again
+        except WireError as error:
+            self.refusals.count(device, error)
+            await self._refuse(carrier, device, error)
+        finally:
+            carrier.close()
+
+    async def _attend(self, carrier: Carrier, device: str) -> None:
+        async with _within(HELLO_SECONDS):
+            hello = await hear(carrier)
+        if not isinstance(hello, Hello) or hello.device != device:
+            raise Refused("wrong-name", f"device {device}: expected its hello, got {type(hello).__name__}.")
+        if self._over is not None:
+            await say(carrier, self._over)
+            return
+        member = self._member(device)
+        await say(carrier, self._host.welcome(device, member.index))
+        ready = await self._prepared(carrier, device)
+        profile = self._host.profile(ready)
+        self._replace(member, carrier)
+        member.profile, member.num_samples, member.label_counts = profile, ready.num_samples, ready.label_counts
+        member.connections += 1
+        mine, theirs = member.session.standing, Standing(ready.session, ready.next_round - 1, ready.received)
+        await say(carrier, Stand(self.name, mine.round + 1, mine.received))
+        member.here = True
+        self._news()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch(device))
+                try:
+                    await member.session.attach(carrier, theirs)
+                finally:
+                    watching.cancel()
+        except* CarrierLost as group:
+            raise CarrierLost(str(group.exceptions[0])) from None
+        except* WireError as group:
+            raise _refusal(group) from None
+        finally:
+            if member.carrier is carrier:
+                member.here, member.carrier = False, None
+                self._news()
+
+    async def _prepared(self, carrier: Carrier, device: str) -> Ready:
+        """Gives a device what it needs until it is ready."""
+        while True:
+            async with _within(PREPARE_SECONDS):
+                message = await hear(carrier)
+            if isinstance(message, Ready) and message.device == device:
+                return message
+            if not isinstance(message, Ask):
+                raise Refused("wrong-kind", f"device {device}: expected Ask or Ready, got {type(message).__name__}.")
+            await say(carrier, await self._host.answer(device, message))
+
+    async def _watch(self, device: str) -> None:
+        """Ends a connection whose device may not be here any more."""
+        while True:
+            self._host.standing(device)
+            await asyncio.sleep(1.0)
+
+    async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
+        """Tells a device why, and the rounds that it is gone from this one."""
+        reason = error.reason if isinstance(error, Refused) else "malformed"
+        member = self.members.get(device)
+        if member is not None and member.carrier in (None, carrier):
+            member.session.give_up(DeviceGone(str(error), device=device, reason=reason))
+        with contextlib.suppress(CarrierLost, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                if member is not None and member.connections:
+                    await say_goodbye(carrier, str(error))
+                else:
+                    await say(carrier, Refusal(reason, str(error), final=True))
+
+    # ------------------------------------------------------------------ members
+
+    def _member(self, device: str) -> Member:
+        if device not in self.members:
+            session, link = self._host.session(device)
+            self.members[device] = Member(device, self._place(device), session, link)
+        return self.members[device]
+
+    def _place(self, device: str) -> int:
+        if device not in self._places:
+            self._places[device] = max(self._places.values(), default=-1) + 1
+        return self._places[device]
+
+    def _replace(self, member: Member, carrier: Carrier) -> None:
+        """A device that comes again has lost its earlier connection, whether that is noticed yet or not."""
+        if member.carrier is not None:
+            member.carrier.close()
+        member.carrier = carrier
+
+    @property
+    def fleet(self) -> list[Member]:
+        """Those who have been ready once, in their order."""
+        ready = [member for member in self.members.values() if member.profile is not None]
+        return sorted(ready, key=lambda member: member.index)
+
+    @property
+    def here(self) -> list[Member]:
+        """Those who are connected and ready."""
+        return [member for member in self.fleet if member.here]
+
+    async def wait_for(self, enough: Callable[[], bool]) -> None:
+        """Waits until this holds; it is asked whenever somebody comes or goes."""
+        while not enough():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def eject(self, device: str, error: WireError) -> None:
+        """A round has refused what a device sent: its connection ends. It may come again, for the next round."""
+        self.refusals.count(device, error)
+        member = self.members[device]
+        if member.carrier is not None:
+            member.carrier.close()
+
+    def _news(self) -> None:
+        self._changed.set()
+
+    def state(self) -> list[dict[str, Any]]:
+        """The fleet as a checkpoint keeps it."""
+        return [
+            {
+                "name": member.name,
+                "index": member.index,
+                "profile": member.profile.model_dump(mode="json") if member.profile else None,
+                "num_samples": member.num_samples,
+                "label_counts": list(member.label_counts),
+            }
+            for member in self.fleet
+        ]
+
+    def load_state(self, members: Sequence[Mapping[str, Any]]) -> None:
+        """The fleet of an earlier life of the server: all of it is away."""
+        for row in members:
+            self._places[row["name"]] = row["index"]
+            member = self._member(row["name"])
+            member.profile = DeviceProfile.model_validate(row["profile"])
+            member.num_samples, member.label_counts = row["num_samples"], tuple(row["label_counts"])
+
+    # ------------------------------------------------------------------ the end
+
+    async def dismiss(self, finish: Finish) -> None:
+        """The run is over: says so to everybody who is here, and from now on to everybody who comes."""
+        self._over = Refusal(FINISHED, finish.reason, final=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await asyncio.gather(*(member.link.send(finish) for member in self.here))
+                await self.wait_for(lambda: not self.here)  # a device leaves when it has read it
+
+    async def farewell(self, reason: str) -> None:
+        """The server stops: whoever is here is told that it may come back."""
+        for member in self.here:
+            if member.carrier is not None:
+                with contextlib.suppress(CarrierLost, TimeoutError):
+                    async with asyncio.timeout(FAREWELL_SECONDS):
+                        await say_goodbye(member.carrier, reason)
+                member.carrier.close()
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float):  # type: ignore[no-untyped-def]
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Refused("too-slow", f"connection: expected the next message within {seconds:g} s, got none.") from None
+
+
+def _refusal(group: BaseExceptionGroup[WireError]) -> WireError:
+    error = group.exceptions[0]
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

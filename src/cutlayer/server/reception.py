@@ -1,0 +1,98 @@
+"""The server's end of a real link: what a device says that no round has a place for, and what becomes of one that
+sends what may not be believed.
+
+    session -> guard: form -> Timelined -> unpacking -> guard: values -> Attended -> the round
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cutlayer.errors import DeviceGone, MalformedMessage, Refused, WireError
+from cutlayer.types import Event, Recorder
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Measured, Message
+
+
+class Timelined:
+    """A link that takes out a device's record of its round, and lays it on the server's clock.
+
+    A device's clock may be anywhere: its record counts from when it had its assignment, and is laid from where that was
+    sent. What it says happened after now happened now.
+    """
+
+    def __init__(self, link: Link, clock: Callable[[], float], record: Recorder) -> None:
+        self._link, self._clock, self._record = link, clock, record
+        self._opened = 0.0
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        await self._link.send(message)
+        if isinstance(message, Assignment):
+            self._opened = self._clock()
+
+    async def receive(self) -> Message:
+        while isinstance(message := await self._link.receive(), Measured):
+            for event in self._events(message):
+                self._record(event)
+        return message
+
+    def _events(self, measured: Measured) -> list[Event]:
+        longest = self._clock() - self._opened
+        return [
+            Event(
+                measured.device,
+                measured.whats[int(what)],
+                self._opened + min(start, longest),
+                self._opened + min(end, longest),
+                measured.round,
+                None if step < 0 else int(step),
+                None,
+                int(num_bytes),
+                flops,
+            )
+            for start, end, step, num_bytes, flops, what in measured.events_E6.tolist()
+        ]
+
+
+class Attended:
+    """A link whose device is shown the door when what it sends may not be believed; the round goes on without it."""
+
+    def __init__(self, link: Link, device: str, eject: Callable[[WireError], None]) -> None:
+        self._link, self._device, self._eject = link, device, eject
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        await self._link.send(message)
+
+    async def receive(self) -> Message:
+        """See `Link.receive`.
+
+        Raises:
+          DeviceGone: What arrived was refused.
+        """
+        while True:
+            try:
+                return await self._link.receive()
+            except Refused as error:
+                if error.reason == "old-round":
+                    continue  # late, and perhaps honest
+                self._eject(error)
+                raise DeviceGone(str(error), device=self._device, reason=error.reason) from error
+            except MalformedMessage as error:
+                self._eject(error)
+                raise DeviceGone(str(error), device=self._device, reason="malformed") from error

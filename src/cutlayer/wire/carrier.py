@@ -1,0 +1,48 @@
+"""A carrier: an unreliable pipe of packets between two ends. A transport is a class that fits this.
+
+What a carrier may do: end at any moment, lose what was under way, and, where it is not intact, change, repeat, reorder
+and drop packets. `session.py` makes exactly-once messages of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from cutlayer.errors import WireError
+
+
+class CarrierLost(WireError):
+    """The connection has ended, or what came through it shows that something was lost."""
+
+
+class Carrier(Protocol):
+    """One end of a connection.
+
+    Attributes:
+      intact: whether what arrives is what was sent, in order: TLS and the kernel of one machine promise that.
+    """
+
+    @property
+    def intact(self) -> bool: ...
+
+    async def send(self, packet: bytes) -> None:
+        """Hands the packet over; waits while the way is full.
+
+        Raises:
+          CarrierLost: The connection has ended.
+        """
+
+    async def receive(self) -> bytes:
+        """Waits for the next packet.
+
+        Raises:
+          CarrierLost: The connection has ended.
+        """
+
+    def close(self) -> None:
+        """Ends the connection, for both ends; whoever waits on it is told."""
+
+
+Dial = Callable[[], Awaitable[Carrier]]
+"""Opens a new connection to the server; raises CarrierLost where none can be had."""
