@@ -11,14 +11,12 @@ The coordinator knows no method and no transport: a link is a link.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cutlayer.errors import DeviceGone
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Known

@@ -94,7 +94,8 @@ class Session:
         self._round, self._received = -1, 0
         self._sent = self._new_sent()
         self._turns = self._heard = 0  # rounds opened; which of them whoever sends here knows of
-        self._answered = True  # whether the update of the round under way has passed
+        self._run = ""
+        self._answered = True  # whether nothing more is to come from this end in the round under way
         self._peer = Standing()
         self._partial: bytearray | None = None
         self._filled = 0
@@ -303,7 +304,9 @@ class Session:
         self._told += packet.total
         self._news.set()
         if isinstance(message, Assignment):
-            self._answered = False
+            self._answered, self._run = False, message.run
+        if isinstance(message, Close) and not message.wanted:
+            self._answered = True  # nothing is to come
         if self._is_server and isinstance(message, Update):
             self._sent.forget()  # the round is done: a device that begins again begins the next
         self._inbox.append((message, packet.total))
@@ -325,7 +328,7 @@ class Session:
         """The device's end: the server has gone on. Whoever is in the middle of a round here is told to end it."""
         if not self._answered:
             self._answered = True
-            close = Close(run="", round=self._round, reason="the server has gone on without it")
+            close = Close(self._run, self._round, wanted=False, reason="the server has gone on without it")
             self._inbox.append((close, 0))
             self._arrival.set()
 
