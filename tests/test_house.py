@@ -36,6 +36,21 @@ TESTED_IN = {
     "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
+    "join.py": "test_serve.py",  # a server and its devices, over loopback
+    "settings.py": "test_prepare.py",
+    "up.py": "cli/test_up.py",
+    "cli/join.py": "cli/test_up.py",
+    "cli/resumed.py": "cli/test_train.py",
+    "cli/serve.py": "cli/test_up.py",
+    "cli/signals.py": "cli/test_up.py",
+    "device/agent.py": "test_serve.py",
+    "device/own_link.py": "test_serve.py",
+    "server/door.py": "test_serve.py",
+    "server/hub.py": "test_serve.py",
+    "server/reception.py": "test_serve.py",
+    "wire/carrier.py": "wire/test_session.py",  # an interface
+    "wire/grpc_carrier.py": "test_serve.py",
+    "wire/handshake.py": "test_serve.py",
     "run.py": "test_simulation.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "methods/fedlora.py": "test_every_method.py",  # the laws run on each row of the table

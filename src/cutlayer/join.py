@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +11,21 @@ from random import Random
 import torch
 
 from cutlayer.config import RunConfig
-from cutlayer.data.batches import stream_seed
 from cutlayer.data.tasks import pad_token_id
 from cutlayer.device.agent import Agent, Asking, Prepare, asking
 from cutlayer.device.device import Device
-from cutlayer.device.own_data import DataSpec, read_own_data
+from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
 from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
-from cutlayer.model.pieces import Piece, PieceStore
+from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
+from cutlayer.model.pieces import PieceStore, read_manifest
 from cutlayer.model.source import ModelFiles
-from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.compress import CompressedLink, compression, what_is_left
-from cutlayer.prepare import columns_of, hardware, load_tokenizer, model_settings
 from cutlayer.run import method_of
+from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Dial
 from cutlayer.wire.messages import Ask, Assignment, Ready, Welcome
@@ -139,7 +136,7 @@ class _Files:
 
     async def _fetch(self, store: PieceStore, cut: int, head: bool, ask: Asking) -> None:
         listed = await ask(Ask("files", "head" if head else "", cut))
-        manifest = [Piece(**row) for row in json.loads(bytes(listed.body.numpy()))]
+        manifest = read_manifest(bytes(listed.body.numpy()))
         for piece, offset in await asyncio.to_thread(store.missing, manifest):
             while offset < piece.length:
                 answer = await ask(Ask("piece", piece.name, offset, length=min(CHUNK_BYTES, piece.length - offset)))
@@ -179,29 +176,20 @@ class _Attendance:
     def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:
         """Reads what there is to read and measures what there is to measure; where the machine computes."""
         config, where = self._config, hardware(self._joining.hardware)
-        tokenizer = load_tokenizer(ModelFiles(self._files.name))
+        files = ModelFiles(self._files.name)
+        if self._joining.model != FROM_SERVER:  # its pieces have digests of their own
+            check_same(fingerprint(files), Fingerprint.read(self._welcome.fingerprint), files.name)
+        tokenizer = load_tokenizer(files)
         pad_id = pad_token_id(tokenizer)
         settings = model_settings(config, len(self._welcome.labels), pad_id)
         base, self._costs = Base(settings, where), cost_model(settings)
-        data = read_own_data(self._joining.data, self._data_spec(pad_id), tokenizer)
+        spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
+        data = read_own_data(self._joining.data, spec, tokenizer)
         probed = probe(where, base.dtype)
-        train, wire = config.train, config.wire
-        optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
         self._device = Device(
-            self._joining.name,
-            base,
-            data.batches(),
-            self.machine,
-            self._costs,
-            TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed),
+            self._joining.name, base, data.batches(), self.machine, self._costs, train_settings(config)
         )
-        self._packed = CompressedLink(
-            self._link,
-            compression(activations=wire.activations, gradients=wire.gradients, adapters=wire.adapters),
-            hidden_size=self._costs.hidden_size,
-            dtype=self._costs.dtype,
-            started_from=what_is_left(base),
-        )
+        self._packed = packed(self._link, packing(config), base, self._costs)
         self.ready = Ready(
             device=self._joining.name,
             session="",
@@ -214,20 +202,7 @@ class _Attendance:
             latency_seconds=self._rates.latency_seconds,
             num_samples=len(data.samples),
             label_counts=data.label_counts,
-            fingerprint="",
             max_blocks=() if self._joining.max_blocks is None else (self._joining.max_blocks,),
-        )
-
-    def _data_spec(self, pad_id: int) -> DataSpec:
-        config = self._config
-        return DataSpec(
-            task=config.data.task,
-            columns=columns_of(config),
-            labels=self._welcome.labels,
-            max_length=config.data.max_length,
-            pad_id=pad_id,
-            batch_size=config.train.batch_size,
-            seed=stream_seed(config.train.seed, self._welcome.index),
         )
 
     async def _before_round(self, assignment: Assignment) -> None:

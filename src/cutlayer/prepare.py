@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from transformers import AutoTokenizer
 
 from cutlayer.config import MethodSection, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
 from cutlayer.data.shares import write_rows
-from cutlayer.data.source import Columns, Tables, load_tables, load_validation, require_columns, split_off_validation
+from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
-from cutlayer.errors import ConfigError, ModelError
+from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.table import TABLE, build_method
-from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import CostModel, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
-from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.compress import CompressedLink, Compression, compression, what_is_left
+from cutlayer.model.trainable import TrainSettings
+from cutlayer.policies.compress import CompressedLink, Compression
+from cutlayer.settings import (
+    columns_of,
+    data_spec,
+    hardware,
+    load_tokenizer,
+    model_settings,
+    packed,
+    packing,
+    train_settings,
+)
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link
 
@@ -69,25 +76,16 @@ class ServerIngredients:
 
     @property
     def train_settings(self) -> TrainSettings:
-        train = self.config.train
-        optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
-        return TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed)
+        return train_settings(self.config)
 
     @cached_property
     def compression(self) -> Compression:
         """The codecs of what crosses the network."""
-        wire = self.config.wire
-        return compression(activations=wire.activations, gradients=wire.gradients, adapters=wire.adapters)
+        return packing(self.config)
 
     def compressed(self, link: Link) -> CompressedLink:
         """An end of a link, of a device or the server, as the run packs what goes through it."""
-        return CompressedLink(
-            link,
-            self.compression,
-            hidden_size=self.costs.hidden_size,
-            dtype=self.costs.dtype,
-            started_from=what_is_left(self.base),
-        )
+        return packed(link, self.compression, self.base, self.costs)
 
     @property
     def card(self) -> AdapterCard:
@@ -111,16 +109,7 @@ class ServerIngredients:
 
     def data_spec(self, index: int) -> DataSpec:
         """What the device at this place in the fleet must know to read its own data."""
-        data, train = self.config.data, self.config.train
-        return DataSpec(
-            task=data.task,
-            columns=columns_of(self.config),
-            labels=self.labels,
-            max_length=data.max_length,
-            pad_id=self.pad_id,
-            batch_size=train.batch_size,
-            seed=stream_seed(train.seed, index),
-        )
+        return data_spec(self.config, self.labels, self.pad_id, index)
 
     def validation_batches(self) -> list[Batch]:
         return list(evaluation_batches(self.validation, self.config.train.eval_batch_size, self.pad_id))
@@ -262,52 +251,6 @@ def _task(config: RunConfig, rows: Dataset, where: str) -> Task:
     return task
 
 
-def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSettings:
-    """What the config says of the model, with what only the data and the tokenizer know."""
-    model, lora = config.model, config.lora
-    return ModelSettings(
-        name=model.name,
-        task=config.data.task,
-        num_labels=num_labels,
-        pad_id=pad_id,
-        dtype=model.dtype,
-        pooling=model.pooling,
-        base_dropout=model.base_dropout,
-        checkpoint_device=model.checkpoint_device,
-        checkpoint_server=model.checkpoint_server,
-        lora=LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets),
-    )
-
-
-def columns_of(config: RunConfig) -> Columns:
-    """The columns by their role, with the defaults of the task."""
-    data = config.data
-    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer)
-    if data.task == "classification":
-        return replace(columns, text=data.text or "text", label=data.label or "label")
-    return columns
-
-
-def hardware(name: str) -> torch.device:
-    """The device that computes: `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-      ConfigError: No such device here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {name!r}. Change it.") from error
-    if device.type not in ("cpu", "cuda") or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ConfigError(
-            f"hardware: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {name!r}. "
-            "Use cpu, or install a CUDA build of torch."
-        )
-    return device
-
-
 def completed(config: RunConfig) -> RunConfig:
     """The config as a run writes it down: readable from anywhere, with every option of its method.
 
@@ -331,18 +274,3 @@ def _check_positions(files: ModelFiles, max_length: int) -> None:
             f"data.max_length: expected at most {positions}, the positions of model {files.name}, got {max_length}. "
             "Lower --max-length."
         )
-
-
-def load_tokenizer(files: ModelFiles) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-      ModelError: The folder has none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(files.location)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".: ")
-        raise ModelError(
-            f"model {files.name}: expected a tokenizer (tokenizer.json), got {reason}. Copy it from the original model."
-        ) from error

@@ -6,10 +6,9 @@ device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the 
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +21,9 @@ from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.methods.method import Method
-from cutlayer.model.pieces import PieceServer
+from cutlayer.model.fingerprint import fingerprint
+from cutlayer.model.pieces import PieceServer, manifest_bytes
+from cutlayer.model.source import ModelFiles
 from cutlayer.policies.plan import Known
 from cutlayer.prepare import ServerIngredients
 from cutlayer.report.progress import ProgressDisplay
@@ -121,6 +122,7 @@ class _Serving:
         self._pieces = PieceServer(ingredients.model_settings)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
         self._scratch = Path(ingredients.config.out) / "scratch"
+        self._fingerprint = fingerprint(ModelFiles(ingredients.config.model.name))
         self._zero = 0.0
         self._run: Run | None = None
         places = {device.name: index for index, device in enumerate(fleet.devices)}
@@ -194,7 +196,7 @@ class _Serving:
             index=index,
             config=config.model_dump_json(),
             labels=self._ingredients.labels,
-            fingerprint="",
+            fingerprint=self._fingerprint.text,
         )
 
     def profile(self, ready: Ready) -> DeviceProfile:
@@ -223,8 +225,9 @@ class _Serving:
             return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
         if ask.what == "files":
             head = ask.name == "head"
-            manifest = await asyncio.to_thread(self._pieces.manifest, ask.number, head=head)
-            return _answer(json.dumps([asdict(piece) for piece in manifest]).encode())
+            # where the machine computes: torch builds a model on the meta device for one thread of a process at a time
+            manifest = await self._machine.aside(lambda: self._pieces.manifest(ask.number, head=head))
+            return _answer(manifest_bytes(manifest))
         if ask.what == "piece":
             return _answer(
                 await asyncio.to_thread(self._pieces.read, ask.name, ask.number, min(ask.length, ANSWER_BYTES))

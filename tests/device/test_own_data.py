@@ -17,11 +17,11 @@ from cutlayer.errors import DataError
 from cutlayer.model.source import ModelFiles
 from cutlayer.prepare import (
     Ingredients,
-    load_tokenizer,
     prepare,
     prepare_server,
     write_shares,
 )
+from cutlayer.settings import load_tokenizer
 from cutlayer.types import Batch
 from tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 

@@ -13,9 +13,12 @@ from cutlayer.cli.families import families
 from cutlayer.cli.flags import RunOption, takes_flags
 from cutlayer.cli.fleet import fleet
 from cutlayer.cli.fleets import fleets
+from cutlayer.cli.join import join
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
+from cutlayer.cli.serve import serve
 from cutlayer.cli.train import train
+from cutlayer.cli.up import up
 
 app = typer.Typer(
     add_completion=False,
@@ -24,7 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
-for command in (takes_flags(train), takes_flags(plan), comparing, evaluate, methods, fleets, families):
+real = (takes_flags(serve), join, takes_flags(up))
+for command in (takes_flags(train), takes_flags(plan), comparing, *real, evaluate, methods, fleets, families):
     app.command()(command)
 app.add_typer(fleet, name="fleet")
 

@@ -50,10 +50,10 @@ def evaluate(
     from cutlayer.model.base import Base, ModelSettings
     from cutlayer.model.export import read_adapter, read_card
     from cutlayer.model.source import DTYPES, ModelFiles
-    from cutlayer.prepare import hardware as hardware_named
-    from cutlayer.prepare import load_tokenizer
     from cutlayer.report.json_lines import to_json
     from cutlayer.server import evaluate as evaluation
+    from cutlayer.settings import hardware as hardware_named
+    from cutlayer.settings import load_tokenizer
 
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")

@@ -129,9 +129,34 @@ def write_out(fleet: str | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(fleet, str) and fleet not in _builtin():
         path = _fleet_file(fleet)
         _read(path, path.stem)  # says what is wrong with the file while there is a file to name
-        content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return content
+        return _content(fleet)
     return fleet
+
+
+def first_devices(fleet: str | dict[str, Any], number: int) -> dict[str, Any]:
+    """The content of a fleet file with the first devices of this fleet alone.
+
+    Raises:
+      ConfigError: There is no such fleet, or it has fewer devices.
+    """
+    whole = load_fleet(fleet)
+    if number > len(whole.devices):
+        raise ConfigError(
+            f"--devices: expected at most the {len(whole.devices)} of fleet {whole.name}, got {number}. "
+            "Name another fleet (--fleet), or lower the number."
+        )
+    content = fleet if isinstance(fleet, dict) else _content(fleet)
+    rows: list[dict[str, Any]] = []
+    for row in content["devices"]:
+        count, left = row.get("count", 1), number - sum(one.get("count", 1) for one in rows)
+        if count <= left:
+            rows.append(row)
+        else:  # numbered as in the whole fleet
+            rest = {key: value for key, value in row.items() if key != "count"}
+            rows += [{**rest, "name": f"{row['name']}-{i + 1}"} for i in range(left)]
+        if count >= left:
+            break
+    return {**content, "devices": rows}
 
 
 def list_fleets() -> list[Fleet]:
@@ -226,6 +251,12 @@ def _fleet_file(name_or_path: str | Path) -> Path:
             "Name one of these, or write the path of a fleet file."
         )
     return path
+
+
+def _content(name_or_path: str) -> dict[str, Any]:
+    path = _builtin().get(name_or_path) or _fleet_file(name_or_path)
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _read(path: Path | Traversable, name: str) -> Fleet:

@@ -304,7 +304,6 @@ class Ready:
       latency_seconds: of its link, one way.
       num_samples: that it has to train on.
       label_counts: its samples of each class; empty for causal LM.
-      fingerprint: of its model's files.
       max_blocks: the most blocks that its owner lends; nothing for as many as fit.
     """
 
@@ -319,7 +318,6 @@ class Ready:
     latency_seconds: float
     num_samples: int
     label_counts: tuple[int, ...]
-    fingerprint: str
     max_blocks: tuple[int, ...] = ()
 
 

@@ -71,6 +71,11 @@ class Sent:
         if self._keeps and self._folder is not None:
             self._spill(self._folder)
 
+    @property
+    def due(self) -> int:
+        """Of the newest frame that the other end must have by now; 0 once nobody needs any."""
+        return self.handed if self._lengths or self._on_disk or not self._keeps else 0
+
     def forget(self) -> None:
         """Nobody will ask for these frames again."""
         self._frames.clear()

@@ -210,7 +210,7 @@ class Session:
                 sent.handed = max(sent.handed, number)
                 self._progress.set()
             if now() >= due or self._told >= ACK_BYTES:
-                beat = Packet(Kind.HEARTBEAT, self._round, self._sent.handed, self._received)
+                beat = Packet(Kind.HEARTBEAT, self._round, self._sent.due, self._received)
                 self._told = 0
                 await carrier.send(pack(beat, check=not carrier.intact))
                 due = now() + HEARTBEAT_SECONDS
@@ -246,6 +246,8 @@ class Session:
             if packet.kind is Kind.GOODBYE:
                 raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
             if packet.round > self._round:
+                if packet.kind is Kind.HEARTBEAT and packet.number == 0:
+                    continue  # of a round that is done, and that this end never knew
                 self._open(packet)
             if packet.round < self._round:
                 self.counts["late"] += packet.kind is Kind.DATA

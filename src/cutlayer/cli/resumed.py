@@ -1,0 +1,60 @@
+"""What commands that hold a run share: the config of one that goes on, and what is said at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cutlayer.cli.flags import Given
+from cutlayer.cli.terminal import console
+from cutlayer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cutlayer.config import RunConfig
+    from cutlayer.run import Outcome
+
+
+def config_of(resume: Path | None, given: Given) -> RunConfig:
+    """The config of a new run, or of the run that goes on, wherever its folder stands by now.
+
+    Raises:
+      ConfigError: Something in it cannot be, or something describes a run that is there already.
+    """
+    from cutlayer.config import read_config
+    from cutlayer.report.run_folder import RunFolder
+
+    if resume is None:
+        config = given.config()
+        if (Path(config.out) / "config.yaml").exists():
+            RunFolder.create(Path(config.out))  # refuses, here rather than after the data has been read
+        return config
+    if given.spelled():
+        raise ConfigError(
+            f"--resume: expected nothing that describes a run beside it, got {', '.join(given.spelled())}. "
+            f"The run goes on as {resume / 'config.yaml'} says: leave them out, or start a new run."
+        )
+    return read_config(RunFolder.reopen(resume).path / "config.yaml", values={"out": str(resume)})
+
+
+def tell(outcome: Outcome, *, quiet: bool) -> None:
+    """Says what a run ended with."""
+    if quiet:
+        print(outcome.adapter)
+        return
+    from cutlayer.report.devices import device_table
+    from cutlayer.report.human import human_bytes
+
+    terminal = console()
+    terminal.print(device_table(outcome.devices))
+    changes = [
+        f"{name} {outcome.before[name]:.4g} -> {value:.4g}"
+        for name, value in outcome.metrics.items()
+        if name != "tokens"  # of the validation set: the same before and after
+    ]
+    terminal.print(", ".join(changes), soft_wrap=True)
+    saved = outcome.summary["totals"]
+    if saved["saved_bytes"]:
+        work, sent = f"{saved['saved_flops'] / 1e9:.3g} GFLOP", human_bytes(saved["saved_bytes"])
+        terminal.print(f"kept activations saved {work} on devices and {sent} up", soft_wrap=True)
+    terminal.print(f"adapter: {outcome.adapter}", soft_wrap=True)
+    terminal.print(f"run folder: {outcome.folder}", soft_wrap=True)

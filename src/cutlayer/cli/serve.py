@@ -1,0 +1,86 @@
+"""`cutlayer serve`: the server of a real fleet, from a run file to an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutlayer.cli.flags import Given
+from cutlayer.cli.resumed import config_of, tell
+from cutlayer.cli.signals import run_until_signalled
+from cutlayer.cli.terminal import console
+
+if TYPE_CHECKING:
+    from cutlayer.server.door import Admission
+
+DEFAULT_PORT = 7070
+
+
+def serve(
+    given: Given,
+    *,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = DEFAULT_PORT,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--roster", metavar="FOLDER", help="The fleet folder of `cutlayer fleet init`.", show_default=False
+        ),
+    ] = None,
+    certificates: Annotated[
+        bool, typer.Option("--client-certificates", help="Devices prove themselves by certificates, not tokens.")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen to others without TLS and proof. Says what that risks.")
+    ] = False,
+    min_devices: Annotated[int, typer.Option(min=1, help="The first round waits for so many devices.")] = 1,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN_DIR", help="Go on with the run in this folder.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
+) -> None:
+    """Serve a run to devices that join by network; ends with a PEFT adapter and a report of what each device did."""
+    config = config_of(resume, given)
+    from cutlayer.fleet.profile import load_fleet
+    from cutlayer.prepare import prepare_server
+    from cutlayer.report.progress import NoProgress, Progress
+    from cutlayer.serve import serve as serve_run
+    from cutlayer.server.door import GrpcDoor
+    from cutlayer.wire.allocator import keep_freed_memory
+    from cutlayer.wire.exposure import check_exposure
+    from cutlayer.wire.tls import server_credentials
+
+    check_exposure(host, tls=folder is not None, authenticated=folder is not None, insecure=insecure)
+    credentials = None if folder is None else server_credentials(folder, require_client_certificate=certificates)
+    terminal = console()
+    keep_freed_memory()
+    with terminal.status("reading the data"):
+        ingredients = prepare_server(config)
+
+    def opened(port: int) -> None:
+        terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
+
+    door = GrpcDoor(f"{host}:{port}", _admission(folder), credentials, opened)
+    with NoProgress() if quiet else Progress(terminal) as display:
+        outcome = run_until_signalled(
+            serve_run(
+                ingredients,
+                load_fleet(config.fleet),
+                display,
+                door,
+                min_devices=min_devices,
+                resume=resume is not None,
+            ),
+            f"cutlayer serve --resume {config.out}",
+        )
+    tell(outcome, quiet=quiet)
+
+
+def _admission(folder: Path | None) -> Admission:
+    from cutlayer.server.door import Admission
+    from cutlayer.server.roster import Roster
+
+    return Admission(None if folder is None else Roster(folder))

@@ -1,0 +1,55 @@
+"""`cutlayer up`: a real fleet on this machine in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cutlayer.cli.flags import Given
+from cutlayer.cli.resumed import config_of, tell
+from cutlayer.cli.signals import run_until_signalled
+from cutlayer.cli.terminal import console
+from cutlayer.errors import ConfigError
+
+
+def up(
+    given: Given,
+    *,
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="So many of the fleet's devices; by default all.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN_DIR", help="Go on with the run in this folder.", show_default=False),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
+) -> None:
+    """Start a server and a process for each device on this machine, over a real network; ends with a PEFT adapter."""
+    config = config_of(resume, given)
+    from cutlayer.fleet.profile import first_devices, load_fleet
+    from cutlayer.prepare import prepare, prepare_server, write_shares
+    from cutlayer.report.progress import NoProgress, Progress
+    from cutlayer.up import up as bring_up
+    from cutlayer.wire.allocator import keep_freed_memory
+
+    if devices is not None:
+        if resume is not None:
+            raise ConfigError("--resume: expected no --devices beside it, got one. The run has its devices.")
+        config = config.model_copy(update={"fleet": first_devices(config.fleet, devices)})
+    keep_freed_memory()
+    terminal = console()
+    with terminal.status("reading the data"):
+        if resume is None:
+            shares, config = write_shares(prepare(config), Path(config.out) / "shares")
+        else:
+            shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
+        ingredients, fleet = prepare_server(config), load_fleet(config.fleet)
+    with NoProgress() if quiet else Progress(terminal) as display:
+        outcome = run_until_signalled(
+            bring_up(ingredients, fleet, shares, display, resume=resume is not None),
+            f"cutlayer up --resume {config.out}",
+        )
+    tell(outcome, quiet=quiet)

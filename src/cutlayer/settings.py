@@ -1,0 +1,120 @@
+"""What a config means for what both ends build: the model, the task's columns, training, packing, a device's data.
+
+A device imports this and not `prepare.py`, which knows every method and the server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from cutlayer.config import RunConfig
+from cutlayer.data.batches import stream_seed
+from cutlayer.data.source import Columns
+from cutlayer.device.own_data import DataSpec
+from cutlayer.errors import ConfigError, ModelError
+from cutlayer.model.adapter import LoraSettings
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.cost import CostModel
+from cutlayer.model.source import ModelFiles
+from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.compress import CompressedLink, Compression, compression, what_is_left
+from cutlayer.wire.link import Link
+
+
+def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSettings:
+    """What the config says of the model, with what only the data and the tokenizer know."""
+    model, lora = config.model, config.lora
+    return ModelSettings(
+        name=model.name,
+        task=config.data.task,
+        num_labels=num_labels,
+        pad_id=pad_id,
+        dtype=model.dtype,
+        pooling=model.pooling,
+        base_dropout=model.base_dropout,
+        checkpoint_device=model.checkpoint_device,
+        checkpoint_server=model.checkpoint_server,
+        lora=LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets),
+    )
+
+
+def columns_of(config: RunConfig) -> Columns:
+    """The columns by their role, with the defaults of the task."""
+    data = config.data
+    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer)
+    if data.task == "classification":
+        return replace(columns, text=data.text or "text", label=data.label or "label")
+    return columns
+
+
+def hardware(name: str) -> torch.device:
+    """The device that computes: `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+      ConfigError: No such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {name!r}. Change it.") from error
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"hardware: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {name!r}. "
+            "Use cpu, or install a CUDA build of torch."
+        )
+    return device
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+      ModelError: The folder has none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(files.location)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0].rstrip(".: ")
+        raise ModelError(
+            f"model {files.name}: expected a tokenizer (tokenizer.json), got {reason}. Copy it from the original model."
+        ) from error
+
+
+def train_settings(config: RunConfig) -> TrainSettings:
+    """How both ends train."""
+    train = config.train
+    optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
+    return TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed)
+
+
+def packing(config: RunConfig) -> Compression:
+    """The codecs of what crosses the network."""
+    wire = config.wire
+    return compression(activations=wire.activations, gradients=wire.gradients, adapters=wire.adapters)
+
+
+def packed(link: Link, codecs: Compression, base: Base, costs: CostModel) -> CompressedLink:
+    """An end of a link, of a device or the server, as the run packs what goes through it."""
+    return CompressedLink(
+        link, codecs, hidden_size=costs.hidden_size, dtype=costs.dtype, started_from=what_is_left(base)
+    )
+
+
+def data_spec(config: RunConfig, labels: tuple[str, ...], pad_id: int, index: int) -> DataSpec:
+    """What the device at this place in the fleet must know to read its own data."""
+    data, train = config.data, config.train
+    return DataSpec(
+        task=data.task,
+        columns=columns_of(config),
+        labels=labels,
+        max_length=data.max_length,
+        pad_id=pad_id,
+        batch_size=train.batch_size,
+        seed=stream_seed(train.seed, index),
+    )

@@ -1,0 +1,115 @@
+"""A server and its devices in one process, over gRPC on loopback, beside the run that simulates them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from cutlayer.config import read_config
+from cutlayer.fleet.machine import Machines, RealMachine
+from cutlayer.fleet.profile import load_fleet
+from cutlayer.join import Joining, join
+from cutlayer.prepare import prepare, prepare_server, write_shares
+from cutlayer.report.progress import NoProgress
+from cutlayer.run import Outcome
+from cutlayer.serve import serve
+from cutlayer.server.door import Admission, GrpcDoor
+from cutlayer.simulation import simulate
+from cutlayer.types import Recorder
+from cutlayer.wire.grpc_carrier import dial
+
+FLEET: dict[str, Any] = {
+    "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},
+    "defaults": {"efficiency": 0.3, "up_mbit": 10, "down_mbit": 20, "latency_ms": 5, "memory_gib": 1},
+    "devices": [
+        {"name": "slow", "tflops": 0.00001, "max_blocks": 1},
+        {"name": "quick", "tflops": 0.00002, "max_blocks": 2},
+    ],
+}
+
+
+class SharedMachine(RealMachine):
+    """The machines of one process share a thread: torch builds models for one thread of a process at a time."""
+
+    def __init__(self, name: str, record: Recorder, thread: ThreadPoolExecutor) -> None:
+        super().__init__(name, record)
+        self._thread.shutdown()
+        self._thread = thread
+
+    def close(self) -> None:
+        """The others go on."""
+
+
+def one_thread() -> Machines:
+    """Machines that share a thread."""
+    thread = ThreadPoolExecutor(1)
+    return lambda name, record: SharedMachine(name, record, thread)
+
+
+def values_for(inputs: Path, **changes: Any) -> dict[str, Any]:
+    """The keys of a tiny run on the model and data in a folder; changes with `__` for a dot."""
+    return {
+        "model.name": str(inputs / "model"),
+        "data.path": str(inputs / "data"),
+        "data.max_length": 32,
+        "train.rounds": 2,
+        "train.local_steps": 3,
+        "train.batch_size": 4,
+        "lora.rank": 2,
+        "fleet": FLEET,
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def simulated(values: Mapping[str, Any], out: Path) -> Outcome:
+    """The run with its fleet simulated."""
+    return simulate(prepare(read_config(None, values={**values, "out": str(out)})), NoProgress())
+
+
+def served(
+    values: Mapping[str, Any],
+    out: Path,
+    *,
+    model: str = "",
+    order: Callable[[list[str]], list[str]] = list,
+    **options: Any,
+) -> Outcome:
+    """The same run, served to devices that dial in.
+
+    Args:
+      values: Of the run's config.
+      out: The run folder.
+      model: What devices are told of the model.
+      order: Of the devices' coming.
+      options: Of `serve`.
+    """
+    files, config = write_shares(prepare(read_config(None, values={**values, "out": str(out)})), out / "shares")
+    machines = one_thread()
+
+    async def run() -> Outcome:
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        door = GrpcDoor("127.0.0.1:0", Admission(None), None, port.set_result)
+        ingredients, fleet = prepare_server(config), load_fleet(config.fleet)
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(
+                serve(ingredients, fleet, NoProgress(), door, min_devices=len(files), machines=machines, **options)
+            )
+            address = f"127.0.0.1:{await port}"
+            for name in order(list(files)):
+                joining = Joining(name, str(files[name]), model, out / "devices" / name, patience_seconds=20.0)
+                tasks.create_task(device(joining, address, machines))
+        return serving.result()
+
+    return asyncio.run(run())
+
+
+async def device(joining: Joining, address: str, machines: Machines) -> None:
+    """One device, until the run is over."""
+
+    def open_stream() -> Any:
+        return dial(address, name=joining.name, token=None, credentials=None)
+
+    await join(joining, open_stream, Random(joining.name), lambda _: None, machines=machines)

@@ -1,0 +1,31 @@
+"""Law 6: a fleet that dials in over gRPC trains the adapter of the simulated one, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cutlayer.run import Outcome
+from real import served, simulated, values_for
+from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model("bert", "classification", folder / "model")
+    save_tiny_tokenizer(folder / "model")
+    write_jsonl(folder / "data" / "train.jsonl", reviews(100, seed=1))
+    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
+    return folder
+
+
+def bytes_of(outcome: Outcome) -> bytes:
+    return (outcome.adapter / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sfl_v2", "flora"])
+def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
+    values = values_for(inputs, method__name=method)
+    assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))

@@ -1,0 +1,47 @@
+"""What was sent and may be asked for again: on a device until it arrived, on the server until the round is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import cutlayer.wire.sent as sent_module
+from cutlayer.wire.sent import Sent
+
+
+def bytes_of(sent: Sent, number: int) -> bytes:
+    return b"".join(bytes(part) for part in sent.frame(number))
+
+
+def test_a_device_forgets_what_has_arrived() -> None:
+    sent = Sent(keeps=False)
+    assert [sent.add([b"a"]), sent.add([b"bb"]), sent.add([b"ccc"])] == [1, 2, 3]
+    sent.handed = 3
+    assert sent.under_way_bytes == 6
+    sent.arrive(2)
+    assert [sent.has(number) for number in (1, 2, 3)] == [False, False, True]
+    assert sent.under_way_bytes == 3
+    sent.arrive(99)
+    assert sent.arrived == 3, "what was not sent cannot have arrived"
+
+
+def test_what_the_other_end_has_from_an_earlier_life_is_not_kept() -> None:
+    sent = Sent(keeps=False, arrived=2)
+    for frame in (b"a", b"b", b"c"):
+        sent.add([frame])
+    assert [sent.has(number) for number in (1, 2, 3)] == [False, False, True]
+
+
+def test_a_server_keeps_everything_and_puts_what_is_too_much_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sent_module, "KEPT_BYTES", 25)
+    sent = Sent(keeps=True, folder=tmp_path / "scratch")
+    frames = [bytes([number]) * 10 for number in range(6)]
+    for frame in frames:
+        sent.arrive(sent.add([frame[:3], frame[3:]]))
+    assert len(sent._on_disk) == 4
+    assert [bytes_of(sent, number + 1) for number in range(6)] == frames
+    sent.forget()
+    assert not any(sent.has(number) for number in range(1, 7))
