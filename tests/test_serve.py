@@ -25,7 +25,7 @@ def bytes_of(outcome: Outcome) -> bytes:
     return (outcome.adapter / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sfl_v2", "flora"])
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora"])
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
