@@ -13,10 +13,12 @@ import torch
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
 from cutlayer.device.agent import Agent, Asking, Prepare, asking
+from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
 from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.device.store import FolderStore
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
@@ -171,6 +173,9 @@ class _Attendance:
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
         self._link = OwnLink(self.session, joining.name, rates, self._before_round)
+        self._committing = CommittingLink(
+            self._link, FolderStore(joining.folder / "state", run=welcome.run, device=joining.name)
+        )
         self.machine = machines(joining.name, self._link.record)
 
     def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:
@@ -189,7 +194,8 @@ class _Attendance:
         self._device = Device(
             self._joining.name, base, data.batches(), self.machine, self._costs, train_settings(config)
         )
-        self._packed = packed(self._link, packing(config), base, self._costs)
+        self._packed = packed(self._committing, packing(config), base, self._costs)
+        self._committing.attach(self._device, self._packed)
         self.ready = Ready(
             device=self._joining.name,
             session="",

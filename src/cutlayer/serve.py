@@ -151,6 +151,7 @@ class _Serving:
                 clock=self._clock,
                 events=self._events,
                 states=lambda: DeviceStates(members=self.hub.state()),
+                may_leave=True,
             )
             if snapshot:
                 self._run.restore(snapshot)
