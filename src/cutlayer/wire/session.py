@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cutlayer.errors import WireError
-from cutlayer.fleet.clock import now
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.frames import decode, parts
@@ -187,7 +186,7 @@ class Session:
         if not self._is_server and not same:
             self._sent.handed = self._sent.last  # the server has left this round: nobody wants it
         self._drop_partial()
-        self.last_seen = now()
+        self.last_seen = _now()
         self._progress.set()
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -200,7 +199,7 @@ class Session:
 
     async def _pump(self, carrier: Carrier) -> None:
         """Sends what there is to send, and a heartbeat when there is nothing or much has come in."""
-        due = now()
+        due = _now()
         while True:
             sent = self._sent
             number = sent.handed + 1
@@ -209,15 +208,15 @@ class Session:
                     await self._hand_over(carrier, sent, number)
                 sent.handed = max(sent.handed, number)
                 self._progress.set()
-            if now() >= due or self._told >= ACK_BYTES:
+            if _now() >= due or self._told >= ACK_BYTES:
                 beat = Packet(Kind.HEARTBEAT, self._round, self._sent.due, self._received)
                 self._told = 0
                 await carrier.send(pack(beat, check=not carrier.intact))
-                due = now() + HEARTBEAT_SECONDS
+                due = _now() + HEARTBEAT_SECONDS
             if self._sent.handed >= self._sent.last:
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), max(0.0, due - now()))
+                    await asyncio.wait_for(self._news.wait(), max(0.0, due - _now()))
 
     async def _hand_over(self, carrier: Carrier, sent: Sent, number: int) -> None:
         frame = sent.frame(number)
@@ -241,7 +240,7 @@ class Session:
                     arrived = await carrier.receive()
             except TimeoutError:
                 raise CarrierLost(f"connection: expected a heartbeat, got nothing for {SILENCE_SECONDS:g} s.") from None
-            self.last_seen = now()
+            self.last_seen = _now()
             packet = unpack(arrived, check=not carrier.intact)
             if packet.kind is Kind.GOODBYE:
                 raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
@@ -345,6 +344,10 @@ class Session:
     def _raise_if_gone(self) -> None:
         if self._gone is not None:
             raise self._gone
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _first(group: BaseExceptionGroup[WireError]) -> WireError:
