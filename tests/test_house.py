@@ -121,6 +121,8 @@ def test_the_device_side_never_imports_the_server_side() -> None:
         seen.add(module)
         assert room_of(module) != "server", f"the device side reaches {module}"
         for name in imports_of(module):
+            if name.count(".") < 2:
+                continue  # of the package itself: its version
             for path in (
                 Path(*name.split(".")[1:]).with_suffix(".py"),
                 Path(*name.split(".")[1:-1]).with_suffix(".py"),
