@@ -83,6 +83,11 @@ class DataSection(Section):
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of the training rows held out where the data has no validation file."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _names_with_commas_between(cls, given: object) -> object:
+        return tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else given
+
 
 class TrainSection(Section):
     """The training: how long, how fast, and how often it is looked at."""

@@ -66,6 +66,7 @@ FLAGS = (
     Flag("--text", "data.text", "COLUMN", "Column of the text."),
     Flag("--text-pair", "data.text_pair", "COLUMN", "Classification: column of a second text."),
     Flag("--label", "data.label", "COLUMN", "Classification: column of the label."),
+    Flag("--labels", "data.labels", "NAME,NAME", "Class names, where the data does not have them all."),
     Flag("--prompt", "data.prompt", "COLUMN", "Causal LM: column of the prompt, which the loss leaves out."),
     Flag("--answer", "data.answer", "COLUMN", "Causal LM: column of the answer."),
     Flag("--max-length", "data.max_length", "N", "Tokens at which a text is cut off."),
