@@ -170,3 +170,16 @@ def test_a_deadlock_after_a_thread_is_still_found() -> None:
 
     with pytest.raises(Deadlock):
         run_virtual(program())
+
+
+def test_timers_of_one_instant_fire_in_the_order_in_which_they_were_set() -> None:
+    async def work() -> list[int]:
+        fired: list[int] = []
+        loop = asyncio.get_running_loop()
+        for number in range(100):
+            loop.call_at(5.0 if number % 3 else 4.0, fired.append, number)
+        await asyncio.sleep(6)
+        return fired
+
+    first, second = ([n for n in range(100) if bool(n % 3) is later] for later in (False, True))
+    assert run_virtual(work()) == first + second

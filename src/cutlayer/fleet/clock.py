@@ -11,11 +11,14 @@ same program takes the same path each time, provided that it draws no order from
 from __future__ import annotations
 
 import asyncio
+import heapq
 import inspect
+import itertools
 import math
 import selectors
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from contextvars import Context
 from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -44,12 +47,23 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
+class _Timer(asyncio.TimerHandle):
+    """A timer with its number: asyncio's heap alone gives those of one instant in an order that nobody knows."""
+
+    number = 0
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        assert isinstance(other, _Timer), "all timers of this loop are its own"
+        return (self.when(), self.number) < (other.when(), other.number)
+
+
 class _VirtualLoop(asyncio.SelectorEventLoop):
     """The loop: it knows the virtual time, and how many threads will still wake it."""
 
     def __init__(self, start_seconds: float) -> None:
         self._seconds = start_seconds
         self.num_threads = 0
+        self._numbers = itertools.count()
         super().__init__(_JumpingSelector(self))
         self.advance(0.0)
 
@@ -61,6 +75,16 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         self._seconds += seconds
         # asyncio fires the timers that are due within this time: here those that are due now, and no other
         self._clock_resolution = math.ulp(self._seconds)
+
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's, but of timers of one instant the one that was set first fires first."""
+        timer = _Timer(when, callback, args, self, context)
+        timer.number = next(self._numbers)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def run_in_executor(self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         future = super().run_in_executor(executor, func, *args)

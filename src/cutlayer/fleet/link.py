@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Literal
 
 from cutlayer.fleet.clock import now
@@ -55,7 +54,6 @@ class _Pipe:
         record: Recorder,
     ) -> None:
         self.arrived: asyncio.Queue[tuple[Message, int]] = asyncio.Queue()
-        self._under_way: deque[tuple[Message, int]] = deque()
         self._free = asyncio.Lock()
         self._profile = profile
         self._bits_per_second = bits_per_second
@@ -68,13 +66,9 @@ class _Pipe:
         async with self._free:
             start = now()
             await asyncio.sleep(num_bytes * 8 / self._bits_per_second)
-            self._under_way.append((message, num_bytes))
-            asyncio.get_running_loop().call_later(self._profile.latency_seconds, self._arrive)
+            arrive = self.arrived.put_nowait
+            asyncio.get_running_loop().call_later(self._profile.latency_seconds, arrive, (message, num_bytes))
             step = getattr(message, "step", None)
             event = Event(self._profile.name, self._what, start, now(), message.round, step, None, num_bytes)
             self._record(event)
         return num_bytes
-
-    def _arrive(self) -> None:
-        # timers of the same instant may fire in any order: this one says when, the deque says which
-        self.arrived.put_nowait(self._under_way.popleft())
