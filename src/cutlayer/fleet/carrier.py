@@ -1,0 +1,51 @@
+"""A modelled connection: packets from one end to the other in this process, after the latency, on the loop's clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from cutlayer.wire.carrier import Carrier, CarrierLost
+
+
+def modelled_carriers(latency_seconds: float) -> tuple[Carrier, Carrier]:
+    """The two ends of a connection that changes nothing and ends only when one of them closes it."""
+    first, second = _End(latency_seconds), _End(latency_seconds)
+    first.other, second.other = second, first
+    return first, second
+
+
+class _End:
+    """One end (`wire/carrier.py`)."""
+
+    intact = True
+
+    def __init__(self, latency_seconds: float) -> None:
+        self.other = self
+        self._latency_seconds = latency_seconds
+        self._closed = False
+        self._under_way: deque[bytes] = deque()
+        self._arrived: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def send(self, packet: bytes) -> None:
+        await asyncio.sleep(0)
+        if self._closed:
+            raise CarrierLost("connection: closed")
+        self.other._under_way.append(packet)
+        asyncio.get_running_loop().call_later(self._latency_seconds, self.other._arrive)
+
+    async def receive(self) -> bytes:
+        packet = None if self._closed else await self._arrived.get()
+        if packet is None or self._closed:
+            raise CarrierLost("connection: closed")
+        return packet
+
+    def close(self) -> None:
+        for end in (self, self.other):
+            if not end._closed:
+                end._closed = True
+                end._arrived.put_nowait(None)
+
+    def _arrive(self) -> None:
+        # timers of the same instant may fire in any order: this one says when, the deque says which
+        self._arrived.put_nowait(self._under_way.popleft())
