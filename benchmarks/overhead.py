@@ -29,6 +29,7 @@ from types import TracebackType
 import torch
 from rich.table import Table
 
+from cutlayer.device.conversations import up_and_down
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.model.adapter import LoraSettings
@@ -97,7 +98,7 @@ class SplitRun:
 
     async def __aenter__(self) -> SplitRun:
         device_end, self._link = modelled_link(self._profile, forget)
-        self._task = asyncio.create_task(self._round.device_end(device_end, self._device))
+        self._task = asyncio.create_task(up_and_down(device_end, self._device))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.commit import CommittingLink
+from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
@@ -349,7 +350,7 @@ def play(
                     committing = CommittingLink(TappedLink(ends[profile.name][0], played.sent_up), stores[profile.name])
                     device_end = packing(committing)
                     committing.attach(device, device_end)
-                tasks.create_task(method.round.device_end(device_end, device))
+                tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
             await coordinator.run()
         played.adapter = server.exported()
 

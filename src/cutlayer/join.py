@@ -14,6 +14,7 @@ from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
 from cutlayer.device.agent import Agent, Asking, Prepare, asking
 from cutlayer.device.commit import CommittingLink
+from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
@@ -26,7 +27,6 @@ from cutlayer.model.cost import cost_model
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceStore, read_manifest
 from cutlayer.model.source import ModelFiles
-from cutlayer.run import method_of
 from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Dial
@@ -167,6 +167,7 @@ class _Attendance:
 
     def __init__(self, joining: Joining, welcome: Welcome, rates: LinkRates, files: _Files, machines: Machines) -> None:
         self._joining, self._welcome, self._rates, self._files = joining, welcome, rates, files
+        self._conversation = conversation_by_name(welcome.conversation)
         config = RunConfig.model_validate_json(welcome.config)
         self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
         self.session = Session(
@@ -220,6 +221,6 @@ class _Attendance:
     async def converse(self) -> None:
         """See `agent.Attendance`."""
         try:
-            await method_of(self._config).round.device_end(self._packed, self._device)
+            await self._conversation(self._packed, self._device)
         finally:
             self.machine.close()

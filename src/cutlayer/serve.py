@@ -198,6 +198,7 @@ class _Serving:
             config=config.model_dump_json(),
             labels=self._ingredients.labels,
             fingerprint=self._fingerprint.text,
+            conversation=self._method.round.conversation,
         )
 
     def profile(self, ready: Ready) -> DeviceProfile:

@@ -15,6 +15,7 @@ from itertools import takewhile
 
 from cutlayer.coordinator import Logbook
 from cutlayer.device.commit import CommittingLink
+from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.store import DeviceState, MemoryStore
 from cutlayer.errors import DeviceGone
@@ -157,8 +158,8 @@ class _Simulation:
         return player
 
     def _start(self, name: str, tasks: asyncio.TaskGroup) -> None:
-        player = self._players[name]
-        player.task = tasks.create_task(self._method.round.device_end(player.device_end, player.device), name=name)
+        player, conversation = self._players[name], conversation_by_name(self._method.round.conversation)
+        player.task = tasks.create_task(conversation(player.device_end, player.device), name=name)
 
     def _start_anew(self, tasks: asyncio.TaskGroup) -> None:
         """Puts a new one in the place of each device that the last round has dropped."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bases import open_base
+from cutlayer.device.conversations import up_and_down
 from cutlayer.device.device import Device
 from cutlayer.errors import WireError
 from cutlayer.fleet.clock import now, run_virtual
@@ -81,7 +82,7 @@ def device_of(base: Base) -> Device:
 
 def run_device(base: Base, says: Sequence[Message | Callable[[Message], Message]]) -> list[Message]:
     link = Script(says)
-    run_virtual(round_of().device_end(link, device_of(base)))
+    run_virtual(up_and_down(link, device_of(base)))
     return link.heard
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bases import open_base
+from cutlayer.device.conversations import conversation_by_name
 from cutlayer.errors import ConfigError, WireError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.model.base import Base
@@ -75,7 +76,7 @@ def run_device(base: Base, says: Sequence[Message], **options: Any) -> tuple[lis
     batches = [with_rows(random_batch("classification", seed=seed), first=4 * seed) for seed in range(4)] * 2
     events: list[Any] = []
     link, device = SlowLink(says), device_for(base, batches, events)
-    run_virtual(stream(**options).device_end(link, device))
+    run_virtual(conversation_by_name(stream(**options).conversation)(link, device))
     return link.heard, events
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
@@ -69,13 +70,14 @@ class _Rehearsal:
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
+        conversation = conversation_by_name(self._method.round.conversation)
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
             server.fold(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._ingredients.fleet.devices:
                 device_end, links[profile.name] = map(self._ingredients.compressed, modelled_link(profile, _ignore))
                 device = self._device(profile.name, profile.effective_flops)
-                tasks.create_task(self._method.round.device_end(device_end, device), name=profile.name)
+                tasks.create_task(conversation(device_end, device), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
             result = Rehearsed(
                 seconds=now(),

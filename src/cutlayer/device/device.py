@@ -1,4 +1,4 @@
-"""A device: its data, its part of the model, its adapter. What it does in a step; `rounds/` says when.
+"""A device: its data, its part of the model, its adapter. What it does in a step; `conversations.py` says when.
 
 Shapes: B batch, T tokens, D hidden size.
 """

@@ -14,15 +14,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from cutlayer.device.device import Device
 from cutlayer.errors import DeviceGone
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.attentive import Attentive
-from cutlayer.rounds.round import Round, follow, unexpected
+from cutlayer.rounds.round import Round
 from cutlayer.server.server import Server, one_per_device
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Assignment, Close, Message, Update
+from cutlayer.wire.link import Link, unexpected
+from cutlayer.wire.messages import Close, Update
 
 
 def local(*, personal: bool = False) -> Round:
@@ -35,22 +33,11 @@ def local(*, personal: bool = False) -> Round:
 
 
 class _Local:
+    conversation = "alone"
     equal_cuts = together = keeps_activations = False
 
     def __init__(self, personal: bool) -> None:
         self._personal = personal
-
-    async def device_end(self, link: Link, device: Device) -> None:
-        async def work(assignment: Assignment) -> Message | None:
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await device.train(step)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
-
-        async with Attentive(link) as heard:
-            await follow(heard, device, work)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_per_device)

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from cutlayer.device.device import Device
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.order import fifo
 from cutlayer.rounds.round import Round
@@ -33,10 +32,8 @@ class _Relay:
     together = True
 
     def __init__(self) -> None:
-        self._turn = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
-
-    async def device_end(self, link: Link, device: Device) -> None:
-        await self._turn.device_end(link, device)
+        self._turn: Round = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
+        self.conversation = self._turn.conversation
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         broadcast = server.adapter

@@ -11,6 +11,7 @@
                           -> Update(adapter) ->                 contributions to the aggregate
 
 Devices run at the same time, each at its own pace; only the end of the round is a barrier.
+The device's end of this and every other shape is in `device/conversations.py`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from cutlayer.device.device import Device
 from cutlayer.errors import DeviceGone
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.round import Round, ends, follow, unexpected
+from cutlayer.rounds.round import Round
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import Server
 from cutlayer.server.steps import ServerStep
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Assignment, Close, Gradients, Message, Update
+from cutlayer.wire.link import Link, unexpected
+from cutlayer.wire.messages import Activations, Close, Gradients, Update
 
 
 def split(*, server_step: ServerStep) -> Round:
@@ -42,26 +42,12 @@ def split(*, server_step: ServerStep) -> Round:
 
 
 class _Split:
+    conversation = "up-and-down"
     keeps_activations = False
 
     def __init__(self, server_step: ServerStep) -> None:
         self._server_step = server_step
         self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
-
-    async def device_end(self, link: Link, device: Device) -> None:
-        async def work(assignment: Assignment) -> Message | None:
-            for step in range(assignment.plan.local_steps):
-                await link.send(await device.forward(step))
-                answer = await link.receive()
-                if ends(answer, assignment):
-                    device.take_back()
-                    return answer
-                if not isinstance(answer, Gradients) or answer.step != step:
-                    raise unexpected(device.name, f"Gradients of step {step}", answer)
-                await device.backward(answer)
-            return None
-
-        await follow(link, device, work)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, self._server_step.owner)

@@ -23,19 +23,17 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cutlayer.device.device import Device
 from cutlayer.errors import ConfigError, DeviceGone
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.rounds.attentive import Attentive
-from cutlayer.rounds.round import Round, follow, unexpected
+from cutlayer.rounds.round import Round
 from cutlayer.server.cache import STORED, ActivationCache
 from cutlayer.server.samples import one_by_one
 from cutlayer.server.server import Server, one_for_all
 from cutlayer.server.shuffle import ShuffleBuffer
 from cutlayer.server.stages import Stages
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Assignment, Close, Message, Recall, Update
+from cutlayer.wire.link import Link, unexpected
+from cutlayer.wire.messages import Activations, Close, Recall, Update
 
 MIB = 2**20
 Queue = asyncio.Queue[list[Activations] | None]
@@ -102,25 +100,9 @@ class _Stream:
         self._window, self._server_batch, self._kept, self._pipeline = window, server_batch, kept, pipeline
         self._seed = seed
         self.keeps_activations = kept is not None
+        self.conversation = "up-once" if self.keeps_activations else "up"
         self._cache: ActivationCache | None = None
         self._resumed: dict[str, Any] = {}
-
-    async def device_end(self, link: Link, device: Device) -> None:
-        async def work(assignment: Assignment) -> Message | None:
-            heard.begin()
-            async with asyncio.TaskGroup() as tasks:
-                sending = None
-                for step in range(assignment.plan.local_steps):
-                    if (ended := heard.waiting()) is not None:
-                        return ended
-                    batch = await device.stream(step, kept=self._kept is not None)
-                    if sending is not None:
-                        await sending  # one batch on its way and one in the making: so much memory, and no more
-                    sending = tasks.create_task(heard.send(batch))
-            return heard.waiting()
-
-        async with Attentive(link) as heard:
-            await follow(heard, device, work)
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_for_all)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from cutlayer.errors import WireError
 from cutlayer.wire.messages import Message
 
 
@@ -32,3 +33,10 @@ class Link(Protocol):
     async def receive(self) -> Message:
         """Waits for the next message. Whoever holds a tensor of it must not write to it."""
         ...
+
+
+def unexpected(device: str, expected: str, message: object) -> WireError:
+    """The error for a message that this point of the conversation has no place for."""
+    return WireError(
+        f"device {device}: expected {expected}, got {type(message).__name__}. Do both ends run one version?"
+    )

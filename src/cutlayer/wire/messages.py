@@ -229,6 +229,7 @@ class Welcome:
       config: the run's config, JSON; paths in it are the server's own.
       labels: class names; empty for causal LM.
       fingerprint: of the model's files (`model/pieces.py`): the device's must be the same.
+      conversation: the device's end of the rounds, by name (`device/conversations.py`).
     """
 
     run: str
@@ -238,6 +239,7 @@ class Welcome:
     config: str
     labels: tuple[str, ...]
     fingerprint: str
+    conversation: str
 
 
 FINISHED = "finished"

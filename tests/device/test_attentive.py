@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from cutlayer.device.attentive import Attentive
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
-from cutlayer.rounds.attentive import Attentive
 from cutlayer.wire.messages import Close, Finish
 from playground import fleet_of
 
