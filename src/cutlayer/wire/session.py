@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutlayer.errors import WireError
+from cutlayer.errors import MalformedMessage, WireError
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.frames import decode, parts
@@ -105,6 +105,7 @@ class Session:
         self._arrival = asyncio.Event()  # for receivers
         self._room = asyncio.Event()  # for the pump: the inbox is not full
         self._gone: WireError | None = None
+        self._attaching = asyncio.Lock()  # a carrier that is replaced is let go of before the next is used
 
     # ------------------------------------------------------------------ the link
 
@@ -174,6 +175,19 @@ class Session:
           CarrierLost: It ended, or something is missing; the session goes on with the next one.
           WireError: What arrived may not be believed.
         """
+        async with self._attaching:
+            self._meet(peer)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pump(carrier))
+                    tasks.create_task(self._drain(carrier))
+            except* WireError as group:
+                raise _first(group) from None
+            finally:
+                self._drop_partial()
+
+    def _meet(self, peer: Standing) -> None:
+        """Takes in how the other end stands: what it has need not be sent again."""
         if not self._is_server and peer.name != self._name:
             self._leave_round()
             self._name, self._round, self._received, self._sent = peer.name, -1, 0, self._new_sent()
@@ -188,14 +202,6 @@ class Session:
         self._drop_partial()
         self.last_seen = _now()
         self._progress.set()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pump(carrier))
-                tasks.create_task(self._drain(carrier))
-        except* WireError as group:
-            raise _first(group) from None
-        finally:
-            self._drop_partial()
 
     async def _pump(self, carrier: Carrier) -> None:
         """Sends what there is to send, and a heartbeat when there is nothing or much has come in."""
@@ -241,7 +247,12 @@ class Session:
             except TimeoutError:
                 raise CarrierLost(f"connection: expected a heartbeat, got nothing for {SILENCE_SECONDS:g} s.") from None
             self.last_seen = _now()
-            packet = unpack(arrived, check=not carrier.intact)
+            try:
+                packet = unpack(arrived, check=not carrier.intact)
+            except MalformedMessage as error:
+                if carrier.intact:
+                    raise  # nobody but the other end can have made it so
+                raise CarrierLost(str(error)) from None
             if packet.kind is Kind.GOODBYE:
                 raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
             if packet.round > self._round:
