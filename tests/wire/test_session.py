@@ -274,6 +274,39 @@ def test_a_device_that_missed_a_boundary_is_brought_to_the_current_round() -> No
     run_virtual(work())
 
 
+def test_a_new_carrier_takes_over_from_one_that_still_stands() -> None:
+    """A device came back before its broken connection was noticed: both carriers are there for a while."""
+
+    async def work() -> None:
+        up, down, heard_up, heard_down = session(), session("life-1"), list[Message](), list[Message]()
+        talking = [asyncio.ensure_future(device(up, heard_down)), asyncio.ensure_future(server(down, heard_up, 3))]
+        first, attached = pipe(Slow(), Slow()), list[asyncio.Future[None]]()
+        for end, carrier, peer in ((up, first[0], down.standing), (down, first[1], up.standing)):
+            attached.append(asyncio.ensure_future(end.attach(carrier, peer)))
+        await asyncio.sleep(0.55)  # in the middle of something
+        second = pipe(Slow(), Slow())
+        for end, carrier, peer in ((up, second[0], down.standing), (down, second[1], up.standing)):
+            attached.append(asyncio.ensure_future(end.attach(carrier, peer)))
+        await asyncio.sleep(0.2)
+        first[1].close()
+        await asyncio.gather(*talking)
+        for task in attached:
+            task.cancel()
+        await asyncio.gather(*attached, return_exceptions=True)
+        assert frames(heard_up) == expected_up(3)
+        assert frames(heard_down) == expected_down(3)
+
+    run_virtual(work())
+
+
+class Slow(MemoryCarrier):
+    """A carrier whose packets take their time."""
+
+    async def send(self, packet: bytes) -> None:
+        await asyncio.sleep(0.01)
+        await super().send(packet)
+
+
 def test_who_is_given_up_is_waited_for_by_nobody() -> None:
     async def work() -> None:
         down = session("life-1")
