@@ -55,6 +55,11 @@ def test_every_flipped_bit_is_noticed(place: int, bit: int) -> None:
         unpack(damaged, check=True)
 
 
+def test_a_packet_without_a_check_passes_an_end_that_would_check() -> None:
+    """Its sender sees this machine at the other end, which sees a tunnel."""
+    assert bytes(unpack(pack(Packet(Kind.DATA, 3, 1, 0, 0, 3, b"abc"), check=False), check=True).body) == b"abc"
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_packet_or_refused(data: bytes) -> None:
     for check in (False, True):

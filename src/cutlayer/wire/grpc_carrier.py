@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.exposure import is_loopback
 from cutlayer.wire.packets import HEADER_BYTES, PIECE_BYTES
 
 METHOD = "Attend"
@@ -139,7 +141,7 @@ async def listen(
     server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=most_connections)
 
     async def handle(_requests: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
-        carrier = _Called(context, intact=credentials is not None)
+        carrier = _Called(context, intact=credentials is not None or _is_here(context.peer()))
         serving = asyncio.ensure_future(attend(carrier, context))
         closed = asyncio.ensure_future(carrier.closed.wait())
         try:
@@ -182,13 +184,18 @@ async def dial(
         channel = grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
     metadata = [(NAME_KEY, name)] + ([(TOKEN_KEY, token)] if token else [])
     call: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=metadata)
-    return _Calling(channel, call, intact=credentials is not None)
+    return _Calling(channel, call, intact=credentials is not None or is_loopback(address.rpartition(":")[0]))
 
 
 def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:
     """What the metadata of a call says: name and token, empty where it says none."""
     metadata = dict(context.invocation_metadata() or ())
     return str(metadata.get(NAME_KEY, "")), str(metadata.get(TOKEN_KEY, ""))
+
+
+def _is_here(peer: str) -> bool:
+    """Whether gRPC's word for a peer (`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`) is of this machine."""
+    return is_loopback(unquote(peer.partition(":")[2].rpartition(":")[0]))
 
 
 def _reason(code: grpc.StatusCode | None, details: str | None) -> str:

@@ -38,6 +38,7 @@ class Sent:
         self._keeps, self._folder = keeps, folder
         self._frames: dict[int, Sequence[Buffer]] = {}
         self._lengths: dict[int, int] = {}
+        self._held_bytes = 0  # of all lengths
         self._on_disk: dict[int, tuple[int, int]] = {}  # number -> offset, length
         self._file: IO[bytes] | None = None
 
@@ -47,6 +48,7 @@ class Sent:
         if self.last > self.arrived or self._keeps:
             self._frames[self.last] = frame
             self._lengths[self.last] = sum(len(part) for part in frame)
+            self._held_bytes += self._lengths[self.last]
         return self.last
 
     def frame(self, number: int) -> Sequence[Buffer]:
@@ -66,9 +68,9 @@ class Sent:
         for done in range(self.arrived + 1, min(number, self.last) + 1):
             if not self._keeps:
                 self._frames.pop(done, None)
-                self._lengths.pop(done, None)
+                self._held_bytes -= self._lengths.pop(done, 0)
         self.arrived = max(self.arrived, min(number, self.last))
-        if self._keeps and self._folder is not None:
+        if self._keeps and self._folder is not None and self._held_bytes > KEPT_BYTES:
             self._spill(self._folder)
 
     @property
@@ -80,6 +82,7 @@ class Sent:
         """Nobody will ask for these frames again."""
         self._frames.clear()
         self._lengths.clear()
+        self._held_bytes = 0
         self._on_disk.clear()
         if self._file is not None:
             self._file.close()
@@ -91,9 +94,8 @@ class Sent:
         return sum(self._lengths.get(number, 0) for number in range(self.arrived + 1, self.handed + 1))
 
     def _spill(self, folder: Path) -> None:
-        held = sum(self._lengths.values())
         for number in [number for number in self._frames if number <= self.arrived]:
-            if held <= KEPT_BYTES:
+            if self._held_bytes <= KEPT_BYTES:
                 return
             if self._file is None:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -103,4 +105,4 @@ class Sent:
                 self._file.write(part)
             length = self._lengths.pop(number)
             self._on_disk[number] = (offset, length)
-            held -= length
+            self._held_bytes -= length

@@ -25,12 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from cutlayer.errors import MalformedMessage, WireError
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.frames import decode, parts
 from cutlayer.wire.messages import Assignment, Close, Finish, Message, Update, passes_in_rounds
-from cutlayer.wire.packets import PIECE_BYTES, Kind, Packet, cut, pack, unpack
+from cutlayer.wire.packets import PIECE_BYTES, Buffer, Kind, Packet, cut, pack, unpack
 from cutlayer.wire.sent import Sent
 
 HEARTBEAT_SECONDS = 1.0
@@ -96,11 +98,11 @@ class Session:
         self._run = ""
         self._answered = True  # whether nothing more is to come from this end in the round under way
         self._peer = Standing()
-        self._partial: bytearray | None = None
+        self._partial: memoryview | None = None
         self._filled = 0
         self._told = 0  # bytes received since the other end was last told
         self._inbox: deque[tuple[Message, int]] = deque()
-        self._news = asyncio.Event()  # for the pump: something to send
+        self._news = asyncio.Event()  # for the pump: something to send, or to acknowledge
         self._progress = asyncio.Event()  # for senders: something left or arrived
         self._arrival = asyncio.Event()  # for receivers
         self._room = asyncio.Event()  # for the pump: the inbox is not full
@@ -219,10 +221,11 @@ class Session:
                 self._told = 0
                 await carrier.send(pack(beat, check=not carrier.intact))
                 due = _now() + HEARTBEAT_SECONDS
-            if self._sent.handed >= self._sent.last:
+            if self._sent.handed >= self._sent.last and self._told < ACK_BYTES:
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), max(0.0, due - _now()))
+                    async with asyncio.timeout_at(due):  # wait_for would make a task of every wait
+                        await self._news.wait()
 
     async def _hand_over(self, carrier: Carrier, sent: Sent, number: int) -> None:
         frame = sent.frame(number)
@@ -295,11 +298,11 @@ class Session:
         if packet.total > limit:
             raise WireError(f"frame: expected at most {limit} bytes, got {packet.total}. The plan allows no more.")
         if len(packet.body) == packet.total:
-            frame: bytes | bytearray | memoryview = packet.body
+            frame: Buffer = packet.body
         else:
             if self._partial is None:
                 await self._incoming.take(packet.total)
-                self._partial = bytearray(packet.total)
+                self._partial = np.empty(packet.total, np.uint8).data  # a bytearray is filled with zeros first
             elif len(self._partial) != packet.total:
                 raise CarrierLost(f"connection: expected a frame of {len(self._partial)} bytes, got {packet.total}.")
             self._partial[self._filled : self._filled + len(packet.body)] = packet.body
@@ -314,7 +317,8 @@ class Session:
         self._check(message)
         self._received += 1
         self._told += packet.total
-        self._news.set()
+        if self._told >= ACK_BYTES:
+            self._news.set()
         if isinstance(message, Assignment):
             self._answered, self._run = False, message.run
         if isinstance(message, Close) and not message.wanted:

@@ -1,0 +1,47 @@
+"""The carrier over gRPC: packets arrive as they were sent, and who needs no check of that makes none."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+import pytest
+
+from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.grpc_carrier import _is_here, dial, listen
+
+
+def test_packets_pass_and_plain_text_within_this_machine_is_intact() -> None:
+    async def work() -> None:
+        met: list[Carrier] = []
+
+        async def attend(carrier: Carrier, _context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            met.append(carrier)
+            await carrier.send(await carrier.receive())
+            with pytest.raises(CarrierLost):
+                await carrier.receive()
+
+        server, port = await listen(attend, "127.0.0.1:0", None)
+        carrier = await dial(f"127.0.0.1:{port}", name="pi", token=None, credentials=None)
+        await carrier.send(b"a packet")
+        assert await carrier.receive() == b"a packet"
+        assert [carrier.intact, *(other.intact for other in met)] == [True, True]
+        carrier.close()
+        await server.stop(0)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("peer", "here"),
+    [
+        ("ipv4:127.0.0.1:4711", True),
+        ("ipv6:%5B::1%5D:4711", True),
+        ("ipv6:[::1]:4711", True),
+        ("ipv4:192.168.1.7:4711", False),
+        ("ipv6:%5Bfe80::1%5D:4711", False),
+        ("unknown", False),
+    ],
+)
+def test_who_is_of_this_machine(peer: str, *, here: bool) -> None:
+    assert _is_here(peer) is here
