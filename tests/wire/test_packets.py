@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.errors import MalformedMessage
-from cutlayer.wire.packets import HEADER_BYTES, PIECE_BYTES, Kind, Packet, cut, pack, unpack
+from cutlayer.wire.packets import HEADER_BYTES, PIECE_BYTES, Damaged, Kind, Packet, cut, pack, unpack
 
 UINT64 = st.integers(0, 2**64 - 1)
 
@@ -51,7 +51,7 @@ def test_a_body_in_parts_is_one_body() -> None:
 def test_every_flipped_bit_is_noticed(place: int, bit: int) -> None:
     damaged = bytearray(pack(Packet(Kind.DATA, 3, 1, 0, 0, 10, b"0123456789"), check=True))
     damaged[place] ^= 1 << bit
-    with pytest.raises(MalformedMessage, match="packet"):
+    with pytest.raises(Damaged, match="packet"):
         unpack(damaged, check=True)
 
 
@@ -60,10 +60,16 @@ def test_a_packet_without_a_check_passes_an_end_that_would_check() -> None:
     assert bytes(unpack(pack(Packet(Kind.DATA, 3, 1, 0, 0, 3, b"abc"), check=False), check=True).body) == b"abc"
 
 
+@pytest.mark.parametrize("length", [0, 11, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 9])
+def test_a_packet_that_was_cut_short_is_noticed(length: int) -> None:
+    with pytest.raises(Damaged, match="packet"):
+        unpack(pack(Packet(Kind.DATA, 3, 1, 0, 0, 10, b"0123456789"), check=True)[:length], check=True)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_packet_or_refused(data: bytes) -> None:
     for check in (False, True):
-        with contextlib.suppress(MalformedMessage):
+        with contextlib.suppress(MalformedMessage, Damaged):
             unpack(data, check=check)
 
 

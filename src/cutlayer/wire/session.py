@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cutlayer.errors import MalformedMessage, WireError
+from cutlayer.errors import WireError
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.frames import decode, parts
@@ -250,12 +250,7 @@ class Session:
             except TimeoutError:
                 raise CarrierLost(f"connection: expected a heartbeat, got nothing for {SILENCE_SECONDS:g} s.") from None
             self.last_seen = _now()
-            try:
-                packet = unpack(arrived, check=not carrier.intact)
-            except MalformedMessage as error:
-                if carrier.intact:
-                    raise  # nobody but the other end can have made it so
-                raise CarrierLost(str(error)) from None
+            packet = unpack(arrived, check=not carrier.intact)
             if packet.kind is Kind.GOODBYE:
                 raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
             if packet.round > self._round:

@@ -1,0 +1,605 @@
+"""A server and its devices over a modelled network with faults, in one process, on the virtual clock.
+
+What runs is `serve` and `join` as they are, with every byte of every message; modelled are the network
+(`fleet/faults.py`) and the machines. What costs a real process its start (tokenizer, data, weights) is read once and
+shared. A run is a function of its seed: the faults, when they strike, how small the buffers are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import shutil
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from random import Random
+from typing import Any
+from unittest.mock import patch
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from cutlayer import join as joining
+from cutlayer import run as running
+from cutlayer import serve as serving
+from cutlayer.config import RunConfig, read_config
+from cutlayer.device.own_data import read_own_data
+from cutlayer.device.probe import Probed
+from cutlayer.errors import StragglersError
+from cutlayer.files import sha256
+from cutlayer.fleet.carrier import modelled_carriers
+from cutlayer.fleet.clock import now, run_virtual
+from cutlayer.fleet.faults import KINDS, FaultyCarrier, Schedule, drawn
+from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.fleet.profile import Fleet, load_fleet
+from cutlayer.model import cost
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.fingerprint import Fingerprint, fingerprint
+from cutlayer.model.pieces import PieceServer
+from cutlayer.model.source import ModelFiles
+from cutlayer.prepare import ServerIngredients, prepare, prepare_server, write_shares
+from cutlayer.report.progress import NoProgress
+from cutlayer.server.hub import Hub
+from cutlayer.settings import load_tokenizer
+from cutlayer.types import Recorder
+from cutlayer.wire import sent, session
+from cutlayer.wire.budget import Budget
+from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.session import Session, Standing
+from models import model_folder
+
+ROUNDS, LOCAL_STEPS, BATCH_SIZE, ROWS = 3, 2, 2, 6
+"""Of each device; it passes its data twice, so that what the server keeps of the first time is recalled."""
+LATENCY_SECONDS = 0.01
+LONGEST_SECONDS = 4_000.0
+"""On the virtual clock: after this a run hangs."""
+AWAY_SECONDS = 40.0
+"""The longest that what crashed stays away."""
+CRASHES = ("crash device", "crash server", "full disk", "skewed clock")
+FLEET: dict[str, Any] = {
+    "server": {"tflops": 0.00001, "efficiency": 0.3, "memory_gib": 4},
+    "defaults": {"efficiency": 0.3, "up_mbit": 10, "down_mbit": 20, "latency_ms": 10, "memory_gib": 1},
+    "devices": [
+        {"name": "slow", "tflops": 0.0000005, "max_blocks": 1},
+        {"name": "quick", "tflops": 0.000001, "max_blocks": 2},
+    ],
+}
+
+_skew: ContextVar[float] = ContextVar("skew", default=1.0)
+
+
+# ------------------------------------------------------------------ the world: what all runs of a setting share
+
+
+@dataclass
+class World:
+    """A run without faults, and what others of the same setting share with it.
+
+    Attributes:
+      values: keys of the config.
+      inputs: a folder with the model and the data.
+      scratch: where run folders go.
+    """
+
+    values: dict[str, Any]
+    inputs: Path
+    scratch: Path
+    _bases: dict[str, Base] = field(default_factory=dict)
+
+    @cached_property
+    def _shared(self) -> tuple[dict[str, Path], RunConfig]:
+        config = read_config(None, values={**_values(self.inputs), **self.values})
+        return write_shares(prepare(config), self.scratch / "shares")
+
+    @property
+    def data(self) -> dict[str, Path]:
+        return self._shared[0]
+
+    @cached_property
+    def _read(self) -> ServerIngredients:
+        return prepare_server(self._shared[1])
+
+    def ingredients(self, out: Path) -> ServerIngredients:
+        """Of a new life of the server."""
+        read = self._read
+        made = ServerIngredients(
+            read.config.model_copy(update={"out": str(out)}), read.validation, read.labels, read.pad_id
+        )
+        made.__dict__["base"] = self.base(made.model_settings)
+        made.__dict__["costs"] = cost_model(made.model_settings)
+        return made
+
+    def base(self, settings: ModelSettings, *_where: object) -> Base:
+        """The model of whoever asks, in the task of its name: as it is stored, whatever an earlier life folded."""
+        task = asyncio.current_task()
+        assert task is not None
+        name = task.get_name()
+        if name not in self._bases:
+            self._bases[name] = Base(settings)
+        self._bases[name].unfold()
+        return self._bases[name]
+
+    @cached_property
+    def fleet(self) -> Fleet:
+        return load_fleet(FLEET)
+
+    @property
+    def waits_for_all(self) -> bool:
+        return self.values.get("train.stragglers", "wait_all") == "wait_all"
+
+    @cached_property
+    def reference(self) -> Result:
+        """The run to which nothing happens."""
+        result = play(self, Plan(seed=0))
+        assert not result.problems, result.problems
+        return result
+
+
+def _values(inputs: Path) -> dict[str, Any]:
+    return {
+        "model.name": str(inputs / "model"),
+        "data.path": str(inputs / "data"),
+        "data.task": "causal-lm",
+        "data.prompt": "question",
+        "data.answer": "reply",
+        "data.max_length": 8,
+        "train.rounds": ROUNDS,
+        "train.eval_every": ROUNDS,
+        "train.local_steps": LOCAL_STEPS,
+        "train.batch_size": BATCH_SIZE,
+        "lora.rank": 2,
+        "lora.targets": ("c_attn",),
+        "fleet": FLEET,
+    }
+
+
+def write_inputs(folder: Path) -> Path:
+    """Writes a tiny model with its tokenizer and a few sums."""
+    shutil.copytree(model_folder("tiny"), folder / "model")
+    words = [*("<pad>", "</s>", "<unk>"), *(f"n{number}" for number in range(60))]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder / "model")
+    random = Random(0)
+    for name, rows in (("train", ROWS * len(FLEET["devices"])), ("validation", 2)):
+        numbers = [[random.randrange(20) for _ in range(random.randint(2, 3))] for _ in range(rows)]
+        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data" / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"question": " ".join(f"n{one}" for one in row), "reply": f"n{sum(row)}"}) + "\n"
+                for row in numbers
+            )
+        )
+    return folder
+
+
+# ------------------------------------------------------------------ one run
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens in a run.
+
+    Attributes:
+      seed: of everything that is drawn.
+      kinds: of faults, of which some are drawn.
+      count: faults.
+      packets: among so many.
+      piece_bytes: the longest piece of a frame.
+      kept_bytes: of sent frames in the server's memory.
+    """
+
+    seed: int
+    kinds: tuple[str, ...] = ()
+    count: int = 0
+    packets: int = 1
+    piece_bytes: int = 2**21
+    kept_bytes: int = 2**24
+
+
+def drawn_plan(seed: int, packets: int, kinds: tuple[str, ...] = (*KINDS, *CRASHES)) -> Plan:
+    """The plan of a seed: one kind of fault alone, or all of them.
+
+    Args:
+      seed: Of the draw.
+      packets: Of the run without faults.
+      kinds: To draw from.
+    """
+    random = Random(f"plan {seed}")
+    chosen = kinds if random.random() < 0.5 else (random.choice(kinds),)
+    return Plan(
+        seed,
+        chosen,
+        count=random.choice((1, 2, 4, 8)),
+        packets=int(packets * random.uniform(0.5, 1.5)),
+        piece_bytes=random.choice((300, 1500, 2**21)),
+        kept_bytes=random.choice((0, 2**24)),
+    )
+
+
+@dataclass
+class Result:
+    """What became of a run.
+
+    Attributes:
+      outcome: `done`, or the error with which it ended.
+      problems: what must not be.
+      faults: that struck, by kind.
+      recoveries: what the sessions did about them.
+      packets: that were sent.
+      seconds: on the virtual clock.
+      facts: what decides a run's result.
+    """
+
+    outcome: str = ""
+    problems: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    recoveries: Counter[str] = field(default_factory=Counter)
+    packets: int = 0
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def play(world: World, plan: Plan) -> Result:
+    """One run, looked at when it is over: what must hold whatever happens (`Result.problems`)."""
+    out = world.scratch / f"run-{os.getpid()}" / "server"
+    shutil.rmtree(out.parent, ignore_errors=True)
+    result = Result()
+    stage = _Stage(world, plan, out, result)
+    with contextlib.ExitStack() as patches:
+        for change in _patches(stage):
+            patches.enter_context(change)
+        try:
+            run_virtual(stage.run())
+        except Exception as error:
+            result.outcome = type(error).__name__
+            result.problems.append("".join(traceback.format_exception(error))[-3000:])
+    result.faults = stage.schedule.struck + stage.struck
+    result.packets = stage.schedule.packets
+    for one in stage.sessions:
+        result.recoveries.update(one.counts)
+    if result.outcome in ("done", "StragglersError"):
+        _look(world, out, result)
+        if world.waits_for_all and plan.kinds:
+            _compare(world.reference.facts, result)
+    shutil.rmtree(out.parent)
+    return result
+
+
+class _Stage:
+    """The network, the server and the devices of one run, and what happens to them."""
+
+    def __init__(self, world: World, plan: Plan, out: Path, result: Result) -> None:
+        self.world, self.plan, self.out, self.result = world, plan, out, result
+        self.random = Random(f"stage {plan.seed}")
+        self.struck: Counter[str] = Counter()
+        self.sessions: list[Session] = []
+        self.budgets: list[Budget] = []
+        self.full_disks = 0
+        link_kinds = tuple(kind for kind in plan.kinds if kind in KINDS)
+        crashes = [kind for kind in plan.kinds if kind in CRASHES]
+        share = plan.count * len(crashes) // max(1, len(plan.kinds))
+        number = share if link_kinds else plan.count
+        faults = drawn(self.random, plan.count - number, packets=plan.packets, kinds=link_kinds) if link_kinds else {}
+        calls = {
+            self.random.randrange(plan.packets): self._call(self.random.choice(crashes))
+            for _ in range(number if crashes else 0)
+        }
+        self.schedule = Schedule(faults, calls)
+        self._hub: Hub | None = None
+        self._attending: dict[asyncio.Task[None], tuple[str, FaultyCarrier]] = {}
+        self._server: asyncio.Task[Any] | None = None
+        self._devices: dict[str, asyncio.Task[None]] = {}
+        self._lives = Counter[str]()
+        self._away: set[asyncio.Task[None]] = set()
+
+    # -------------------------------------------------------------- who runs
+
+    async def run(self) -> None:
+        """Until the server is done and every device knows."""
+        asyncio.get_running_loop().set_exception_handler(self._unexpected)
+        async with asyncio.timeout(LONGEST_SECONDS):
+            self._serve()
+            for name in self.world.data:
+                self._join(name)
+            try:
+                await self._settle()
+            finally:
+                self.result.seconds = now()
+                for task in [*self._away, *self._devices.values(), *([self._server] if self._server else [])]:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+        for budget in self.budgets:
+            if budget.held_bytes:
+                self.result.problems.append(f"{budget.held_bytes} bytes of a budget were never given back")
+
+    async def _settle(self) -> None:
+        """Waits for the server, life after life; then for the devices."""
+        while True:
+            assert self._server is not None
+            server = self._server
+            await asyncio.wait({server})
+            if server is not self._server or server.cancelled():
+                await asyncio.sleep(1.0)  # it is away: another life comes
+                continue
+            error = server.exception()
+            if error is None:
+                self.result.outcome = "done"
+                break
+            if isinstance(error, StragglersError):
+                self.result.outcome = "StragglersError"
+                return
+            if isinstance(error, running.UserError) and self.full_disks:
+                self.full_disks -= 1
+                self._serve()
+                continue
+            raise error
+        async with asyncio.timeout(2_000.0):
+            while self._away:
+                await asyncio.wait(set(self._away))
+            for name, task in list(self._devices.items()):
+                try:
+                    await task
+                except joining.UserError as error:
+                    if "expected an answer of the server" not in str(error):
+                        raise RuntimeError(f"device {name} ended with {error!r}") from error
+
+    def _serve(self) -> None:
+        self._lives["server"] += 1
+        options: dict[str, Any] = {
+            "min_devices": len(self.world.data),
+            "resume": self._lives["server"] > 1,
+            "life": f"life-{self._lives['server']}",
+            "machines": self._machines,
+        }
+
+        async def serve() -> None:
+            await serving.serve(self.world.ingredients(self.out), self.world.fleet, NoProgress(), self, **options)
+
+        self._server = asyncio.create_task(serve(), name="server")
+
+    def _join(self, name: str) -> None:
+        self._lives[name] += 1
+        who = joining.Joining(name, str(self.world.data[name]), "", self.out.with_name(name))
+        random = Random(f"{self.plan.seed} {name} {self._lives[name]}")
+        self._devices[name] = asyncio.create_task(
+            joining.join(
+                who,
+                lambda: self._dial(name),
+                random,
+                lambda _: None,
+                machines=self._machines,
+                probe=lambda *_: Probed(2**30, 1e6),
+            ),
+            name=name,
+        )
+
+    def _machines(self, name: str, record: Recorder) -> ModelledMachine:
+        fleet = self.world.fleet
+        profile = next((device for device in fleet.devices if device.name == name), fleet.server)
+        return ModelledMachine(name, profile.effective_flops, record)
+
+    # -------------------------------------------------------------- the network (`serve.Door`, and `Dial`)
+
+    async def open(self, hub: Hub) -> None:
+        self._hub = hub
+
+    async def close(self) -> None:
+        self._hub = None
+        for task, (_, carrier) in list(self._attending.items()):
+            carrier.close()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def standing(self, device: str) -> None:
+        """Everybody may stay."""
+
+    async def _dial(self, name: str) -> Carrier:
+        await asyncio.sleep(LATENCY_SECONDS)
+        if self._hub is None:
+            raise CarrierLost("connection: refused")
+        mine, theirs = (FaultyCarrier(end, self.schedule) for end in modelled_carriers(LATENCY_SECONDS))
+        task = asyncio.create_task(self._hub.attend(theirs, name), name=f"attends {name}")
+        self._attending[task] = name, theirs
+        task.add_done_callback(self._attended)
+        self.result.recoveries["connections"] += 1
+        return mine
+
+    def _attended(self, task: asyncio.Task[None]) -> None:
+        del self._attending[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.result.problems.append("attend: " + "".join(traceback.format_exception(error))[-2000:])
+
+    # -------------------------------------------------------------- what happens
+
+    def _call(self, kind: str) -> Callable[[], None]:
+        """Something that happens in the middle of sending a packet: a few turns of the loop later."""
+        turns, away = self.random.choice((0, 1, 2, 5, 20, 100)), self.random.uniform(0.0, AWAY_SECONDS)
+        name, silently = self.random.choice(FLEET["devices"])["name"], self.random.random() < 0.5
+
+        async def happen() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await self._happen(kind, name, away, silently=silently)
+
+        def begin() -> None:
+            task = asyncio.create_task(happen(), name=kind)
+            self._away.add(task)
+            task.add_done_callback(self._happened)
+
+        return begin
+
+    def _happened(self, task: asyncio.Task[None]) -> None:
+        self._away.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.result.problems.append("stage: " + "".join(traceback.format_exception(error))[-2000:])
+
+    async def _happen(self, kind: str, name: str, away: float, *, silently: bool) -> None:
+        if kind == "full disk":
+            self.struck[kind] += 1
+            self.full_disks += 1
+            return
+        if kind == "skewed clock":
+            self.struck[kind] += 1
+            _clocks[name] = away / AWAY_SECONDS * 4
+            return
+        victim = self._server if kind == "crash server" else self._devices[name]
+        if victim is None or victim.done():
+            return
+        self.struck[kind] += 1
+        if silently:  # nobody hears of it
+            for who, carrier in self._attending.values():
+                if kind == "crash server" or who == name:
+                    carrier.fall_silent()
+        victim.cancel()
+        await asyncio.gather(victim, return_exceptions=True)
+        await asyncio.sleep(away)
+        if kind == "crash server":
+            self._serve()
+        elif self._devices[name] is victim:
+            self._join(name)
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        told = "".join(traceback.format_exception(error))[-2000:] if error else ""
+        self.result.problems.append(f"{context['message']}: {told}")
+
+
+# ------------------------------------------------------------------ what must hold
+
+
+def _look(world: World, out: Path, result: Result) -> None:
+    """Reads what the run left."""
+    lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
+    rounds = [json.loads(line)["round"] for line in lines]
+    if result.outcome == "done" and rounds != list(range(ROUNDS)):
+        result.problems.append(f"expected the rounds 0 to {ROUNDS - 1}, got {rounds}")
+    state = json.loads((out / "checkpoint" / "state.json").read_text()) if (out / "checkpoint").exists() else None
+    if state is None:
+        return
+    counted = Counter[str]()
+    for record in state["history"]:
+        counted[record["device"]] += record["samples"]
+    cursors = {}
+    for name in world.data:
+        point = state["counted"].get(name)
+        folder = out.with_name(name) / "state" / ("start" if point is None else f"after-{point:06}")
+        cursors[name] = json.loads((folder / "state.json").read_text())["cursor"]
+        drawn_samples = cursors[name]["epoch"] * ROWS + cursors[name]["position"]
+        if drawn_samples != counted[name]:
+            result.problems.append(f"device {name}: {counted[name]} samples counted, {drawn_samples} drawn")
+        result.facts[f"moments of {name}"] = sha256(folder / "tensors.safetensors")
+    adapter = out / "adapter" / "adapter_model.safetensors"
+    result.facts |= {
+        "adapter": sha256(adapter) if adapter.exists() else "",
+        "checkpoint": state["tensors_sha256"],
+        "cursors": cursors,
+        "counted": state["counted"],
+        "folds held": state["folds_held"],
+        "policies": state["round_state"],
+        "history": [
+            {key: record[key] for key in ("round", "device", "steps", "samples", "weight", "loss", "late", "cut")}
+            for record in state["history"]
+        ],
+        "losses": [json.loads(line).get("validation") for line in lines],
+    }
+
+
+def _compare(expected: dict[str, Any], result: Result) -> None:
+    for key, value in expected.items():
+        if result.facts.get(key) != value:
+            result.problems.append(f"{key}: expected {value}, got {result.facts.get(key)}")
+
+
+# ------------------------------------------------------------------ what a process shares, and counts
+
+
+class _Noted(Session):
+    """A session that the stage knows."""
+
+    stage: _Stage
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.stage.sessions.append(self)
+
+    async def attach(self, carrier: Carrier, peer: Standing) -> None:
+        self.counts["attached"] += 1
+        await super().attach(carrier, peer)
+
+
+_clocks: dict[str, float] = {}
+
+
+def _patches(stage: _Stage) -> Iterator[Any]:
+    """What is shared between the processes that one process plays, made small, or watched."""
+    world, plan = stage.world, stage.plan
+    _clocks.clear()
+
+    class Noted(_Noted):
+        pass
+
+    Noted.stage = stage
+
+    def budget(most_bytes: int) -> Budget:
+        stage.budgets.append(Budget(most_bytes))
+        return stage.budgets[-1]
+
+    def save(folder: Path, *args: Any) -> None:
+        if stage.full_disks:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        save_checkpoint(folder, *args)
+
+    save_checkpoint = running.save_checkpoint
+    yield patch.object(serving, "Session", Noted)
+    yield patch.object(joining, "Session", Noted)
+    yield patch.object(serving, "Budget", budget)
+    yield patch.object(joining, "Budget", budget)
+    yield patch.object(running, "save_checkpoint", save)
+    yield patch.object(serving, "PieceServer", _pieces)
+    yield patch.object(serving, "fingerprint", _fingerprint)
+    yield patch.object(joining, "fingerprint", _fingerprint)
+    yield patch.object(joining, "Base", world.base)
+    yield patch.object(joining, "cost_model", cost_model)
+    yield patch.object(joining, "load_tokenizer", _tokenizer)
+    yield patch.object(joining, "read_own_data", _own_data)
+    yield patch.object(joining, "ECHO_BYTES", 1000)
+    yield patch.object(session, "PIECE_BYTES", plan.piece_bytes)
+    yield patch.object(sent, "KEPT_BYTES", plan.kept_bytes)
+    yield patch.object(os, "fsync", lambda _: None)  # nothing is killed that the kernel would not outlive
+
+
+cost_model = cache(cost.cost_model)
+_pieces = cache(PieceServer)
+_fingerprint_at = cache(lambda location: fingerprint(ModelFiles(location)))
+_tokenizer_at = cache(lambda location: load_tokenizer(ModelFiles(location)))
+
+
+def _fingerprint(files: ModelFiles) -> Fingerprint:
+    return _fingerprint_at(files.location)
+
+
+def _tokenizer(files: ModelFiles) -> Any:
+    return _tokenizer_at(files.location)
+
+
+_data: dict[Any, Any] = {}
+
+
+def _own_data(data: str, spec: Any, tokenizer: Any) -> Any:
+    key = (data, repr(spec))
+    if key not in _data:
+        _data[key] = read_own_data(data, spec, tokenizer)
+    return _data[key]
