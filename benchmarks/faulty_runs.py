@@ -274,7 +274,7 @@ def play(world: World, plan: Plan) -> Result:
         _look(world, out, result)
         if world.waits_for_all and plan.kinds:
             _compare(world.reference.facts, result)
-    shutil.rmtree(out.parent)
+    shutil.rmtree(out.parent, ignore_errors=True)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 
 import cutlayer.run as whole_run
+import cutlayer.server.checkpoint as checkpoint
 import cutlayer.simulation as simulation
 from cutlayer.config import RunConfig, read_config
+from cutlayer.errors import CheckpointError
 from cutlayer.methods.table import TABLE
 from cutlayer.prepare import prepare
 from cutlayer.report.progress import NoProgress
@@ -138,6 +141,28 @@ def test_stopped_in_the_middle_of_any_round(options: tuple[str, ...], inputs: Pa
             run(config, StopAt(stop))
         run(config, resume=True)
         assert result_of(Path(config.out)) == expected
+
+
+def test_a_full_disk_ends_a_run_at_its_last_checkpoint(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full in the middle of the second checkpoint."""
+    run(config_for(inputs, tmp_path / "whole"))
+    config, written, save_file = config_for(inputs, tmp_path / "full"), list[Path](), checkpoint.save_file
+
+    def save(tensors: Any, path: Path) -> None:
+        written.append(path)
+        if len(written) == 2:
+            path.write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save_file(tensors, path)
+
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint, "save_file", save)
+        with pytest.raises(CheckpointError, match=r"round 1: expected room .* got No space left .* --resume"):
+            run(config)
+    run(config, resume=True)
+    assert result_of(Path(config.out)) == result_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("method", sorted(TABLE))

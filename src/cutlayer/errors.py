@@ -7,7 +7,7 @@ CutlayerError
 |  |- ModelError                 a model folder, an architecture, a tensor that is not there
 |  |- AdapterError               an adapter that fits nothing, or a folder that holds none
 |  |- BudgetError                a device cannot hold its part
-|  |- CheckpointError            a checkpoint that is torn, foreign or absent
+|  |- CheckpointError            a checkpoint that is torn, foreign or absent, or has no room
 |  |- DivergedError              a loss that is not finite
 |  '- StragglersError            a round that no device finished
 '- WireError                     a message that may not be believed, or one that will not come

@@ -17,7 +17,7 @@ from typing import Any
 
 from cutlayer.config import RunConfig
 from cutlayer.coordinator import Coordinator, Logbook, Members
-from cutlayer.errors import DivergedError, UserError
+from cutlayer.errors import CheckpointError, DivergedError, UserError
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.methods.method import Method
@@ -262,10 +262,16 @@ class Run:
         self._display.round_done(row)
 
     def _write(self, row: dict[str, Any], events: list[Event], seconds: float) -> None:
-        self._folder.append_metrics(row)
-        self._folder.append_events(events)
-        self._folder.scalars(row)
-        save_checkpoint(self._folder.path / "checkpoint", self._snapshot(seconds), self._ingredients.run_id)
+        try:
+            self._folder.append_metrics(row)
+            self._folder.append_events(events)
+            self._folder.scalars(row)
+            save_checkpoint(self._folder.path / "checkpoint", self._snapshot(seconds), self._ingredients.run_id)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._folder.path}, round {row['round']}: expected room for its checkpoint, got "
+                f"{error.strerror or error}. The one before is whole: make room, then go on with --resume."
+            ) from error
 
     def _snapshot(self, seconds: float) -> Snapshot:
         states = self._states()
