@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cutlayer.config import RunConfig
@@ -318,12 +319,15 @@ class Run:
     def _wall(self) -> float:
         return self._wall_before + time.perf_counter() - self._started
 
-    def finish(self, adapter: Path, fleet: Fleet) -> Outcome:
+    def finish(
+        self, adapter: Path, fleet: Fleet, refusals: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    ) -> Outcome:
         """Writes the chart and the summary.
 
         Args:
           adapter: The exported folder.
           fleet: The machines that took part.
+          refusals: By device and reason, how often something of it was refused.
         """
         machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
         events = list(self._folder.read_events())
@@ -335,7 +339,7 @@ class Run:
         )
         last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
         self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
-        summary = self._summary(rows)
+        summary = self._summary(rows) | {"refusals": refusals}
         self._folder.write_summary(summary)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return Outcome(self._folder.path, adapter, self._before, summary["metrics"], rows, summary)

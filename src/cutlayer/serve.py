@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +33,7 @@ from cutlayer.server.checkpoint import Snapshot
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.guard import Guard
 from cutlayer.server.guarded import guarded
-from cutlayer.server.hub import Hub
+from cutlayer.server.hub import Hub, Member
 from cutlayer.server.reception import Attended, Timelined
 from cutlayer.server.refusals import Refusals
 from cutlayer.types import Event
@@ -158,7 +158,7 @@ class _Serving:
             names = [device.name for device in known.fleet.devices]
             self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
             adapter = await self._run.play(self)
-            return self._run.finish(adapter, self._known().fleet)
+            return self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refusals.as_dict())
         finally:
             await self._door.close()
             self._machine.close()
@@ -170,7 +170,7 @@ class _Serving:
         return {member.name: member.link for member in self.hub.fleet}
 
     async def muster(self, round: int) -> Known:  # noqa: ARG002
-        await self.hub.wait_for(lambda: len(self.hub.fleet) >= self._min_devices)
+        await self.hub.wait_for(lambda: bool(self.hub.fleet))  # all may have been refused, and come again
         assert self._run is not None
         known = self._known()
         self._run.server.forecast = Forecast(known.fleet, self._ingredients.costs, self._ingredients.compression)
@@ -181,10 +181,13 @@ class _Serving:
 
     def _known(self) -> Known:
         members = self.hub.fleet
-        profiles = [member.profile for member in members if member.profile is not None]
-        fleet = Fleet(name="real", source="measured", server=self._declared.server, devices=tuple(profiles))
+        fleet = self._fleet(members)
         counts = {member.name: member.label_counts for member in members if member.label_counts}
         return what_is_known(self._ingredients, fleet, self._logbook, counts)
+
+    def _fleet(self, members: Sequence[Member]) -> Fleet:
+        profiles = tuple(member.profile for member in members if member.profile is not None)
+        return Fleet(name="real", source="measured", server=self._declared.server, devices=profiles)
 
     # ------------------------------------------------------------------ the host, for the hub
 
@@ -255,7 +258,9 @@ class _Serving:
             folder=self._scratch,
         )
         link = guarded(session, guard, lambda link: ingredients.compressed(Timelined(link, self._clock, self._record)))
-        return session, Attended(link, device, lambda error: self.hub.eject(device, error))
+        return session, Attended(
+            link, device, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
+        )
 
     def standing(self, device: str) -> None:
         self._door.standing(device)

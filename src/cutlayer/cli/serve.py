@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import console
-
-if TYPE_CHECKING:
-    from cutlayer.server.door import Admission
 
 DEFAULT_PORT = 7070
 
@@ -29,9 +26,6 @@ def serve(
             "--roster", metavar="FOLDER", help="The fleet folder of `cutlayer fleet init`.", show_default=False
         ),
     ] = None,
-    certificates: Annotated[
-        bool, typer.Option("--client-certificates", help="Devices prove themselves by certificates, not tokens.")
-    ] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen to others without TLS and proof. Says what that risks.")
     ] = False,
@@ -48,13 +42,17 @@ def serve(
     from cutlayer.prepare import prepare_server
     from cutlayer.report.progress import NoProgress, Progress
     from cutlayer.serve import serve as serve_run
-    from cutlayer.server.door import GrpcDoor
+    from cutlayer.server.door import Admission, GrpcDoor
+    from cutlayer.server.roster import Roster
     from cutlayer.wire.allocator import keep_freed_memory
     from cutlayer.wire.exposure import check_exposure
     from cutlayer.wire.tls import server_credentials
 
     check_exposure(host, tls=folder is not None, authenticated=folder is not None, insecure=insecure)
-    credentials = None if folder is None else server_credentials(folder, require_client_certificate=certificates)
+    roster = None if folder is None else Roster(folder)
+    credentials = None
+    if folder is not None and roster is not None:
+        credentials = server_credentials(folder, require_client_certificate=roster.kind == "certificate")
     terminal = console()
     keep_freed_memory()
     with terminal.status("reading the data"):
@@ -63,7 +61,7 @@ def serve(
     def opened(port: int) -> None:
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
 
-    door = GrpcDoor(f"{host}:{port}", _admission(folder), credentials, opened)
+    door = GrpcDoor(f"{host}:{port}", Admission(roster), credentials, opened)
     with NoProgress() if quiet else Progress(terminal) as display:
         outcome = run_until_signalled(
             serve_run(
@@ -77,10 +75,3 @@ def serve(
             f"cutlayer serve --resume {config.out}",
         )
     tell(outcome, quiet=quiet)
-
-
-def _admission(folder: Path | None) -> Admission:
-    from cutlayer.server.door import Admission
-    from cutlayer.server.roster import Roster
-
-    return Admission(None if folder is None else Roster(folder))

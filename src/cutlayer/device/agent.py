@@ -24,7 +24,8 @@ from cutlayer.wire.session import Session, Standing
 T = TypeVar("T", Welcome, Answer, Stand)
 
 FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 30.0
+LONGEST_WAIT_SECONDS = 10.0
+"""A try costs next to nothing, and a server that is back waits for everybody."""
 ANSWER_SECONDS = 60.0
 """For an answer of the handshake: a piece of a model over a slow link takes the longest."""
 

@@ -11,13 +11,14 @@ import grpc
 import grpc.aio
 
 from cutlayer.errors import ConfigError, Refused, WireError
-from cutlayer.server.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS
-from cutlayer.server.hub import Hub
+from cutlayer.server.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS, MAX_STRANGERS
+from cutlayer.server.hub import PASSING, Hub
 from cutlayer.server.roster import NAME, Roster
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.grpc_carrier import CLOSE_SECONDS, listen, said_of
 from cutlayer.wire.handshake import say
 from cutlayer.wire.messages import Refusal
+from cutlayer.wire.tls import proved
 
 
 class Admission:
@@ -26,15 +27,10 @@ class Admission:
     Args:
       roster: The devices of the fleet; None lets everybody in under the name that it says, which is for one machine
         or for a network on which everybody is trusted.
-      certified: Of a call, the name and fingerprint of the certificate that it proved; None where there is none.
     """
 
-    def __init__(
-        self,
-        roster: Roster | None,
-        certified: Callable[[grpc.aio.ServicerContext[bytes, bytes]], tuple[str, str] | None] = lambda _: None,
-    ) -> None:
-        self._roster, self._certified = roster, certified
+    def __init__(self, roster: Roster | None) -> None:
+        self._roster = roster
         self._digests: dict[str, str] = {}  # what each device has proved itself by
 
     def admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
@@ -44,19 +40,19 @@ class Admission:
           Refused: It may not come in.
         """
         name, token = said_of(context)
-        certificate = self._certified(context)
+        certificate = proved(context.auth_context())
         if self._roster is None:
             if not NAME.fullmatch(name):
                 raise Refused("wrong-name", "device: expected a name of letters, digits, `.`, `_`, `-`, got another.")
             return name
         if certificate is not None:
-            certified, fingerprint = certificate
-            if name != certified:
+            if name != certificate.name:
                 raise Refused(
-                    "wrong-name", f"device {certified}: expected the name of its certificate, got another. Use its own."
+                    "wrong-name",
+                    f"device {certificate.name}: expected the name of its certificate, got another. Use its own.",
                 )
-            self._roster.standing(name, fingerprint)
-            self._digests[name] = fingerprint
+            self._roster.standing(name, certificate.fingerprint)
+            self._digests[name] = certificate.fingerprint
         else:
             self._digests[name] = self._roster.admit(name, token)
         return name
@@ -93,7 +89,7 @@ class GrpcDoor:
         Raises:
           ConfigError: The address cannot be had.
         """
-        connected = Counter[str]()
+        connected, turned_away = Counter[str](), set[Carrier]()
 
         async def attend(carrier: Carrier, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
             try:
@@ -102,7 +98,13 @@ class GrpcDoor:
                     raise Refused("too-many", f"device {device}: expected one connection, got more at a time.")
             except Refused as error:
                 hub.refusals.count(None, error)
-                await _turn_away(carrier, error)
+                if len(turned_away) < MAX_STRANGERS:  # of more than that, nobody is told why
+                    turned_away.add(carrier)
+                    try:
+                        await _turn_away(carrier, error)
+                    finally:
+                        turned_away.remove(carrier)
+                carrier.close()
                 return
             connected[device] += 1
             try:
@@ -129,8 +131,7 @@ async def _turn_away(carrier: Carrier, error: Refused) -> None:
     """Tells a stranger why; one that does not listen is left."""
     try:
         async with asyncio.timeout(HELLO_SECONDS):
-            final = error.reason not in ("too-many", "roster-unreadable")
-            await say(carrier, Refusal(error.reason, str(error), final))
+            await say(carrier, Refusal(error.reason, str(error), final=error.reason not in PASSING))
             await carrier.receive()  # its hello, which nobody reads: until then the answer is on its way
             await carrier.receive()
     except (CarrierLost, WireError, TimeoutError):

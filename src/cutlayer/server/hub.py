@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cutlayer.errors import DeviceGone, Refused, WireError
+from cutlayer.fleet.clock import now
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.server.allowance import HELLO_SECONDS
+from cutlayer.server.allowance import HELLO_SECONDS, MAX_STRANGERS, Allowance
+from cutlayer.server.metered import Metered
 from cutlayer.server.refusals import Refusals
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.handshake import hear, say, say_goodbye
@@ -27,6 +29,8 @@ PREPARE_SECONDS = 3_600.0
 the carrier, whatever it was doing."""
 FAREWELL_SECONDS = 5.0
 """For the last message to leave, when a run ends."""
+PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed"})
+"""Reasons that may be gone when a device comes again; of any other it is told not to."""
 
 
 class Host(Protocol):
@@ -73,18 +77,22 @@ class Member:
       here: whether it is connected and ready.
       connections: how often it has come.
       carrier: of the connection that it has.
+      allowance: what it may send, over all its connections.
+      refused: why it is none of the fleet at present: what it sent, or did, was refused, and it has not come again.
     """
 
     name: str
     index: int
     session: Session
     link: Link
+    allowance: Allowance
     profile: DeviceProfile | None = None
     num_samples: int = 0
     label_counts: tuple[int, ...] = ()
     here: bool = False
     connections: int = 0
     carrier: Carrier | None = field(default=None, repr=False)
+    refused: DeviceGone | None = None
 
 
 class Hub:
@@ -103,6 +111,7 @@ class Hub:
         self._places = dict(places)
         self._changed = asyncio.Event()
         self._over: Refusal | None = None
+        self._strangers = 0
 
     # ------------------------------------------------------------------ a connection
 
@@ -113,31 +122,31 @@ class Hub:
           carrier: The connection.
           device: Who it is, as it has proved.
         """
+        metered = Metered(carrier, now)
         try:
-            await self._attend(carrier, device)
+            await self._attend(metered, device)
         except CarrierLost:
             pass  # it will come again
         except WireError as error:
             self.refusals.count(device, error)
-            await self._refuse(carrier, device, error)
+            await self._refuse(metered, device, error)
         finally:
             carrier.close()
 
-    async def _attend(self, carrier: Carrier, device: str) -> None:
-        async with _within(HELLO_SECONDS):
-            hello = await hear(carrier)
-        if not isinstance(hello, Hello) or hello.device != device:
-            raise Refused("wrong-name", f"device {device}: expected its hello, got {type(hello).__name__}.")
+    async def _attend(self, carrier: Metered, device: str) -> None:
+        await self._greeted(carrier, device)
         if self._over is not None:
             await say(carrier, self._over)
             return
         member = self._member(device)
+        carrier.allowance = member.allowance
         await say(carrier, self._host.welcome(device, member.index))
         ready = await self._prepared(carrier, device)
         profile = self._host.profile(ready)
         self._replace(member, carrier)
         member.profile, member.num_samples, member.label_counts = profile, ready.num_samples, ready.label_counts
         member.connections += 1
+        member.refused = None
         mine, theirs = member.session.standing, Standing(ready.session, ready.next_round - 1, ready.received)
         await say(carrier, Stand(self.name, mine.round + 1, mine.received))
         member.here = True
@@ -158,6 +167,25 @@ class Hub:
                 member.here, member.carrier = False, None
                 self._news()
 
+    async def _greeted(self, carrier: Carrier, device: str) -> None:
+        """Waits for its hello."""
+        if self._strangers >= MAX_STRANGERS:
+            raise Refused(
+                "too-many", f"connection: expected at most {MAX_STRANGERS} without a hello, got more. Come again later."
+            )
+        self._strangers += 1
+        try:
+            async with _within(HELLO_SECONDS):
+                hello = await hear(carrier)
+        finally:
+            self._strangers -= 1
+        if not isinstance(hello, Hello):
+            raise Refused("wrong-kind", f"device {device}: expected its hello, got {type(hello).__name__}.")
+        if hello.device != device:
+            raise Refused(
+                "wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own."
+            )
+
     async def _prepared(self, carrier: Carrier, device: str) -> Ready:
         """Gives a device what it needs until it is ready."""
         while True:
@@ -177,23 +205,24 @@ class Hub:
 
     async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
         """Tells a device why, and the rounds that it is gone from this one."""
-        reason = error.reason if isinstance(error, Refused) else "malformed"
-        member = self.members.get(device)
+        gone, member = _gone(device, error), self.members.get(device)
         if member is not None and member.carrier in (None, carrier):
-            member.session.give_up(DeviceGone(str(error), device=device, reason=reason))
+            member.refused = gone
+            member.session.give_up(gone)
+            self._news()
         with contextlib.suppress(CarrierLost, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 if member is not None and member.connections:
                     await say_goodbye(carrier, str(error))
                 else:
-                    await say(carrier, Refusal(reason, str(error), final=True))
+                    await say(carrier, Refusal(gone.reason, str(error), final=gone.reason not in PASSING))
 
     # ------------------------------------------------------------------ members
 
     def _member(self, device: str) -> Member:
         if device not in self.members:
             session, link = self._host.session(device)
-            self.members[device] = Member(device, self._place(device), session, link)
+            self.members[device] = Member(device, self._place(device), session, link, Allowance(0, now()))
         return self.members[device]
 
     def _place(self, device: str) -> int:
@@ -209,6 +238,11 @@ class Hub:
 
     @property
     def fleet(self) -> list[Member]:
+        """Those who have been ready once and have not been refused since, in their order."""
+        return [member for member in self.everybody if member.refused is None]
+
+    @property
+    def everybody(self) -> list[Member]:
         """Those who have been ready once, in their order."""
         ready = [member for member in self.members.values() if member.profile is not None]
         return sorted(ready, key=lambda member: member.index)
@@ -228,6 +262,7 @@ class Hub:
         """A round has refused what a device sent: its connection ends. It may come again, for the next round."""
         self.refusals.count(device, error)
         member = self.members[device]
+        member.refused = _gone(device, error)
         if member.carrier is not None:
             member.carrier.close()
 
@@ -243,8 +278,9 @@ class Hub:
                 "profile": member.profile.model_dump(mode="json") if member.profile else None,
                 "num_samples": member.num_samples,
                 "label_counts": list(member.label_counts),
+                "refused": member.refused and member.refused.reason,
             }
-            for member in self.fleet
+            for member in self.everybody
         ]
 
     def load_state(self, members: Sequence[Mapping[str, Any]]) -> None:
@@ -254,6 +290,9 @@ class Hub:
             member = self._member(row["name"])
             member.profile = DeviceProfile.model_validate(row["profile"])
             member.num_samples, member.label_counts = row["num_samples"], tuple(row["label_counts"])
+            if row["refused"]:
+                why = f"device {member.name}: expected it to come again, got nothing of it since it was refused."
+                member.refused = DeviceGone(why, device=member.name, reason=row["refused"])
 
     # ------------------------------------------------------------------ the end
 
@@ -282,6 +321,11 @@ async def _within(seconds: float):  # type: ignore[no-untyped-def]
             yield
     except TimeoutError:
         raise Refused("too-slow", f"connection: expected the next message within {seconds:g} s, got none.") from None
+
+
+def _gone(device: str, error: WireError) -> DeviceGone:
+    reason = error.reason if isinstance(error, Refused) else "malformed"
+    return DeviceGone(str(error), device=device, reason=reason)
 
 
 def _refusal(group: BaseExceptionGroup[WireError]) -> WireError:

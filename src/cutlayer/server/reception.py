@@ -65,8 +65,14 @@ class Timelined:
 class Attended:
     """A link whose device is shown the door when what it sends may not be believed; the round goes on without it."""
 
-    def __init__(self, link: Link, device: str, eject: Callable[[WireError], None]) -> None:
-        self._link, self._device, self._eject = link, device, eject
+    def __init__(
+        self,
+        link: Link,
+        device: str,
+        eject: Callable[[WireError], None],
+        refused: Callable[[], DeviceGone | None],
+    ) -> None:
+        self._link, self._device, self._eject, self._refused = link, device, eject, refused
 
     @property
     def bytes_sent(self) -> int:
@@ -77,6 +83,14 @@ class Attended:
         return self._link.bytes_received
 
     async def send(self, message: Message) -> None:
+        """See `Link.send`.
+
+        Raises:
+          DeviceGone: A round would begin with a device that was refused since it was planned.
+        """
+        gone = self._refused() if isinstance(message, Assignment) else None
+        if gone is not None:
+            raise gone
         await self._link.send(message)
 
     async def receive(self) -> Message:
