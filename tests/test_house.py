@@ -39,9 +39,7 @@ TESTED_IN = {
     "join.py": "test_serve.py",  # a server and its devices, over loopback
     "settings.py": "test_prepare.py",
     "up.py": "cli/test_up.py",
-    "cli/join.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
-    "cli/serve.py": "cli/test_up.py",
     "cli/signals.py": "cli/test_up.py",
     "device/agent.py": "test_serve.py",
     "device/own_link.py": "test_serve.py",
@@ -223,11 +221,12 @@ def test_every_decision_is_in_the_index() -> None:
     assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
 
 
-def test_the_picture_is_what_its_script_draws() -> None:
+@pytest.mark.parametrize("name", ["architecture", "protocol"])
+def test_the_picture_is_what_its_script_draws(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, PROJECT / "docs" / "architecture.py", "--print"], capture_output=True, text=True, check=True
+        [sys.executable, PROJECT / "docs" / f"{name}.py", "--print"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == (PROJECT / "docs" / "architecture.svg").read_text(), "run python docs/architecture.py"
+    assert done.stdout == (PROJECT / "docs" / f"{name}.svg").read_text(), f"run python docs/{name}.py"
 
 
 def test_the_page_of_methods_is_what_its_script_writes() -> None:

@@ -20,6 +20,7 @@ from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
 from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
 from cutlayer.device.store import FolderStore
+from cutlayer.device.told import Told
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
@@ -88,17 +89,21 @@ async def join(
       JoinError: The server refuses, or there is none.
       UserError: The data, the model or the hardware are not what the run needs.
     """
-    prepare = _preparing(joining, dial, machines, probe)
+    prepare = _preparing(joining, dial, notice, machines, probe)
     await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
 
 
 def _preparing(
-    joining: Joining, dial: Dial, machines: Machines, probe: Callable[[torch.device, torch.dtype], Probed]
+    joining: Joining,
+    dial: Dial,
+    notice: Callable[[str], None],
+    machines: Machines,
+    probe: Callable[[torch.device, torch.dtype], Probed],
 ) -> Prepare:
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
         files = _Files(joining, welcome, dial)
         await files.fetch(0, head=False, ask=ask)  # what the model is, and how it reads text
-        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, machines)
+        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, machines, notice)
         await attendance.machine.aside(lambda: attendance.load(probe))
         return attendance
 
@@ -165,7 +170,15 @@ async def _measure_link(ask: Asking) -> LinkRates:
 class _Attendance:
     """The device with its data and its part of the model (`agent.Attendance`)."""
 
-    def __init__(self, joining: Joining, welcome: Welcome, rates: LinkRates, files: _Files, machines: Machines) -> None:
+    def __init__(
+        self,
+        joining: Joining,
+        welcome: Welcome,
+        rates: LinkRates,
+        files: _Files,
+        machines: Machines,
+        notice: Callable[[str], None],
+    ) -> None:
         self._joining, self._welcome, self._rates, self._files = joining, welcome, rates, files
         self._conversation = conversation_by_name(welcome.conversation)
         config = RunConfig.model_validate_json(welcome.config)
@@ -173,7 +186,7 @@ class _Attendance:
         self.session = Session(
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
-        self._link = OwnLink(self.session, joining.name, rates, self._before_round)
+        self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
         self._committing = CommittingLink(
             self._link, FolderStore(joining.folder / "state", run=welcome.run, device=joining.name)
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +25,10 @@ from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.pieces import PieceServer, manifest_bytes
 from cutlayer.model.source import ModelFiles
 from cutlayer.policies.plan import Known
+from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.prepare import ServerIngredients
-from cutlayer.report.progress import ProgressDisplay
+from cutlayer.report.fleet_progress import FleetDisplay
+from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run import DeviceStates, Outcome, Run, first_error, first_plan, method_of, open_folder, what_is_known
 from cutlayer.server.checkpoint import Snapshot
@@ -36,6 +38,7 @@ from cutlayer.server.guarded import guarded
 from cutlayer.server.hub import Hub, Member
 from cutlayer.server.reception import Attended, Timelined
 from cutlayer.server.refusals import Refusals
+from cutlayer.server.roll_call import roll_call
 from cutlayer.types import Event
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.link import Link
@@ -68,10 +71,11 @@ class Door(Protocol):
 async def serve(
     ingredients: ServerIngredients,
     fleet: Fleet,
-    display: ProgressDisplay,
+    display: FleetDisplay,
     door: Door,
     *,
     min_devices: int = 1,
+    expected: Sequence[str] = (),
     resume: bool = False,
     life: str | None = None,
     machines: Machines = RealMachine,
@@ -81,9 +85,10 @@ async def serve(
     Args:
       ingredients: What the run is made of.
       fleet: The server's profile, and what is declared of devices, by name; of others what they measured counts.
-      display: Told of every event and round.
+      display: Told of every event and round, and of devices that come and go.
       door: How devices come in.
-      min_devices: The first round waits for so many.
+      min_devices: A round waits for so many; where the policy for stragglers waits for all, for all who ever came.
+      expected: Names of devices that should come, for the display.
       resume: Go on from the checkpoint in the run folder, with the devices that it names.
       life: Names this life of the server, differently each time; None for a name by chance.
       machines: Makes what the server computes on.
@@ -92,7 +97,7 @@ async def serve(
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     folder, snapshot = open_folder(ingredients.config, ingredients.run_id, resume=resume)
-    serving = _Serving(ingredients, fleet, display, door, min_devices, life or secrets.token_hex(8), machines)
+    serving = _Serving(ingredients, fleet, display, door, min_devices, expected, life or secrets.token_hex(8), machines)
     try:
         return await serving.play(folder, snapshot)
     except BaseExceptionGroup as group:
@@ -108,14 +113,15 @@ class _Serving:
         self,
         ingredients: ServerIngredients,
         fleet: Fleet,
-        display: ProgressDisplay,
+        display: FleetDisplay,
         door: Door,
         min_devices: int,
+        expected: Sequence[str],
         life: str,
         machines: Machines,
     ) -> None:
         self._ingredients, self._declared, self._display, self._door = ingredients, fleet, display, door
-        self._min_devices, self._life = min_devices, life
+        self._min_devices, self._expected, self._life = min_devices, expected, life
         self._method: Method = method_of(ingredients.config)
         self._logbook, self._events = Logbook(), list[Event]()
         self._machine = machines(fleet.server.name, self._record)
@@ -123,10 +129,12 @@ class _Serving:
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
         self._scratch = Path(ingredients.config.out) / "scratch"
         self._fingerprint = fingerprint(ModelFiles(ingredients.config.model.name))
-        self._zero = 0.0
+        self._zero = self._round_opened = 0.0
         self._run: Run | None = None
         places = {device.name: index for index, device in enumerate(fleet.devices)}
-        self.hub = Hub(life, self, places, Refusals(now))
+        self.hub = Hub(life, self, places, Refusals(now), display.device_news)
+        train = ingredients.config.train
+        self._waits_for_all = stragglers_by_name(train.stragglers, train.late).waits_for_all
 
     async def play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
         train = self._ingredients.config.train
@@ -135,9 +143,11 @@ class _Serving:
             self.hub.load_state(snapshot.members)
         await self._machine.aside(self._ingredients.base.whole)  # weights that cannot be read show before anybody comes
         await self._door.open(self.hub)
+        self._display.fleet_opened(self._roll_call(), self._min_devices)
+        reason = ""
         try:
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
-            known = self._known()
+            known = self._known(self._planned)
             plan = await self._machine.aside(lambda: first_plan(self._ingredients, self._method, known))
             self._run = Run(
                 self._ingredients,
@@ -159,7 +169,14 @@ class _Serving:
             self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
             adapter = await self._run.play(self)
             return self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refusals.as_dict())
+        except asyncio.CancelledError:
+            reason = "the server was stopped; it may come back"
+            raise
+        except BaseException as error:
+            reason = f"the server has ended: {error}"
+            raise
         finally:
+            await self.hub.farewell(reason)
             await self._door.close()
             self._machine.close()
 
@@ -170,17 +187,22 @@ class _Serving:
         return {member.name: member.link for member in self.hub.fleet}
 
     async def muster(self, round: int) -> Known:  # noqa: ARG002
-        await self.hub.wait_for(lambda: bool(self.hub.fleet))  # all may have been refused, and come again
+        await self.hub.wait_for(lambda: bool(self._planned))  # all may have been refused, and come again
         assert self._run is not None
-        known = self._known()
+        self._round_opened = now()
+        known = self._known(self._planned)
         self._run.server.forecast = Forecast(known.fleet, self._ingredients.costs, self._ingredients.compression)
         return known
 
     async def dismiss(self, finish: Finish) -> None:
         await self.hub.dismiss(finish)
 
-    def _known(self) -> Known:
-        members = self.hub.fleet
+    @property
+    def _planned(self) -> list[Member]:
+        """Whom a round is planned for: where everybody is waited for, everybody; else those who are here."""
+        return self.hub.fleet if self._waits_for_all else self.hub.here
+
+    def _known(self, members: Sequence[Member]) -> Known:
         fleet = self._fleet(members)
         counts = {member.name: member.label_counts for member in members if member.label_counts}
         return what_is_known(self._ingredients, fleet, self._logbook, counts)
@@ -266,6 +288,17 @@ class _Serving:
         self._door.standing(device)
 
     # ------------------------------------------------------------------ time
+
+    def _roll_call(self) -> Callable[[], list[DeviceNow]]:
+        """How the devices are; for any thread."""
+        loop, counts_steps = asyncio.get_running_loop(), self._method.round.conversation != "alone"
+
+        def call() -> list[DeviceNow]:
+            server, time = self._run.server if self._run else None, loop.time()
+            members, since = list(self.hub.members.values()), time - self._round_opened
+            return roll_call(members, self._expected, server, counts_steps=counts_steps, round_seconds=since, now=time)
+
+        return call
 
     def _clock(self) -> float:
         return now() - self._zero

@@ -12,7 +12,7 @@ from typing import Any
 from cutlayer.errors import JoinError
 from cutlayer.fleet.profile import Fleet
 from cutlayer.prepare import ServerIngredients
-from cutlayer.report.progress import ProgressDisplay
+from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.run import Outcome
 from cutlayer.serve import serve
 from cutlayer.server.door import Admission, GrpcDoor
@@ -26,7 +26,7 @@ async def up(
     ingredients: ServerIngredients,
     fleet: Fleet,
     shares: Mapping[str, Path],
-    display: ProgressDisplay,
+    display: FleetDisplay,
     *,
     resume: bool = False,
 ) -> Outcome:
@@ -56,6 +56,7 @@ async def up(
             display,
             door,
             min_devices=len(shares),
+            expected=list(shares),
             resume=resume,
         )
     )
@@ -82,11 +83,16 @@ async def up(
 async def _device(name: str, data: Path, address: str, logs: Path, num_devices: int) -> None:
     """One device's process, started again when it dies."""
     logs.mkdir(exist_ok=True)
-    words = ["join", address, "--data", str(data), "--name", name, "--folder", str(logs / name)]
+    words = ["join", address, "--data", str(data), "--name", name, "--folder", str(logs / name), "--leash"]
     for _ in range(MOST_STARTS):
         with open(logs / f"{name}.log", "ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "cutlayer", *words, stdout=log, stderr=log, env=_environment(num_devices)
+                *(sys.executable, "-m", "cutlayer", *words),
+                stdin=asyncio.subprocess.PIPE,  # which closes with this process, however it ends
+                stdout=log,
+                stderr=log,
+                env=_environment(num_devices),
+                start_new_session=True,  # Ctrl-C is for this process, which tells the others
             )
         try:
             code = await process.wait()

@@ -51,6 +51,9 @@ def join(
     key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="device.key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Join a server on another machine without TLS.")] = False,
     patience: Annotated[float, typer.Option(min=0, help="Seconds without a server before giving up.")] = 600.0,
+    leash: Annotated[
+        bool, typer.Option("--leash", hidden=True, help="End when standard input closes: whoever started this is gone.")
+    ] = False,
 ) -> None:
     """Join a server's run: measure this machine, train on its data, which stays here; until the run is over."""
     from random import Random
@@ -81,6 +84,7 @@ def join(
             lambda line: print(f"{name}: {line}", file=sys.stderr),
         ),
         "the same command",
+        leash=leash,
     )
     print(f"{name}: the run is over", file=sys.stderr)
 

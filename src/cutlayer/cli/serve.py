@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import console
+from cutlayer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cutlayer.server.roster import Roster
 
 DEFAULT_PORT = 7070
 
@@ -40,16 +44,15 @@ def serve(
     config = config_of(resume, given)
     from cutlayer.fleet.profile import load_fleet
     from cutlayer.prepare import prepare_server
-    from cutlayer.report.progress import NoProgress, Progress
+    from cutlayer.report.fleet_progress import FleetProgress, NoFleetProgress
     from cutlayer.serve import serve as serve_run
     from cutlayer.server.door import Admission, GrpcDoor
-    from cutlayer.server.roster import Roster
     from cutlayer.wire.allocator import keep_freed_memory
     from cutlayer.wire.exposure import check_exposure
     from cutlayer.wire.tls import server_credentials
 
     check_exposure(host, tls=folder is not None, authenticated=folder is not None, insecure=insecure)
-    roster = None if folder is None else Roster(folder)
+    roster = None if folder is None else _roster(folder)
     credentials = None
     if folder is not None and roster is not None:
         credentials = server_credentials(folder, require_client_certificate=roster.kind == "certificate")
@@ -62,7 +65,7 @@ def serve(
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
 
     door = GrpcDoor(f"{host}:{port}", Admission(roster), credentials, opened)
-    with NoProgress() if quiet else Progress(terminal) as display:
+    with NoFleetProgress() if quiet else FleetProgress(terminal) as display:
         outcome = run_until_signalled(
             serve_run(
                 ingredients,
@@ -70,8 +73,21 @@ def serve(
                 display,
                 door,
                 min_devices=min_devices,
+                expected=[] if roster is None else roster.names(),
                 resume=resume is not None,
             ),
             f"cutlayer serve --resume {config.out}",
         )
     tell(outcome, quiet=quiet)
+
+
+def _roster(folder: Path) -> Roster:
+    from cutlayer.server.roster import Roster
+
+    roster = Roster(folder)
+    if roster.kind is None:
+        raise ConfigError(
+            f"serve: expected devices on the roster {folder}, got none: nobody could come in. "
+            f"Add them (`cutlayer fleet add NAME --fleet {folder}`), then start."
+        )
+    return roster

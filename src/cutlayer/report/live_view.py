@@ -32,36 +32,47 @@ def live_view(state: RunState, now: float) -> RenderableType:
     """The whole display at wall time `now`."""
     head = Table.grid(padding=(0, 2, 0, 0), expand=False)
     bar = ProgressBar(total=state.num_rounds, completed=state.rounds_elapsed(), width=36)
-    head.add_row(Text(_round(state), style="bold"), bar, Text(_times(state, now), style="dim"))
+    head.add_row(Text(round_of(state), style="bold"), bar, Text(times(state, now), style="dim"))
     lines = _device_lines(state) if len(state.devices) <= MAX_LINES else [_fleet_line(state)]
-    return Group(head, Text("  ".join(_numbers(state))), *lines)
+    return Group(head, Text("  ".join(numbers(state, virtual=True))), *lines)
 
 
 def round_text(state: RunState, now: float) -> Text:
     """One plain line on the round that has just ended."""
-    return Text("  ".join([f"round {state.rounds_done}/{state.num_rounds}", *_numbers(state), _left(state, now)]))
+    return Text(
+        "  ".join([f"round {state.rounds_done}/{state.num_rounds}", *numbers(state, virtual=True), left(state, now)])
+    )
 
 
-def _round(state: RunState) -> str:
+def round_of(state: RunState) -> str:
+    """`round 3/10`: the one under way."""
     return f"round {min(state.rounds_done + 1, state.num_rounds)}/{state.num_rounds}"
 
 
-def _left(state: RunState, now: float) -> str:
-    left = state.seconds_left(now)
-    return "left ?" if left is None else f"left {human_seconds(round(left))}"
+def left(state: RunState, now: float, elapsed: float | None = None) -> str:
+    """`left 3m 20s`; `elapsed` as in `RunState.seconds_left`."""
+    seconds = state.seconds_left(now, elapsed)
+    return "left ?" if seconds is None else f"left {human_seconds(round(seconds))}"
 
 
-def _times(state: RunState, now: float) -> str:
-    return f"{human_seconds(round(now - state.started))} gone, {_left(state, now)}"
+def times(state: RunState, now: float, elapsed: float | None = None) -> str:
+    """`1m 05s gone, left 3m 20s`."""
+    return f"{human_seconds(round(now - state.started))} gone, {left(state, now, elapsed)}"
 
 
-def _numbers(state: RunState) -> Iterator[str]:
-    """`loss 1.2034  accuracy 0.8125  virtual 3m 20s  120 samples/s`, each as soon as it is known."""
+def numbers(state: RunState, *, virtual: bool = False) -> Iterator[str]:
+    """`loss 1.2034  accuracy 0.8125  virtual 3m 20s  120 samples/s`, each as soon as it is known.
+
+    Args:
+      state: How far the run is.
+      virtual: Whether its clock is not the wall's, and worth a word.
+    """
     if state.last_row is not None and state.last_row["loss"] is not None:
         yield f"loss {state.last_row['loss']:.4f}"
     for name, value in state.validation.items():
         yield f"{'validation loss' if name == 'loss' else name} {value:.4g}"
-    yield f"virtual {human_seconds(state.virtual_seconds())}"
+    if virtual:
+        yield f"virtual {human_seconds(state.virtual_seconds())}"
     if state.samples_per_second is not None:
         yield f"{state.samples_per_second:.4g} samples/s"
 

@@ -90,7 +90,10 @@ class Progress:
             return
         self._state.finished(row, now=self._clock())
         if not self._screen.live:
-            self._console.print(round_text(self._state, self._clock()), soft_wrap=True)
+            self._console.print(self._round_text(self._state, self._clock()), soft_wrap=True)
+
+    def _round_text(self, state: RunState, now: float) -> Text:
+        return round_text(state, now)
 
     def _view(self) -> Any:
         return Text("starting …") if self._state is None else live_view(self._state, self._clock())

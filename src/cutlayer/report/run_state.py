@@ -63,12 +63,18 @@ class RunState:
         steps = sum(self.step_of(device) for device in self.devices)
         return self.rounds_done + steps / max(1, self.local_steps * len(self.devices))
 
-    def seconds_left(self, now: float) -> float | None:
-        """Wall seconds to go at the pace since this process began; None before there is a pace."""
-        gone = self.rounds_elapsed() - self.first_round
+    def seconds_left(self, now: float, elapsed: float | None = None) -> float | None:
+        """Wall seconds to go at the pace since this process began; None before there is a pace.
+
+        Args:
+          now: Wall seconds.
+          elapsed: Rounds so far, where somebody knows better than `rounds_elapsed`.
+        """
+        elapsed = self.rounds_elapsed() if elapsed is None else elapsed
+        gone = elapsed - self.first_round
         if gone <= 0:
             return None
-        return (now - self.started) / gone * (self.num_rounds - self.rounds_elapsed())
+        return (now - self.started) / gone * (self.num_rounds - elapsed)
 
     def virtual_seconds(self) -> float:
         """The latest moment of the run's own clock that any machine has reached."""

@@ -76,6 +76,7 @@ class Member:
       num_samples, label_counts: of its data.
       here: whether it is connected and ready.
       connections: how often it has come.
+      connecting: connections of it that are not ready yet.
       carrier: of the connection that it has.
       allowance: what it may send, over all its connections.
       refused: why it is none of the fleet at present: what it sent, or did, was refused, and it has not come again.
@@ -91,6 +92,7 @@ class Member:
     label_counts: tuple[int, ...] = ()
     here: bool = False
     connections: int = 0
+    connecting: int = 0
     carrier: Carrier | None = field(default=None, repr=False)
     refused: DeviceGone | None = None
 
@@ -103,10 +105,18 @@ class Hub:
       host: The run.
       places: The place in the fleet of devices whose place is known from the beginning.
       refusals: Counts who is refused.
+      notice: Told, for a person to read, who comes and goes.
     """
 
-    def __init__(self, name: str, host: Host, places: Mapping[str, int], refusals: Refusals) -> None:
-        self.name, self._host, self.refusals = name, host, refusals
+    def __init__(
+        self,
+        name: str,
+        host: Host,
+        places: Mapping[str, int],
+        refusals: Refusals,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.name, self._host, self.refusals, self._notice = name, host, refusals, notice
         self.members: dict[str, Member] = {}
         self._places = dict(places)
         self._changed = asyncio.Event()
@@ -140,8 +150,12 @@ class Hub:
             return
         member = self._member(device)
         carrier.allowance = member.allowance
-        await say(carrier, self._host.welcome(device, member.index))
-        ready = await self._prepared(carrier, device)
+        member.connecting += 1
+        try:
+            await say(carrier, self._host.welcome(device, member.index))
+            ready = await self._prepared(carrier, device)
+        finally:
+            member.connecting -= 1
         profile = self._host.profile(ready)
         self._replace(member, carrier)
         member.profile, member.num_samples, member.label_counts = profile, ready.num_samples, ready.label_counts
@@ -150,7 +164,7 @@ class Hub:
         mine, theirs = member.session.standing, Standing(ready.session, ready.next_round - 1, ready.received)
         await say(carrier, Stand(self.name, mine.round + 1, mine.received))
         member.here = True
-        self._news()
+        self._news(f"{device} has come")
         try:
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(self._watch(device))
@@ -165,7 +179,7 @@ class Hub:
         finally:
             if member.carrier is carrier:
                 member.here, member.carrier = False, None
-                self._news()
+                self._news(f"{device} has gone")
 
     async def _greeted(self, carrier: Carrier, device: str) -> None:
         """Waits for its hello."""
@@ -209,7 +223,7 @@ class Hub:
         if member is not None and member.carrier in (None, carrier):
             member.refused = gone
             member.session.give_up(gone)
-            self._news()
+            self._news(f"{device} was refused ({gone.reason})")
         with contextlib.suppress(CarrierLost, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 if member is not None and member.connections:
@@ -266,8 +280,9 @@ class Hub:
         if member.carrier is not None:
             member.carrier.close()
 
-    def _news(self) -> None:
+    def _news(self, line: str) -> None:
         self._changed.set()
+        self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
 
     def state(self) -> list[dict[str, Any]]:
         """The fleet as a checkpoint keeps it."""
@@ -306,12 +321,15 @@ class Hub:
 
     async def farewell(self, reason: str) -> None:
         """The server stops: whoever is here is told that it may come back."""
-        for member in self.here:
-            if member.carrier is not None:
-                with contextlib.suppress(CarrierLost, TimeoutError):
-                    async with asyncio.timeout(FAREWELL_SECONDS):
-                        await say_goodbye(member.carrier, reason)
-                member.carrier.close()
+        carriers = [member.carrier for member in self.here if member.carrier is not None]
+        await asyncio.gather(*(_part(carrier, reason) for carrier in carriers))
+
+
+async def _part(carrier: Carrier, reason: str) -> None:
+    with contextlib.suppress(CarrierLost, TimeoutError):
+        async with asyncio.timeout(FAREWELL_SECONDS):
+            await say_goodbye(carrier, reason)
+    carrier.close()
 
 
 @contextlib.asynccontextmanager

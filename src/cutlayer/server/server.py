@@ -68,6 +68,23 @@ class Tally:
         return self.loss_sum / self.weight if self.weight else math.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A device's part of the round under way, so far.
+
+    Attributes:
+      plan: what it was given to do.
+      steps: local steps that the server has seen.
+      done: whether its update has come.
+      gone: whether it has left the round.
+    """
+
+    plan: DevicePlan
+    steps: int
+    done: bool
+    gone: bool
+
+
 @dataclass(slots=True)
 class OpenRound:
     """A round under way: its plan and what has come in."""
@@ -458,6 +475,15 @@ class Server:
         """Goes on from `moments`."""
         for name, tensors in moments.items():
             self._trainable(name).load_moments(tensors)
+
+    def part(self, device: str) -> Part | None:
+        """A device's part of the round under way, or of the last one; None where it has none. Changes nothing."""
+        opened = self._round
+        plan = next((plan for plan in opened.plan.devices if plan.device == device), None) if opened else None
+        if opened is None or plan is None:
+            return None
+        steps = self._tallies[device].steps if device in self._tallies else 0
+        return Part(plan, steps, device in opened.updates, device in opened.gone)
 
     @property
     def open(self) -> OpenRound:

@@ -1,0 +1,59 @@
+"""A device's end of a link that tells a person what passes: two lines a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Close, Finish, Gradients, Message, Update
+
+
+class Told:
+    """A link with an ear for the few things that its device's owner wants to know.
+
+    Args:
+      link: The transport's end.
+      rounds: Of the run, in all.
+      tell: Takes a line.
+    """
+
+    def __init__(self, link: Link, rounds: int, tell: Callable[[str], None]) -> None:
+        self._link, self._rounds, self._tell = link, rounds, tell
+        self._losses: list[float] = []
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        """See `Link.send`."""
+        await self._link.send(message)
+        if isinstance(message, Update):
+            # the server computed the losses, or this device did, or, where nothing comes down, nobody knows here
+            losses = self._losses or ([message.loss] if message.steps else [])
+            told = f", loss {sum(losses) / len(losses):.4f}" if losses else ""
+            self._tell(f"{self._round(message)}: done, {message.samples} samples{told}")
+
+    async def receive(self) -> Message:
+        """See `Link.receive`."""
+        message = await self._link.receive()
+        if isinstance(message, Assignment):
+            self._losses = []
+            plan = message.plan
+            self._tell(
+                f"{self._round(message)}: {plan.cut} blocks here, {plan.local_steps} steps of {plan.batch_size} samples"
+            )
+        elif isinstance(message, Gradients):
+            self._losses.append(message.loss)
+        elif isinstance(message, Close):
+            self._tell(f"{self._round(message)}: ended by the server: {message.reason}")
+        elif isinstance(message, Finish):
+            self._tell(message.reason)
+        return message
+
+    def _round(self, message: Message) -> str:
+        return f"round {message.round + 1}/{self._rounds}"

@@ -1,0 +1,62 @@
+"""What an operator sees while a real fleet trains: its devices live, or, in a log, a line when one comes or goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from rich.text import Text
+
+from cutlayer.report.fleet_view import DeviceNow, FleetView, rounds_elapsed
+from cutlayer.report.live_view import left, numbers
+from cutlayer.report.progress import NoProgress, Progress, ProgressDisplay
+from cutlayer.report.run_state import RunState
+
+
+class FleetDisplay(ProgressDisplay, Protocol):
+    """A display that can be told of devices which come and go."""
+
+    def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
+        """Devices may come from now on.
+
+        Args:
+          devices: How they are; called from the thread that draws, some times a second.
+          needed: So many must be there before a round begins.
+        """
+
+    def device_news(self, line: str) -> None:
+        """A device has come or gone."""
+
+
+class NoFleetProgress(NoProgress):
+    """Shows nothing."""
+
+    def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
+        pass
+
+    def device_news(self, line: str) -> None:
+        pass
+
+
+class FleetProgress(Progress):
+    """Shows a fleet on a console: live on a terminal, else a plain line per round and per device that comes or goes."""
+
+    _devices: Callable[[], Sequence[DeviceNow]] = list
+    _needed = 0
+
+    def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
+        """See `FleetDisplay`."""
+        self._devices, self._needed = devices, needed
+
+    def device_news(self, line: str) -> None:
+        """See `FleetDisplay`."""
+        if not self._screen.live:
+            self._console.print(Text(line), soft_wrap=True)
+
+    def _round_text(self, state: RunState, now: float) -> Text:
+        elapsed = rounds_elapsed(state, self._devices())
+        words = [f"round {state.rounds_done}/{state.num_rounds}", *numbers(state), left(state, now, elapsed)]
+        return Text("  ".join(words))
+
+    def _view(self) -> Any:
+        return FleetView(self._state, list(self._devices()), self._needed, self._clock())

@@ -1,0 +1,197 @@
+"""The display of a real fleet: the run's line, whom it waits for, a row for each device as far as there is room."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.report.live_view import numbers, round_of, times
+from cutlayer.report.run_state import RunState
+
+State = Literal["away", "preparing", "ready", "training", "late"]
+STYLES: dict[State, str] = {"away": "red", "preparing": "cyan", "ready": "dim", "training": "blue", "late": "yellow"}
+URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready")
+"""Where there is no room for all: whom an operator may have to do something about comes first."""
+
+GAP = 3
+"""Columns of the terminal between two of the table."""
+
+LINES_AROUND = 11
+"""Of the terminal, for what is not a row: the run's lines, the table's head, the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNow:
+    """How a device is at this moment.
+
+    Attributes:
+      name: its name.
+      state: `away`: not connected; `preparing`: reading its data and its part of the model; `ready`: nothing to do;
+        `training`; `late`: it has left the round.
+      awaited: whether the round under way waits for it.
+      cut: blocks on it in this round; None before its first.
+      step: local steps of this round that the server knows of; None where it cannot know or there is no round.
+      local_steps: of the round; 0 where it takes no part.
+      samples_per_second: in this round; None before the first step.
+      bytes_up, bytes_down: device to server, server to device, since this process began.
+      silent_seconds: since it was last heard of; None for never.
+    """
+
+    name: str
+    state: State
+    awaited: bool = False
+    cut: int | None = None
+    step: int | None = None
+    local_steps: int = 0
+    samples_per_second: float | None = None
+    bytes_up: int = 0
+    bytes_down: int = 0
+    silent_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table; `worth` says which go first where the terminal is narrow."""
+
+    heading: str
+    worth: int
+    is_number: bool = True
+
+
+COLUMNS = (
+    Column("device", 9, is_number=False),
+    Column("state", 8, is_number=False),
+    Column("cut", 3),
+    Column("step", 7),
+    Column("samples/s", 4),
+    Column("up", 5),
+    Column("down", 2),
+    Column("last seen", 6),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """The whole display at one moment; it fits the terminal that it is drawn on.
+
+    Attributes:
+      state: how far the run is; None before its first round.
+      devices: in their order.
+      needed: devices without which no round begins.
+      now: wall seconds, of the clock that gave `state.started`.
+    """
+
+    state: RunState | None
+    devices: Sequence[DeviceNow]
+    needed: int
+    now: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Group(*self._head(options.max_width), *waiting(self.devices))
+        room = max(3, options.size.height - LINES_AROUND)
+        shown = self.devices if len(self.devices) <= room else most_urgent(self.devices, room - 1)
+        if shown:
+            yield _table(shown, options.max_width)
+        if len(shown) < len(self.devices):
+            yield _rest(self.devices, shown)
+
+    def _head(self, width: int) -> Iterator[Text | Table]:
+        if self.state is None:
+            here = sum(device.state in ("ready", "training", "late") for device in self.devices)
+            yield Text(f"waiting for {self.needed} devices: {here} {'is' if here == 1 else 'are'} here", style="bold")
+            return
+        elapsed = rounds_elapsed(self.state, self.devices)
+        head = Table.grid(padding=(0, 2, 0, 0), expand=False)
+        bar = ProgressBar(total=self.state.num_rounds, completed=elapsed, width=max(8, min(36, width - 50)))
+        head.add_row(
+            Text(round_of(self.state), style="bold"), bar, Text(times(self.state, self.now, elapsed), style="dim")
+        )
+        yield head
+        if words := list(numbers(self.state)):
+            yield Text("  ".join(words))
+
+
+def rounds_elapsed(state: RunState, devices: Sequence[DeviceNow]) -> float:
+    """Rounds done, and the part of the one under way that its devices have done, as far as the server knows."""
+    if state.rounds_done >= state.num_rounds:
+        return float(state.num_rounds)
+    whole = sum(device.local_steps for device in devices)
+    return state.rounds_done + sum(device.step or 0 for device in devices) / max(1, whole)
+
+
+def waiting(devices: Sequence[DeviceNow]) -> list[Text]:
+    """`waiting for pi-3, last seen 5m 02s ago`: a line where the round waits for somebody who is away."""
+    gone = [device for device in devices if device.awaited and device.state in ("away", "preparing")]
+    if not gone:
+        return []
+    longest = max(gone, key=lambda device: device.silent_seconds or 0.0)
+    others = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+    return [Text(f"waiting for {longest.name}{others}, last seen {_seen(longest)}", style="yellow")]
+
+
+def most_urgent(devices: Sequence[DeviceNow], room: int) -> list[DeviceNow]:
+    """So many of them, in their order: those who are awaited first, then by state, then who is furthest behind."""
+    ranked = sorted(devices, key=lambda d: (not d.awaited, URGENT.index(d.state), d.step or 0))
+    chosen = {device.name for device in ranked[:room]}
+    return [device for device in devices if device.name in chosen]
+
+
+def _rest(devices: Sequence[DeviceNow], shown: Sequence[DeviceNow]) -> Text:
+    names = {device.name for device in shown}
+    counts = Counter(device.state for device in devices if device.name not in names)
+    what = ", ".join(f"{counts[state]} {state}" for state in URGENT if counts[state])
+    return Text(f"and {len(devices) - len(shown)} more: {what}", style="dim")
+
+
+def _table(devices: Sequence[DeviceNow], width: int) -> Table:
+    """The rows, in as many columns as the width has room for."""
+    rows = [_cells(device) for device in devices]
+    widths = {
+        column: max(len(column.heading), *(len(row[index]) for row in rows)) for index, column in enumerate(COLUMNS)
+    }
+    kept = set(COLUMNS)
+    for column in sorted(COLUMNS, key=lambda column: column.worth):
+        if sum(widths[column] + GAP for column in kept) <= width or len(kept) <= 2:
+            break
+        kept.remove(column)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for column in COLUMNS:
+        if column in kept:
+            table.add_column(
+                column.heading, justify="right" if column.is_number else "left", no_wrap=True, overflow="ellipsis"
+            )
+    for device, row in zip(devices, rows, strict=True):
+        cells = [Text(cell) for cell in row]
+        cells[1].stylize(STYLES[device.state])
+        table.add_row(*(cell for column, cell in zip(COLUMNS, cells, strict=True) if column in kept))
+    return table
+
+
+def _cells(device: DeviceNow) -> tuple[str, ...]:
+    step = "-" if device.step is None or not device.local_steps else f"{device.step}/{device.local_steps}"
+    return (
+        device.name,
+        device.state,
+        "-" if device.cut is None else str(device.cut),
+        step,
+        "-" if device.samples_per_second is None else f"{device.samples_per_second:.3g}",
+        human_bytes(device.bytes_up),
+        human_bytes(device.bytes_down),
+        _seen(device),
+    )
+
+
+def _seen(device: DeviceNow) -> str:
+    """Those who are here speak every second: only a longer silence is worth a number."""
+    if device.silent_seconds is None:
+        return "never"
+    return "now" if device.silent_seconds < 3 else f"{human_seconds(round(device.silent_seconds))} ago"

@@ -1,0 +1,45 @@
+"""`cutlayer serve` with wrong input: one line, exit code 2, nothing written. Whole runs are in tests/test_serve.py."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from commands import Ran, World, run
+
+
+def wrong(ran: Ran, *words: str) -> None:
+    assert ran.code == 2
+    assert len(ran.err.splitlines()) == 1
+    assert all(word in ran.err for word in words), ran.err
+
+
+def test_it_is_not_open_to_others_by_accident(world: World) -> None:
+    wrong(run("serve", *world.classification(), "--host", "0.0.0.0"), "without TLS", "cutlayer fleet init")
+    assert not world.out.exists()
+
+
+def test_a_fleet_without_devices_is_said_so(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    assert run("fleet", "init", folder, "--host", "localhost").code == 0
+    wrong(run("serve", *world.classification(), "--roster", folder), "cutlayer fleet add")
+    wrong(run("serve", *world.classification(), "--roster", tmp_path / "none"), "none")
+    assert not world.out.exists()
+
+
+def test_a_port_that_is_taken(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = run("serve", *world.classification(), "--port", taken.getsockname()[1])
+    wrong(ran, "expected a free address", "--port")
+
+
+@pytest.mark.parametrize("flags", [("--rounds", 3), ("--lr", 0.1)])
+def test_a_run_that_goes_on_is_not_described_again(flags: tuple[object, ...], tmp_path: Path) -> None:
+    wrong(run("serve", "--resume", tmp_path, *flags), "--resume", str(flags[0]))
+
+
+def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
+    wrong(run("serve", "--resume", tmp_path / "nothing"), "nothing")
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from cutlayer.report.fleet_progress import FleetDisplay, FleetProgress, NoFleetProgress
+from cutlayer.report.fleet_view import DeviceNow
+
+ROW = {"round": 0, "loss": 1.25, "samples": 96, "virtual_seconds": 7.0, "validation": {}}
+
+
+def tell(display: FleetDisplay) -> None:
+    display.fleet_opened(lambda: [DeviceNow("pi-1", "ready")], 1)
+    display.device_news("pi-1 has come: 1 of 1 devices are here")
+    display.run_started(2, ["pi-1"], 4)
+    display.round_done(ROW)
+
+
+def test_without_a_terminal_there_is_a_line_for_each_round_and_for_each_device_that_comes() -> None:
+    out, times = io.StringIO(), iter((0.0, *[10.0] * 9))
+    with FleetProgress(Console(file=out, width=40), clock=lambda: next(times)) as display:
+        tell(display)
+    assert out.getvalue().splitlines() == [
+        "pi-1 has come: 1 of 1 devices are here",
+        "round 1/2  loss 1.2500  9.6 samples/s  left 10.0 s",
+    ]
+
+
+def test_a_terminal_shows_the_table_from_the_beginning() -> None:
+    out = io.StringIO()
+    with FleetProgress(Console(file=out, width=100, height=30, force_terminal=True)) as display:
+        display.fleet_opened(lambda: [DeviceNow("pi-1", "preparing")], 3)
+    assert "waiting for 3 devices" in out.getvalue()
+    assert "preparing" in out.getvalue()
+
+
+def test_silence_is_silent() -> None:
+    with NoFleetProgress() as display:
+        tell(display)
