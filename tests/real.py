@@ -14,7 +14,6 @@ from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.join import Joining, join
 from cutlayer.prepare import prepare, prepare_server, write_shares
-from cutlayer.report.fleet_progress import NoFleetProgress
 from cutlayer.report.progress import NoProgress
 from cutlayer.run import Outcome
 from cutlayer.serve import serve
@@ -96,7 +95,7 @@ def served(
         ingredients, fleet = prepare_server(config), load_fleet(config.fleet)
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(
-                serve(ingredients, fleet, NoFleetProgress(), door, min_devices=len(files), machines=machines, **options)
+                serve(ingredients, fleet, NoProgress(), door, min_devices=len(files), machines=machines, **options)
             )
             address = f"127.0.0.1:{await port}"
             for name in order(list(files)):

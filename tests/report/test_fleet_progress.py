@@ -4,8 +4,9 @@ import io
 
 from rich.console import Console
 
-from cutlayer.report.fleet_progress import FleetDisplay, FleetProgress, NoFleetProgress
+from cutlayer.report.fleet_progress import FleetDisplay, FleetProgress
 from cutlayer.report.fleet_view import DeviceNow
+from cutlayer.report.progress import NoProgress
 
 ROW = {"round": 0, "loss": 1.25, "samples": 96, "virtual_seconds": 7.0, "validation": {}}
 
@@ -36,5 +37,5 @@ def test_a_terminal_shows_the_table_from_the_beginning() -> None:
 
 
 def test_silence_is_silent() -> None:
-    with NoFleetProgress() as display:
+    with NoProgress() as display:
         tell(display)

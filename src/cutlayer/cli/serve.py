@@ -44,7 +44,8 @@ def serve(
     config = config_of(resume, given)
     from cutlayer.fleet.profile import load_fleet
     from cutlayer.prepare import prepare_server
-    from cutlayer.report.fleet_progress import FleetProgress, NoFleetProgress
+    from cutlayer.report.fleet_progress import FleetProgress
+    from cutlayer.report.progress import NoProgress
     from cutlayer.serve import serve as serve_run
     from cutlayer.server.door import Admission, GrpcDoor
     from cutlayer.wire.allocator import keep_freed_memory
@@ -65,7 +66,7 @@ def serve(
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
 
     door = GrpcDoor(f"{host}:{port}", Admission(roster), credentials, opened)
-    with NoFleetProgress() if quiet else FleetProgress(terminal) as display:
+    with NoProgress() if quiet else FleetProgress(terminal) as display:
         outcome = run_until_signalled(
             serve_run(
                 ingredients,

@@ -31,7 +31,8 @@ def up(
     config = config_of(resume, given)
     from cutlayer.fleet.profile import first_devices, load_fleet
     from cutlayer.prepare import prepare, prepare_server, write_shares
-    from cutlayer.report.fleet_progress import FleetProgress, NoFleetProgress
+    from cutlayer.report.fleet_progress import FleetProgress
+    from cutlayer.report.progress import NoProgress
     from cutlayer.up import up as bring_up
     from cutlayer.wire.allocator import keep_freed_memory
 
@@ -47,7 +48,7 @@ def up(
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
         ingredients, fleet = prepare_server(config), load_fleet(config.fleet)
-    with NoFleetProgress() if quiet else FleetProgress(terminal) as display:
+    with NoProgress() if quiet else FleetProgress(terminal) as display:
         outcome = run_until_signalled(
             bring_up(ingredients, fleet, shares, display, resume=resume is not None),
             f"cutlayer up --resume {config.out}",

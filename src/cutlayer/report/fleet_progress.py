@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cutlayer.report.fleet_view import DeviceNow, FleetView, rounds_elapsed
 from cutlayer.report.live_view import left, numbers
-from cutlayer.report.progress import NoProgress, Progress, ProgressDisplay
+from cutlayer.report.progress import Progress, ProgressDisplay
 from cutlayer.report.run_state import RunState
 
 
@@ -26,16 +26,6 @@ class FleetDisplay(ProgressDisplay, Protocol):
 
     def device_news(self, line: str) -> None:
         """A device has come or gone."""
-
-
-class NoFleetProgress(NoProgress):
-    """Shows nothing."""
-
-    def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
-        pass
-
-    def device_news(self, line: str) -> None:
-        pass
 
 
 class FleetProgress(Progress):

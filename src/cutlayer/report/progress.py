@@ -36,7 +36,7 @@ class ProgressDisplay(Protocol):
 
 
 class NoProgress:
-    """Shows nothing."""
+    """Shows nothing, of a real fleet either (`fleet_progress.py`)."""
 
     def __enter__(self) -> Self:
         return self
@@ -53,6 +53,12 @@ class NoProgress:
         pass
 
     def round_done(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def fleet_opened(self, devices: Callable[[], Sequence[Any]], needed: int) -> None:
+        pass
+
+    def device_news(self, line: str) -> None:
         pass
 
 

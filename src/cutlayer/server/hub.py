@@ -280,9 +280,10 @@ class Hub:
         if member.carrier is not None:
             member.carrier.close()
 
-    def _news(self, line: str) -> None:
+    def _news(self, line: str = "") -> None:
         self._changed.set()
-        self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
+        if line:
+            self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
 
     def state(self) -> list[dict[str, Any]]:
         """The fleet as a checkpoint keeps it."""
