@@ -73,7 +73,7 @@ def test_where_there_is_no_room_those_who_hold_up_the_round_are_shown() -> None:
     fleet[7] = replace(fleet[7], state="away")
     fleet[8] = replace(fleet[8], state="ready", awaited=False, step=50)
     assert [device.name for device in most_urgent(fleet, 3)] == ["pi-0", "pi-1", "pi-7"]
-    shown = lines(FleetView(running(), fleet, 1, now=125.0), height=12)
+    shown = lines(FleetView(running(), fleet, 1, now=125.0), height=15)
     assert shown[-1] == "and 7 more: 6 training, 1 ready"
 
 
