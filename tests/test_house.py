@@ -43,6 +43,7 @@ TESTED_IN = {
     "cli/signals.py": "cli/test_up.py",
     "device/agent.py": "test_serve.py",
     "device/own_link.py": "test_serve.py",
+    "flower/client_app.py": "flower/test_server_app.py",
     "server/door.py": "test_serve.py",
     "server/hub.py": "test_serve.py",
     "server/reception.py": "test_serve.py",

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -13,12 +14,22 @@ import grpc.aio
 from cutlayer.errors import ConfigError, Refused, WireError
 from cutlayer.server.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS, MAX_STRANGERS
 from cutlayer.server.hub import PASSING, Hub
-from cutlayer.server.roster import NAME, Roster
+from cutlayer.server.roster import NAME
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.grpc_carrier import CLOSE_SECONDS, listen, said_of
 from cutlayer.wire.handshake import say
 from cutlayer.wire.messages import Refusal
 from cutlayer.wire.tls import proved
+
+
+class Register(Protocol):
+    """The devices of a fleet and their proofs: a file (`roster.py`), or those that Flower has called."""
+
+    def admit(self, name: str, token: str) -> str:
+        """Checks a device's token; returns its digest. Raises Refused."""
+
+    def standing(self, name: str, digest: str) -> None:
+        """Whether a device that proved itself by this digest may still be here. Raises Refused."""
 
 
 class Admission:
@@ -29,7 +40,7 @@ class Admission:
         or for a network on which everybody is trusted.
     """
 
-    def __init__(self, roster: Roster | None) -> None:
+    def __init__(self, roster: Register | None) -> None:
         self._roster = roster
         self._digests: dict[str, str] = {}  # what each device has proved itself by
 
