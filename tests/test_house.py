@@ -48,7 +48,6 @@ TESTED_IN = {
     "server/hub.py": "test_serve.py",
     "server/reception.py": "test_serve.py",
     "wire/carrier.py": "wire/test_session.py",  # an interface
-    "wire/grpc_carrier.py": "test_serve.py",
     "wire/handshake.py": "test_serve.py",
     "run.py": "test_simulation.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns

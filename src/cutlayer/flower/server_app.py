@@ -28,7 +28,7 @@ from cutlayer.flower.call import CALL, DECLINED, Call
 from cutlayer.flower.calls import Calls, Reply
 from cutlayer.flower.guests import Guests
 from cutlayer.prepare import prepare_server
-from cutlayer.report.progress import Progress
+from cutlayer.report.fleet_progress import FleetProgress
 from cutlayer.run import Outcome
 from cutlayer.serve import serve
 from cutlayer.server.door import Admission, GrpcDoor
@@ -55,7 +55,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
     guests = Guests()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     door = GrpcDoor(serving.listen, Admission(guests), credentials, port.set_result)
-    with Progress(Console(width=120)) as display:
+    with FleetProgress(Console(width=120)) as display:
         run = asyncio.create_task(
             serve(
                 ingredients,
