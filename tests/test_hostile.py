@@ -284,7 +284,11 @@ async def in_a_round(fleet: Fleet, address: str, name: str) -> AsyncIterator[tup
         assert isinstance(stand, Stand)
         attached = asyncio.ensure_future(session.attach(carrier, Standing(stand.session, -1, 0)))
         try:
-            message = await session.receive()
+            receiving = asyncio.ensure_future(session.receive())
+            await asyncio.wait((attached, receiving), return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                attached.result()  # it was lost, and says why
+            message = receiving.result()
             assert isinstance(message, Assignment)
             yield session, carrier, message
             with pytest.raises(CarrierLost):  # the server ends it

@@ -96,14 +96,11 @@ async def serve(
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
-    folder, snapshot = open_folder(ingredients.config, ingredients.run_id, resume=resume)
     serving = _Serving(ingredients, fleet, display, door, min_devices, expected, life or secrets.token_hex(8), machines)
     try:
-        return await serving.play(folder, snapshot)
+        return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
-    finally:
-        folder.close()
 
 
 class _Serving:
@@ -136,13 +133,30 @@ class _Serving:
         train = ingredients.config.train
         self._waits_for_all = stragglers_by_name(train.stragglers, train.late).waits_for_all
 
-    async def play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+    async def play(self, *, resume: bool) -> Outcome:
+        config, run_id = self._ingredients.config, self._ingredients.run_id
+        # Weights that cannot be read and a port that is taken show before a new run has a folder.
+        await self._machine.aside(self._ingredients.base.whole)
+        if resume:
+            folder, snapshot = open_folder(config, run_id, resume=True)
+            if snapshot:
+                self.hub.load_state(snapshot.members)
+            await self._door.open(self.hub)
+        else:
+            await self._door.open(self.hub)
+            try:
+                folder, snapshot = open_folder(config, run_id, resume=False)
+            except BaseException:
+                await self._door.close()
+                raise
+        try:
+            return await self._play(folder, snapshot)
+        finally:
+            folder.close()
+
+    async def _play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
         train = self._ingredients.config.train
         self._zero = now() - (snapshot.clock_seconds if snapshot else 0.0)
-        if snapshot:
-            self.hub.load_state(snapshot.members)
-        await self._machine.aside(self._ingredients.base.whole)  # weights that cannot be read show before anybody comes
-        await self._door.open(self.hub)
         self._display.fleet_opened(self._roll_call(), self._min_devices)
         reason = ""
         try:

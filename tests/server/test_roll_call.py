@@ -17,7 +17,7 @@ PLAN = DevicePlan("pi", 2, 4, 50)
 
 def member(name: str, index: int, **changes: Any) -> Member:
     session = SimpleNamespace(last_seen=95.0, bytes_received=7, bytes_sent=9)
-    return Member(name, index, cast(Any, session), cast(Any, None), **changes)
+    return Member(name, index, cast(Any, session), cast(Any, None), cast(Any, None), **changes)
 
 
 def called(
