@@ -33,9 +33,10 @@ from cutlayer import join as joining
 from cutlayer import run as running
 from cutlayer import serve as serving
 from cutlayer.config import RunConfig, read_config
+from cutlayer.device import own_link
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.probe import Probed
-from cutlayer.errors import StragglersError
+from cutlayer.errors import StragglersError, UserError
 from cutlayer.files import sha256
 from cutlayer.fleet.carrier import modelled_carriers
 from cutlayer.fleet.clock import now, run_virtual
@@ -75,7 +76,8 @@ FLEET: dict[str, Any] = {
     ],
 }
 
-_skew: ContextVar[float] = ContextVar("skew", default=1.0)
+_who: ContextVar[str] = ContextVar("who", default="")
+"""The device that runs here."""
 
 
 # ------------------------------------------------------------------ the world: what all runs of a setting share
@@ -288,6 +290,7 @@ class _Stage:
         self.sessions: list[Session] = []
         self.budgets: list[Budget] = []
         self.full_disks = 0
+        self.clocks: dict[str, float] = {}  # by device, how much too fast: its clock jumps when this changes
         link_kinds = tuple(kind for kind in plan.kinds if kind in KINDS)
         crashes = [kind for kind in plan.kinds if kind in CRASHES]
         share = plan.count * len(crashes) // max(1, len(plan.kinds))
@@ -341,7 +344,7 @@ class _Stage:
             if isinstance(error, StragglersError):
                 self.result.outcome = "StragglersError"
                 return
-            if isinstance(error, running.UserError) and self.full_disks:
+            if isinstance(error, UserError) and self.full_disks:
                 self.full_disks -= 1
                 self._serve()
                 continue
@@ -352,7 +355,7 @@ class _Stage:
             for name, task in list(self._devices.items()):
                 try:
                     await task
-                except joining.UserError as error:
+                except UserError as error:
                     if "expected an answer of the server" not in str(error):
                         raise RuntimeError(f"device {name} ended with {error!r}") from error
 
@@ -374,17 +377,19 @@ class _Stage:
         self._lives[name] += 1
         who = joining.Joining(name, str(self.world.data[name]), "", self.out.with_name(name))
         random = Random(f"{self.plan.seed} {name} {self._lives[name]}")
-        self._devices[name] = asyncio.create_task(
-            joining.join(
+
+        async def join() -> None:
+            _who.set(name)
+            await joining.join(
                 who,
                 lambda: self._dial(name),
                 random,
                 lambda _: None,
                 machines=self._machines,
                 probe=lambda *_: Probed(2**30, 1e6),
-            ),
-            name=name,
-        )
+            )
+
+        self._devices[name] = asyncio.create_task(join(), name=name)
 
     def _machines(self, name: str, record: Recorder) -> ModelledMachine:
         fleet = self.world.fleet
@@ -453,7 +458,7 @@ class _Stage:
             return
         if kind == "skewed clock":
             self.struck[kind] += 1
-            _clocks[name] = away / AWAY_SECONDS * 4
+            self.clocks[name] = away / AWAY_SECONDS * 4
             return
         victim = self._server if kind == "crash server" else self._devices[name]
         if victim is None or victim.done():
@@ -540,13 +545,9 @@ class _Noted(Session):
         await super().attach(carrier, peer)
 
 
-_clocks: dict[str, float] = {}
-
-
 def _patches(stage: _Stage) -> Iterator[Any]:
     """What is shared between the processes that one process plays, made small, or watched."""
     world, plan = stage.world, stage.plan
-    _clocks.clear()
 
     class Noted(_Noted):
         pass
@@ -562,7 +563,11 @@ def _patches(stage: _Stage) -> Iterator[Any]:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         save_checkpoint(folder, *args)
 
+    def skewed() -> float:
+        return now() * (1.0 + stage.clocks.get(_who.get(), 0.0))
+
     save_checkpoint = running.save_checkpoint
+    yield patch.object(own_link, "now", skewed)
     yield patch.object(serving, "Session", Noted)
     yield patch.object(joining, "Session", Noted)
     yield patch.object(serving, "Budget", budget)
