@@ -137,19 +137,18 @@ class _Serving:
         config, run_id = self._ingredients.config, self._ingredients.run_id
         # Weights that cannot be read and a port that is taken show before a new run has a folder.
         await self._machine.aside(self._ingredients.base.whole)
-        if resume:
-            folder, snapshot = open_folder(config, run_id, resume=True)
-            if snapshot:
-                self.hub.load_state(snapshot.members)
+        if not resume:
             await self._door.open(self.hub)
-        else:
-            await self._door.open(self.hub)
-            try:
-                folder, snapshot = open_folder(config, run_id, resume=False)
-            except BaseException:
-                await self._door.close()
-                raise
         try:
+            folder, snapshot = open_folder(config, run_id, resume=resume)
+        except BaseException:
+            if not resume:
+                await self._door.close()
+            raise
+        try:
+            if resume:  # whoever comes finds the fleet that there was
+                self.hub.load_state(snapshot.members if snapshot else [])
+                await self._door.open(self.hub)
             return await self._play(folder, snapshot)
         finally:
             folder.close()

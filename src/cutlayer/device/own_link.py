@@ -70,16 +70,18 @@ class OwnLink:
 
     def _timeline(self, update: Update) -> Measured:
         whats = tuple(sorted({event.what for event in self._events}))
+        # a clock may be set back while a round is going on; what it then says began before the round began with it
+        starts = [max(0.0, event.start_seconds - self._since) for event in self._events]
         rows = [
             (
-                event.start_seconds - self._since,
-                event.end_seconds - self._since,
+                start,
+                max(start, event.end_seconds - self._since),
                 -1 if event.step is None else event.step,
                 event.num_bytes,
                 event.flops,
                 whats.index(event.what),
             )
-            for event in self._events
+            for event, start in zip(self._events, starts, strict=True)
         ]
         return Measured(
             update.run,

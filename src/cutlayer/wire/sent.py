@@ -106,3 +106,6 @@ class Sent:
             length = self._lengths.pop(number)
             self._on_disk[number] = (offset, length)
             self._held_bytes -= length
+
+    def __del__(self) -> None:
+        self.forget()  # whoever drops a session need not know of its file
