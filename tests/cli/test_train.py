@@ -123,6 +123,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
         "versions",
         "seed",
         "run",
+        "refusals",
     }
     assert summary["metrics"].keys() == {"accuracy", "macro_f1", "loss"}
     assert summary["totals"]["steps"] == 2 * 2 * 2

@@ -38,6 +38,7 @@ def snapshot(seed: int = 0) -> Snapshot:
         lost={"phone": tensors("b.weight"), "phone-2": {}},
         personal={"phone": tensors("a.weight", "b.weight")},
         cursors={"phone": {"epoch": 2, "order": [3, 1, 2], "seed": 2**63 + 1}, "phone-2": {}},
+        members=[{"name": "phone", "index": 0, "label_counts": [3, 1], "refused": None}],
         round_state={"num_picks": 5, "name": "ü"},
         history=[
             StepRecord(0, "phone", 2, 8, 8, 0.1, 1.5, 0.3, 1 / 3, 100, 200),

@@ -137,7 +137,7 @@ def test_packed_messages_pass(method: str, name: str, bert: Base) -> None:
 
 
 @pytest.mark.parametrize("late", ["drop", "use"])
-@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "fedspine", "vanilla", "mergesfl"])
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "fedspine"])
 def test_late_devices_pass(method: str, late: Late, bert: Base) -> None:
     """Whatever of an earlier round, or of a round that was closed, is on its way."""
     options = {"cache": False} if "cache" in TABLE[method].options else {}

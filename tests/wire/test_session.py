@@ -9,6 +9,7 @@ from random import Random
 import pytest
 import torch
 
+from carriers import MemoryCarrier, pipe
 from cutlayer.errors import DeviceGone, WireError
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.types import DevicePlan
@@ -17,7 +18,6 @@ from cutlayer.wire.carrier import CarrierLost
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Message, Update
 from cutlayer.wire.session import Session, Standing
-from wire.carriers import MemoryCarrier, pipe
 
 STEPS = 4
 
