@@ -9,11 +9,11 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Message
 
 
-class Attentive:
+class Attentive(Around):
     """A link that can be listened to without waiting. A context manager: it stops listening at its end.
 
     Args:
@@ -21,7 +21,7 @@ class Attentive:
     """
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        super().__init__(link)
         self._next: asyncio.Task[Message] | None = None
 
     async def __aenter__(self) -> Self:
@@ -33,14 +33,6 @@ class Attentive:
         if self._next is not None:
             self._next.cancel()
 
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
-
     def begin(self) -> None:
         """Listens from now on, until the next message."""
         self._next = self._next or asyncio.create_task(self._receive())
@@ -51,10 +43,6 @@ class Attentive:
             return None
         heard, self._next = self._next, None
         return heard.result()
-
-    async def send(self, message: Message) -> None:
-        """See `Link.send`."""
-        await self._link.send(message)
 
     async def receive(self) -> Message:
         """See `Link.receive`."""

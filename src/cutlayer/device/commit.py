@@ -22,7 +22,7 @@ from torch import Tensor
 from cutlayer.device.device import Device
 from cutlayer.device.store import DeviceState, Point, Store
 from cutlayer.types import Adapter
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Message, Update
 
 
@@ -34,7 +34,7 @@ class Lossy(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-class CommittingLink:
+class CommittingLink(Around):
     """A device's end of a link, below what packs its updates: it keeps a commit point before an update leaves.
 
     Args:
@@ -43,7 +43,8 @@ class CommittingLink:
     """
 
     def __init__(self, link: Link, store: Store) -> None:
-        self._link, self._store = link, store
+        super().__init__(link)
+        self._store = store
         self._device: Device | None = None
         self._packing: Lossy | None = None
         self._at: Point | str = "unknown"  # the point at which the device is; unknown in the middle of a round
@@ -60,18 +61,6 @@ class CommittingLink:
         device.before_round = self._go_back
         if not self._store.points():
             self._store.save(None, self._state())
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
-
-    async def receive(self) -> Message:
-        """See `Link.receive`."""
-        return await self._link.receive()
 
     async def send(self, message: Message) -> None:
         """See `Link.send`; of an update, the first byte leaves when what it goes with is kept."""

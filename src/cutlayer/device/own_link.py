@@ -10,13 +10,13 @@ from cutlayer.device.probe import LinkRates
 from cutlayer.fleet.clock import now
 from cutlayer.types import Event
 from cutlayer.wire.frames import frame_bytes
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Measured, Message, Update
 
 BeforeRound = Callable[[Assignment], Awaitable[None]]
 
 
-class OwnLink:
+class OwnLink(Around):
     """A link that records.
 
     How long a transmission took is not seen at an end: what is handed over may wait in buffers below. A transmission
@@ -31,17 +31,10 @@ class OwnLink:
     """
 
     def __init__(self, link: Link, name: str, rates: LinkRates, before_round: BeforeRound) -> None:
-        self._link, self._name, self._rates, self._before_round = link, name, rates, before_round
+        super().__init__(link)
+        self._name, self._rates, self._before_round = name, rates, before_round
         self._events: list[Event] = []
         self._since = 0.0
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
 
     def record(self, event: Event) -> None:
         """What the device's machine did."""
@@ -52,7 +45,8 @@ class OwnLink:
             await self._link.send(self._timeline(message))
         start, length = now(), frame_bytes(message)
         await self._link.send(message)
-        self._transmitted("upload", start, max(now(), start + 8 * length / self._rates.up_bits_per_second), message)
+        end = max(now(), start + 8 * length / self._rates.up_bits_per_second)
+        self._transmitted("upload", start, end, message, length)
 
     async def receive(self) -> Message:
         message = await self._link.receive()
@@ -60,13 +54,14 @@ class OwnLink:
             self._events, self._since = [], now()
             await self._before_round(message)
         else:
-            seconds = 8 * frame_bytes(message) / self._rates.down_bits_per_second
-            self._transmitted("download", max(self._since, now() - seconds), now(), message)
+            length = frame_bytes(message)
+            start = max(self._since, now() - 8 * length / self._rates.down_bits_per_second)
+            self._transmitted("download", start, now(), message, length)
         return message
 
-    def _transmitted(self, what: str, start: float, end: float, message: Message) -> None:
+    def _transmitted(self, what: str, start: float, end: float, message: Message, length: int) -> None:
         step = getattr(message, "step", None)
-        self._events.append(Event(self._name, what, start, end, message.round, step, None, frame_bytes(message)))
+        self._events.append(Event(self._name, what, start, end, message.round, step, None, length))
 
     def _timeline(self, update: Update) -> Measured:
         whats = tuple(sorted({event.what for event in self._events}))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Close, Finish, Gradients, Message, Update
 
 
-class Told:
+class Told(Around):
     """A link with an ear for the few things that its device's owner wants to know.
 
     Args:
@@ -18,16 +18,9 @@ class Told:
     """
 
     def __init__(self, link: Link, rounds: int, tell: Callable[[str], None]) -> None:
-        self._link, self._rounds, self._tell = link, rounds, tell
+        super().__init__(link)
+        self._rounds, self._tell = rounds, tell
         self._losses: list[float] = []
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
 
     async def send(self, message: Message) -> None:
         """See `Link.send`."""

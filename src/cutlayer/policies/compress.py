@@ -36,7 +36,7 @@ from cutlayer.errors import DivergedError, MalformedMessage
 from cutlayer.model.base import Base
 from cutlayer.types import Adapter
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import ROLES, Assignment, Message, Role, Update
 
 
@@ -97,7 +97,7 @@ def what_is_left(base: Base) -> StartedFrom:
     return started_from
 
 
-class CompressedLink:
+class CompressedLink(Around):
     """One end of a link, packing what it sends and unpacking what it receives.
 
     Args:
@@ -117,18 +117,11 @@ class CompressedLink:
         dtype: torch.dtype,
         started_from: StartedFrom = all_of_it,
     ) -> None:
-        self._link, self._compression, self._started_from = link, compression, started_from
+        super().__init__(link)
+        self._compression, self._started_from = compression, started_from
         self._hidden_size, self._dtype = hidden_size, dtype
         self._broadcasts: dict[int, Adapter] = {}  # of the round that is open: what differences refer to
         self._lost: Adapter = {}
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
 
     async def send(self, message: Message) -> None:
         """See `Link.send`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cutlayer.server.guard import Guard
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Close, Message
 
 
@@ -23,26 +23,16 @@ def guarded(link: Link, guard: Guard, packing: Callable[[Link], Link]) -> Link:
     return _Whole(packing(_Travelled(link, guard)), guard)
 
 
-class _End:
+class _End(Around):
     """An end of a link with its guard."""
 
     def __init__(self, link: Link, guard: Guard) -> None:
-        self._link, self._guard = link, guard
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
+        super().__init__(link)
+        self._guard = guard
 
 
 class _Travelled(_End):
     """Messages as they travel."""
-
-    async def send(self, message: Message) -> None:
-        await self._link.send(message)
 
     async def receive(self) -> Message:
         return self._guard.check_form(await self._link.receive())

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from cutlayer.errors import DeviceGone, MalformedMessage, Refused, WireError
 from cutlayer.types import Event, Recorder
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Measured, Message
 
 
-class Timelined:
+class Timelined(Around):
     """A link that takes out a device's record of its round, and lays it on the server's clock.
 
     A device's clock may be anywhere: its record counts from when it had its assignment, and is laid from where that was
@@ -22,16 +22,9 @@ class Timelined:
     """
 
     def __init__(self, link: Link, clock: Callable[[], float], record: Recorder) -> None:
-        self._link, self._clock, self._record = link, clock, record
+        super().__init__(link)
+        self._clock, self._record = clock, record
         self._opened = 0.0
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
 
     async def send(self, message: Message) -> None:
         await self._link.send(message)
@@ -62,7 +55,7 @@ class Timelined:
         ]
 
 
-class Attended:
+class Attended(Around):
     """A link whose device is shown the door when what it sends may not be believed; the round goes on without it."""
 
     def __init__(
@@ -72,15 +65,8 @@ class Attended:
         eject: Callable[[WireError], None],
         refused: Callable[[], DeviceGone | None],
     ) -> None:
-        self._link, self._device, self._eject, self._refused = link, device, eject, refused
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
+        super().__init__(link)
+        self._device, self._eject, self._refused = device, eject, refused
 
     async def send(self, message: Message) -> None:
         """See `Link.send`.

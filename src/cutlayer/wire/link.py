@@ -35,6 +35,33 @@ class Link(Protocol):
         ...
 
 
+class Around:
+    """A link around another, which it counts as and passes everything on to: what is special overrides.
+
+    Args:
+      link: The inner end.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._link.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._link.bytes_received
+
+    async def send(self, message: Message) -> None:
+        """See `Link.send`."""
+        await self._link.send(message)
+
+    async def receive(self) -> Message:
+        """See `Link.receive`."""
+        return await self._link.receive()
+
+
 def unexpected(device: str, expected: str, message: object) -> WireError:
     """The error for a message that this point of the conversation has no place for."""
     return WireError(
