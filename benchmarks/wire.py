@@ -41,6 +41,7 @@ from cutlayer.wire.carrier import Carrier
 from cutlayer.wire.certificates import issue_server, make_authority
 from cutlayer.wire.grpc_carrier import dial, listen
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+from cutlayer.wire.sent import Shelf
 from cutlayer.wire.session import Session, Standing
 from cutlayer.wire.tls import channel_credentials, server_credentials
 from echoes import Contender, Grpc, Replies, Sockets, serve_grpc, serve_sockets
@@ -54,6 +55,8 @@ SAMPLE_BYTES = 48 * MIB
 """Each way in a sample: a twentieth of a second for a fast one, so that turns are neighbours in time."""
 MOST_TRIPS = 192
 """Of a sample: small messages are many."""
+LEAST_TRIPS = 8
+"""Of a device in a sample: local steps of a round."""
 PAIRS = (("ours", "grpc"), ("ours", "tcp"), ("ours tls", "grpc tls"), ("ours tls", "tls"), ("grpc tls", "tls"))
 """Rates of the first over the second."""
 RUN, LIFE = "benchmark", "life"
@@ -95,10 +98,10 @@ class Row:
 # ------------------------------------------------------------------ ours, the server
 
 
-def _session(name: str = "", folder: Path | None = None) -> Session:
+def _session(name: str = "", shelf: Shelf | None = None) -> Session:
     """As `serve.py` makes it, but that no plan bounds what may arrive."""
     incoming, outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
-    return Session(name, limit_bytes=lambda: 2**26, incoming=incoming, outgoing=outgoing, folder=folder)
+    return Session(name, limit_bytes=lambda: 2**26, incoming=incoming, outgoing=outgoing, shelf=shelf)
 
 
 async def _answer_rounds(session: Session, replies: Replies) -> None:
@@ -110,9 +113,9 @@ async def _answer_rounds(session: Session, replies: Replies) -> None:
             await session.send(Gradients(RUN, round, message.step, "device", grad_BTD, 0.5))
 
 
-def _attend(replies: Replies, scratch: Path) -> Callable[[Carrier, object], asyncio.Future[None]]:
+def _attend(replies: Replies, shelf: Shelf) -> Callable[[Carrier, object], asyncio.Future[None]]:
     async def attend(carrier: Carrier, _context: object) -> None:
-        session = _session(LIFE, scratch)
+        session = _session(LIFE, shelf)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(session.attach(carrier, Standing()))
             tasks.create_task(_answer_rounds(session, replies))
@@ -131,7 +134,7 @@ async def _serve_all(pipe: Connection, folder: Path) -> None:
     replies, secret = Replies(), server_credentials(folder, require_client_certificate=False)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
-    attend, open_servers = _attend(replies, folder / "scratch"), []
+    attend, open_servers = _attend(replies, Shelf(folder / "scratch")), []
     ports = {"tcp": serve_sockets(replies, None), "tls": serve_sockets(replies, context)}
     for name, credentials in (("", None), (" tls", secret)):
         bare, ports[f"grpc{name}"] = await serve_grpc(replies, credentials)
@@ -233,7 +236,7 @@ async def _measure(
     rows = []
     for size, count in itertools.product(sizes, devices):
         tensor = torch.rand(SIZES[size] // 4)
-        each = max(1, min(MOST_TRIPS, SAMPLE_BYTES // SIZES[size]) // count)
+        each = max(LEAST_TRIPS, min(MOST_TRIPS, SAMPLE_BYTES // SIZES[size]) // count)
         took: dict[str, list[Sample]] = {name: [] for name in CONTENDERS}
         for turn in range(turns + 1):
             for name in CONTENDERS if turn % 2 else reversed(CONTENDERS):
@@ -327,7 +330,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/wire.json"))
     args = parser.parse_args(arguments)
     rows: list[Row] = in_fresh_process(measure, args.sizes, args.devices, args.turns)
-    settings = {"turns": args.turns, "sample_bytes": SAMPLE_BYTES, "most_trips": MOST_TRIPS}
+    settings = {
+        "turns": args.turns,
+        "sample_bytes": SAMPLE_BYTES,
+        "most_trips": MOST_TRIPS,
+        "least_trips": LEAST_TRIPS,
+    }
     publish([rates_table(rows), ratios_table(rows)], args.json, settings, {"cells": [asdict(row) for row in rows]})
 
 

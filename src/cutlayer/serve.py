@@ -44,6 +44,7 @@ from cutlayer.wire.budget import Budget
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Answer, Ask, Finish, Ready, Welcome
 from cutlayer.wire.packets import PIECE_BYTES
+from cutlayer.wire.sent import Shelf
 from cutlayer.wire.session import Session
 
 IN_FLIGHT_BYTES = 256 * 2**20
@@ -124,7 +125,7 @@ class _Serving:
         self._machine = machines(fleet.server.name, self._record)
         self._pieces = PieceServer(ingredients.model_settings)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
-        self._scratch = Path(ingredients.config.out) / "scratch"
+        self._shelf = Shelf(Path(ingredients.config.out) / "scratch")
         self._fingerprint = fingerprint(ModelFiles(ingredients.config.model.name))
         self._zero = self._round_opened = 0.0
         self._run: Run | None = None
@@ -290,7 +291,7 @@ class _Serving:
             limit_bytes=guard.frame_limit,
             incoming=self._incoming,
             outgoing=self._outgoing,
-            folder=self._scratch,
+            shelf=self._shelf,
         )
         link = guarded(session, guard, lambda link: ingredients.compressed(Timelined(link, self._clock, self._record)))
         return session, Attended(

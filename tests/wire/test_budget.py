@@ -13,10 +13,11 @@ def test_nobody_exceeds_it_and_who_asked_first_goes_first() -> None:
         budget, order = Budget(10), list[tuple[str, float]]()
 
         async def use(name: str, num_bytes: int) -> None:
-            async with budget.hold(num_bytes):
-                assert budget.held_bytes <= 10
-                order.append((name, now()))
-                await asyncio.sleep(1)
+            await budget.take(num_bytes)
+            assert budget.held_bytes <= 10
+            order.append((name, now()))
+            await asyncio.sleep(1)
+            budget.give_back(num_bytes)
 
         await asyncio.gather(use("a", 6), use("b", 6), use("c", 3))
         assert budget.held_bytes == 0
@@ -28,10 +29,11 @@ def test_nobody_exceeds_it_and_who_asked_first_goes_first() -> None:
 def test_what_is_larger_than_all_of_it_goes_alone() -> None:
     async def work() -> None:
         budget = Budget(10)
-        async with budget.hold(25):
-            waiting = asyncio.ensure_future(budget.take(1))
-            await asyncio.sleep(1)
-            assert not waiting.done()
+        await budget.take(25)
+        waiting = asyncio.ensure_future(budget.take(1))
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        budget.give_back(25)
         await waiting
 
     run_virtual(work())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cutlayer.wire.sent as sent_module
-from cutlayer.wire.sent import Sent
+from cutlayer.wire.sent import Sent, Shelf
 
 
 def bytes_of(sent: Sent, number: int) -> bytes:
@@ -15,7 +15,7 @@ def bytes_of(sent: Sent, number: int) -> bytes:
 
 
 def test_a_device_forgets_what_has_arrived() -> None:
-    sent = Sent(keeps=False)
+    sent = Sent()
     assert [sent.add([b"a"]), sent.add([b"bb"]), sent.add([b"ccc"])] == [1, 2, 3]
     sent.handed = 3
     assert sent.under_way_bytes == 6
@@ -27,7 +27,7 @@ def test_a_device_forgets_what_has_arrived() -> None:
 
 
 def test_what_the_other_end_has_from_an_earlier_life_is_not_kept() -> None:
-    sent = Sent(keeps=False, arrived=2)
+    sent = Sent(arrived=2)
     for frame in (b"a", b"b", b"c"):
         sent.add([frame])
     assert [sent.has(number) for number in (1, 2, 3)] == [False, False, True]
@@ -37,7 +37,7 @@ def test_a_server_keeps_everything_and_puts_what_is_too_much_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sent_module, "KEPT_BYTES", 25)
-    sent = Sent(keeps=True, folder=tmp_path / "scratch")
+    sent = Sent(shelf=Shelf(tmp_path / "scratch"))
     frames = [bytes([number]) * 10 for number in range(6)]
     for frame in frames:
         sent.arrive(sent.add([frame[:3], frame[3:]]))
@@ -45,3 +45,16 @@ def test_a_server_keeps_everything_and_puts_what_is_too_much_on_the_disk(
     assert [bytes_of(sent, number + 1) for number in range(6)] == frames
     sent.forget()
     assert not any(sent.has(number) for number in range(1, 7))
+
+
+def test_what_is_kept_in_memory_is_that_of_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sent_module, "KEPT_BYTES", 25)
+    shelf = Shelf(tmp_path / "scratch")
+    first, second = Sent(shelf=shelf), Sent(shelf=shelf)
+    for sent in (first, second, first, second):
+        sent.arrive(sent.add([bytes(10)]))
+    assert shelf.held_bytes == 20
+    assert len(first._on_disk) + len(second._on_disk) == 2
+    first.forget()
+    second.forget()
+    assert shelf.held_bytes == 0

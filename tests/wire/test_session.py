@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -17,13 +18,15 @@ from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import CarrierLost
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Message, Update
+from cutlayer.wire.sent import Shelf
 from cutlayer.wire.session import Session, Standing
 
 STEPS = 4
 
 
 def session(name: str = "", limit: int = 10**6) -> Session:
-    made = Session(name, limit_bytes=lambda: limit, incoming=Budget(10**6), outgoing=Budget(10**6))
+    shelf = Shelf(Path()) if name else None
+    made = Session(name, limit_bytes=lambda: limit, incoming=Budget(10**6), outgoing=Budget(10**6), shelf=shelf)
     made.piece_bytes = 100  # so that frames have several pieces
     return made
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Budget:
@@ -41,15 +39,6 @@ class Budget:
         """Returns what `take` took."""
         self.held_bytes -= num_bytes
         self._admit()
-
-    @asynccontextmanager
-    async def hold(self, num_bytes: int) -> AsyncIterator[None]:
-        """Takes and gives back."""
-        await self.take(num_bytes)
-        try:
-            yield
-        finally:
-            self.give_back(num_bytes)
 
     def _fits(self, num_bytes: int) -> bool:
         return self.held_bytes == 0 or self.held_bytes + num_bytes <= self.most_bytes

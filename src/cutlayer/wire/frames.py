@@ -19,7 +19,9 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from types import UnionType
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -42,6 +44,11 @@ DTYPES = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+_ARRAY_TYPES: dict[torch.dtype, np.dtype[Any]] = {
+    dtype: np.dtype(np.int16) if dtype is torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    for dtype in DTYPES.values()
+}
+"""What numpy calls them; it has no bf16."""
 MAX_DIMS = 8
 MAX_ENTRIES = 2**16
 """Longest list in a header. msgpack allocates a list by the length that it claims, before it sees the content."""
@@ -50,6 +57,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _KINDS: dict[str, type[Message | Handshake]] = {
     kind.__name__.lower(): kind for kind in (*get_args(Message), *get_args(Handshake))
 }
+Reader = Callable[[Any], Any]
 _PREFIX = struct.Struct("<4sII")
 _ALIGNMENT = 16
 
@@ -85,7 +93,7 @@ def parts(message: Message | Handshake) -> list[bytes | memoryview]:
     for _, tensor in tensors:
         if not tensor.nbytes:
             continue
-        buffers.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        buffers.append(_elements(tensor))
         if padding := _padding(tensor.nbytes):
             buffers.append(bytes(padding))
     return buffers
@@ -114,7 +122,7 @@ def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message 
     kind = _KINDS.get(header["kind"]) if isinstance(header["kind"], str) else None
     if kind is None:
         raise _malformed("frame kind", f"one of {', '.join(_KINDS)}", header["kind"])
-    values = _read_fields(kind, header["fields"], header["kind"])
+    values = _read_fields(_READERS[kind], header["fields"], f"{header['kind']} fields")
     tensors = _read_tensors(header["tensors"], view, start)
     values |= {name: _take(tensors, name, hint) for name, hint in _TENSORS[kind].items()}
     if tensors:
@@ -135,6 +143,16 @@ def _tensors_of(message: Message | Handshake) -> list[tuple[str, Tensor]]:
         elif value is not None:
             found.extend((f"{name}/{key}", tensor) for key, tensor in value.items())
     return found
+
+
+def _elements(tensor: Tensor) -> memoryview:
+    """The elements of a tensor as they lie; of one that does not lie on the CPU in one piece, a copy."""
+    if tensor.requires_grad or not tensor.is_cpu or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype is torch.bfloat16:  # numpy has none
+        tensor = tensor.view(torch.int16)
+    elements: memoryview = tensor.numpy().reshape(-1).view(np.uint8).data
+    return elements
 
 
 def _header(message: Message | Handshake, tensors: list[tuple[str, Tensor]]) -> bytes:
@@ -185,7 +203,7 @@ def _read_tensors(entries: object, view: memoryview, start: int) -> dict[str, Te
     """The tensors by path. Everything that a header can claim is checked before a tensor is made of it."""
     if type(entries) is not list:
         raise _malformed("frame tensors", "a list", entries)
-    body = torch.from_numpy(np.asarray(_Window(view)))
+    body = np.asarray(_Window(view))
     tensors: dict[str, Tensor] = {}
     for entry in entries:
         path, dtype, shape = _read_entry(entry, limit=len(view))
@@ -196,7 +214,8 @@ def _read_tensors(entries: object, view: memoryview, start: int) -> dict[str, Te
             raise _malformed(f"tensor {reprlib.repr(path)}", f"{end - start} bytes", len(view) - start)
         if dtype is torch.bool and (others := bytes(view[start:end]).strip(b"\0\1")):
             raise _malformed(f"tensor {reprlib.repr(path)}", "booleans of 0 and 1", others)
-        tensors[path] = body[start:end].view(dtype).reshape(shape)
+        tensor = torch.from_numpy(np.ndarray(shape, _ARRAY_TYPES[dtype], body, start))
+        tensors[path] = tensor.view(dtype) if dtype is torch.bfloat16 else tensor
         start = _skip_padding(view, end)
     if start != len(view):
         raise _malformed("frame length", f"{start} bytes", len(view))
@@ -221,28 +240,46 @@ def _is_shape(value: object) -> TypeGuard[list[int]]:
     return type(value) is list and len(value) <= MAX_DIMS and all(type(dim) is int and dim >= 0 for dim in value)
 
 
-def _read_fields(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
-    """The plain fields of `kind`, each of its declared type."""
-    hints = _PLAIN[kind]
-    _expect_keys(values, tuple(hints), f"{where} fields")
-    return {name: _read_value(hint, values[name], f"{where} {name}") for name, hint in hints.items()}
+def _read_fields(readers: Mapping[str, Reader], values: Any, where: str) -> dict[str, Any]:
+    """Plain fields, each of its declared type."""
+    _expect_keys(values, readers, where)
+    return {name: read(values[name]) for name, read in readers.items()}
 
 
-def _read_value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as a field of type `hint`: exact types, no conversion but that of a whole number to a float."""
-    if hint == int | None:
-        return None if value is None else _read_value(int, value, where)
+def _readers(kind: type[Any], where: str) -> dict[str, Reader]:
+    """What reads each field of `kind` that the header carries."""
+    return {name: _reader(hint, f"{where} {name}") for name, hint in _PLAIN[kind].items()}
+
+
+def _reader(hint: Any, where: str) -> Reader:
+    """What reads a field of type `hint`: exact types, no conversion but that of a whole number to a float."""
+    expected = "a count" if hint is int else str(hint)
+    if get_origin(hint) is UnionType:
+        of_value = _reader(get_args(hint)[0], where)
+        return lambda value: None if value is None else of_value(value)
     if hint is DevicePlan:
-        return DevicePlan(**_read_fields(DevicePlan, value, where))
-    if get_origin(hint) is tuple and type(value) is list:
-        return tuple(_read_value(get_args(hint)[0], item, where) for item in value)
-    if get_origin(hint) is Literal and type(value) is str and value in get_args(hint):
-        return value
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is hint and (hint is not int or value >= 0):
-        return value
-    raise _malformed(where, "a count" if hint is int else str(hint), value)
+        readers = _readers(DevicePlan, where)
+        return lambda value: DevicePlan(**_read_fields(readers, value, where))
+    if get_origin(hint) is tuple:
+        of_item = _reader(get_args(hint)[0], where)
+        return _checked(where, expected, lambda value: type(value) is list, lambda value: tuple(map(of_item, value)))
+    if get_origin(hint) is Literal:
+        words = get_args(hint)
+        return _checked(where, expected, lambda value: type(value) is str and value in words)
+    if hint is float:
+        return _checked(where, expected, lambda value: type(value) in (int, float), float)
+    if hint is int:
+        return _checked(where, expected, lambda value: type(value) is int and value >= 0)
+    return _checked(where, expected, lambda value: type(value) is hint)
+
+
+def _checked(where: str, expected: str, fits: Callable[[Any], bool], made: Reader = lambda value: value) -> Reader:
+    def read(value: Any) -> Any:
+        if not fits(value):
+            raise _malformed(where, expected, value)
+        return made(value)
+
+    return read
 
 
 def _take(tensors: dict[str, Tensor], name: str, hint: Any) -> Tensor | Adapter | None:
@@ -289,8 +326,8 @@ def _skip_padding(view: memoryview, end: int) -> int:
     return start
 
 
-def _expect_keys(value: object, keys: tuple[str, ...], where: str) -> None:
-    if type(value) is not dict or set(value) != set(keys):
+def _expect_keys(value: object, keys: Collection[str], where: str) -> None:
+    if type(value) is not dict or value.keys() != set(keys):
         raise _malformed(where, f"the keys {', '.join(keys)}", value)
 
 
@@ -300,3 +337,6 @@ def _malformed(where: str, expected: object, got: object) -> MalformedMessage:
         f"{where}: expected {expected}, got {reprlib.repr(got)}. "
         "Drop the frame: it is damaged, or its sender is no cutlayer of this version."
     )
+
+
+_READERS = {kind: _readers(kind, name) for name, kind in _KINDS.items()}

@@ -52,6 +52,9 @@ class Kind(IntEnum):
     GOODBYE = 3
 
 
+_KINDS = {kind.value: kind for kind in Kind}
+
+
 @dataclass(frozen=True, slots=True)
 class Packet:
     """One packet; the fields are those of the header. `round` is -1 before the first."""
@@ -97,14 +100,14 @@ def unpack(packet: Buffer, *, check: bool) -> Packet:
     magic, kind, round, _, number, received, offset, total = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise _malformed(f"the magic {MAGIC!r}", repr(bytes(magic)))
-    if kind not in iter(Kind):
+    if kind not in _KINDS:
         raise _malformed("a kind of packet", str(kind))
     body = view[HEADER_BYTES:]
     if offset + len(body) > total:
         raise _malformed(f"a piece inside its frame of {total} bytes", f"{offset} + {len(body)}")
     if len(body) > PIECE_BYTES:
         raise _malformed(f"a piece of at most {PIECE_BYTES} bytes", f"{len(body)}")
-    return Packet(Kind(kind), round - 1, number, received, offset, total, body)
+    return Packet(_KINDS[kind], round - 1, number, received, offset, total, body)
 
 
 def cut(parts: Sequence[Buffer], piece_bytes: int) -> Iterator[tuple[int, list[Buffer]]]:

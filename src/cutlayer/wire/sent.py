@@ -1,8 +1,7 @@
 """What one end sent in a round and may have to send again.
 
 A device forgets a frame when the server has it: whatever happens to the server then begins the round again. The server
-keeps all frames of the round, for a device that begins it again; beyond `KEPT_BYTES` those that have arrived lie on the
-disk.
+keeps all frames of the round, for a device that begins it again; what its memory has no room for lies on the disk.
 """
 
 from __future__ import annotations
@@ -14,16 +13,34 @@ from typing import IO
 
 from cutlayer.wire.packets import Buffer
 
-KEPT_BYTES = 16 * 2**20
-"""Of a device's frames in the server's memory: a round of a small model, a few steps of a large one."""
+KEPT_BYTES = 256 * 2**20
+"""Of all devices' frames in a server's memory: a round of a small fleet, a few steps of a large one."""
+
+
+class Shelf:
+    """Where the sessions of a server keep what they sent in a round: `KEPT_BYTES` in memory, the rest on the disk.
+
+    Args:
+      folder: For the rest; made when it is needed.
+
+    Attributes:
+      held_bytes: in memory now, of all sessions.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.held_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.held_bytes > KEPT_BYTES
 
 
 class Sent:
     """The frames of one round, numbered from 1.
 
     Args:
-      keeps: Whether frames are kept after they have arrived.
-      folder: Where those beyond `KEPT_BYTES` go.
+      shelf: Where frames are kept after they have arrived; None where they are forgotten.
       arrived: How many the other end has from an earlier life of this end: they need not be sent again.
 
     Attributes:
@@ -32,23 +49,23 @@ class Sent:
       arrived: of the newest that the other end is known to have.
     """
 
-    def __init__(self, *, keeps: bool, folder: Path | None = None, arrived: int = 0) -> None:
+    def __init__(self, *, shelf: Shelf | None = None, arrived: int = 0) -> None:
         self.last = 0
         self.handed = self.arrived = arrived
-        self._keeps, self._folder = keeps, folder
+        self._shelf = shelf
         self._frames: dict[int, Sequence[Buffer]] = {}
-        self._lengths: dict[int, int] = {}
-        self._held_bytes = 0  # of all lengths
+        self._lengths: dict[int, int] = {}  # of those in memory
         self._on_disk: dict[int, tuple[int, int]] = {}  # number -> offset, length
         self._file: IO[bytes] | None = None
 
     def add(self, frame: Sequence[Buffer]) -> int:
         """Takes a frame and returns its number."""
         self.last += 1
-        if self.last > self.arrived or self._keeps:
+        if self.last > self.arrived or self._shelf is not None:
             self._frames[self.last] = frame
             self._lengths[self.last] = sum(len(part) for part in frame)
-            self._held_bytes += self._lengths[self.last]
+            if self._shelf is not None:
+                self._shelf.held_bytes += self._lengths[self.last]
         return self.last
 
     def frame(self, number: int) -> Sequence[Buffer]:
@@ -65,24 +82,24 @@ class Sent:
 
     def arrive(self, number: int) -> None:
         """The other end has all frames up to this one."""
-        for done in range(self.arrived + 1, min(number, self.last) + 1):
-            if not self._keeps:
-                self._frames.pop(done, None)
-                self._held_bytes -= self._lengths.pop(done, 0)
+        for done in range(self.arrived + 1, min(number, self.last) + 1) if self._shelf is None else ():
+            self._frames.pop(done, None)
+            self._lengths.pop(done, None)
         self.arrived = max(self.arrived, min(number, self.last))
-        if self._keeps and self._folder is not None and self._held_bytes > KEPT_BYTES:
-            self._spill(self._folder)
+        if self._shelf is not None and self._shelf.is_full:
+            self._spill(self._shelf)
 
     @property
     def due(self) -> int:
         """Of the newest frame that the other end must have by now; 0 once nobody needs any."""
-        return self.handed if self._lengths or self._on_disk or not self._keeps else 0
+        return self.handed if self._lengths or self._on_disk or self._shelf is None else 0
 
     def forget(self) -> None:
         """Nobody will ask for these frames again."""
+        if self._shelf is not None:
+            self._shelf.held_bytes -= sum(self._lengths.values())
         self._frames.clear()
         self._lengths.clear()
-        self._held_bytes = 0
         self._on_disk.clear()
         if self._file is not None:
             self._file.close()
@@ -93,19 +110,19 @@ class Sent:
         """Handed over and not known to have arrived."""
         return sum(self._lengths.get(number, 0) for number in range(self.arrived + 1, self.handed + 1))
 
-    def _spill(self, folder: Path) -> None:
+    def _spill(self, shelf: Shelf) -> None:
         for number in [number for number in self._frames if number <= self.arrived]:
-            if self._held_bytes <= KEPT_BYTES:
+            if not shelf.is_full:
                 return
             if self._file is None:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (open for as long as the round)
+                shelf.folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=shelf.folder)  # noqa: SIM115  (open for as long as the round)
             offset = self._file.seek(0, 2)
             for part in self._frames.pop(number):
                 self._file.write(part)
             length = self._lengths.pop(number)
             self._on_disk[number] = (offset, length)
-            self._held_bytes -= length
+            shelf.held_bytes -= length
 
     def __del__(self) -> None:
         self.forget()  # whoever drops a session need not know of its file

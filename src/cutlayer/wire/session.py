@@ -19,11 +19,9 @@ A round opens with the server's first message in it: `Assignment`, or `Finish`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -31,14 +29,23 @@ from cutlayer.errors import WireError
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.frames import decode, parts
-from cutlayer.wire.messages import Assignment, Close, Finish, Message, Update, passes_in_rounds
+from cutlayer.wire.messages import (
+    Activations,
+    Assignment,
+    Close,
+    Finish,
+    Gradients,
+    Message,
+    Update,
+    passes_in_rounds,
+)
 from cutlayer.wire.packets import PIECE_BYTES, Buffer, Kind, Packet, cut, pack, unpack
-from cutlayer.wire.sent import Sent
+from cutlayer.wire.sent import Sent, Shelf
 
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0
 """Without a word from a peer whose connection stands: it is stuck. A frozen or vanished one is noticed by the carrier,
-which pings below our event loop (`grpc.py`); this is for one that answers pings and nothing else."""
+which pings below our event loop (`grpc_carrier.py`); this is for one that answers pings and nothing else."""
 ACK_BYTES = 4 * 2**20
 """So much may have been received without telling the sender, who holds on to it."""
 WINDOW_BYTES = 32 * 2**20
@@ -68,10 +75,9 @@ class Session:
     Args:
       name: Of the server's life, on the server; a device learns it when it attaches.
       limit_bytes: The longest frame that may arrive at this moment.
-      check: Looks at each message that has arrived before anybody gets it; may raise `WireError`.
       incoming: What all sessions of this process may hold of frames that are not whole yet.
       outgoing: What all sessions of this process may hand to their carriers at a time.
-      folder: The server's: where sent frames go that memory has no room for.
+      shelf: The server's: where what all its sessions sent in a round is kept.
     """
 
     def __init__(
@@ -81,16 +87,16 @@ class Session:
         limit_bytes: Callable[[], int],
         incoming: Budget,
         outgoing: Budget,
-        check: Callable[[Message], None] = lambda _: None,
-        folder: Path | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.counts: Counter[str] = Counter()
         self.last_seen = -float("inf")
         self.piece_bytes = PIECE_BYTES
-        self._is_server, self._name = bool(name), name
-        self._limit_bytes, self._check, self._folder = limit_bytes, check, folder
+        self._listening_since = float("inf")  # while nothing is read: for ever
+        self._is_server, self._name = shelf is not None, name
+        self._limit_bytes, self._shelf = limit_bytes, shelf
         self._incoming, self._outgoing = incoming, outgoing
         self._round, self._received = -1, 0
         self._sent = self._new_sent()
@@ -101,6 +107,7 @@ class Session:
         self._partial: memoryview | None = None
         self._filled = 0
         self._told = 0  # bytes received since the other end was last told
+        self._beat_due = True
         self._inbox: deque[tuple[Message, int]] = deque()
         self._news = asyncio.Event()  # for the pump: something to send, or to acknowledge
         self._progress = asyncio.Event()  # for senders: something left or arrived
@@ -113,6 +120,9 @@ class Session:
 
     async def send(self, message: Message) -> None:
         """See `Link.send`: returns when a carrier has taken the frame, or its round is over and nobody wants it.
+
+        What belongs to a step may be on its way there still, as long as the carrier has all before it: whoever sends
+        it goes on to wait for the answer.
 
         Raises:
           WireError: What `give_up` said.
@@ -130,7 +140,8 @@ class Session:
         frame, sent = parts(message), self._sent
         number = sent.add(frame)
         self._news.set()
-        while sent is self._sent and (sent.handed < number or sent.under_way_bytes > WINDOW_BYTES):
+        needed = number - isinstance(message, Activations | Gradients)
+        while sent is self._sent and (sent.handed < needed or sent.under_way_bytes > WINDOW_BYTES):
             self._progress.clear()
             await self._progress.wait()
             self._raise_if_gone()
@@ -179,10 +190,12 @@ class Session:
         """
         async with self._attaching:
             self._meet(peer)
+            self._listening_since = float("inf")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._pump(carrier))
                     tasks.create_task(self._drain(carrier))
+                    tasks.create_task(self._beat())
             except* WireError as group:
                 raise _first(group) from None
             finally:
@@ -206,8 +219,8 @@ class Session:
         self._progress.set()
 
     async def _pump(self, carrier: Carrier) -> None:
-        """Sends what there is to send, and a heartbeat when there is nothing or much has come in."""
-        due = _now()
+        """Sends what there is to send, and a heartbeat when it is time for one or much has come in."""
+        self._beat_due = True
         while True:
             sent = self._sent
             number = sent.handed + 1
@@ -216,27 +229,35 @@ class Session:
                     await self._hand_over(carrier, sent, number)
                 sent.handed = max(sent.handed, number)
                 self._progress.set()
-            if _now() >= due or self._told >= ACK_BYTES:
+            if self._beat_due or self._told >= ACK_BYTES:
+                self._beat_due, self._told = False, 0
                 beat = Packet(Kind.HEARTBEAT, self._round, self._sent.due, self._received)
-                self._told = 0
                 await carrier.send(pack(beat, check=not carrier.intact))
-                due = _now() + HEARTBEAT_SECONDS
-            if self._sent.handed >= self._sent.last and self._told < ACK_BYTES:
+            if self._sent.handed >= self._sent.last and not self._beat_due and self._told < ACK_BYTES:
                 self._news.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(due):  # wait_for would make a task of every wait
-                        await self._news.wait()
+                await self._news.wait()
+
+    async def _beat(self) -> None:
+        """Wants a heartbeat now and then, and notices silence: a time-out for every packet would cost much more."""
+        while _now() - self._listening_since < SILENCE_SECONDS:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            self._beat_due = True
+            self._news.set()
+        raise CarrierLost(f"connection: expected a heartbeat, got nothing for {SILENCE_SECONDS:g} s.")
 
     async def _hand_over(self, carrier: Carrier, sent: Sent, number: int) -> None:
         frame = sent.frame(number)
         total, round = sum(len(part) for part in frame), self._round
-        async with self._outgoing.hold(total):
+        await self._outgoing.take(total)
+        try:
             for offset, piece in cut(frame, self.piece_bytes):
                 if sent is not self._sent:
                     return  # the round is over
                 packet = Packet(Kind.DATA, round, number, self._received, offset, total)
                 self._told = 0
                 await carrier.send(pack(packet, check=not carrier.intact, pieces=piece))
+        finally:
+            self._outgoing.give_back(total)
 
     async def _drain(self, carrier: Carrier) -> None:
         """Takes in what arrives."""
@@ -244,12 +265,9 @@ class Session:
             while len(self._inbox) >= INBOX_MESSAGES:
                 self._room.clear()
                 await self._room.wait()
-            try:
-                async with asyncio.timeout(SILENCE_SECONDS):
-                    arrived = await carrier.receive()
-            except TimeoutError:
-                raise CarrierLost(f"connection: expected a heartbeat, got nothing for {SILENCE_SECONDS:g} s.") from None
-            self.last_seen = _now()
+            self._listening_since = _now()
+            arrived = await carrier.receive()
+            self.last_seen, self._listening_since = _now(), float("inf")
             packet = unpack(arrived, check=not carrier.intact)
             if packet.kind is Kind.GOODBYE:
                 raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
@@ -309,7 +327,6 @@ class Session:
         message = decode(frame, max_bytes=limit)
         if not passes_in_rounds(message) or message.round != packet.round:
             raise WireError(f"message: expected one of round {packet.round}, got {type(message).__name__}.")
-        self._check(message)
         self._received += 1
         self._told += packet.total
         if self._told >= ACK_BYTES:
@@ -344,7 +361,7 @@ class Session:
             self._arrival.set()
 
     def _new_sent(self, arrived: int = 0) -> Sent:
-        return Sent(keeps=self._is_server, folder=self._folder, arrived=arrived)
+        return Sent(shelf=self._shelf, arrived=arrived)
 
     def _drop_partial(self) -> None:
         if self._partial is not None:
