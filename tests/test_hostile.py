@@ -270,10 +270,22 @@ def asyncio_free(coroutine: Any) -> None:
 # ------------------------------------------------------------------ members of the fleet, in a round
 
 
+class OneAtATime:
+    """A carrier that several may send on; gRPC ends a call on which two do at the same time, and tells nobody."""
+
+    def __init__(self, carrier: Carrier) -> None:
+        self.intact, self.receive, self.close = carrier.intact, carrier.receive, carrier.close
+        self._send, self._turn = carrier.send, asyncio.Lock()
+
+    async def send(self, packet: bytes) -> None:
+        async with self._turn:
+            await self._send(packet)
+
+
 @asynccontextmanager
 async def in_a_round(fleet: Fleet, address: str, name: str) -> AsyncIterator[tuple[Session, Carrier, Assignment]]:
     """A device that behaves until it has its assignment."""
-    carrier = await fleet.dial(address, name)
+    carrier = OneAtATime(await fleet.dial(address, name))
     session = Session(limit_bytes=lambda: 2**30, incoming=Budget(2**28), outgoing=Budget(2**28))
     try:
         await say(carrier, Hello(name, __version__))

@@ -21,6 +21,8 @@ To add a class: put it in the tree, say in one sentence when it happens, and rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class CutlayerError(Exception):
     """The root: catching it catches everything that cutlayer raises on purpose."""
@@ -91,7 +93,13 @@ class JoinError(UserError):
 
 
 class WireError(CutlayerError):
-    """Something arrived from another machine that may not be believed, or will not arrive at all."""
+    """Something arrived from another machine that may not be believed, or will not arrive at all.
+
+    Attributes:
+      reason: the word under which the server counts it.
+    """
+
+    reason = "malformed"
 
 
 class MalformedMessage(WireError, ValueError):
@@ -124,3 +132,12 @@ class DeviceGone(WireError):
         super().__init__(message)
         self.device = device
         self.reason = reason
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors in a group and its groups, in their order."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

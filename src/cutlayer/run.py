@@ -18,7 +18,7 @@ from typing import Any
 
 from cutlayer.config import RunConfig
 from cutlayer.coordinator import Coordinator, Logbook, Members
-from cutlayer.errors import CheckpointError, DivergedError, UserError
+from cutlayer.errors import CheckpointError, DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.methods.method import Method
@@ -385,9 +385,7 @@ def open_folder(config: RunConfig, run_id: str, *, resume: bool) -> tuple[RunFol
 
 def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
     """What a person should read of several tasks' failures: a user error if there is one."""
-    users = group.subgroup(UserError) or group
-    inner: BaseException = users.exceptions[0]
-    return first_error(inner) if isinstance(inner, BaseExceptionGroup) else inner
+    return min(leaves(group), key=lambda error: not isinstance(error, UserError))
 
 
 def _profile(machine: DeviceProfile | ServerProfile) -> str:

@@ -295,7 +295,7 @@ class _Serving:
         )
         link = guarded(session, guard, lambda link: ingredients.compressed(Timelined(link, self._clock, self._record)))
         return session, Attended(
-            link, device, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
+            link, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
         )
 
     def standing(self, device: str) -> None:

@@ -32,6 +32,24 @@ def test_packets_pass_and_plain_text_within_this_machine_is_intact() -> None:
     asyncio.run(work())
 
 
+def test_a_defect_of_the_server_ends_the_connection_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        async def attend(_carrier: Carrier, _context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            raise KeyError("a defect")
+
+        server, port = await listen(attend, "127.0.0.1:0", None)
+        carrier = await dial(f"127.0.0.1:{port}", name="pi", token=None, credentials=None)
+        with pytest.raises(CarrierLost):
+            await carrier.receive()
+        carrier.close()
+        await server.stop(0)
+
+    asyncio.run(work())
+    (record,) = [record for record in caplog.records if record.name == "cutlayer.wire"]
+    assert record.exc_info is not None
+    assert "127.0.0.1" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("peer", "here"),
     [

@@ -18,7 +18,7 @@ from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.server.allowance import HELLO_SECONDS, MAX_STRANGERS, Allowance
 from cutlayer.server.metered import Metered
 from cutlayer.server.refusals import Refusals
-from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.carrier import Carrier, CarrierLost, most_telling
 from cutlayer.wire.handshake import hear, say, say_goodbye
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
@@ -172,10 +172,8 @@ class Hub:
                     await member.session.attach(carrier, theirs)
                 finally:
                     watching.cancel()
-        except* CarrierLost as group:
-            raise CarrierLost(str(group.exceptions[0])) from None
         except* WireError as group:
-            raise _refusal(group) from None
+            raise most_telling(group) from None
         finally:
             if member.carrier is carrier:
                 member.here, member.carrier = False, None
@@ -219,7 +217,7 @@ class Hub:
 
     async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
         """Tells a device why, and the rounds that it is gone from this one."""
-        gone, member = _gone(device, error), self.members.get(device)
+        gone, member = DeviceGone(str(error), device=device, reason=error.reason), self.members.get(device)
         if member is not None and member.carrier in (None, carrier):
             member.refused = gone
             member.session.give_up(gone)
@@ -272,13 +270,14 @@ class Hub:
             self._changed.clear()
             await self._changed.wait()
 
-    def eject(self, device: str, error: WireError) -> None:
+    def eject(self, device: str, error: WireError) -> DeviceGone:
         """A round has refused what a device sent: its connection ends. It may come again, for the next round."""
         self.refusals.count(device, error)
         member = self.members[device]
-        member.refused = _gone(device, error)
+        member.refused = DeviceGone(str(error), device=device, reason=error.reason)
         if member.carrier is not None:
             member.carrier.close()
+        return member.refused
 
     def _news(self, line: str = "") -> None:
         self._changed.set()
@@ -340,15 +339,3 @@ async def _within(seconds: float):  # type: ignore[no-untyped-def]
             yield
     except TimeoutError:
         raise Refused("too-slow", f"connection: expected the next message within {seconds:g} s, got none.") from None
-
-
-def _gone(device: str, error: WireError) -> DeviceGone:
-    reason = error.reason if isinstance(error, Refused) else "malformed"
-    return DeviceGone(str(error), device=device, reason=reason)
-
-
-def _refusal(group: BaseExceptionGroup[WireError]) -> WireError:
-    error = group.exceptions[0]
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

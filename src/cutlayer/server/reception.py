@@ -59,14 +59,10 @@ class Attended(Around):
     """A link whose device is shown the door when what it sends may not be believed; the round goes on without it."""
 
     def __init__(
-        self,
-        link: Link,
-        device: str,
-        eject: Callable[[WireError], None],
-        refused: Callable[[], DeviceGone | None],
+        self, link: Link, eject: Callable[[WireError], DeviceGone], refused: Callable[[], DeviceGone | None]
     ) -> None:
         super().__init__(link)
-        self._device, self._eject, self._refused = device, eject, refused
+        self._eject, self._refused = eject, refused
 
     async def send(self, message: Message) -> None:
         """See `Link.send`.
@@ -85,14 +81,7 @@ class Attended(Around):
         Raises:
           DeviceGone: What arrived was refused.
         """
-        while True:
-            try:
-                return await self._link.receive()
-            except Refused as error:
-                if error.reason == "old-round":
-                    continue  # late, and perhaps honest
-                self._eject(error)
-                raise DeviceGone(str(error), device=self._device, reason=error.reason) from error
-            except MalformedMessage as error:
-                self._eject(error)
-                raise DeviceGone(str(error), device=self._device, reason="malformed") from error
+        try:
+            return await self._link.receive()
+        except (Refused, MalformedMessage) as error:
+            raise self._eject(error) from error

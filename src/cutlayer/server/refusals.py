@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from cutlayer.errors import Refused, WireError
+from cutlayer.errors import WireError
 
 LOG_SECONDS = 10.0
 """Between two lines of one device and one reason: a person sees what goes on, and the disk does not fill."""
@@ -43,10 +43,10 @@ class Refusals:
 
         Args:
           device: Who sent it, as proved; None for a stranger.
-          error: Why. Of a `Refused` its reason counts; any other is `malformed`.
+          error: Why; its reason counts.
         """
         name = STRANGER if device is None else self._known(device)
-        key = (name, error.reason if isinstance(error, Refused) else "malformed")
+        key = (name, error.reason)
         self._counts[key] += 1
         last, before = self._logged.get(key, (float("-inf"), 0))
         if self._now() - last >= LOG_SECONDS:

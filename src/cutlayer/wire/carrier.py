@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from cutlayer.errors import WireError
+from cutlayer.errors import WireError, leaves
 
 
 class CarrierLost(WireError):
     """The connection has ended, or what came through it shows that something was lost."""
+
+
+def most_telling(group: BaseExceptionGroup[WireError]) -> WireError:
+    """Of what ended a connection, that which says more than that it ended."""
+    return min(
+        (error for error in leaves(group) if isinstance(error, WireError)),
+        key=lambda error: isinstance(error, CarrierLost),
+    )
 
 
 class Carrier(Protocol):

@@ -10,6 +10,7 @@ decides (4.5 s in all; with the documented keepalive options alone it takes a mi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
@@ -20,6 +21,8 @@ import grpc.aio
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.exposure import is_loopback
 from cutlayer.wire.packets import HEADER_BYTES, PIECE_BYTES
+
+_log = logging.getLogger("cutlayer.wire")
 
 METHOD = "Attend"
 SERVICE = "cutlayer.Fleet"
@@ -149,7 +152,9 @@ async def listen(
         finally:
             for task in (serving, closed):
                 task.cancel()
-            await asyncio.gather(serving, closed, return_exceptions=True)
+            ended, _ = await asyncio.gather(serving, closed, return_exceptions=True)
+            if isinstance(ended, Exception):  # a defect of ours: its device comes again, and somebody should know
+                _log.error("a connection of %s ended with an error", context.peer(), exc_info=ended)
 
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {METHOD: grpc.stream_stream_rpc_method_handler(handle)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -27,7 +27,7 @@ import numpy as np
 
 from cutlayer.errors import WireError
 from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.carrier import Carrier, CarrierLost, most_telling
 from cutlayer.wire.frames import decode, parts
 from cutlayer.wire.messages import (
     Activations,
@@ -197,7 +197,7 @@ class Session:
                     tasks.create_task(self._drain(carrier))
                     tasks.create_task(self._beat())
             except* WireError as group:
-                raise _first(group) from None
+                raise most_telling(group) from None
             finally:
                 self._drop_partial()
 
@@ -375,16 +375,3 @@ class Session:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _first(group: BaseExceptionGroup[WireError]) -> WireError:
-    """Of what ended a connection, that which says more than that it ended."""
-    leaves: list[WireError] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        elif isinstance(error, WireError):
-            leaves.append(error)
-    return min(leaves, key=lambda error: isinstance(error, CarrierLost))
