@@ -96,6 +96,10 @@ class TrainSection(Section):
     local_steps: int = Field(5, ge=1)
     """Steps of each device between two aggregations."""
     batch_size: int = Field(16, ge=1)
+    micro_batches: int = Field(1, ge=1)
+    """Into how many parts the batch of a local step is cut, to save memory and time (docs/decisions/0024)."""
+    overlap: bool = True
+    """A device computes the next micro-batch while one is on its way: the same adapter, sooner."""
     lr: float = Field(2e-3, gt=0)
     schedule: Shape = "linear"
     warmup: float = Field(0.06, ge=0, lt=1)

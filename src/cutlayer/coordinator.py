@@ -139,9 +139,9 @@ class Coordinator:
         """The round's plan; what its steps cost is counted here, where it holds up no link, and later looked up."""
         plan = self._method.make_plan(number, known)
         for device in plan.devices:
-            known.costs.device(device, device.batch_size, known.num_tokens)
+            known.costs.device(device, device.micro_batch_size, known.num_tokens)
             if not device.head:
-                known.costs.server(device, device.batch_size, known.num_tokens)
+                known.costs.server(device, device.micro_batch_size, known.num_tokens)
         return plan
 
     def _aggregate(self, contributions: Sequence[Contribution]) -> None:

@@ -229,7 +229,7 @@ class _Attendance:
         """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
         plan, num_tokens = assignment.plan, self._config.data.max_length
         await self._files.fetch(plan.cut, head=plan.head)
-        await self.machine.aside(lambda: self._costs.device(plan, plan.batch_size, num_tokens))
+        await self.machine.aside(lambda: self._costs.device(plan, plan.micro_batch_size, num_tokens))
 
     async def converse(self) -> None:
         """See `agent.Attendance`."""

@@ -100,6 +100,8 @@ def what_is_known(
         label_counts=label_counts,
         base_dropout=ingredients.config.model.base_dropout,
         rounds=train.rounds,
+        micro_batches=train.micro_batches,
+        overlap=train.overlap,
     )
 
 

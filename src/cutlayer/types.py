@@ -74,6 +74,30 @@ class DevicePlan:
     """LoRA rank on each block that is left if the device prunes its own; empty where it must not."""
     tail_penalty: float = 0.0
     """Weight in the loss of the norm of what it would then lose (`policies/self_prune.py`)."""
+    micro_batches: int = 1
+    """Into how many parts a local step's batch is cut: fewer, where there would be one without a sample."""
+    overlap: bool = True
+    """Whether the device computes the next micro-batch of a step while one is on its way."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """The most samples of a micro-batch."""
+        return -(-self.batch_size // self.micro_batches)
+
+    def parts_of(self, num_samples: int) -> list[int]:
+        """Samples of each micro-batch of a batch of so many: all alike but the last, which has what is left."""
+        size = -(-num_samples // self.micro_batches)
+        return [min(size, num_samples - start) for start in range(0, num_samples, size)]
+
+    @property
+    def in_flight(self) -> int:
+        """The most micro-batches that the device has sent, or computes, and has had no answer to."""
+        return 2 if self.overlap and self.micro_batches > 1 else 1
+
+    @property
+    def samples_in_flight(self) -> int:
+        """The most samples that these have together: those whose graphs the device holds."""
+        return min(self.batch_size, self.in_flight * self.micro_batch_size)
 
     @property
     def blocks(self) -> frozenset[int] | None:

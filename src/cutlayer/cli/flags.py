@@ -76,6 +76,8 @@ FLAGS = (
     Flag("--rounds", "train.rounds", "N", "Rounds: each ends with one aggregation."),
     Flag("--local-steps", "train.local_steps", "N", "Steps of each device in a round."),
     Flag("--batch-size", "train.batch_size", "N", "Samples per device and step."),
+    Flag("--micro-batches", "train.micro_batches", "N", "Parts in which a step's batch crosses the network."),
+    Flag("--overlap", "train.overlap", "", "Compute the next micro-batch while one is on its way."),
     Flag("--lr", "train.lr", "X", "Highest learning rate."),
     Flag("--schedule", "train.schedule", "constant|linear|cosine", "How the learning rate falls."),
     Flag("--warmup", "train.warmup", "X", "Fraction of the steps in which it rises."),

@@ -64,7 +64,7 @@ def device_rows(ingredients: Ingredients, known: Known, plan: RoundPlan, num_tok
             human_bytes(known.profile(device.device).memory_bytes),
             *(human_bytes(crossing) for crossing in forecast.crossing_bytes(*shape)),
             *(f"{(cost.forward_flops + cost.backward_flops) / 1e9:.3g}" for cost in work),
-            human_seconds(forecast.step(*shape).total),
+            human_seconds(forecast.local_step(*shape)),
         )
     return shown
 

@@ -10,9 +10,10 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any, TypeVar
 
 import torch
@@ -67,6 +68,7 @@ class _Rehearsal:
         self._ingredients, self._method, self._plan, self._num_tokens = ingredients, method, plan, num_tokens
         self._base = Base(ingredients.model_settings, device="meta")
         self._devices = {device.device: device for device in plan.devices}
+        self._up, self._down = self._crossing(), self._crossing()
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
@@ -95,10 +97,13 @@ class _Rehearsal:
 
         def answer(what: str, device: str | None) -> Tensor | tuple[float, Tensor | None]:
             """Activations that were lifted; or loss, and the gradient at the cut: of one device's step, or of all."""
-            plan = self._devices[device] if device is not None else self._everybody()
             if what == "forward":
-                return self._hidden(plan)
-            return 0.0, self._hidden(plan) if self._base.device_names(plan.cut, plan.blocks) else None
+                assert device is not None, "activations that are lifted are one device's"
+                return self._hidden(self._devices[device].batch_size)
+            plan = self._plan.devices[0] if device is None else self._devices[device]
+            everybody = sum(each.batch_size for each in self._plan.devices)
+            h_BTD = self._hidden(everybody) if device is None else next(self._down[device])
+            return 0.0, h_BTD if self._base.device_names(plan.cut, plan.blocks) else None
 
         return Server(
             ingredients.run_id,
@@ -113,14 +118,15 @@ class _Rehearsal:
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, lambda _what, _peer: self._output(self._devices[name]))
+        def computed(what: str, _peer: str | None) -> Tensor | None:
+            """A loss where it holds the head, else what crosses the cut."""
+            if what != "forward":
+                return None
+            return torch.zeros(()) if self._devices[name].head else next(self._up[name])
+
+        machine = _IdleMachine(name, effective_flops, computed)
         batches = _AlikeBatches(self._ingredients.config.data.task, self._num_tokens)
         return Device(name, self._base, batches, machine, self._ingredients.costs, self._ingredients.train_settings)
-
-    def _everybody(self) -> DevicePlan:
-        """The devices of the round as if they were one."""
-        devices = self._plan.devices
-        return replace(devices[0], batch_size=sum(device.batch_size for device in devices))
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""
@@ -128,13 +134,15 @@ class _Rehearsal:
         adapter = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         return Contribution(adapter, dict.fromkeys(adapter, 1.0))
 
-    def _output(self, plan: DevicePlan) -> Tensor:
-        """What a device computes: a loss where it holds the head, else what crosses the cut."""
-        return torch.zeros(()) if plan.head else self._hidden(plan)
+    def _crossing(self) -> dict[str, Iterator[Tensor]]:
+        """By device, what crosses the cut one way, one part of a batch after the other."""
+        return {
+            name: map(self._hidden, cycle(device.parts_of(device.batch_size))) for name, device in self._devices.items()
+        }
 
-    def _hidden(self, plan: DevicePlan) -> Tensor:
+    def _hidden(self, num_samples: int) -> Tensor:
         """What crosses the cut, one way."""
-        shape_BTD = (plan.batch_size, self._num_tokens, self._ingredients.costs.hidden_size)
+        shape_BTD = (num_samples, self._num_tokens, self._ingredients.costs.hidden_size)
         return torch.empty(shape_BTD, dtype=self._base.dtype, device="meta")
 
 

@@ -6,6 +6,7 @@ Shapes: N samples, B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -92,6 +93,30 @@ class Batches:
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch]))
         return _shuffled(self._rows, self._lengths, self._batch_size, rng)
+
+
+def parts_of(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """The batch in parts of so many samples, each padded as the batch is."""
+    if len(sizes) == 1:
+        return [batch]
+    types, ends = batch.token_type_ids_BT, list(accumulate(sizes))
+    rows = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    return [
+        Batch(
+            input_ids_BT=batch.input_ids_BT[part],
+            attention_mask_BT=batch.attention_mask_BT[part],
+            labels=batch.labels[part],
+            token_type_ids_BT=None if types is None else types[part],
+            indices=batch.indices[part],
+            weight=_weight_of(batch.labels[part]),
+        )
+        for part in rows
+    ]
+
+
+def _weight_of(labels: torch.Tensor) -> int:
+    """What samples count in a loss: one each, or the tokens that are predicted (the first of a text is not)."""
+    return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != MASKED).sum())
 
 
 def evaluation_batches(samples: Samples, batch_size: int, pad_id: int, pad_to_multiple_of: int = 8) -> Iterator[Batch]:

@@ -6,10 +6,10 @@ the server tells the device the name. So a device runs every method, and holds t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+from cutlayer.device.ahead import Ahead
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.errors import JoinError
@@ -20,18 +20,38 @@ Conversation = Callable[[Link, Device], Coroutine[Any, Any, None]]
 
 
 async def up_and_down(link: Link, device: Device) -> None:
-    """Every local step sends activations up and waits for their gradient (`rounds/split.py`)."""
+    """Every local step sends activations up and waits for their gradient (`rounds/split.py`).
+
+    In parts, if the plan says so, of which two may be under way:
+
+        computes    forward 0   forward 1   backward 0   forward 2   backward 1   backward 2, step
+        sends                   part 0      part 1                   part 2
+        awaits                              answer 0                 answer 1     answer 2
+    """
 
     async def work(assignment: Assignment) -> Message | None:
+        if assignment.plan.in_flight == 1:
+            return await steps(link, assignment)
+        async with Ahead(link) as ahead:
+            return await steps(ahead, assignment)
+
+    async def steps(link: Link, assignment: Assignment) -> Message | None:
         for step in range(assignment.plan.local_steps):
-            await link.send(await device.forward(step))
-            answer = await link.receive()
-            if _ends(answer, assignment):
-                device.take_back()
-                return answer
-            if not isinstance(answer, Gradients) or answer.step != step:
-                raise unexpected(device.name, f"Gradients of step {step}", answer)
-            await device.backward(answer)
+            sent = answered = 0
+            while sent == 0 or answered < device.num_micro_batches:
+                if sent == 0 or sent < device.num_micro_batches:
+                    await link.send(await device.forward(step, sent))
+                    sent += 1
+                if sent - answered < assignment.plan.in_flight and sent < device.num_micro_batches:
+                    continue
+                answer = await link.receive()
+                if _ends(answer, assignment):
+                    device.take_back()
+                    return answer
+                if not isinstance(answer, Gradients) or (answer.step, answer.micro_batch) != (step, answered):
+                    raise unexpected(device.name, f"Gradients of step {step}", answer)
+                await device.backward(answer)
+                answered += 1
         return None
 
     await _follow(link, device, work)
@@ -85,15 +105,11 @@ def conversation_by_name(name: str) -> Conversation:
 async def _stream(link: Link, device: Device, *, kept: bool) -> None:
     async def work(assignment: Assignment) -> Message | None:
         heard.begin()
-        async with asyncio.TaskGroup() as tasks:
-            sending = None
+        async with Ahead(heard) as ahead:
             for step in range(assignment.plan.local_steps):
                 if (ended := heard.waiting()) is not None:
                     return ended
-                batch = await device.stream(step, kept=kept)
-                if sending is not None:
-                    await sending  # one batch on its way and one in the making: so much memory, and no more
-                sending = tasks.create_task(heard.send(batch))
+                await ahead.send(await device.stream(step, kept=kept))
         return heard.waiting()
 
     async with Attentive(link) as heard:

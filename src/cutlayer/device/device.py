@@ -6,12 +6,15 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from cutlayer.data.batches import parts_of
 from cutlayer.device.pruning import Pruning
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
@@ -59,8 +62,8 @@ class Device:
         self._pruning: Pruning | None = None  # a device that never prunes knows nothing of it
         self._assignment: Assignment | None = None
         self._before: Adapter = {}  # what it started the round from
-        self._batch: Batch | None = None
-        self._h_BTD: Tensor | None = None
+        self._parts: list[Batch] = []  # of the batch of the step under way
+        self._graphs: deque[Tensor] = deque()  # activations of parts that were sent and not answered
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
@@ -88,17 +91,36 @@ class Device:
         self._shrank = False
         self._busy_before = self.machine.busy_seconds
 
-    async def forward(self, step: int) -> Activations:
-        """Draws a batch and runs it up to the cut. The graph stays here; what is sent is detached."""
-        self._drawn_from = self._batches.state_dict()
-        batch = self._batches.next(self._now.plan.batch_size)
-        h_BTD = await self._run_forward(batch, step)
-        self._batch, self._h_BTD = batch, h_BTD
-        return self._activations(batch, h_BTD, step)
+    async def forward(self, step: int, micro_batch: int = 0) -> Activations:
+        """Runs a part of the step's batch up to the cut. The graph stays here; what is sent is detached.
+
+        Args:
+          step: The local step.
+          micro_batch: Which part; with the first the batch is drawn.
+        """
+        if micro_batch == 0:
+            self._drawn_from = self._batches.state_dict()
+            batch = self._batches.next(self._now.plan.batch_size)
+            self._parts = parts_of(batch, self._now.plan.parts_of(batch.num_samples))
+        part = self._parts[micro_batch]
+        h_BTD = await self._run_forward(part, step, micro_batch)
+        self._graphs.append(h_BTD)
+        return replace(
+            self._activations(part, h_BTD, step),
+            micro_batch=micro_batch,
+            micro_batches=len(self._parts),
+            others_weight=sum(other.weight for other in self._parts) - part.weight,
+        )
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Of the batch that was drawn last."""
+        return len(self._parts)
 
     def take_back(self) -> None:
-        """Puts the batch of a forward that nobody answers back: it will be drawn again."""
-        self._batch = self._h_BTD = None
+        """Puts the batch of a step that is not answered to its end back: it will be drawn again."""
+        self._parts.clear()
+        self._graphs.clear()
         self._batches.load_state_dict(self._drawn_from)
 
     async def stream(self, step: int, *, kept: bool) -> Activations | Recall:
@@ -119,15 +141,16 @@ class Device:
             self._sent.update(batch.indices)
         return self._activations(batch, h_BTD, step, rows_B)
 
-    async def _run_forward(self, batch: Batch, step: int) -> Tensor:
+    async def _run_forward(self, batch: Batch, step: int, micro_batch: int = 0) -> Tensor:
         now = self._now
         part = self._base.device_part(now.plan.cut, now.plan.blocks)
 
         def work() -> Tensor:
             part.use(self._trainable.parameters)
-            with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, step):
+            with seeded_dropout(self._drops, self._settings.seed, "device", self.name, now.round, *at):
                 return part.forward(model_inputs(batch, self._base.device))
 
+        at = (step, micro_batch) if micro_batch else (step,)
         cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
         return await self.machine.run(work, what="forward", flops=cost.forward_flops, round=now.round, step=step)
 
@@ -145,19 +168,19 @@ class Device:
         )
 
     async def backward(self, gradients: Gradients) -> None:
-        """Back-propagates from the cut, steps the adapter, frees the graph."""
-        now, batch, h_BTD = self._now, self._batch, self._h_BTD
-        assert batch is not None, "backward answers a forward"
-        assert h_BTD is not None
-        self._batch = self._h_BTD = None
-        self._samples += batch.num_samples
-        self._weight += batch.weight
+        """Back-propagates from the cut and frees the graph; after the last part of the batch, steps the adapter."""
+        now, batch, h_BTD = self._now, self._parts[gradients.micro_batch], self._graphs.popleft()
+        last = gradients.micro_batch + 1 == len(self._parts)
+        if last:  # a step that is not done to its end does not count
+            self._samples += sum(part.num_samples for part in self._parts)
+            self._weight += sum(part.weight for part in self._parts)
         if gradients.grad_BTD is None:
             return  # nothing on this device trains
 
         def work() -> None:
             h_BTD.backward(gradients.grad_BTD)
-            self._trainable.step(now.learning_rates[gradients.step])
+            if last:
+                self._trainable.step(now.learning_rates[gradients.step])
 
         cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
         await self.machine.run(work, what="backward", flops=cost.backward_flops, round=now.round, step=gradients.step)

@@ -39,6 +39,12 @@ class Method:
         """
         plan = make_plan(self.plan, round, known)
         self._check_fold(plan)
+        if known.micro_batches > 1 and not self.round.cuts_batches:
+            raise ConfigError(
+                f"train.micro_batches: expected 1 where no answer comes to a batch, or where one adapter on the server "
+                f"learns from several devices in turn, got {known.micro_batches}. Leave it out, or choose a method in "
+                "which each device trains a server adapter of its own (memsfl), or all take turns (sl)."
+            )
         cuts = {device.cut for device in plan.devices}
         ranks = {ranks for device in plan.devices for ranks in (device.ranks, device.prune_to or device.ranks)}
         if self.round.equal_cuts and len(cuts) > 1:

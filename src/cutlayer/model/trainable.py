@@ -60,11 +60,15 @@ class Trainable:
         self.load(adapter)
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
-        """Takes these values. Moments are kept for tensors that stay, begin anew for new names and new shapes."""
+        """Takes these values. Moments are kept for tensors that stay, begin anew for new names and new shapes.
+
+        Gradients of a step that has not been done to its end are dropped.
+        """
         if _shapes(adapter) == _shapes(self.parameters):
             with torch.no_grad():
                 for name, value in adapter.items():
                     self.parameters[name].copy_(value)
+                    self.parameters[name].grad = None
             return
         self._moments = self.moments()
         self.parameters = {name: nn.Parameter(value.detach().clone()) for name, value in adapter.items()}

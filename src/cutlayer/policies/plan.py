@@ -29,6 +29,8 @@ class Known:
       label_counts: by device, its samples of each class; empty where there are no classes (causal LM).
       base_dropout: whether the base model's own dropout is on.
       rounds: of the whole run.
+      micro_batches: into which a step's batch is cut, as the run asks.
+      overlap: whether a device computes while one is on its way, as the run asks.
     """
 
     fleet: Fleet
@@ -42,6 +44,8 @@ class Known:
     label_counts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     base_dropout: bool = False
     rounds: int = 1
+    micro_batches: int = 1
+    overlap: bool = True
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)
@@ -51,8 +55,8 @@ class Known:
         return np.random.default_rng([self.seed, round, *what.encode()])
 
     def device_bytes(self, device: DevicePlan) -> int:
-        """Memory that the device's part needs at its largest batch."""
-        return self.costs.device(device, device.batch_size, self.num_tokens).memory_bytes
+        """Memory that the device's part needs at its largest batch: as much of it as it holds at a time."""
+        return self.costs.device(device, device.samples_in_flight, self.num_tokens).memory_bytes
 
 
 class Planner(Protocol):

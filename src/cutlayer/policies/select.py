@@ -10,13 +10,19 @@ from cutlayer.types import DevicePlan, RoundPlan
 
 
 def everyone() -> Planner:
-    """All devices of the fleet, with the run's batch size and local steps."""
+    """All devices of the fleet, with the run's batch size, micro-batches and local steps."""
 
     def planner(plan: RoundPlan, known: Known) -> RoundPlan:
         return RoundPlan(
             plan.round,
             tuple(
-                DevicePlan(profile.name, batch_size=known.batch_size, local_steps=known.local_steps)
+                DevicePlan(
+                    profile.name,
+                    batch_size=known.batch_size,
+                    local_steps=known.local_steps,
+                    micro_batches=known.micro_batches,
+                    overlap=known.overlap,
+                )
                 for profile in known.fleet.devices
             ),
         )

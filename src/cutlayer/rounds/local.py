@@ -34,7 +34,7 @@ def local(*, personal: bool = False) -> Round:
 
 class _Local:
     conversation = "alone"
-    equal_cuts = together = keeps_activations = False
+    equal_cuts = together = keeps_activations = cuts_batches = False
 
     def __init__(self, personal: bool) -> None:
         self._personal = personal

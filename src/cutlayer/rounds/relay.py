@@ -29,7 +29,7 @@ def relay() -> Round:
 
 class _Relay:
     equal_cuts = keeps_activations = False
-    together = True
+    together = cuts_batches = True
 
     def __init__(self) -> None:
         self._turn: Round = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))

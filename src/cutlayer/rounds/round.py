@@ -19,12 +19,14 @@ class Round(Protocol):
       equal_cuts: whether all devices must be cut at the same block.
       together: whether a device may have to wait for another, so that one which is late holds them all up.
       keeps_activations: whether activations of one round are trained on in later ones.
+      cuts_batches: whether the batch of a local step may come in micro-batches.
     """
 
     conversation: str
     equal_cuts: bool
     together: bool
     keeps_activations: bool
+    cuts_batches: bool
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         """Runs on the server, one round: returns what was trained, by those who did not leave (`DeviceGone`)."""

@@ -11,6 +11,8 @@
                           -> Update(adapter) ->                 contributions to the aggregate
 
 Devices run at the same time, each at its own pace; only the end of the round is a barrier.
+
+A step may go up and down in parts (micro-batches), one after the other or two at a time (docs/decisions/0024).
 The device's end of this and every other shape is in `device/conversations.py`.
 """
 
@@ -48,6 +50,7 @@ class _Split:
     def __init__(self, server_step: ServerStep) -> None:
         self._server_step = server_step
         self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
+        self.cuts_batches = server_step.cuts_batches
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, self._server_step.owner)
@@ -95,13 +98,15 @@ async def _turn(server: Server, link: Link, device: DevicePlan, arrivals: Arriva
 
 async def _listen(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
     """Takes in one device's messages of one round: its activations, then its update."""
-    for step in range(device.local_steps):
+    step = micro_batch = 0
+    while step < device.local_steps:
         message = await link.receive()
         if isinstance(message, Close):
             return await _close(server, link, device, arrivals, message)
-        if not isinstance(message, Activations) or message.step != step:
+        if not isinstance(message, Activations) or (message.step, message.micro_batch) != (step, micro_batch):
             raise unexpected(device.device, f"Activations of step {step}", message)
         arrivals.put(message)
+        step, micro_batch = (step + 1, 0) if message.ends_step else (step, micro_batch + 1)
     message = await link.receive()
     if isinstance(message, Close):
         return await _close(server, link, device, arrivals, message)
@@ -113,7 +118,8 @@ async def _listen(server: Server, link: Link, device: DevicePlan, arrivals: Arri
 async def _close(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals, close: Close) -> None:
     """Ends one device's round early: what both sides have done by now counts.
 
-    The step under way is answered first; activations that wait, or come now, are not trained on, on neither side.
+    What the server is at is answered first; activations that wait, or come now, are not trained on, on neither side. A
+    step of which only some parts were answered is none: no adapter has moved, and the device takes its batch back.
     """
     arrivals.leave(device.device)
     await arrivals.settled(device.device)

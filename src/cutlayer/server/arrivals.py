@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from dataclasses import dataclass, field
 
 from cutlayer.fleet.clock import now
@@ -19,12 +20,13 @@ class _Guest:
 
     plan: DevicePlan
     steps_left: int
-    num_samples: int
-    num_tokens: int
-    due_seconds: float
-    waiting: Activations | None = None
+    shape: tuple[int, int]  # samples and tokens of what it sent last
+    due_seconds: float = 0.0  # when it will have sent more
+    waiting: deque[tuple[Activations, float]] = field(default_factory=deque)  # with the time of arrival
     here: bool = True
-    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    served_seconds: float = 0.0  # when what was served last is done
+    unanswered: int = 0  # served, and the answer has not left
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def awaited(self) -> bool:
@@ -45,41 +47,43 @@ class Arrivals:
         self._forecast = forecast
         self._news = asyncio.Event()
         self._guests = {
-            device.device: _Guest(device, device.local_steps, device.batch_size, num_tokens, due_seconds=0.0)
+            device.device: _Guest(device, device.local_steps, (device.micro_batch_size, num_tokens))
             for device in plan.devices
         }
         for guest in self._guests.values():
-            guest.answered.set()
+            guest.settled.set()
             guest.due_seconds = now() + self._times(guest).head
 
     def put(self, activations: Activations) -> None:
         """A device's activations have arrived."""
         guest = self._guests[activations.device]
         assert guest.here, "who has left sends nothing"
-        guest.waiting = activations
-        guest.num_samples, guest.num_tokens = activations.h_BTD.shape[:2]
-        guest.due_seconds = now()
+        guest.waiting.append((activations, now()))
         self._news.set()
 
     def leave(self, device: str) -> None:
         """A device takes no further part: what waits of it is not served, and nobody waits for more."""
         guest = self._guests[device]
-        guest.here, guest.waiting = False, None
+        guest.here = False
+        guest.waiting.clear()
         self._news.set()
 
     def answer(self, device: str) -> None:
-        """The step of a device that was served has been answered, or needs no answer any more."""
-        self._guests[device].answered.set()
+        """Something of a device that was served has been answered, or needs no answer any more."""
+        guest = self._guests[device]
+        guest.unanswered -= 1
+        if not guest.unanswered:
+            guest.settled.set()
 
     async def settled(self, device: str) -> None:
-        """Waits until no step of a device is under way: it was served and not answered."""
-        await self._guests[device].answered.wait()
+        """Waits until nothing of a device is under way: was served and not answered."""
+        await self._guests[device].settled.wait()
 
     async def pick(self, order: Order) -> Activations | None:
         """Who is served next; waits until somebody is. None when every step of those who are here has been served."""
         while any(guest.awaited for guest in self._guests.values()):
-            arrived = [self._job(guest) for guest in self._guests.values() if guest.waiting is not None]
-            expected = [self._job(guest) for guest in self._guests.values() if guest.waiting is None and guest.awaited]
+            arrived = [self._job(guest) for guest in self._guests.values() if guest.waiting]
+            expected = [self._job(guest) for guest in self._guests.values() if not guest.waiting and guest.awaited]
             choice = order.pick(now(), arrived, expected) if arrived else None
             if choice is not None:
                 return self._serve(self._guests[choice.device])
@@ -92,7 +96,7 @@ class Arrivals:
         Empty when every step of those who are here has been served.
         """
         guests = [guest for _, guest in sorted(self._guests.items()) if guest.awaited]
-        while any(guest.waiting is None and guest.here for guest in guests):
+        while any(guest.here and not guest.waiting for guest in guests):
             self._news.clear()
             await self._news.wait()
         return [self._serve(guest) for guest in guests if guest.here]
@@ -105,17 +109,32 @@ class Arrivals:
             await asyncio.wait_for(self._news.wait(), min(due, default=None))
 
     def _serve(self, guest: _Guest) -> Activations:
-        served = guest.waiting
-        assert served is not None, "an order picks among those who have arrived"
+        assert guest.waiting, "an order picks among those who have arrived"
         times = self._times(guest)
-        guest.waiting = None
-        guest.answered.clear()
-        guest.steps_left -= 1
-        guest.due_seconds = now() + times.server + times.tail + times.head
+        served, arrived_seconds = guest.waiting.popleft()
+        guest.shape = (served.h_BTD.shape[0], served.h_BTD.shape[1])
+        guest.unanswered += 1
+        guest.settled.clear()
+        done_seconds = now() + times.server
+        if served.ends_step or guest.plan.in_flight == 1:
+            guest.due_seconds = done_seconds + times.tail + times.head
+        else:  # the next was computed while this one was on its way, if the one before it had been answered by then
+            follows = arrived_seconds + max(times.forward, times.upload)
+            guest.due_seconds = max(follows, guest.served_seconds + times.tail + times.head)
+        guest.served_seconds = done_seconds
+        guest.steps_left -= served.ends_step
         return served
 
     def _times(self, guest: _Guest) -> StepTimes:
-        return self._forecast.step(guest.plan, guest.num_samples, guest.num_tokens)
+        return self._forecast.step(guest.plan, *self._next(guest)[0])
 
     def _job(self, guest: _Guest) -> Job:
-        return self._forecast.job(guest.plan, guest.num_samples, guest.num_tokens, guest.due_seconds)
+        shape, release_seconds = self._next(guest)
+        return self._forecast.job(guest.plan, *shape, release_seconds)
+
+    def _next(self, guest: _Guest) -> tuple[tuple[int, int], float]:
+        """The shape of what is to be served next of a device, and when it came or will come."""
+        if not guest.waiting:
+            return guest.shape, guest.due_seconds
+        activations, arrived_seconds = guest.waiting[0]
+        return (activations.h_BTD.shape[0], activations.h_BTD.shape[1]), arrived_seconds

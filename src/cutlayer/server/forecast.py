@@ -52,7 +52,7 @@ class Forecast:
 
     @cache  # noqa: B019  (one forecast per run, and batches have few shapes; it is asked several times per step)
     def step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> StepTimes:
-        """One local step with a batch of this shape; the server has no part in that of a device with the head."""
+        """One batch of this shape, or part of one; the server has no part in that of a device with the head."""
         profile = self._profiles[plan.device]
         device = self._costs.device(plan, num_samples, num_tokens)
         forward = device.forward_flops / profile.effective_flops
@@ -68,6 +68,31 @@ class Forecast:
             download=8 * down_bytes / profile.down_bits_per_second + profile.latency_seconds,
             backward=backward,
         )
+
+    def local_step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> float:
+        """Seconds of a whole local step of a device for which the server always has time, part after part.
+
+        Device, upload, server and download each do one thing at a time and do not wait for each other, but that the
+        device has at most `in_flight` parts under way.
+        """
+        sizes, latency = plan.parts_of(num_samples), self._profiles[plan.device].latency_seconds
+        parts = [self.step(plan, size, num_tokens) for size in sizes]
+        if plan.head:
+            return sum(part.total for part in parts)
+        device = up = server = down = 0.0  # from when on each is free
+        heard: list[float] = []
+        for number, part in enumerate(parts):
+            if number >= plan.in_flight:
+                earlier = number - plan.in_flight
+                device = max(device, heard[earlier]) + parts[earlier].backward
+            device += part.forward
+            up = max(up, device) + part.upload - latency
+            server = max(server, up + latency) + part.server
+            down = max(down, server) + part.download - latency
+            heard.append(down + latency)
+        for part, answer in list(zip(parts, heard, strict=True))[-plan.in_flight :]:
+            device = max(device, answer) + part.backward
+        return device
 
     def crossing_bytes(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> tuple[int, int]:
         """What one local step sends over the cut, packed: activations up, gradients down."""

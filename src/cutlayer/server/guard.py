@@ -16,12 +16,12 @@ before there is a form. Whatever fails is `Refused`, by one of these reasons:
     wrong-run       of another run
     wrong-round     of a round that has not been opened
     wrong-device    in another device's name
-    wrong-step      not the next local step
+    wrong-step      not the next local step, or not the next part of its batch
     wrong-shape     not the samples, tokens and width of the plan
     wrong-dtype
     wrong-mask      no text at the left and padding at its right
     wrong-labels    a class or a token that the model does not have
-    wrong-weight    not what the labels weigh
+    wrong-weight    not what the labels weigh, or parts of a batch that do not add up to what they said it weighs
     wrong-rows      not one row of the device's data for each sample
     unknown-rows    recalled, but never sent
     wrong-counts    steps, samples or a loss that the device cannot have had
@@ -42,6 +42,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,7 +65,18 @@ Shape = tuple[int, ...]
 WORDS = frozenset({"forward", "backward", "step", "upload", "download", "wait", "aggregate"})
 """Of `types.Event.what`."""
 MOST_EVENTS = 64, 8
-"""That a device may tell of: of a round, and of each of its local steps, of which it computes and sends in five."""
+"""That a device may tell of: of a round, and of each part of its local steps, of which it computes and sends in five."""
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A step of which not all parts have come: what the first of them announced, and what has come."""
+
+    micro_batches: int
+    whole_weight: int
+    parts: int = 0
+    samples: int = 0
+    weight: int = 0
 
 
 class Guard:
@@ -99,6 +111,7 @@ class Guard:
         self._shapes: dict[str, Shape] = {}
         self._open = self._closing = False
         self._step = self._samples = self._weight = 0
+        self._begun: _Begun | None = None
         self._recalled = self._measured = False
 
     def open(self, assignment: Assignment) -> None:
@@ -107,6 +120,7 @@ class Guard:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in assignment.adapter.items()}
         self._open, self._closing = True, False
         self._step = self._samples = self._weight = 0
+        self._begun = None
         self._recalled = self._measured = False
         self._limit = max(self._limit, self._longest_frame())
 
@@ -145,7 +159,7 @@ class Guard:
         closing = max(frame_bytes(update), frame_bytes(measured))
         if plan.head:
             return closing
-        batch, rows_B = (plan.batch_size, self._longest), _meta((plan.batch_size,), torch.int32)
+        batch, rows_B = (plan.micro_batch_size, self._longest), _meta((plan.micro_batch_size,), torch.int32)
         labels = _meta(batch if self._per_token else batch[:1], torch.int32)
         activations = Activations(
             run=now.run,
@@ -157,6 +171,9 @@ class Guard:
             labels=labels,
             weight=plan.batch_size * self._longest,
             rows_B=rows_B,
+            micro_batch=plan.micro_batches,
+            micro_batches=plan.micro_batches,
+            others_weight=plan.batch_size * self._longest if plan.micro_batches > 1 else 0,
         )
         return max(closing, frame_bytes(activations))  # a Recall is Activations without the tensors
 
@@ -221,19 +238,41 @@ class Guard:
         self._expect("wrong-step", "step", self._step, message.step)
         if isinstance(message, Activations):
             self._check_activations(message)
+            self._check_part(message)
             self._weight += message.weight
             self._samples += len(message.mask_BT)
+            if not message.ends_step:
+                return
+            self._begun = None
         else:
             self._check_recall(message)
             self._recalled = True
             self._samples += len(message.rows_B)
         self._step += 1
 
+    def _check_part(self, message: Activations) -> None:
+        """It is the next part of its batch, and fits what the first one said of all of them."""
+        plan, announced = self._now.plan, message.weight + message.others_weight
+        if self._begun is None:
+            self._expect_between("wrong-step", "micro-batches", 1, message.micro_batches, plan.micro_batches)
+            self._begun = _Begun(message.micro_batches, announced)
+        begun = self._begun
+        self._expect("wrong-step", "micro-batch", begun.parts, message.micro_batch)
+        self._expect("wrong-step", "number of micro-batches", begun.micro_batches, message.micro_batches)
+        self._expect("wrong-weight", "weight of the step", begun.whole_weight, announced)
+        begun.parts += 1
+        begun.samples += len(message.mask_BT)
+        begun.weight += message.weight
+        self._expect_between("wrong-shape", "samples in a step", 1, begun.samples, plan.batch_size)
+        left = begun.micro_batches - begun.parts  # of which each weighs something
+        least, most = 0 if left else begun.whole_weight, begun.whole_weight - left
+        self._expect_between("wrong-weight", "weight of the parts of a step", least, begun.weight, most)
+
     def _check_activations(self, message: Activations) -> None:
         mask_BT, labels = message.mask_BT, message.labels
         self._expect_between("wrong-shape", "dimensions of mask_BT", 2, mask_BT.dim(), 2)
         batch, tokens = mask_BT.shape
-        self._expect_between("wrong-shape", "samples", 1, batch, self._now.plan.batch_size)
+        self._expect_between("wrong-shape", "samples", 1, batch, self._now.plan.micro_batch_size)
         self._expect_between("wrong-shape", "tokens", 1, tokens, self._longest)
         self._expect_form("mask_BT", mask_BT, _meta((batch, tokens), torch.bool))
         self._expect_form("h_BTD", message.h_BTD, self._form_of_activations(batch, tokens))
@@ -381,7 +420,7 @@ class Guard:
     @property
     def _most_events(self) -> int:
         once, each_step = MOST_EVENTS
-        return once + each_step * self._now.plan.local_steps
+        return once + each_step * self._now.plan.local_steps * self._now.plan.micro_batches
 
     def _form_of_activations(self, batch: int, tokens: int) -> Tensor:
         shape = (batch, tokens, self._hidden_size)

@@ -40,6 +40,7 @@ class _Merged:
     owner: Owner = staticmethod(one_for_all)
 
     equal_cuts = together = True
+    cuts_batches = False
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while arrived := await arrivals.everybody():

@@ -56,6 +56,8 @@ class Tally:
     samples: int = 0
     weight: int = 0
     loss_sum: float = 0.0  # sum of batch losses times their weights
+    begun_weight: int = 0  # of the step under way: its parts count when all of them have been trained on
+    begun_loss_sum: float = 0.0
     saved_flops: float = 0.0  # of a device that need not compute what the server keeps
     saved_bytes: int = 0  # of activations that it need not send
     change: float = 0.0  # norm of what its LoRA factors changed by
@@ -209,6 +211,8 @@ class Server:
     async def train(self, arrived: Activations, device: DevicePlan) -> tuple[float, Tensor | None]:
         """Server-side forward, loss, backward and adapter step, for activations at the cut of `device`.
 
+        Of a part of a batch the gradient adds up with those of the others; the adapter's step comes with the last.
+
         Args:
           arrived: What one device sent; or what several did, as if `SHARED` had sent it.
           device: The plan, of the one or of any of several.
@@ -233,10 +237,14 @@ class Server:
     def answer(self, arrived: Activations, loss: float, grad_BTD: Tensor | None) -> Gradients:
         """The answer to activations that were trained on; the device's tally has them from now on."""
         tally = self._tallies[arrived.device]
-        tally.steps += 1
-        tally.loss_sum += loss * arrived.weight
-        tally.weight += arrived.weight
-        return Gradients(self.run, arrived.round, arrived.step, arrived.device, grad_BTD, loss)
+        tally.begun_loss_sum += loss * arrived.weight
+        tally.begun_weight += arrived.weight
+        if arrived.ends_step:
+            tally.steps += 1
+            tally.loss_sum += tally.begun_loss_sum
+            tally.weight += tally.begun_weight
+            tally.begun_loss_sum, tally.begun_weight = 0.0, 0
+        return Gradients(self.run, arrived.round, arrived.step, arrived.device, grad_BTD, loss, arrived.micro_batch)
 
     def _compute(self, arrived: Activations, device: DevicePlan) -> tuple[float, Tensor | None]:
         part = self.base.server_part(device.cut, device.blocks)
@@ -244,12 +252,14 @@ class Server:
         part.use(trainable.parameters)
         h_BTD = arrived.h_BTD.detach().requires_grad_(self._device_trains(device.cut, device.blocks))
         drops = self.base.settings.base_dropout or self.base.settings.lora.dropout > 0
-        with seeded_dropout(drops, self._settings.seed, "server", arrived.device, arrived.round, arrived.step):
+        at = (arrived.step, arrived.micro_batch) if arrived.micro_batch else (arrived.step,)
+        with seeded_dropout(drops, self._settings.seed, "server", arrived.device, arrived.round, *at):
             loss = part.loss(h_BTD, arrived.mask_BT.to(h_BTD.device), arrived.labels.long().to(h_BTD.device))
         value = float(loss.detach())
         self._check_finite(value, arrived.device, arrived.step)
-        loss.backward()
-        trainable.step(self._learning_rate(arrived.round, arrived.step))
+        loss.backward(torch.full_like(loss, arrived.share))
+        if arrived.ends_step:
+            trainable.step(self._learning_rate(arrived.round, arrived.step))
         return value, h_BTD.grad
 
     def arrive(self, message: Activations | Recall) -> None:

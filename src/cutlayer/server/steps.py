@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.server import Owner, Server, one_per_device
-from cutlayer.types import Costs, RoundPlan
+from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Gradients
 
 Reply = Callable[[Gradients], Awaitable[None]]
@@ -21,12 +21,14 @@ class ServerStep(Protocol):
       owner: who owns the server adapter that a device's activations train.
       equal_cuts: whether all devices must be cut at the same block.
       together: whether a device may have to wait for what another has not sent.
+      cuts_batches: whether parts of one device's batch may be served with others' activations between them.
     """
 
     owner: Owner
 
     equal_cuts: bool
     together: bool
+    cuts_batches: bool
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None: ...
 
@@ -64,19 +66,23 @@ class _OneAtATime:
     def __init__(self, order: Order, owner: Owner) -> None:
         self._order, self.owner = order, owner
         self.together = order.waits
+        self.cuts_batches = owner is one_per_device  # a shared adapter would be stepped in the middle of another's batch
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while (activations := await arrivals.pick(self._order)) is not None:
             await reply(await server.step(activations))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
-        """One model and one step, every other owner's adapter at rest, and a queue in which everyone else waits."""
-        step = max(costs.server(device, device.batch_size, num_tokens).memory_bytes for device in plan.devices)
+        """One model and one step, every other owner's adapter at rest, and a queue in which everyone else waits.
+
+        An adapter whose step comes in parts keeps their gradients meanwhile.
+        """
+        step = max(costs.server(device, device.micro_batch_size, num_tokens).memory_bytes for device in plan.devices)
         largest: dict[str, int] = {}
         for device in plan.devices:
             owner = self.owner(device.device)
-            largest[owner] = max(costs.server_trainable_bytes(device), largest.get(owner, 0))
-        queue = sum(costs.activation_bytes(device.batch_size, num_tokens) for device in plan.devices)
+            largest[owner] = max(_bytes_between_parts(costs, device), largest.get(owner, 0))
+        queue = sum(costs.activation_bytes(device.samples_in_flight, num_tokens) for device in plan.devices)
         return step + sum(largest.values()) - max(largest.values()) + queue
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,4 +95,10 @@ class _OneAtATime:
 class _ACopyEach(_OneAtATime):
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """As many server-side models as devices, each in its step."""
-        return sum(costs.server(device, device.batch_size, num_tokens).memory_bytes for device in plan.devices)
+        return sum(costs.server(device, device.micro_batch_size, num_tokens).memory_bytes for device in plan.devices)
+
+
+def _bytes_between_parts(costs: Costs, device: DevicePlan) -> int:
+    """A server adapter whose turn it is not: values and AdamW's moments, and gradients where a step is under way."""
+    at_rest = costs.server_trainable_bytes(device)
+    return at_rest if device.micro_batches == 1 else at_rest * 4 // 3

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter, DevicePlan
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by one whenever a frame of the old code would be misread by the new."""
 
 
@@ -50,7 +50,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Device to server, once per local step: the batch as it leaves the device-side model.
+    """Device to server, once per local step: the batch as it leaves the device-side model; or a part of the batch.
+
+    The parts of a step (micro-batches) come in their order. The loss of the step is the sum of theirs, each times its
+    share.
 
     Attributes:
       run: the run's identifier.
@@ -62,6 +65,9 @@ class Activations:
       labels: int32; (B,) class ids, or (B, T) token ids with -100 where the loss is masked.
       weight: the loss normaliser of the batch: samples, or unmasked target tokens (`types.Batch.weight`).
       rows_B: int32; which rows of the device's data these are, where the server is to keep their activations.
+      micro_batch: which part of the batch it is, from 0.
+      micro_batches: how many there are in this step.
+      others_weight: what the step's other parts weigh together.
     """
 
     run: str
@@ -73,6 +79,19 @@ class Activations:
     labels: Tensor
     weight: int
     rows_B: Tensor | None = None
+    micro_batch: int = 0
+    micro_batches: int = 1
+    others_weight: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the weight of the step."""
+        return self.weight / (self.weight + self.others_weight)
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether it is the last part of the batch."""
+        return self.micro_batch + 1 == self.micro_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +124,9 @@ class Gradients:
       round: the round that it belongs to.
       step: the local step that it answers.
       device: whom it is for.
-      grad_BTD: gradient of the loss by the device's `h_BTD`; None where nothing on the device trains.
-      loss: mean loss of the batch; not finite when training diverged.
+      grad_BTD: gradient of the step's loss by the device's `h_BTD`; None where nothing on the device trains.
+      loss: mean loss of what was sent; not finite when training diverged.
+      micro_batch: the part of the batch that it answers.
     """
 
     run: str
@@ -115,6 +135,7 @@ class Gradients:
     device: str
     grad_BTD: Tensor | None
     loss: float
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
