@@ -270,6 +270,8 @@ def play(
     stragglers: Stragglers = WAIT_ALL,
     link_of: Callable[[str, Link], Link] = lambda _device, link: link,
     stores: Mapping[str, Store] | None = None,
+    micro_batches: int = 1,
+    overlap: bool = True,
 ) -> Played:
     """Plays a run and returns what happened. Messages are kept as they travel, packed.
 
@@ -292,6 +294,8 @@ def play(
             local_steps=local_steps,
             rounds=rounds,
             label_counts={} if base.settings.task == "causal-lm" else label_counts_of(streams),
+            micro_batches=micro_batches,
+            overlap=overlap,
         )
         server = Server(
             "play",
@@ -364,8 +368,12 @@ def plain_training(
     batches: Sequence[Batch],
     rates: Sequence[float],
     optimizer_state: dict[str, Any] | None = None,
+    *,
+    micro_batches: int = 1,
 ) -> tuple[Adapter, dict[str, Any]]:
     """Ordinary PEFT training of the unsplit model: transformers' from_pretrained, peft, torch's AdamW.
+
+    With several micro-batches, gradients of the parts of a batch add up before a step.
 
     Returns the adapter and the optimizer's state, so that training can go on.
     """
@@ -382,6 +390,10 @@ def plain_training(
     for batch, rate in zip(batches, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        model(**model_inputs(batch), labels=batch.labels).loss.backward()
+        chunks = {name: tensor.chunk(micro_batches) for name, tensor in model_inputs(batch).items()}
+        for number, labels in enumerate(batch.labels.chunk(micro_batches)):
+            weight = len(labels) if labels.dim() == 1 else int((labels[:, 1:] != -100).sum())
+            loss = model(**{name: parts[number] for name, parts in chunks.items()}, labels=labels).loss
+            (loss * (weight / batch.weight)).backward()
         optimizer.step()
     return {name: parameter.detach().clone() for name, parameter in inside.items()}, optimizer.state_dict()

@@ -162,15 +162,16 @@ def test_any_buffer_will_do_at_any_address(kind: Callable[[bytes], memoryview]) 
     assert same(read(kind(encode(GRADIENTS))), GRADIENTS)
 
 
-def test_the_bytes_of_version_1() -> None:
+def test_the_bytes_of_version_2() -> None:
     """If this fails, frames of the last release are misread: raise PROTOCOL_VERSION."""
     message = Gradients("r", 0, 1, "d", torch.tensor([1.0, 2.0], dtype=torch.bfloat16), 0.5)
     assert encode(message) == (
-        b"CUTL\x01\0\0\0\x5c\0\0\0"
+        b"CUTL\x02\0\0\0\x69\0\0\0"
         b"\x83\xa4kind\xa9gradients"
-        b"\xa6fields\x85\xa3run\xa1r\xa5round\x00\xa4step\x01\xa6device\xa1d\xa4loss\xcb\x3f\xe0\0\0\0\0\0\0"
+        b"\xa6fields\x86\xa3run\xa1r\xa5round\x00\xa4step\x01\xa6device\xa1d\xa4loss\xcb\x3f\xe0\0\0\0\0\0\0"
+        b"\xabmicro_batch\x00"
         b"\xa7tensors\x91\x93\xa8grad_BTD\xa4bf16\x91\x02"
-        b"\0\0\0\0\0\0\0\0"
+        b"\0\0\0\0\0\0\0\0\0\0\0"
         b"\x80\x3f\x00\x40"
         b"\0\0\0\0\0\0\0\0\0\0\0\0"
     )

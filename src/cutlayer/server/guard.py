@@ -65,7 +65,7 @@ Shape = tuple[int, ...]
 WORDS = frozenset({"forward", "backward", "step", "upload", "download", "wait", "aggregate"})
 """Of `types.Event.what`."""
 MOST_EVENTS = 64, 8
-"""That a device may tell of: of a round, and of each part of its local steps, of which it computes and sends in five."""
+"""That a device may tell of: of a round, and of each part of a local step, for which it computes and sends in five."""
 
 
 @dataclass(slots=True)

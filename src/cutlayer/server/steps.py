@@ -66,7 +66,7 @@ class _OneAtATime:
     def __init__(self, order: Order, owner: Owner) -> None:
         self._order, self.owner = order, owner
         self.together = order.waits
-        self.cuts_batches = owner is one_per_device  # a shared adapter would be stepped in the middle of another's batch
+        self.cuts_batches = owner is one_per_device  # a shared adapter would move in the middle of a batch
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while (activations := await arrivals.pick(self._order)) is not None:
