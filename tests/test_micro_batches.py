@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +23,11 @@ from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.order import ORDERS
+from cutlayer.policies.plan import Known
 from cutlayer.policies.stragglers import deadline
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import one_per_device
-from cutlayer.types import Adapter, Batch, DevicePlan, Event, RoundPlan
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Gradients
 from ends import server_for
@@ -344,6 +346,32 @@ PLANS: Mapping[DevicePlan, tuple[int, int, Sequence[int]]] = {
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_parts_by_hand(plan: DevicePlan) -> None:
     assert (plan.micro_batch_size, plan.samples_in_flight, plan.parts_of(plan.batch_size)) == PLANS[plan]
+
+
+def test_memory_is_that_of_the_parts_under_way() -> None:
+    """Of the device two parts, of the server one step and a queue; and gradients of adapters whose turn it is not."""
+    costs, plans = cost_of_samples(), [DevicePlan("phone", 1, 8), DevicePlan("tablet", 2, 8)]
+
+    def bytes_of(**how: Any) -> tuple[int, int]:
+        devices = tuple(replace(plan, **how) for plan in plans)
+        known = Known(fleet_of(1), costs, History(), num_tokens=10, batch_size=8, local_steps=1)
+        server = build_method("memsfl", {}, 0).round.server_bytes(RoundPlan(0, devices), costs, 10)
+        return known.device_bytes(devices[0]), server
+
+    rest = costs.server_trainable_bytes(plans[1])
+    assert bytes_of() == (8, 8 + rest + 2 * 8)
+    assert bytes_of(micro_batches=4) == (4, 2 + rest * 4 // 3 + 2 * 4)
+    assert bytes_of(micro_batches=4, overlap=False) == (2, 2 + rest * 4 // 3 + 2 * 2)
+
+
+def cost_of_samples() -> Any:
+    """Costs of one byte for each sample, whatever is done with it."""
+    return SimpleNamespace(
+        device=lambda _plan, num_samples, _num_tokens: Cost(0.0, 0.0, num_samples),
+        server=lambda _plan, num_samples, _num_tokens: Cost(0.0, 0.0, num_samples),
+        activation_bytes=lambda num_samples, _num_tokens: num_samples,
+        server_trainable_bytes=lambda _plan: 300,
+    )
 
 
 def test_a_device_holds_two_graphs_and_no_more(bert: Base) -> None:

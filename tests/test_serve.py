@@ -25,6 +25,14 @@ def bytes_of(outcome: Outcome) -> bytes:
     return (outcome.adapter / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_micro_batches_over_a_real_wire(overlap: bool, inputs: Path, tmp_path: Path) -> None:
+    """With two of them on their way at a time or one: the adapter of the simulated run."""
+    values = values_for(inputs, train__micro_batches=3, train__overlap=overlap)
+    other = values_for(inputs, train__micro_batches=3, train__overlap=not overlap)
+    assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(other, tmp_path / "simulated"))
+
+
 @pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora"])
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)

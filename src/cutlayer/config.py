@@ -97,7 +97,7 @@ class TrainSection(Section):
     """Steps of each device between two aggregations."""
     batch_size: int = Field(16, ge=1)
     micro_batches: int = Field(1, ge=1)
-    """Into how many parts the batch of a local step is cut, to save memory and time (docs/decisions/0024)."""
+    """Into how many parts the batch of a local step is cut, to save memory and time (docs/decisions/0023)."""
     overlap: bool = True
     """A device computes the next micro-batch while one is on its way: the same adapter, sooner."""
     lr: float = Field(2e-3, gt=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cutlayer.data.batches import POOL_BATCHES, Batches, evaluation_batches
+from cutlayer.data.batches import POOL_BATCHES, Batches, evaluation_batches, parts_of
 from cutlayer.data.tasks import Ragged, Samples
 from cutlayer.errors import CheckpointError, DataError
+from tiny import random_batch
 
 PAD = 99
 
@@ -170,3 +172,25 @@ def test_evaluation_sees_everything_once_and_short_texts_first() -> None:
     assert sorted(order) == list(range(50))
     assert [lengths[row] for row in order] == sorted(lengths)
     assert [batch.num_samples for batch in batches] == [8] * 6 + [2]
+
+
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_the_parts_of_a_batch_are_the_batch(task: str) -> None:
+    """Every row once and in its order, padded as it was; they weigh what it weighs."""
+    batch = random_batch(task, samples=5, token_types=True)
+    parts = parts_of(batch, [2, 2, 1])
+    for field in ("input_ids_BT", "attention_mask_BT", "labels", "token_type_ids_BT"):
+        assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(batch, field))
+    assert sum((part.indices for part in parts), ()) == batch.indices
+    assert [part.num_samples for part in parts] == [2, 2, 1]
+    assert sum(part.weight for part in parts) == batch.weight
+    if task == "classification":
+        assert [part.weight for part in parts] == [2, 2, 1]
+    else:
+        assert len({part.weight / part.num_samples for part in parts}) > 1
+
+
+def test_one_part_is_the_batch_itself() -> None:
+    batch = random_batch("causal-lm")
+    assert parts_of(batch, [4]) == [batch]
+    assert parts_of(replace(batch, token_type_ids_BT=None), [1, 3])[0].token_type_ids_BT is None

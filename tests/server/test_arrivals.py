@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,51 @@ def test_who_was_served_is_expected_after_a_step_of_the_batch_that_it_showed() -
         _, _, (again,) = order.seen[1]
         assert again.device == "device-0"
         assert again.release_seconds == pytest.approx(105.0 + times.server + times.tail + times.head)
+
+    play(program)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_when_the_next_part_is_expected(overlap: bool) -> None:
+    """With overlap it was sent before an answer to the first; without, it follows the answer. So does the third."""
+    order = Watching(lambda now, arrived, expected: arrived[0])
+    plan = DevicePlan("device-0", 2, 12, local_steps=2, micro_batches=3, overlap=overlap)
+    times = FORECAST.step(plan, 4, 6)
+    again = times.server + times.tail + times.head
+
+    async def program() -> None:
+        arrivals = Arrivals(RoundPlan(0, (plan, DevicePlan("device-1", 1, 4, 9))), FORECAST, LONGEST)
+        for number in range(3):
+            await asyncio.sleep(5.0)
+            part = replace(sent_by(0), micro_batch=number, micro_batches=3, others_weight=8)
+            arrivals.put(part)
+            await asyncio.sleep(1.0)
+            assert await arrivals.pick(order) is part
+            arrivals.put(sent_by(1))
+            await arrivals.pick(order)
+        due = [expected[0].release_seconds for _, _, expected in order.seen[1::2]]
+        assert all(job.device == "device-0" for _, _, (job,) in order.seen[1::2])
+        after = 105.0 + max(times.forward, times.upload)  # the first came at 105 and was served at 106
+        follows = 111.0 + max(times.forward, times.upload)
+        expected = [after, max(follows, 106.0 + again), 118.0 + again]
+        assert due == pytest.approx(expected if overlap else [106.0 + again, 112.0 + again, 118.0 + again])
+
+    play(program)
+
+
+def test_parts_that_wait_are_served_in_their_order_and_make_one_step() -> None:
+    async def program() -> None:
+        plan = DevicePlan("device-0", 2, 8, local_steps=1, micro_batches=2)
+        arrivals = Arrivals(RoundPlan(0, (plan,)), FORECAST, LONGEST)
+        parts = [replace(sent_by(0), micro_batch=number, micro_batches=2, others_weight=4) for number in range(2)]
+        for part in parts:
+            arrivals.put(part)
+        assert [await arrivals.pick(fifo()) for _ in range(3)] == [*parts, None]
+        settling = asyncio.create_task(arrivals.settled("device-0"))
+        for done in (False, True):
+            arrivals.answer("device-0")
+            await asyncio.sleep(1.0)
+            assert settling.done() == done
 
     play(program)
 

@@ -42,6 +42,30 @@ def test_a_step_piece_by_piece() -> None:
     assert times.backward == pytest.approx(1.1 * 0.2)
 
 
+@pytest.mark.parametrize(
+    ("micro_batches", "overlap", "seconds"),
+    [
+        (1, True, 0.22 + (0.1024 + 0.5) + 0.084 + (0.0512 + 0.5) + 0.22),
+        (5, False, 0.22 + 0.1024 + 0.084 + 0.0512 + 0.22 + 5 * 2 * 0.5),  # the latency is not shared out
+    ],
+)
+def test_a_local_step_in_parts(micro_batches: int, overlap: bool, seconds: float) -> None:
+    plan = DevicePlan("slow", cut=1, micro_batches=micro_batches, overlap=overlap)
+    assert forecast().local_step(plan, SAMPLES, TOKENS) == pytest.approx(seconds)
+
+
+def test_a_local_step_of_two_parts_that_overlap() -> None:
+    """Device, link and server are each at another part."""
+    plan = DevicePlan("slow", cut=1, micro_batches=2)
+    first, second = 3 / 5, 2 / 5  # of the batch
+    up = [first * (0.22 + 0.1024), first * 0.22 + max(first * 0.1024, second * 0.22) + second * 0.1024]
+    served = [up[0] + 0.5 + first * 0.084, max(up[1] + 0.5, up[0] + 0.5 + first * 0.084) + second * 0.084]
+    down = [served[0] + first * 0.0512, max(served[1], served[0] + first * 0.0512) + second * 0.0512]
+    back = max(down[0] + 0.5, 0.22) + first * 0.22
+    seconds = max(down[1] + 0.5, back) + second * 0.22
+    assert forecast().local_step(plan, SAMPLES, TOKENS) == pytest.approx(seconds)
+
+
 def test_heads_tails_and_totals() -> None:
     times = StepTimes(forward=1.0, upload=2.0, server=4.0, download=8.0, backward=16.0)
     assert (times.head, times.tail, times.total) == (3.0, 24.0, 31.0)

@@ -91,6 +91,7 @@ def guarded_run(
     method: str,
     codecs: Compression = UNCOMPRESSED,
     stragglers: Stragglers = WAIT_ALL,
+    micro_batches: int = 1,
     **options: object,
 ) -> tuple[Played, list[tuple[Assignment, int, Message]]]:
     """A run of three devices whose every message passes a guard; and what the guards saw."""
@@ -107,6 +108,7 @@ def guarded_run(
         local_steps=STEPS,
         compression=codecs,
         stragglers=stragglers,
+        micro_batches=micro_batches,
         guard=lambda *args, **facts: Watched(*args, seen=seen, **facts),
     ), seen
 
@@ -289,6 +291,85 @@ def test_hostile_activations(what: str, bert: Base) -> None:
     reason, fields = HOSTILE[what]
     message = honest(bert)
     assert reason_of(guard_for(bert, SPLIT), replace(message, **fields(message))) == reason
+
+
+IN_PARTS = replace(SPLIT, micro_batches=2)
+PARTS: dict[str, tuple[str, int, Callable[[Activations], dict[str, Any]]]] = {
+    "another number": ("wrong-step", 0, lambda a: {"micro_batch": 1}),
+    "the first again": ("wrong-step", 1, lambda a: {"micro_batch": 0}),
+    "one more than announced": ("wrong-step", 1, lambda a: {"micro_batch": 2}),
+    "more than planned": ("wrong-step", 0, lambda a: {"micro_batches": 3}),
+    "none at all": ("wrong-step", 0, lambda a: {"micro_batches": 0}),
+    "another number of them": ("wrong-step", 1, lambda a: {"micro_batches": 3}),
+    "the next step too early": ("wrong-step", 1, lambda a: {"step": 1, "micro_batch": 0}),
+    "too many samples in a part": ("wrong-shape", 0, lambda a: {**batch_of(samples=3), "others_weight": 1}),
+    "a share that is too large": ("wrong-weight", 0, lambda a: {"others_weight": 0}),
+    "a share that grows": ("wrong-weight", 1, lambda a: {"others_weight": 1}),
+    "a share that shrinks": ("wrong-weight", 1, lambda a: {"others_weight": 3}),
+}
+
+
+def part_of(base: Base, number: int, **fields: Any) -> Activations:
+    """One of two parts of a batch of four."""
+    whole = honest(base)
+    rows = slice(2 * number, 2 * number + 2)
+    weights = [2, 2]
+    if base.settings.task == "causal-lm":
+        weights = [int((whole.labels[rows, 1:] != -100).sum()) for rows in (slice(0, 2), slice(2, 4))]
+    part = {"h_BTD": whole.h_BTD[rows], "mask_BT": whole.mask_BT[rows], "labels": whole.labels[rows]}
+    named = {"weight": weights[number], "others_weight": weights[1 - number], "micro_batches": 2, "micro_batch": number}
+    return replace(whole, **part, **named, **fields)
+
+
+def test_honest_parts_pass(bert: Base, llama: Base) -> None:
+    for base in (bert, llama):
+        parts = [part_of(base, number, step=step) for step in range(2) for number in range(2)]
+        weight = sum(part.weight for part in parts)
+        check(guard_for(base, IN_PARTS), *parts, update_of(base, IN_PARTS, weight=weight))
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_hostile_parts(what: str, bert: Base) -> None:
+    reason, number, fields = PARTS[what]
+    message = part_of(bert, number)
+    before = [part_of(bert, 0)][:number]
+    assert reason_of(guard_for(bert, IN_PARTS), replace(message, **fields(message)), *before) == reason
+
+
+def test_a_step_that_never_adds_up(bert: Base) -> None:
+    """A device that makes its parts count for less than they do is found out before the step is taken."""
+    first, second = (part_of(bert, number, others_weight=6) for number in range(2))
+    assert reason_of(guard_for(bert, IN_PARTS), second, first) == "wrong-weight"
+
+
+def test_parts_of_more_samples_than_planned(bert: Base) -> None:
+    plan = replace(SPLIT, batch_size=3, micro_batches=2)
+    first, second = part_of(bert, 0), part_of(bert, 1)
+    assert reason_of(guard_for(bert, plan), second, first) == "wrong-shape"
+
+
+def test_an_update_in_the_middle_of_a_step(bert: Base) -> None:
+    guard = guard_for(bert, IN_PARTS)
+    assert reason_of(guard, update_of(bert), part_of(bert, 0)) == "wrong-kind"
+    guard.close(Close("run", 0, wanted=True, reason="deadline"))
+    check(guard, update_of(bert, samples=0, weight=0))
+
+
+def test_the_frame_limit_is_that_of_a_part(bert: Base) -> None:
+    plan, rows_B = replace(SPLIT, batch_size=400, micro_batches=4), torch.arange(100, dtype=torch.int32)
+    part = honest(bert, step=1, rows_B=rows_B, **batch_of(samples=100), micro_batch=3, micro_batches=4)
+    assert 0 <= guard_for(bert, plan).frame_limit() - frame_bytes(replace(part, others_weight=300)) <= 16
+
+
+@pytest.mark.parametrize("codec", ["none", "int8", "topk:0.25"])
+@pytest.mark.parametrize("late", ["drop", "use", None])
+def test_devices_that_send_parts_pass(late: Late | None, codec: str, bert: Base) -> None:
+    stragglers = WAIT_ALL if late is None else quorum(0.3, late)
+    codecs = compression(activations=codec, gradients=codec)
+    run, seen = guarded_run(bert, "memsfl", codecs, stragglers, micro_batches=3)
+    assert any(isinstance(message, Activations) and message.micro_batch == 1 for _, _, message in seen)
+    assert all(frame_bytes(message) <= limit for _, limit, message in seen)
+    assert late is None or any(record.late for record in run.logbook.history.records)
 
 
 @pytest.mark.parametrize(

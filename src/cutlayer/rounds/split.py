@@ -12,7 +12,7 @@
 
 Devices run at the same time, each at its own pace; only the end of the round is a barrier.
 
-A step may go up and down in parts (micro-batches), one after the other or two at a time (docs/decisions/0024).
+A step may go up and down in parts (micro-batches), one after the other or two at a time (docs/decisions/0023).
 The device's end of this and every other shape is in `device/conversations.py`.
 """
 
