@@ -9,6 +9,8 @@ from typing import Literal
 Side = Literal["device", "server"]
 CHUNK_BYTES = 2**16
 CHUNKS_UNDER_WAY = 64
+BURST_SECONDS = 0.02
+"""What a link has not carried for so long it may carry at once: sleeping too long, on a busy machine, slows it not."""
 
 
 class Proxy:
@@ -96,9 +98,11 @@ class Proxy:
         """One direction, until its sender ends it."""
         way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_UNDER_WAY)
         delivering = asyncio.ensure_future(self._deliver(way, writer))
+        free = 0.0  # when all that has come has been let through, at the rate of this link
         try:
             while data := await reader.read(CHUNK_BYTES):
-                await asyncio.sleep(len(data) / self.bytes_per_second)
+                free = max(free, time.monotonic() - BURST_SECONDS) + len(data) / self.bytes_per_second
+                await asyncio.sleep(max(0.0, free - time.monotonic()))
                 await way.put((time.monotonic() + self.delay_seconds, data))
         except OSError:
             pass

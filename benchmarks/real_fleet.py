@@ -53,7 +53,7 @@ def make_job(folder: Path, *, devices: int, rounds: int, local_steps: int, simul
     """Writes a tiny model, data and a run below `folder`, and trains it undisturbed unless `simulated` is False."""
     model, data = folder / "model", folder / "data"
     shutil.copytree(model_folder("tiny"), model)
-    _save_tokenizer(model)
+    save_tokenizer(model)
     data.mkdir()
     rng = random.Random(0)
     for name, count in (("train", SAMPLES_PER_DEVICE * devices), ("validation", 20)):
@@ -85,7 +85,8 @@ def make_job(folder: Path, *, devices: int, rounds: int, local_steps: int, simul
     return Job(config, shares, adapter_of(simulate(ingredients, NoProgress()).folder) if simulated else b"")
 
 
-def _save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of whole `WORDS`, for a random model that has none."""
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[END]", *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = WhitespaceSplit()

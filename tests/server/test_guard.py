@@ -318,7 +318,7 @@ def part_of(base: Base, number: int, **fields: Any) -> Activations:
         weights = [int((whole.labels[rows, 1:] != -100).sum()) for rows in (slice(0, 2), slice(2, 4))]
     part = {"h_BTD": whole.h_BTD[rows], "mask_BT": whole.mask_BT[rows], "labels": whole.labels[rows]}
     named = {"weight": weights[number], "others_weight": weights[1 - number], "micro_batches": 2, "micro_batch": number}
-    return replace(whole, **part, **named, **fields)
+    return replace(whole, **part | named | fields)
 
 
 def test_honest_parts_pass(bert: Base, llama: Base) -> None:
