@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bases import open_base
+from cutlayer.config import read_config
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.clock import run_virtual
@@ -25,6 +26,7 @@ from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.order import ORDERS
 from cutlayer.policies.plan import Known
 from cutlayer.policies.stragglers import deadline
+from cutlayer.prepare import completed
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import one_per_device
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
@@ -325,12 +327,14 @@ def test_a_device_that_leaves_in_the_middle_of_a_step_begins_again(method: str, 
 
 
 @pytest.mark.parametrize("method", sorted(set(TABLE) - set(CUTTING)))
-def test_other_methods_say_that_they_take_batches_whole(method: str, bert: Base) -> None:
-    with pytest.raises((ConfigError, ExceptionGroup)) as caught:
-        run(bert, method, micro_batches=2)
-    error = caught.value.exceptions[0] if isinstance(caught.value, ExceptionGroup) else caught.value
-    assert isinstance(error, ConfigError)
-    assert "train.micro_batches: expected 1 " in str(error)
+def test_other_methods_say_that_they_take_batches_whole(method: str) -> None:
+    """When a round is planned, and before that when the run is read."""
+    expected = "train.micro_batches: expected 1 where no answer comes to a batch, or .*, got 2"
+    with pytest.raises(ConfigError, match=expected):
+        build_method(method, {}, 0).make_plan(0, known_with(FlatCosts(BLOCKS), micro_batches=2))
+    config = read_config(None, values={"method.name": method, "train.micro_batches": 2})
+    with pytest.raises(ConfigError, match=expected):
+        completed(config)
 
 
 PLANS: Mapping[DevicePlan, tuple[int, int, Sequence[int]]] = {
@@ -354,7 +358,7 @@ def test_memory_is_that_of_the_parts_under_way() -> None:
 
     def bytes_of(**how: Any) -> tuple[int, int]:
         devices = tuple(replace(plan, **how) for plan in plans)
-        known = Known(fleet_of(1), costs, History(), num_tokens=10, batch_size=8, local_steps=1)
+        known = known_with(costs)
         server = build_method("memsfl", {}, 0).round.server_bytes(RoundPlan(0, devices), costs, 10)
         return known.device_bytes(devices[0]), server
 
@@ -362,6 +366,11 @@ def test_memory_is_that_of_the_parts_under_way() -> None:
     assert bytes_of() == (8, 8 + rest + 2 * 8)
     assert bytes_of(micro_batches=4) == (4, 2 + rest * 4 // 3 + 2 * 4)
     assert bytes_of(micro_batches=4, overlap=False) == (2, 2 + rest * 4 // 3 + 2 * 2)
+
+
+def known_with(costs: Any, micro_batches: int = 1) -> Known:
+    more = {"num_tokens": 10, "batch_size": 8, "local_steps": 1, "micro_batches": micro_batches}
+    return Known(fleet_of(2), costs, History(), **more, label_counts={f"device-{i}": (2, 2) for i in range(2)})
 
 
 def cost_of_samples() -> Any:

@@ -255,10 +255,10 @@ def completed(config: RunConfig) -> RunConfig:
     """The config as a run writes it down: readable from anywhere, with every option of its method.
 
     Raises:
-      ConfigError: There is no such fleet, method or option.
+      ConfigError: There is no such fleet, method or option, or the method takes no micro-batches.
     """
     name, options = config.method.name, config.method.options
-    build_method(name, options, config.train.seed)
+    build_method(name, options, config.train.seed).check_micro_batches(config.train.micro_batches)
     method = MethodSection(name=name, **(TABLE[name].options | options))
     return config.self_contained().model_copy(update={"method": method})
 

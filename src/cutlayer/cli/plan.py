@@ -87,6 +87,7 @@ def summary_lines(
     return [
         f"server: {human_bytes(need)} of {human_bytes(server.memory_bytes)}{verdict} "
         f"(one base, {adapters}, one step, activations that wait{folds})",
-        f"round:  {traffic(1)} ({known.local_steps} steps with batches of {known.batch_size} x {num_tokens} tokens)",
+        f"round:  {traffic(1)} ({known.local_steps} steps with batches of {known.batch_size} x {num_tokens} tokens"
+        f"{f' in {known.micro_batches} parts' if known.micro_batches > 1 else ''})",
         f"run:    {traffic(rounds)} ({rounds} rounds)",
     ]

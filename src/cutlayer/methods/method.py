@@ -37,14 +37,9 @@ class Method:
           ConfigError: Two of the method's choices contradict each other.
           BudgetError: A device cannot hold its part.
         """
+        self.check_micro_batches(known.micro_batches)
         plan = make_plan(self.plan, round, known)
         self._check_fold(plan)
-        if known.micro_batches > 1 and not self.round.cuts_batches:
-            raise ConfigError(
-                f"train.micro_batches: expected 1 where no answer comes to a batch, or where one adapter on the server "
-                f"learns from several devices in turn, got {known.micro_batches}. Leave it out, or choose a method in "
-                "which each device trains a server adapter of its own (memsfl), or all take turns (sl)."
-            )
         cuts = {device.cut for device in plan.devices}
         ranks = {ranks for device in plan.devices for ranks in (device.ranks, device.prune_to or device.ranks)}
         if self.round.equal_cuts and len(cuts) > 1:
@@ -64,6 +59,15 @@ class Method:
                 "(hetlora, flexlora, flora)."
             )
         return plan
+
+    def check_micro_batches(self, number: int) -> None:
+        """Raises ConfigError where batches must stay whole."""
+        if number > 1 and not self.round.cuts_batches:
+            raise ConfigError(
+                f"train.micro_batches: expected 1 where no answer comes to a batch, or where one adapter on the server "
+                f"learns from several devices in turn, got {number}. Leave it out, or choose a method in which each "
+                "device trains a server adapter of its own (memsfl), or all take turns (sl)."
+            )
 
     def _check_fold(self, plan: RoundPlan) -> None:
         """Raises ConfigError where weights would change under something that was computed or copied from them."""
