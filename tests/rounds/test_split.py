@@ -68,6 +68,11 @@ def assignment(base: Base, *, steps: int = 2, round: int = 0) -> Assignment:
     return Assignment("run", round, "device-0", plan, (0.01,) * steps, adapter)
 
 
+def in_parts(base: Base) -> Assignment:
+    whole = assignment(base)
+    return replace(whole, plan=replace(whole.plan, micro_batches=2))
+
+
 def gradients(step: int) -> Callable[[Message], Message]:
     def answer(message: Message) -> Message:
         assert isinstance(message, Activations)
@@ -108,6 +113,7 @@ def test_a_device_without_a_round_goes(bert: Base) -> None:
 def words(base: Base) -> dict[str, Any]:
     return {
         "assignment": assignment(base),
+        "in parts": in_parts(base),
         "gradients": gradients(0),
         "stray gradients": Gradients("run", 0, 0, "device-0", torch.ones(1), 0.5),
         "finish": FINISH,
@@ -120,6 +126,7 @@ def words(base: Base) -> dict[str, Any]:
         (["stray gradients"], "an Assignment or Finish", "Gradients"),
         (["assignment", "assignment"], "Gradients of step 0", "Assignment"),
         (["assignment", "gradients", "gradients"], "Gradients of step 1", "Gradients"),  # step 0 again
+        (["in parts", "gradients", "gradients"], "Gradients of step 0", "Gradients"),  # part 0 again
     ],
 )
 def test_a_device_believes_nothing_out_of_turn(says: list[str], expected: str, got: str, bert: Base) -> None:
@@ -172,6 +179,11 @@ def wrong(kind: str, base: Base) -> list[Any]:
         return [honest[0], honest[0]]
     if kind == "an update too early":
         return [honest[0], honest[2]]
+    if kind == "a part twice":
+        part = replace(honest[0], micro_batches=2)
+        return [part, part]
+    if kind == "a step that is not done":
+        return [replace(honest[0], micro_batches=2), honest[1]]
     if kind == "activations too many":
         return [honest[0], honest[1], replace(honest[1], step=2)]
     return [Finish("run", 0, "I want to go")]
@@ -182,6 +194,8 @@ def wrong(kind: str, base: Base) -> list[Any]:
     [
         ("a step twice", "Activations of step 1", "Activations"),
         ("an update too early", "Activations of step 1", "Update"),
+        ("a part twice", "Activations of step 0", "Activations"),
+        ("a step that is not done", "Activations of step 0", "Activations"),
         ("activations too many", "an Update", "Activations"),
         ("a word of the server's", "Activations of step 0", "Finish"),
     ],
