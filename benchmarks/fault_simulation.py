@@ -45,20 +45,24 @@ CHUNK = 25
 """Seeds that a process takes at a time."""
 
 
+def _counters() -> dict[str, Counter[str]]:
+    return defaultdict(Counter)
+
+
 @dataclass
 class Counts:
     """What many runs came to.
 
     Attributes:
       runs: by setting, how they ended.
-      faults: that struck, by kind.
+      faults: that struck, by method and kind.
       recoveries: by what was done.
       failures: seed -> what must not be.
       packets, seconds: of all runs, on the virtual clock.
     """
 
-    runs: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    faults: Counter[str] = field(default_factory=Counter)
+    runs: dict[str, Counter[str]] = field(default_factory=_counters)
+    faults: dict[str, Counter[str]] = field(default_factory=_counters)
     recoveries: Counter[str] = field(default_factory=Counter)
     failures: dict[int, list[str]] = field(default_factory=dict)
     packets: int = 0
@@ -67,7 +71,8 @@ class Counts:
     def add(self, other: Counts) -> None:
         for name, outcomes in other.runs.items():
             self.runs[name].update(outcomes)
-        self.faults.update(other.faults)
+        for method, kinds in other.faults.items():
+            self.faults[method].update(kinds)
         self.recoveries.update(other.recoveries)
         self.failures |= other.failures
         self.packets += other.packets
@@ -91,7 +96,6 @@ class Campaign:
     """
 
     def __init__(self, folder: Path, methods: Sequence[str] = METHODS) -> None:
-        logging.disable(logging.WARNING)  # asyncio's, of tasks that a crash ends
         self._folder, self._methods = folder, methods
         self._inputs = write_inputs(folder / "inputs")
         self._worlds: dict[str, World] = {}
@@ -100,10 +104,11 @@ class Campaign:
         """A run for each."""
         counts = Counts()
         for seed in seeds:
-            name, world = self._world(setting(seed, self._methods))
+            values = setting(seed, self._methods)
+            name, world = self._world(values)
             result = play(world, drawn_plan(seed, world.reference.packets))
             counts.runs[name][result.outcome] += 1
-            counts.faults.update(result.faults)
+            counts.faults[values["method.name"]].update(result.faults)
             counts.recoveries.update(result.recoveries)
             counts.packets += result.packets
             counts.seconds += result.seconds
@@ -127,6 +132,7 @@ def _begin(folder: Path, methods: Sequence[str]) -> None:
     """In a new process of the pool."""
     global _campaign
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # asyncio's, of tasks that a crash ends
     own = folder / str(os.getpid())
     own.mkdir()
     _campaign = Campaign(own, methods)
@@ -184,10 +190,12 @@ def _tables(counts: Counts, seeds: int, seconds: float) -> list[Table]:
     for name, outcomes in sorted(counts.runs.items()):
         ends = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
         runs.add_row(name, str(outcomes.total()), ends)
-    faults = Table("fault", "struck")
-    for kind, count in counts.faults.most_common():
-        faults.add_row(kind, str(count))
-    faults.add_row("in all", str(counts.faults.total()))
+    methods = sorted(counts.faults)
+    faults = Table("fault", *methods, "in all")
+    for kind, count in sum(counts.faults.values(), Counter[str]()).most_common():
+        faults.add_row(kind, *(str(counts.faults[method][kind]) for method in methods), str(count))
+    struck = [counts.faults[method].total() for method in methods]
+    faults.add_row("in all", *map(str, struck), str(sum(struck)))
     recoveries = Table("recovery", "times", title=f"{counts.packets} packets, {counts.seconds / 3600:.1f} h of fleet")
     for what, count in counts.recoveries.most_common():
         recoveries.add_row(what, str(count))

@@ -17,7 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from random import Random
@@ -48,7 +48,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.fingerprint import Fingerprint, fingerprint
 from cutlayer.model.pieces import PieceServer
 from cutlayer.model.source import ModelFiles
-from cutlayer.prepare import ServerIngredients, prepare, prepare_server, write_shares
+from cutlayer.prepare import ServerIngredients, completed, prepare, prepare_server, write_shares
 from cutlayer.report.progress import NoProgress
 from cutlayer.server.hub import Hub
 from cutlayer.settings import load_tokenizer
@@ -96,40 +96,22 @@ class World:
     values: dict[str, Any]
     inputs: Path
     scratch: Path
-    _bases: dict[str, Base] = field(default_factory=dict)
-
-    @cached_property
-    def _shared(self) -> tuple[dict[str, Path], RunConfig]:
-        config = read_config(None, values={**_values(self.inputs), **self.values})
-        return write_shares(prepare(config), self.scratch / "shares")
 
     @property
     def data(self) -> dict[str, Path]:
-        return self._shared[0]
+        return _shares(self.inputs)[0]
 
     @cached_property
-    def _read(self) -> ServerIngredients:
-        return prepare_server(self._shared[1])
+    def _config(self) -> RunConfig:
+        config = read_config(None, values={**_values(self.inputs), **self.values})
+        return completed(config.model_copy(update={"data": _shares(self.inputs)[1].config.data}))
 
     def ingredients(self, out: Path) -> ServerIngredients:
         """Of a new life of the server."""
-        read = self._read
-        made = ServerIngredients(
-            read.config.model_copy(update={"out": str(out)}), read.validation, read.labels, read.pad_id
-        )
-        made.__dict__["base"] = self.base(made.model_settings)
+        made = replace(_shares(self.inputs)[1], config=self._config.model_copy(update={"out": str(out)}))
+        made.__dict__["base"] = base(made.model_settings)
         made.__dict__["costs"] = cost_model(made.model_settings)
         return made
-
-    def base(self, settings: ModelSettings, *_where: object) -> Base:
-        """The model of whoever asks, in the task of its name: as it is stored, whatever an earlier life folded."""
-        task = asyncio.current_task()
-        assert task is not None
-        name = task.get_name()
-        if name not in self._bases:
-            self._bases[name] = Base(settings)
-        self._bases[name].unfold()
-        return self._bases[name]
 
     @cached_property
     def fleet(self) -> Fleet:
@@ -163,6 +145,13 @@ def _values(inputs: Path) -> dict[str, Any]:
         "lora.targets": ("c_attn",),
         "fleet": FLEET,
     }
+
+
+@cache
+def _shares(inputs: Path) -> tuple[dict[str, Path], ServerIngredients]:
+    """The devices' files, and what the server reads."""
+    files, config = write_shares(prepare(read_config(None, values=_values(inputs))), inputs / "shares")
+    return files, prepare_server(config)
 
 
 def write_inputs(folder: Path) -> Path:
@@ -307,6 +296,7 @@ class _Stage:
         self._devices: dict[str, asyncio.Task[None]] = {}
         self._lives = Counter[str]()
         self._away: set[asyncio.Task[None]] = set()
+        self._dying: set[asyncio.Task[Any]] = set()
 
     # -------------------------------------------------------------- who runs
 
@@ -461,8 +451,9 @@ class _Stage:
             self.clocks[name] = away / AWAY_SECONDS * 4
             return
         victim = self._server if kind == "crash server" else self._devices[name]
-        if victim is None or victim.done():
+        if victim is None or victim.done() or victim in self._dying:
             return
+        self._dying.add(victim)
         self.struck[kind] += 1
         if silently:  # nobody hears of it
             for who, carrier in self._attending.values():
@@ -547,7 +538,7 @@ class _Noted(Session):
 
 def _patches(stage: _Stage) -> Iterator[Any]:
     """What is shared between the processes that one process plays, made small, or watched."""
-    world, plan = stage.world, stage.plan
+    plan = stage.plan
 
     class Noted(_Noted):
         pass
@@ -576,7 +567,7 @@ def _patches(stage: _Stage) -> Iterator[Any]:
     yield patch.object(serving, "PieceServer", _pieces)
     yield patch.object(serving, "fingerprint", _fingerprint)
     yield patch.object(joining, "fingerprint", _fingerprint)
-    yield patch.object(joining, "Base", world.base)
+    yield patch.object(joining, "Base", base)
     yield patch.object(joining, "cost_model", cost_model)
     yield patch.object(joining, "load_tokenizer", _tokenizer)
     yield patch.object(joining, "read_own_data", _own_data)
@@ -584,6 +575,20 @@ def _patches(stage: _Stage) -> Iterator[Any]:
     yield patch.object(session, "PIECE_BYTES", plan.piece_bytes)
     yield patch.object(sent, "KEPT_BYTES", plan.kept_bytes)
     yield patch.object(os, "fsync", lambda _: None)  # nothing is killed that the kernel would not outlive
+
+
+_bases: dict[tuple[str, ModelSettings], Base] = {}
+
+
+def base(settings: ModelSettings, *_where: object) -> Base:
+    """The model of whoever asks, in the task of its name: as it is stored, whatever an earlier life folded."""
+    task = asyncio.current_task()
+    assert task is not None
+    key = task.get_name(), settings
+    if key not in _bases:
+        _bases[key] = Base(settings)
+    _bases[key].unfold()
+    return _bases[key]
 
 
 cost_model = cache(cost.cost_model)

@@ -45,7 +45,6 @@ TESTED_IN = {
     "device/own_link.py": "test_serve.py",
     "flower/client_app.py": "flower/test_server_app.py",
     "server/door.py": "test_serve.py",
-    "server/hub.py": "test_serve.py",
     "server/reception.py": "test_serve.py",
     "wire/carrier.py": "wire/test_session.py",  # an interface
     "wire/handshake.py": "test_serve.py",

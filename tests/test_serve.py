@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
 
+from cutlayer.config import read_config
+from cutlayer.fleet.profile import load_fleet
+from cutlayer.prepare import prepare_server
+from cutlayer.report.progress import NoProgress
 from cutlayer.run import Outcome
-from real import served, simulated, values_for
+from cutlayer.serve import serve
+from cutlayer.server.door import Admission, GrpcDoor
+from real import FLEET, one_thread, served, simulated, values_for
 from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 
 
@@ -37,3 +45,21 @@ def test_micro_batches_over_a_real_wire(overlap: bool, inputs: Path, tmp_path: P
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+def test_a_server_that_comes_back_after_its_last_round_waits_for_nobody(inputs: Path, tmp_path: Path) -> None:
+    """Found by a simulated fault: its devices had been told that the run is over, and it waited for them for ever."""
+    values = values_for(inputs)
+    before = served(values, tmp_path / "run")
+    expected = bytes_of(before)
+    shutil.rmtree(before.adapter)
+    config = prepare_server(read_config(tmp_path / "run" / "config.yaml"))
+    door = GrpcDoor("127.0.0.1:0", Admission(None), None, lambda _: None)
+
+    async def again() -> Outcome:
+        async with asyncio.timeout(30.0):
+            return await serve(
+                config, load_fleet(FLEET), NoProgress(), door, min_devices=2, resume=True, machines=one_thread()
+            )
+
+    assert bytes_of(asyncio.run(again())) == expected

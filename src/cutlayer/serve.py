@@ -160,8 +160,10 @@ class _Serving:
         self._display.fleet_opened(self._roll_call(), self._min_devices)
         reason = ""
         try:
-            await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
-            known = self._known(self._planned)
+            over = snapshot is not None and snapshot.rounds_done >= train.rounds
+            if not over:  # else the devices know that it is, and do not come again
+                await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
+            known = self._known(self.hub.everybody if over else self._planned)
             plan = await self._machine.aside(lambda: first_plan(self._ingredients, self._method, known))
             self._run = Run(
                 self._ingredients,

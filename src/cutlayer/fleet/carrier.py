@@ -16,36 +16,42 @@ def modelled_carriers(latency_seconds: float) -> tuple[Carrier, Carrier]:
 
 
 class _End:
-    """One end (`wire/carrier.py`)."""
+    """One end (`wire/carrier.py`). Where the other closes, what it had sent still arrives, then the end of it."""
 
     intact = True
 
     def __init__(self, latency_seconds: float) -> None:
         self.other = self
         self._latency_seconds = latency_seconds
-        self._closed = False
-        self._under_way: deque[bytes] = deque()
+        self._closed = self._over = False  # nothing can be sent; nothing more will arrive
+        self._under_way: deque[bytes | None] = deque()  # None: the end of it
         self._arrived: asyncio.Queue[bytes | None] = asyncio.Queue()
 
     async def send(self, packet: bytes) -> None:
         await asyncio.sleep(0)
         if self._closed:
             raise CarrierLost("connection: closed")
-        self.other._under_way.append(packet)
-        asyncio.get_running_loop().call_later(self._latency_seconds, self.other._arrive)
+        self._dispatch(packet)
 
     async def receive(self) -> bytes:
-        packet = None if self._closed else await self._arrived.get()
-        if packet is None or self._closed:
+        packet = None if self._over else await self._arrived.get()
+        if packet is None or self._over:
+            self._over = True
             raise CarrierLost("connection: closed")
         return packet
 
     def close(self) -> None:
-        for end in (self, self.other):
-            if not end._closed:
-                end._closed = True
-                end._arrived.put_nowait(None)
+        if not self._closed:
+            self._dispatch(None)
+        self._closed = self._over = True
+        self._arrived.put_nowait(None)
+
+    def _dispatch(self, packet: bytes | None) -> None:
+        self.other._under_way.append(packet)
+        asyncio.get_running_loop().call_later(self._latency_seconds, self.other._arrive)
 
     def _arrive(self) -> None:
         # timers of the same instant may fire in any order: this one says when, the deque says which
-        self._arrived.put_nowait(self._under_way.popleft())
+        packet = self._under_way.popleft()
+        self._closed = self._closed or packet is None
+        self._arrived.put_nowait(packet)

@@ -54,7 +54,8 @@ class _Timer(asyncio.TimerHandle):
 
     def __lt__(self, other: asyncio.TimerHandle) -> bool:
         assert isinstance(other, _Timer), "all timers of this loop are its own"
-        return (self.when(), self.number) < (other.when(), other.number)
+        mine, others = self._when, other._when  # type: ignore[attr-defined]
+        return mine < others or (mine == others and self.number < other.number)
 
 
 class _VirtualLoop(asyncio.SelectorEventLoop):

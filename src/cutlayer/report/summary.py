@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import cutlayer
 PACKAGES = ("torch", "transformers", "peft", "datasets", "safetensors")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Version of cutlayer, of Python and of each package that decides a result."""
     packages = {name: version(name) for name in PACKAGES}

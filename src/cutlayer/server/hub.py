@@ -31,6 +31,8 @@ FAREWELL_SECONDS = 5.0
 """For the last message to leave, when a run ends."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
+BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
+"""Those that say nothing of the device: it is away, and its round waits for it as for any other that is."""
 
 
 class Host(Protocol):
@@ -205,6 +207,8 @@ class Hub:
                 message = await hear(carrier)
             if isinstance(message, Ready) and message.device == device:
                 return message
+            if isinstance(message, Hello) and message.device == device:
+                continue  # a carrier may repeat
             if not isinstance(message, Ask):
                 raise Refused("wrong-kind", f"device {device}: expected Ask or Ready, got {type(message).__name__}.")
             await say(carrier, await self._host.answer(device, message))
@@ -218,7 +222,7 @@ class Hub:
     async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
         """Tells a device why, and the rounds that it is gone from this one."""
         gone, member = DeviceGone(str(error), device=device, reason=error.reason), self.members.get(device)
-        if member is not None and member.carrier in (None, carrier):
+        if member is not None and member.carrier in (None, carrier) and gone.reason not in BLAMELESS:
             member.refused = gone
             member.session.give_up(gone)
             self._news(f"{device} was refused ({gone.reason})")
