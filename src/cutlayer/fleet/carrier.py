@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.wire.carrier import CarrierLost
 
 
-def modelled_carriers(latency_seconds: float) -> tuple[Carrier, Carrier]:
+def modelled_carriers(latency_seconds: float) -> tuple[ModelledCarrier, ModelledCarrier]:
     """The two ends of a connection that changes nothing and ends only when one of them closes it."""
-    first, second = _End(latency_seconds), _End(latency_seconds)
+    first, second = ModelledCarrier(latency_seconds), ModelledCarrier(latency_seconds)
     first.other, second.other = second, first
     return first, second
 
 
-class _End:
+class ModelledCarrier:
     """One end (`wire/carrier.py`). Where the other closes, what it had sent still arrives, then the end of it."""
 
     intact = True
@@ -45,6 +45,12 @@ class _End:
             self._dispatch(None)
         self._closed = self._over = True
         self._arrived.put_nowait(None)
+
+    def reset(self) -> None:
+        """The connection ends for both at once; what was under way is lost."""
+        for end in (self, self.other):
+            end._closed = end._over = True
+            end._arrived.put_nowait(None)
 
     def _dispatch(self, packet: bytes | None) -> None:
         self.other._under_way.append(packet)

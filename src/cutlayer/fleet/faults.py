@@ -6,7 +6,7 @@
     delay       it arrives later, and what follows it too
     truncate    a part of it arrives
     flip        one of its bits is another
-    disconnect  the connection ends, and both ends notice
+    disconnect  the connection ends, and both ends notice; what was under way is lost
     silence     nothing passes any more, either way; both ends notice when a ping stays unanswered
 
 The same program with the same schedule takes the same path on the virtual clock. An empty schedule is the network.
@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.fleet.carrier import ModelledCarrier
+from cutlayer.wire.carrier import CarrierLost
 
 KINDS = ("drop", "duplicate", "reorder", "delay", "truncate", "flip", "disconnect", "silence")
 LONGEST_DELAY_SECONDS = 60.0
@@ -82,7 +83,7 @@ class FaultyCarrier:
       schedule: Of the network.
     """
 
-    def __init__(self, carrier: Carrier, schedule: Schedule) -> None:
+    def __init__(self, carrier: ModelledCarrier, schedule: Schedule) -> None:
         self.intact = carrier.intact and not schedule.faults
         self._carrier, self._schedule = carrier, schedule
         self._held: list[bytes] = []  # until the next packet has been sent
@@ -110,7 +111,7 @@ class FaultyCarrier:
         """Nothing passes any more, either way."""
         if not self._silent:
             self._silent = True
-            asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self._carrier.close)
+            asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self._carrier.reset)
 
     async def _changed(self, packet: bytes, fault: Fault | None) -> list[bytes]:
         """What is sent in the packet's place."""
@@ -134,7 +135,7 @@ class FaultyCarrier:
             damaged[bit // 8] ^= 1 << bit % 8
             return [bytes(damaged)]
         if fault.kind == "disconnect":
-            self._carrier.close()
+            self._carrier.reset()
             raise CarrierLost("connection: reset")
         assert fault.kind == "silence", f"a kind of {KINDS}, got {fault.kind}"
         self.fall_silent()
