@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,16 @@ ModelMaker = Callable[[str, str], Path]
 
 
 @pytest.fixture(scope="module")
-def bert(tiny_model: ModelMaker) -> Base:
-    return open_base(tiny_model("bert", "classification"), "classification", lora=LoraSettings(targets=("all-linear",)))
+def opened(tiny_model: ModelMaker) -> Callable[[tuple[str, ...]], Base]:
+    folder = tiny_model("bert", "classification")
+    return cache(lambda targets: open_base(folder, "classification", lora=LoraSettings(targets=targets)))
+
+
+@pytest.fixture
+def bert(request: pytest.FixtureRequest, opened: Callable[[tuple[str, ...]], Base]) -> Base:
+    """The method that is tried has adapters on all that it prunes, if it prunes; fewer are quicker."""
+    method = request.node.callspec.params.get("method") if hasattr(request.node, "callspec") else None
+    return opened(("all-linear",) if method == "fedspine" else ("query", "value"))
 
 
 def streams() -> dict[str, ListedBatches]:
@@ -188,15 +197,28 @@ def held(
     )
 
 
+@pytest.fixture(scope="module")
+def whole_runs() -> dict[str, Played]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(bert: Base, method: str, whole_runs: dict[str, Played]) -> Played:
+    """The run of a method that waits for all; made once."""
+    if method not in whole_runs:
+        whole_runs[method] = held(bert, method, wait_all())
+    return whole_runs[method]
+
+
 def in_order(played: Played) -> list[str]:
     """What happened; of the same instant, by the text of it: timers of an instant may fire in any order."""
     return sorted(map(str, played.events))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_who_is_in_time_notices_no_policy(method: str, bert: Base) -> None:
+def test_who_is_in_time_notices_no_policy(method: str, bert: Base, undisturbed: Played) -> None:
     """A deadline that nobody reaches and a quorum of all are `wait_all`, to the last bit and message."""
-    expected = held(bert, method, wait_all())
+    expected = undisturbed
     for policy in (deadline(1e6), quorum(1.0, "use")) if method in APART else (deadline(1e6, "use"),):
         played = held(bert, method, policy)
         assert not [name for name in expected.adapter if not torch.equal(expected.adapter[name], played.adapter[name])]
@@ -312,10 +334,9 @@ def test_a_round_ends_at_its_deadline(method: str, bert: Base) -> None:
 
 
 @pytest.mark.parametrize("method", ["fedlora", "memsfl"])
-def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: Base) -> None:
+def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: Base, undisturbed: Played) -> None:
     """Round 0 without the slow device, round 1 with it: it trains then on the samples that did not count."""
-    times = held(bert, method, wait_all()).rows
-    seconds = 0.6 * times[0]["virtual_seconds"]  # the first round is too short for it, the second is twice as long
+    seconds = 0.6 * undisturbed.rows[0]["virtual_seconds"]  # the first round is too short for it, the second is twice as long
 
     class TwiceAsLong(Stragglers):
         rounds = 0
@@ -348,10 +369,9 @@ def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: B
 
 
 @pytest.mark.parametrize("method", ["fedlora", "memsfl"])
-def test_what_a_late_device_has_done_counts_by_its_weight(method: str, bert: Base) -> None:
+def test_what_a_late_device_has_done_counts_by_its_weight(method: str, bert: Base, undisturbed: Played) -> None:
     """`late: use`: the mean over what was really trained, both sides after the same number of steps."""
-    whole = held(bert, method, wait_all(), rounds=1)
-    seconds = 0.5 * whole.rows[0]["virtual_seconds"]
+    seconds = 0.5 * undisturbed.rows[0]["virtual_seconds"]
     played = held(bert, method, deadline(seconds, "use"))
     fresh = streams_for(slow_fleet(), "classification", steps=20)
     adapter, states = bert.initial_adapter(0), dict[str, dict[str, object] | None]()
@@ -377,11 +397,13 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("method", "kind", "late"), PARTS)
-def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, bert: Base) -> None:
+def test_every_counted_sample_counts_once(
+    method: str, kind: str, late: Late, bert: Base, undisturbed: Played
+) -> None:
     """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
     policy = quorum(0.5, late)
     if kind == "deadline":
-        policy = deadline(0.7 * held(bert, method, wait_all()).rows[0]["virtual_seconds"], late)
+        policy = deadline(0.7 * undisturbed.rows[0]["virtual_seconds"], late)
     given = streams_for(slow_fleet(), "classification", steps=20)
     stores = {name: MemoryStore() for name in given}
     played, error = ended(bert, method, policy, given=given, stores=stores)
@@ -398,13 +420,13 @@ def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, be
 
 
 @pytest.mark.parametrize("late", ["drop", "use"])
-def test_a_quorum_closes_the_round(late: Late, bert: Base) -> None:
-    played = held(bert, "memsfl", quorum(0.5, late))
+@pytest.mark.parametrize("method", ["memsfl"])
+def test_a_quorum_closes_the_round(method: str, late: Late, bert: Base, undisturbed: Played) -> None:
+    played = held(bert, method, quorum(0.5, late))
     for row in played.rows:
         assert row["late"] == 1
         assert row["devices"][SLOW]["late"]
-    whole = held(bert, "memsfl", wait_all())
-    assert played.rows[0]["virtual_seconds"] < whole.rows[0]["virtual_seconds"]
+    assert played.rows[0]["virtual_seconds"] < undisturbed.rows[0]["virtual_seconds"]
 
 
 def test_what_comes_too_late_is_dropped_and_counted(bert: Base) -> None:
