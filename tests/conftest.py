@@ -38,6 +38,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 
 
 @pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and ninety reviews, as `real.values_for` takes them; to be read only."""
+    return tiny.save_inputs(tmp_path_factory.mktemp("inputs"), rows=90)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets; skips where it is absent."""
     given = os.environ.get("CUTLAYER_SHARED_DATA")

@@ -38,20 +38,9 @@ from cutlayer.wire.packets import Kind, Packet, pack
 from cutlayer.wire.session import Session, Standing
 from cutlayer.wire.tls import channel_credentials, server_credentials
 from real import device, one_thread, simulated, values_for
-from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 
 NOW = datetime.now(UTC)  # TLS looks at the machine's clock
 TERABYTE = 2**40
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model("bert", "classification", folder / "model")
-    save_tiny_tokenizer(folder / "model")
-    write_jsonl(folder / "data" / "train.jsonl", reviews(100, seed=1))
-    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from cutlayer.methods.table import TABLE
 from cutlayer.prepare import prepare
 from cutlayer.report.progress import NoProgress
 from cutlayer.types import Event
-from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 
 ROUNDS = 3
 
@@ -41,16 +40,6 @@ class StopAt(NoProgress):
         self._left -= 1
         if self._left < 0:
             raise Stopped
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model("bert", "classification", folder / "model")
-    save_tiny_tokenizer(folder / "model")
-    write_jsonl(folder / "data" / "train.jsonl", reviews(90, seed=1))
-    write_jsonl(folder / "data" / "validation.jsonl", reviews(30, seed=2))
-    return folder
 
 
 def config_for(inputs: Path, out: Path, *options: str) -> RunConfig:

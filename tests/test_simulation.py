@@ -17,17 +17,13 @@ from cutlayer.fleet.modes import speed_mode
 from cutlayer.model.part import WholePart
 from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.progress import NoProgress
-from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
+from tiny import save_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model("bert", "classification", folder / "model")
-    save_tiny_tokenizer(folder / "model")
-    write_jsonl(folder / "data" / "train.jsonl", reviews(1000, seed=1))
-    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
-    return folder
+    """A thousand reviews, for eighty devices."""
+    return save_inputs(tmp_path_factory.mktemp("inputs"), rows=1000)
 
 
 def ingredients(inputs: Path, out: Path, fleet: str, *, rounds: int = 1, **options: Any) -> Ingredients:

@@ -179,3 +179,11 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def save_inputs(folder: Path, rows: int) -> Path:
+    """What a run needs: `model`, with its tokenizer, and so many reviews to train on, in `data`; returns the folder."""
+    save_tiny_tokenizer(save_tiny_model("bert", "classification", folder / "model"))
+    write_jsonl(folder / "data" / "train.jsonl", reviews(rows, seed=1))
+    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
+    return folder

@@ -22,7 +22,7 @@ from cutlayer.config import read_config
 from cutlayer.prepare import prepare, write_shares
 from cutlayer.wire.certificates import issue_server, make_authority
 from real import simulated, values_for
-from tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
+from tiny import CLASSES
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,26 +146,22 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model("bert", "classification", folder / "model")
-    save_tiny_tokenizer(folder / "model")
-    write_jsonl(folder / "data" / "train.jsonl", reviews(100, seed=1))
-    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
-    return folder
+def shares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shares")
 
 
 @pytest.fixture(scope="module")
-def flower(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
-    config = read_config(None, values={**values_for(inputs), "out": str(inputs / "dealt")})
-    files, _ = write_shares(prepare(config), inputs / "shares")
+def flower(inputs: Path, shares: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    files, _ = write_shares(prepare(read_config(None, values=values_for(inputs))), shares)
     with ExitStack() as keep:
         yield Flower(tmp_path_factory.mktemp("flower"), files, keep)
 
 
 @pytest.mark.parametrize("method", ["memsfl", "fedlora"])
-def test_the_adapter_of_the_simulated_run(method: str, flower: Flower, inputs: Path, tmp_path: Path) -> None:
-    values = values_for(inputs, data__path=str(inputs / "shares"), data__labels=sorted(CLASSES))
+def test_the_adapter_of_the_simulated_run(
+    method: str, flower: Flower, inputs: Path, shares: Path, tmp_path: Path
+) -> None:
+    values = values_for(inputs, data__path=str(shares), data__labels=sorted(CLASSES))
     (tmp_path / "run.yaml").write_text(read_config(None, values=values).to_yaml())
     flower.run(run=str(tmp_path / "run.yaml"), set=f"method.name={method}", out=str(tmp_path / "real"), devices=2)
     expected = simulated(values_for(inputs, method__name=method), tmp_path / "simulated")

@@ -336,7 +336,8 @@ def test_a_round_ends_at_its_deadline(method: str, bert: Base) -> None:
 @pytest.mark.parametrize("method", ["fedlora", "memsfl"])
 def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: Base, undisturbed: Played) -> None:
     """Round 0 without the slow device, round 1 with it: it trains then on the samples that did not count."""
-    seconds = 0.6 * undisturbed.rows[0]["virtual_seconds"]  # the first round is too short for it, the second is twice as long
+    # the first round is too short for it, the second is twice as long
+    seconds = 0.6 * undisturbed.rows[0]["virtual_seconds"]
 
     class TwiceAsLong(Stragglers):
         rounds = 0
@@ -397,9 +398,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("method", "kind", "late"), PARTS)
-def test_every_counted_sample_counts_once(
-    method: str, kind: str, late: Late, bert: Base, undisturbed: Played
-) -> None:
+def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, bert: Base, undisturbed: Played) -> None:
     """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
     policy = quorum(0.5, late)
     if kind == "deadline":
