@@ -62,7 +62,7 @@ def join(
     from cutlayer.join import Joining
     from cutlayer.join import join as join_run
     from cutlayer.wire.allocator import keep_freed_memory
-    from cutlayer.wire.grpc_carrier import dial
+    from cutlayer.wire.grpc_carrier import dialler
 
     credentials = _credentials(server, ca, certificate, key, insecure=insecure)
     secret = read_token(token, os.environ)
@@ -79,7 +79,7 @@ def join(
     run_until_signalled(
         join_run(
             joining,
-            lambda: dial(server, name=name, token=secret, credentials=credentials),
+            dialler(server, name=name, token=secret, credentials=credentials, insecure=insecure),
             Random(name),
             lambda line: print(f"{name}: {line}", file=sys.stderr),
         ),

@@ -1,7 +1,7 @@
 """The agent: a device's connection to its server, for as long as there is a run. It comes, and when it is lost it comes
 again.
 
-    dial -> Hello -> Welcome -> (prepare, once) -> Ready -> Stand -> the session, until the connection is lost -> dial
+    dial -> Hello -> (Elsewhere -> dial -> Hello ->) Welcome -> (prepare, once) -> Ready -> Stand -> the session, until the connection is lost -> dial
 """
 
 from __future__ import annotations
@@ -18,10 +18,22 @@ from cutlayer.errors import JoinError, WireError
 from cutlayer.fleet.clock import now
 from cutlayer.wire.carrier import Carrier, CarrierLost, Dial
 from cutlayer.wire.handshake import hear, say, say_goodbye
-from cutlayer.wire.messages import FINISHED, Answer, Ask, Handshake, Hello, Message, Ready, Refusal, Stand, Welcome
+from cutlayer.wire.messages import (
+    FINISHED,
+    Answer,
+    Ask,
+    Elsewhere,
+    Handshake,
+    Hello,
+    Message,
+    Ready,
+    Refusal,
+    Stand,
+    Welcome,
+)
 from cutlayer.wire.session import Session, Standing
 
-T = TypeVar("T", Welcome, Answer, Stand)
+T = TypeVar("T", Welcome | Elsewhere, Answer, Stand)
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 10.0
@@ -89,25 +101,18 @@ class Agent:
         tries, heard = 0, now()
         try:
             while True:
+                before, self._attended = now(), False
                 try:
-                    carrier = await self._dial()
-                except CarrierLost as error:
-                    lost: WireError = error
-                else:
-                    before = now()
-                    try:
-                        await self._talk(carrier)
-                        return
-                    except _RunOver:
-                        return
-                    except WireError as error:
-                        lost = error
-                    finally:
-                        carrier.close()
-                    if self._attended:
-                        tries, heard = 0, now()
-                    elif now() - before > LONGEST_WAIT_SECONDS:
-                        tries = 0
+                    async with _welcomed(self._name, self._dial) as (carrier, welcome):
+                        return await self._talk(carrier, welcome)
+                except _RunOver:
+                    return
+                except WireError as error:
+                    lost = error
+                if self._attended:
+                    tries, heard = 0, now()
+                elif now() - before > LONGEST_WAIT_SECONDS:
+                    tries = 0
                 if now() - heard > self._patience_seconds:
                     raise JoinError(
                         f"join: expected an answer of the server within {self._patience_seconds:g} s, got "
@@ -123,10 +128,8 @@ class Agent:
                 self._conversation.cancel()
                 await asyncio.gather(self._conversation, return_exceptions=True)
 
-    async def _talk(self, carrier: Carrier) -> None:
+    async def _talk(self, carrier: Carrier, welcome: Welcome) -> None:
         """One connection; returns when the run is over."""
-        self._attended = False
-        welcome = await _exchange(carrier, Hello(self._name, __version__), Welcome)
         if self._attendance is None or welcome.run != self._run:
             await self._begin(welcome, carrier)
         attendance, conversation = self._attendance, self._conversation
@@ -164,7 +167,29 @@ class Agent:
         self._conversation = asyncio.create_task(attendance.converse(), name=f"{self._name} converses")
 
 
-async def _exchange(carrier: Carrier, message: Handshake, expected: type[T]) -> T:
+@contextlib.asynccontextmanager
+async def _welcomed(name: str, dial: Dial) -> AsyncIterator[tuple[Carrier, Welcome]]:
+    """A connection on which the device is welcome: to the server, or to where the server sends it on to.
+
+    A device comes to the server itself every time, which knows where it belongs by then.
+    """
+    hello = Hello(name, __version__)
+    carrier = await dial()
+    try:
+        answer: Welcome | Elsewhere = await _exchange(carrier, hello, Welcome, Elsewhere)
+        if isinstance(answer, Welcome):
+            yield carrier, answer
+            return
+    finally:
+        carrier.close()
+    carrier = await dial(answer.address)
+    try:
+        yield carrier, await _exchange(carrier, hello, Welcome)
+    finally:
+        carrier.close()
+
+
+async def _exchange(carrier: Carrier, message: Handshake, *expected: type[T]) -> T:
     """Says something and waits for the answer.
 
     Raises:
@@ -184,7 +209,7 @@ async def _exchange(carrier: Carrier, message: Handshake, expected: type[T]) -> 
             raise JoinError(answer.sentence)
         raise CarrierLost(answer.sentence)
     if not isinstance(answer, expected):
-        raise CarrierLost(f"connection: expected {expected.__name__}, got {type(answer).__name__}.")
+        raise CarrierLost(f"connection: expected {expected[0].__name__}, got {type(answer).__name__}.")
     return answer
 
 
@@ -195,9 +220,5 @@ async def asking(name: str, dial: Dial) -> AsyncIterator[Asking]:
     Raises:
       CarrierLost: None can be had, or it was lost.
     """
-    carrier = await dial()
-    try:
-        await _exchange(carrier, Hello(name, __version__), Welcome)
+    async with _welcomed(name, dial) as (carrier, _):
         yield lambda ask: _exchange(carrier, ask, Answer)
-    finally:
-        carrier.close()

@@ -20,7 +20,7 @@ from cutlayer.flower.app_config import read_joining
 from cutlayer.flower.call import CALL, DECLINED, Call
 from cutlayer.join import Joining, join
 from cutlayer.wire.allocator import keep_freed_memory
-from cutlayer.wire.grpc_carrier import dial
+from cutlayer.wire.grpc_carrier import dialler
 from cutlayer.wire.tls import channel_credentials
 
 
@@ -44,7 +44,7 @@ async def _join(joining: Joining, call: Call) -> None:
     credentials = channel_credentials(authority)
     await join(
         joining,
-        lambda: dial(call.address, name=joining.name, token=call.token, credentials=credentials),
+        dialler(call.address, name=joining.name, token=call.token, credentials=credentials),
         Random(joining.name),
         lambda line: print(f"{joining.name}: {line}", flush=True),
     )

@@ -6,7 +6,6 @@ and drop packets. `session.py` makes exactly-once messages of it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from cutlayer.errors import WireError, leaves
@@ -52,5 +51,16 @@ class Carrier(Protocol):
         """Ends the connection, for both ends; whoever waits on it is told."""
 
 
-Dial = Callable[[], Awaitable[Carrier]]
-"""Opens a new connection to the server; raises CarrierLost where none can be had."""
+class Dial(Protocol):
+    """Opens a new connection."""
+
+    async def __call__(self, address: str = "") -> Carrier:
+        """Opens a new connection to the server.
+
+        Args:
+          address: Where the server has sent the device on to (`messages.Elsewhere`); empty for the server itself.
+
+        Raises:
+          CarrierLost: None can be had.
+          JoinError: None may be opened to this address.
+        """

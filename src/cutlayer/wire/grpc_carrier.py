@@ -18,7 +18,8 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from cutlayer.wire.carrier import Carrier, CarrierLost
+from cutlayer.errors import JoinError
+from cutlayer.wire.carrier import Carrier, CarrierLost, Dial
 from cutlayer.wire.exposure import is_loopback
 from cutlayer.wire.packets import HEADER_BYTES, PIECE_BYTES
 
@@ -190,6 +191,35 @@ async def dial(
     metadata = [(NAME_KEY, name)] + ([(TOKEN_KEY, token)] if token else [])
     call: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=metadata)
     return _Calling(channel, call, intact=credentials is not None or is_loopback(address.rpartition(":")[0]))
+
+
+def dialler(
+    server: str,
+    *,
+    name: str,
+    token: str | None,
+    credentials: grpc.ChannelCredentials | None,
+    insecure: bool = False,
+) -> Dial:
+    """A device's way to its server.
+
+    Args:
+      server: `HOST:PORT`.
+      name, token, credentials: As of `dial`.
+      insecure: Whether the device's owner lets it talk to another machine without TLS.
+    """
+
+    async def call(address: str = "") -> Carrier:
+        if address.startswith(":"):
+            address = server.rpartition(":")[0] + address
+        if address and credentials is None and not insecure and not is_loopback(address.rpartition(":")[0]):
+            raise JoinError(
+                f"join: expected TLS to another machine, got none for {address}, where the server sends this device on "
+                "to. Name the fleet's ca.crt (--ca), or say --insecure."
+            )
+        return await dial(address or server, name=name, token=token, credentials=credentials)
+
+    return call
 
 
 def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:

@@ -283,6 +283,17 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Server to device, in place of `Welcome`: another process of the server serves it (`cutlayer serve --workers`).
+
+    Attributes:
+      address: `HOST:PORT` where the device says hello again; `:PORT` on the host that it has dialled.
+    """
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Device to server: something that it needs before it can begin.
 
@@ -362,7 +373,7 @@ class Stand:
 Message = Assignment | Activations | Recall | Gradients | Close | Measured | Update | Finish
 """What passes in rounds: exactly once, in order."""
 
-Handshake = Hello | Welcome | Refusal | Ask | Answer | Ready | Stand
+Handshake = Hello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
 """What passes on a new connection before messages of rounds do."""
 
 
