@@ -27,6 +27,7 @@ from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.plan import Known
 from cutlayer.policies.stragglers import Stragglers, wait_all
+from cutlayer.rounds.patience import Patience
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.guard import Guard
 from cutlayer.server.guarded import guarded
@@ -341,7 +342,7 @@ def play(
             evaluate_when=lambda _round: False,
             commit=commit,
             events=events,
-            stragglers=stragglers,
+            hold=Patience(stragglers).hold,
         )
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:

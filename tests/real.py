@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from cutlayer.config import read_config
-from cutlayer.fleet.machine import Machines, RealMachine
+from cutlayer.fleet.machine import Machines, ModelledMachine, RealMachine
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.join import Joining, join
 from cutlayer.prepare import prepare, prepare_server, write_shares
 from cutlayer.report.progress import NoProgress
 from cutlayer.run import Outcome
-from cutlayer.serve import serve
+from cutlayer.serve import Workers, serve
 from cutlayer.server.door import Admission, GrpcDoor
 from cutlayer.simulation import simulate
 from cutlayer.types import Recorder
-from cutlayer.wire.grpc_carrier import dial
+from cutlayer.wire.grpc_carrier import dialler
 
 FLEET: dict[str, Any] = {
     "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},
@@ -50,6 +50,11 @@ def one_thread() -> Machines:
     return lambda name, record: SharedMachine(name, record, thread)
 
 
+def inline(name: str, record: Recorder) -> ModelledMachine:
+    """A machine that computes on the event loop: there models may be built whoever else does."""
+    return ModelledMachine(name, 1e15, record)
+
+
 def values_for(inputs: Path, **changes: Any) -> dict[str, Any]:
     """The keys of a tiny run on the model and data in a folder; changes with `__` for a dot."""
     return {
@@ -75,6 +80,8 @@ def served(
     *,
     model: str = "",
     order: Callable[[list[str]], list[str]] = list,
+    team: Workers | None = None,
+    meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
     **options: Any,
 ) -> Outcome:
     """The same run, served to devices that dial in.
@@ -84,10 +91,14 @@ def served(
       out: The run folder.
       model: What devices are told of the model.
       order: Of the devices' coming.
+      team: The server's workers.
+      meanwhile: Something else to do while the run lasts.
       options: Of `serve`.
     """
     files, config = write_shares(prepare(read_config(None, values={**values, "out": str(out)})), out / "shares")
-    machines = one_thread()
+    machines = one_thread() if team is None else inline
+    if team is not None:
+        options["workers"] = team
 
     async def run() -> Outcome:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -101,6 +112,8 @@ def served(
             for name in order(list(files)):
                 joining = Joining(name, str(files[name]), model, out / "devices" / name, patience_seconds=20.0)
                 tasks.create_task(device(joining, address, machines))
+            if meanwhile is not None:
+                tasks.create_task(meanwhile())
         return serving.result()
 
     return asyncio.run(run())
@@ -111,7 +124,5 @@ async def device(
 ) -> None:
     """One device, until the run is over; it dials in plain text unless it is told how."""
 
-    def in_plain_text() -> Any:
-        return dial(address, name=joining.name, token=None, credentials=None)
-
+    in_plain_text = dialler(address, name=joining.name, token=None, credentials=None)
     await join(joining, open_stream or in_plain_text, Random(joining.name), lambda _: None, machines=machines)

@@ -36,6 +36,7 @@ TESTED_IN = {
     "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
     "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
+    "host.py": "test_serve.py",
     "join.py": "test_serve.py",  # a server and its devices, over loopback
     "settings.py": "test_prepare.py",
     "up.py": "cli/test_up.py",
@@ -98,7 +99,10 @@ def tracked_files() -> list[Path]:
 # ------------------------------------------------------------------ imports
 
 # What a weak machine has no use for.
-SERVER_SIDE = {"server", "rounds", "methods", "prepare", "coordinator", "run", "simulation", "serve", "report"}
+SERVER_SIDE = {
+    *("server", "rounds", "methods", "prepare", "coordinator", "run", "simulation", "serve", "report"),
+    *("host", "workers"),
+}
 
 
 def test_every_room_has_a_place_in_the_order() -> None:

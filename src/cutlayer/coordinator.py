@@ -20,10 +20,9 @@ from typing import Any, Protocol
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Known
-from cutlayer.policies.stragglers import Stragglers
 from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
-from cutlayer.rounds.patience import Patience
+from cutlayer.rounds.round import Round
 from cutlayer.server.server import Server, Tally
 from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
 from cutlayer.wire.link import Link
@@ -45,6 +44,10 @@ class Logbook:
     history: History = field(default_factory=History)
     cuts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+Hold = Callable[[Round, Server, Mapping[str, Link], RoundPlan], Awaitable[list[Contribution]]]
+"""Holds one round: what was trained in it, by name of device (`rounds/patience.py` is the plain one)."""
 
 
 class Members(Protocol):
@@ -78,7 +81,7 @@ class Coordinator:
       evaluate_when: Whether the round of this number is evaluated.
       commit: Called at each commit point with the round's row and events.
       events: Where machines and links record; emptied at each commit point.
-      stragglers: How long a round waits for its devices.
+      hold: Holds a round, for as long as its devices are waited for.
     """
 
     def __init__(
@@ -94,13 +97,12 @@ class Coordinator:
         evaluate_when: Callable[[int], bool],
         commit: Callable[[dict[str, Any], list[Event]], Awaitable[None]],
         events: list[Event],
-        stragglers: Stragglers,
+        hold: Hold,
     ) -> None:
-        self._patience = Patience(stragglers)
         self._method, self._server, self._members = method, server, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
-        self._events = events
+        self._events, self._hold = events, hold
 
     async def run(self) -> None:
         """Holds the rounds that are left, then tells every device that it may go."""
@@ -114,7 +116,7 @@ class Coordinator:
         start_wall, start = time.perf_counter(), self._clock()
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         plan = await self._server.machine.aside(lambda: self._make_plan(number, known))
-        contributions = await self._patience.hold(self._method.round, self._server, links, plan)
+        contributions = await self._hold(self._method.round, self._server, links, plan)
         await self._server.machine.aside(lambda: self._aggregate(contributions))
         duration = self._clock() - start
         if self._evaluate_when(number):

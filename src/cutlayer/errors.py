@@ -9,7 +9,8 @@ CutlayerError
 |  |- BudgetError                a device cannot hold its part
 |  |- CheckpointError            a checkpoint that is torn, foreign or absent, or has no room
 |  |- DivergedError              a loss that is not finite
-|  '- StragglersError            a round that no device finished
+|  |- StragglersError            a round that no device finished
+|  '- WorkerLost                 a process of the server that died and could not be begun again
 '- WireError                     a message that may not be believed, or one that will not come
    |- MalformedMessage           its version or bytes do not fit; never retried
    |- Refused                    a device that may not come in, or what it sent does not fit its plan
@@ -22,10 +23,18 @@ To add a class: put it in the tree, say in one sentence when it happens, and rea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 
 class CutlayerError(Exception):
-    """The root: catching it catches everything that cutlayer raises on purpose."""
+    """The root: catching it catches everything that cutlayer raises on purpose. Pickled, it keeps its fields."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[CutlayerError], args: tuple[Any, ...]) -> CutlayerError:
+    return kind.__new__(kind, *args)
 
 
 class UserError(CutlayerError):
@@ -86,6 +95,10 @@ class DivergedError(UserError):
 
 class StragglersError(UserError):
     """A round that every device left, or was too late for: there is nothing to go on from."""
+
+
+class WorkerLost(UserError):
+    """A process of the server that served some of its devices has died too often, or cannot be begun."""
 
 
 class JoinError(UserError):

@@ -74,6 +74,11 @@ class ServerIngredients:
     def costs(self) -> CostModel:
         return cost_model(self.model_settings)
 
+    def load(self) -> None:
+        """Reads the weights and counts what every connection asks for: now, and where models are built."""
+        self.base.whole()
+        _ = self.costs.hidden_size
+
     @property
     def train_settings(self) -> TrainSettings:
         return train_settings(self.config)

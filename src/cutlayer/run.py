@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cutlayer.config import RunConfig
-from cutlayer.coordinator import Coordinator, Logbook, Members
+from cutlayer.coordinator import Coordinator, Hold, Logbook, Members
 from cutlayer.errors import CheckpointError, DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
@@ -34,7 +34,7 @@ from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
-from cutlayer.rounds.patience import check
+from cutlayer.rounds.patience import Patience, check
 from cutlayer.server.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from cutlayer.server.evaluate import evaluate
 from cutlayer.server.forecast import Forecast
@@ -130,6 +130,34 @@ def first_plan(ingredients: ServerIngredients, method: Method, known: Known) -> 
     return plan
 
 
+def server_of(
+    ingredients: ServerIngredients,
+    adapter: Adapter,
+    machine: Machine,
+    fleet: Fleet,
+    scratch: Path,
+    *,
+    may_leave: bool = True,
+) -> Server:
+    """The server of a run, that starts from this adapter."""
+    train, costs = ingredients.config.train, ingredients.costs
+    return Server(
+        ingredients.run_id,
+        ingredients.base,
+        adapter,
+        machine,
+        costs,
+        ingredients.train_settings,
+        schedule(
+            train.schedule, peak=train.lr, warmup=train.warmup, rounds=train.rounds, local_steps=train.local_steps
+        ),
+        Forecast(fleet, costs, ingredients.compression),
+        ingredients.config.data.max_length,
+        scratch,
+        may_leave=may_leave,
+    )
+
+
 class Run:
     """One run on the server's side.
 
@@ -175,29 +203,15 @@ class Run:
         self._losses: dict[str, float] = {}  # at the last evaluation, of devices with an adapter of their own
         self._wall_before = 0.0  # wall seconds of earlier processes
         self._started = time.perf_counter()
-        train, base, costs = ingredients.config.train, ingredients.base, ingredients.costs
-        self.server = Server(
-            ingredients.run_id,
-            base,
-            base.initial_adapter(train.seed, tuple(ranks)),
-            machine,
-            costs,
-            ingredients.train_settings,
-            schedule(
-                train.schedule,
-                peak=train.lr,
-                warmup=train.warmup,
-                rounds=train.rounds,
-                local_steps=train.local_steps,
-            ),
-            Forecast(fleet, costs, ingredients.compression),
-            ingredients.config.data.max_length,
-            self._scratch,
-            may_leave=may_leave,
-        )
+        adapter = ingredients.base.initial_adapter(ingredients.config.train.seed, tuple(ranks))
+        self.server = server_of(ingredients, adapter, machine, fleet, self._scratch, may_leave=may_leave)
 
-    async def play(self, members: Members) -> Path:
+    async def play(self, members: Members, hold: Hold | None = None) -> Path:
         """Holds the rounds that are left and exports; returns the adapter's folder.
+
+        Args:
+          members: The devices.
+          hold: Holds a round; None where this process serves the devices.
 
         Raises:
           UserError: What a device holds does not fit, or training diverged.
@@ -216,7 +230,7 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
-            stragglers=stragglers_by_name(train.stragglers, train.late),
+            hold=hold or Patience(stragglers_by_name(train.stragglers, train.late)).hold,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round

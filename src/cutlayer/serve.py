@@ -1,29 +1,27 @@
 """A run with a real fleet: the server's process. Devices come by network (`join.py`); the rounds are the simulator's.
 
 device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
+
+With several workers (`workers/`) the hub only sends devices on, and each worker has a part of the round.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import torch
-from pydantic import ValidationError
-
 from cutlayer.coordinator import Logbook
-from cutlayer.errors import Refused
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
-from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.fleet.profile import Fleet
+from cutlayer.host import RunHost
 from cutlayer.methods.method import Method
-from cutlayer.model.fingerprint import fingerprint
-from cutlayer.model.pieces import PieceServer, manifest_bytes
-from cutlayer.model.source import ModelFiles
 from cutlayer.policies.plan import Known
 from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.prepare import ServerIngredients
@@ -33,23 +31,27 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.run import DeviceStates, Outcome, Run, first_error, first_plan, method_of, open_folder, what_is_known
 from cutlayer.server.checkpoint import Snapshot
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.guard import Guard
-from cutlayer.server.guarded import guarded
 from cutlayer.server.hub import Hub, Member
-from cutlayer.server.reception import Attended, Timelined
 from cutlayer.server.refusals import Refusals
 from cutlayer.server.roll_call import roll_call
 from cutlayer.types import Event
-from cutlayer.wire.budget import Budget
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Answer, Ask, Finish, Ready, Welcome
-from cutlayer.wire.packets import PIECE_BYTES
-from cutlayer.wire.sent import Shelf
-from cutlayer.wire.session import Session
+from cutlayer.wire.messages import Finish
+from cutlayer.workers.divided import check_divisible, holding
+from cutlayer.workers.switchboard import Switchboard, Worker
 
-IN_FLIGHT_BYTES = 256 * 2**20
-"""Handed to gRPC, or half arrived, at a time: it holds about four times as much."""
-ANSWER_BYTES = PIECE_BYTES // 2
+
+class Workers(Protocol):
+    """How workers are begun: by Ray (`workers/ray_workers.py`), or in this process in tests.
+
+    Attributes:
+      number: how many.
+    """
+
+    number: int
+
+    def start(self, ingredients: ServerIngredients, declared: Fleet) -> AbstractAsyncContextManager[Sequence[Worker]]:
+        """Workers, which end with the context. WorkerLost: There is no place for them."""
 
 
 class Door(Protocol):
@@ -80,6 +82,7 @@ async def serve(
     resume: bool = False,
     life: str | None = None,
     machines: Machines = RealMachine,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Serves a run to its end and exports.
 
@@ -93,11 +96,13 @@ async def serve(
       resume: Go on from the checkpoint in the run folder, with the devices that it names.
       life: Names this life of the server, differently each time; None for a name by chance.
       machines: Makes what the server computes on.
+      workers: Other processes that serve the devices; None where this one does.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
-    serving = _Serving(ingredients, fleet, display, door, min_devices, expected, life or secrets.token_hex(8), machines)
+    life = life or secrets.token_hex(8)
+    serving = _Serving(ingredients, fleet, display, door, min_devices, expected, life, machines, workers)
     try:
         return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
@@ -117,27 +122,51 @@ class _Serving:
         expected: Sequence[str],
         life: str,
         machines: Machines,
+        workers: Workers | None,
     ) -> None:
         self._ingredients, self._declared, self._display, self._door = ingredients, fleet, display, door
-        self._min_devices, self._expected, self._life = min_devices, expected, life
+        self._min_devices, self._expected = min_devices, expected
         self._method: Method = method_of(ingredients.config)
         self._logbook, self._events = Logbook(), list[Event]()
-        self._machine = machines(fleet.server.name, self._record)
-        self._pieces = PieceServer(ingredients.model_settings)
-        self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
-        self._shelf = Shelf(Path(ingredients.config.out) / "scratch")
-        self._fingerprint = fingerprint(ModelFiles(ingredients.config.model.name))
+        self._machine = machines(fleet.server.name, self._record_own)
         self._zero = self._round_opened = 0.0
         self._run: Run | None = None
+        host = RunHost(
+            ingredients,
+            self._method,
+            fleet,
+            life,
+            self._machine,
+            clock=self._clock,
+            record=self._record,
+            standing=door.standing,
+            scratch=Path(ingredients.config.out) / "scratch",
+        )
         places = {device.name: index for index, device in enumerate(fleet.devices)}
-        self.hub = Hub(life, self, places, Refusals(now), display.device_news)
         train = ingredients.config.train
-        self._waits_for_all = stragglers_by_name(train.stragglers, train.late).waits_for_all
+        stragglers = stragglers_by_name(train.stragglers, train.late)
+        self._waits_for_all = stragglers.waits_for_all
+        refusals, news = Refusals(now), display.device_news
+        self._workers = workers
+        self._switchboard: Switchboard | None = None
+        if workers is None:
+            self.hub = Hub(life, host, places, refusals, news)
+        else:
+            check_divisible(ingredients.config.method.name, self._method.round, stragglers)
+            self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
+        host.hub = self.hub
 
     async def play(self, *, resume: bool) -> Outcome:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._workers is not None and self._switchboard is not None:
+                workers = self._workers.start(self._ingredients, self._declared)
+                await stack.enter_async_context(self._switchboard.staffed(workers))
+            return await self._open(resume=resume)
+
+    async def _open(self, *, resume: bool) -> Outcome:
         config, run_id = self._ingredients.config, self._ingredients.run_id
         # Weights that cannot be read and a port that is taken show before a new run has a folder.
-        await self._machine.aside(self._ingredients.base.whole)
+        await self._machine.aside(self._ingredients.load)
         if not resume:
             await self._door.open(self.hub)
         try:
@@ -183,8 +212,9 @@ class _Serving:
                 self._run.restore(snapshot)
             names = [device.name for device in known.fleet.devices]
             self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
-            adapter = await self._run.play(self)
-            return self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refusals.as_dict())
+            hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
+            adapter = await self._run.play(self, hold)
+            return self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
         except asyncio.CancelledError:
             reason = "the server was stopped; it may come back"
             raise
@@ -227,86 +257,12 @@ class _Serving:
         profiles = tuple(member.profile for member in members if member.profile is not None)
         return Fleet(name="real", source="measured", server=self._declared.server, devices=profiles)
 
-    # ------------------------------------------------------------------ the host, for the hub
-
-    def welcome(self, device: str, index: int) -> Welcome:
-        config = self._ingredients.config
-        return Welcome(
-            run=self._ingredients.run_id,
-            session=self._life,
-            device=device,
-            index=index,
-            config=config.model_dump_json(),
-            labels=self._ingredients.labels,
-            fingerprint=self._fingerprint.text,
-            conversation=self._method.round.conversation,
-        )
-
-    def profile(self, ready: Ready) -> DeviceProfile:
-        declared = next((device for device in self._declared.devices if device.name == ready.device), None)
-        if declared is not None:
-            return declared
-        try:
-            return DeviceProfile(
-                name=ready.device,
-                flops_per_second=ready.flops_per_second,
-                efficiency=1.0,
-                memory_bytes=ready.memory_bytes,
-                up_bits_per_second=ready.up_bits_per_second,
-                down_bits_per_second=ready.down_bits_per_second,
-                latency_seconds=ready.latency_seconds,
-                max_blocks=ready.max_blocks[0] if ready.max_blocks else None,
-            )
-        except ValidationError as error:
-            field = error.errors()[0]
-            raise Refused(
-                "wrong-profile", f"device {ready.device}: expected {field['msg']}, got {field['loc']}. Measure again."
-            ) from None
-
-    async def answer(self, device: str, ask: Ask) -> Answer:
-        if ask.what == "echo":
-            return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
-        if ask.what == "files":
-            head = ask.name == "head"
-            # where the machine computes: torch builds a model on the meta device for one thread of a process at a time
-            manifest = await self._machine.aside(lambda: self._pieces.manifest(ask.number, head=head))
-            return _answer(manifest_bytes(manifest))
-        if ask.what == "piece":
-            return _answer(
-                await asyncio.to_thread(self._pieces.read, ask.name, ask.number, min(ask.length, ANSWER_BYTES))
-            )
-        raise Refused("wrong-kind", f"device {device}: expected to be asked for echo, files or piece, got {ask.what}.")
-
-    def session(self, device: str) -> tuple[Session, Link]:
-        ingredients = self._ingredients
-        guard = Guard(
-            device,
-            ingredients.run_id,
-            ingredients.base,
-            hidden_size=ingredients.costs.hidden_size,
-            longest_tokens=ingredients.config.data.max_length,
-            compression=ingredients.compression,
-            holds=self._method.round.holds,
-        )
-        session = Session(
-            self._life,
-            limit_bytes=guard.frame_limit,
-            incoming=self._incoming,
-            outgoing=self._outgoing,
-            shelf=self._shelf,
-        )
-        link = guarded(session, guard, lambda link: ingredients.compressed(Timelined(link, self._clock, self._record)))
-        return session, Attended(
-            link, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
-        )
-
-    def standing(self, device: str) -> None:
-        self._door.standing(device)
-
     # ------------------------------------------------------------------ time
 
     def _roll_call(self) -> Callable[[], list[DeviceNow]]:
         """How the devices are; for any thread."""
+        if (switchboard := self._switchboard) is not None:
+            return lambda: switchboard.roll_call(self._expected)
         loop, counts_steps = asyncio.get_running_loop(), self._method.round.conversation != "alone"
 
         def call() -> list[DeviceNow]:
@@ -319,15 +275,12 @@ class _Serving:
     def _clock(self) -> float:
         return now() - self._zero
 
+    def _record_own(self, event: Event) -> None:
+        """Of this process's machine, which is on the loop's clock."""
+        start, end = event.start_seconds - self._zero, event.end_seconds - self._zero
+        self._record(replace(event, start_seconds=start, end_seconds=end))
+
     def _record(self, event: Event) -> None:
-        """Of the server's machine, on the loop's clock; of devices, on the run's."""
-        if event.who == self._declared.server.name:
-            event = replace(
-                event, start_seconds=event.start_seconds - self._zero, end_seconds=event.end_seconds - self._zero
-            )
+        """Of devices and workers, on the run's clock."""
         self._events.append(event)
         self._display.event(event)
-
-
-def _answer(data: bytes) -> Answer:
-    return Answer(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -43,3 +45,15 @@ def test_a_run_that_goes_on_is_not_described_again(flags: tuple[object, ...], tm
 def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
     wrong(run("serve", "--resume", tmp_path / "nothing"), "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_workers_need_ray_and_say_how_to_get_it(world: World) -> None:
+    with mock.patch.dict(sys.modules, {"ray": None}):
+        sys.modules.pop("cutlayer.workers.ray_workers", None)
+        wrong(run("serve", *world.classification(), "--workers", 2), "--workers", "pip install 'cutlayer[ray]'")
+    assert not world.out.exists()
+
+
+def test_one_worker_asks_for_no_ray(world: World) -> None:
+    with mock.patch.dict(sys.modules, {"ray": None}), socket.create_server(("127.0.0.1", 0)) as taken:
+        wrong(run("serve", *world.classification(), "--port", taken.getsockname()[1], "--workers", 1), "--port")

@@ -14,6 +14,7 @@ from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cutlayer.serve import Workers
     from cutlayer.server.roster import Roster
 
 DEFAULT_PORT = 7070
@@ -33,6 +34,16 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen to others without TLS and proof. Says what that risks.")
     ] = False,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=1,
+            metavar="N",
+            help="Serve devices by N processes, each with the model, one per GPU; by Ray (cutlayer[ray]). "
+            "For methods whose server trains an adapter for each device, or none.",
+        ),
+    ] = 1,
     min_devices: Annotated[int, typer.Option(min=1, help="The first round waits for so many devices.")] = 1,
     resume: Annotated[
         Path | None,
@@ -47,16 +58,13 @@ def serve(
     from cutlayer.report.fleet_progress import FleetProgress
     from cutlayer.report.progress import NoProgress
     from cutlayer.serve import serve as serve_run
-    from cutlayer.server.door import Admission, GrpcDoor
+    from cutlayer.server.door import door_of
     from cutlayer.wire.allocator import keep_freed_memory
     from cutlayer.wire.exposure import check_exposure
-    from cutlayer.wire.tls import server_credentials
 
     check_exposure(host, tls=folder is not None, authenticated=folder is not None, insecure=insecure)
     roster = None if folder is None else _roster(folder)
-    credentials = None
-    if folder is not None and roster is not None:
-        credentials = server_credentials(folder, require_client_certificate=roster.kind == "certificate")
+    team = _team(workers, host, port, folder)
     terminal = console()
     keep_freed_memory()
     with terminal.status("reading the data"):
@@ -65,7 +73,7 @@ def serve(
     def opened(port: int) -> None:
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
 
-    door = GrpcDoor(f"{host}:{port}", Admission(roster), credentials, opened)
+    door = door_of(f"{host}:{port}", folder, opened)
     with NoProgress() if quiet else FleetProgress(terminal) as display:
         outcome = run_until_signalled(
             serve_run(
@@ -76,10 +84,19 @@ def serve(
                 min_devices=min_devices,
                 expected=[] if roster is None else roster.names(),
                 resume=resume is not None,
+                workers=team,
             ),
             f"cutlayer serve --resume {config.out}",
         )
     tell(outcome, quiet=quiet)
+
+
+def _team(workers: int, host: str, port: int, folder: Path | None) -> Workers | None:
+    if workers == 1:
+        return None
+    from cutlayer.workers.ray_workers import RayWorkers
+
+    return RayWorkers(workers, host, port, folder)
 
 
 def _roster(folder: Path) -> Roster:

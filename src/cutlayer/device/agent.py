@@ -1,7 +1,9 @@
 """The agent: a device's connection to its server, for as long as there is a run. It comes, and when it is lost it comes
 again.
 
-    dial -> Hello -> (Elsewhere -> dial -> Hello ->) Welcome -> (prepare, once) -> Ready -> Stand -> the session, until the connection is lost -> dial
+    dial -> Hello -> Welcome -> (prepare, once) -> Ready -> Stand -> the session, until the connection is lost -> dial
+
+A server of several processes answers the first hello with `Elsewhere`: the device dials there and says hello again.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from cutlayer.wire.messages import (
 )
 from cutlayer.wire.session import Session, Standing
 
-T = TypeVar("T", Welcome | Elsewhere, Answer, Stand)
+T = TypeVar("T", Welcome, Welcome | Elsewhere, Answer, Stand)
 
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 10.0
@@ -106,7 +108,7 @@ class Agent:
                     async with _welcomed(self._name, self._dial) as (carrier, welcome):
                         return await self._talk(carrier, welcome)
                 except _RunOver:
-                    return
+                    return None
                 except WireError as error:
                     lost = error
                 if self._attended:

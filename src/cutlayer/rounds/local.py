@@ -35,6 +35,7 @@ def local(*, personal: bool = False) -> Round:
 class _Local:
     conversation = "alone"
     equal_cuts = together = keeps_activations = cuts_batches = False
+    divisible = True
 
     def __init__(self, personal: bool) -> None:
         self._personal = personal

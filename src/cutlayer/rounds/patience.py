@@ -65,11 +65,7 @@ class Patience:
         finally:
             hold.end()
         if not contributions:
-            names = ", ".join(sorted(device.device for device in plan.devices))
-            raise StragglersError(
-                f"round {plan.round}: expected an update from one of {names}, got none: every device left or was "
-                "late. Look at the devices and their links, or give them longer (train.stragglers)."
-            )
+            raise nobody(plan)
         return contributions
 
     def _part(self, link: Link, close: Close) -> None:
@@ -83,6 +79,15 @@ def check(policy: Stragglers, round: Round) -> None:
             f"train.stragglers: expected a deadline where devices wait for each other in a round, got a quorum of "
             f"{policy.fraction:g}: one that is late keeps all from finishing. Write deadline:SECONDS."
         )
+
+
+def nobody(plan: RoundPlan) -> StragglersError:
+    """The error of a round that every device left."""
+    names = ", ".join(sorted(device.device for device in plan.devices))
+    return StragglersError(
+        f"round {plan.round}: expected an update from one of {names}, got none: every device left or was "
+        "late. Look at the devices and their links, or give them longer (train.stragglers)."
+    )
 
 
 class _Hold:

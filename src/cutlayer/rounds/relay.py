@@ -28,7 +28,7 @@ def relay() -> Round:
 
 
 class _Relay:
-    equal_cuts = keeps_activations = False
+    equal_cuts = keeps_activations = divisible = False
     together = cuts_batches = True
 
     def __init__(self) -> None:

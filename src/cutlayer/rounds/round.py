@@ -20,6 +20,8 @@ class Round(Protocol):
       together: whether a device may have to wait for another, so that one which is late holds them all up.
       keeps_activations: whether activations of one round are trained on in later ones.
       cuts_batches: whether the batch of a local step may come in micro-batches.
+      divisible: whether several servers may hold it, each with a part of its devices: on none of them does anything
+        that is trained depend on another device's activations.
     """
 
     conversation: str
@@ -27,6 +29,7 @@ class Round(Protocol):
     together: bool
     keeps_activations: bool
     cuts_batches: bool
+    divisible: bool
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         """Runs on the server, one round: returns what was trained, by those who did not leave (`DeviceGone`)."""

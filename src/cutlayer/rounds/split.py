@@ -27,7 +27,7 @@ from cutlayer.errors import DeviceGone
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.server import Server
+from cutlayer.server.server import Server, one_per_device
 from cutlayer.server.steps import ServerStep
 from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link, unexpected
@@ -51,6 +51,7 @@ class _Split:
         self._server_step = server_step
         self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
         self.cuts_batches = server_step.cuts_batches
+        self.divisible = server_step.owner is one_per_device
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, self._server_step.owner)

@@ -87,7 +87,7 @@ def stream(
 
 
 class _Stream:
-    equal_cuts = together = cuts_batches = False
+    equal_cuts = together = cuts_batches = divisible = False
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import grpc
@@ -14,12 +15,12 @@ import grpc.aio
 from cutlayer.errors import ConfigError, Refused, WireError
 from cutlayer.server.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS, MAX_STRANGERS
 from cutlayer.server.hub import PASSING, Hub
-from cutlayer.server.roster import NAME
+from cutlayer.server.roster import NAME, Roster
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.grpc_carrier import CLOSE_SECONDS, listen, said_of
 from cutlayer.wire.handshake import say
 from cutlayer.wire.messages import Refusal
-from cutlayer.wire.tls import proved
+from cutlayer.wire.tls import proved, server_credentials
 
 
 class Register(Protocol):
@@ -76,6 +77,20 @@ class Admission:
         """
         if self._roster is not None:
             self._roster.standing(device, self._digests[device])
+
+
+def door_of(
+    address: str,
+    folder: Path | None,
+    opened: Callable[[int], None],
+    admission: Callable[[Register | None], Admission] = Admission,
+) -> GrpcDoor:
+    """The door of a fleet folder: TLS, and the devices of its roster; plain text and everybody where there is none."""
+    if folder is None:
+        return GrpcDoor(address, admission(None), None, opened)
+    roster = Roster(folder)
+    credentials = server_credentials(folder, require_client_certificate=roster.kind == "certificate")
+    return GrpcDoor(address, admission(roster), credentials, opened)
 
 
 @dataclass

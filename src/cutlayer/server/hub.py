@@ -29,7 +29,7 @@ PREPARE_SECONDS = 3_600.0
 the carrier, whatever it was doing."""
 FAREWELL_SECONDS = 5.0
 """For the last message to leave, when a run ends."""
-PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed"})
+PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
 BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
 """Those that say nothing of the device: it is away, and its round waits for it as for any other that is."""
@@ -288,6 +288,10 @@ class Hub:
         if line:
             self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
 
+    def refused(self) -> dict[str, dict[str, int]]:
+        """Device -> reason -> how often something was refused."""
+        return self.refusals.as_dict()
+
     def state(self) -> list[dict[str, Any]]:
         """The fleet as a checkpoint keeps it."""
         return [
@@ -305,13 +309,21 @@ class Hub:
     def load_state(self, members: Sequence[Mapping[str, Any]]) -> None:
         """The fleet of an earlier life of the server: all of it is away."""
         for row in members:
-            self._places[row["name"]] = row["index"]
-            member = self._member(row["name"])
-            member.profile = DeviceProfile.model_validate(row["profile"])
-            member.num_samples, member.label_counts = row["num_samples"], tuple(row["label_counts"])
-            if row["refused"]:
-                why = f"device {member.name}: expected it to come again, got nothing of it since it was refused."
-                member.refused = DeviceGone(why, device=member.name, reason=row["refused"])
+            self.put(row["name"], row["index"])
+            self._learn(row)
+
+    def put(self, device: str, index: int) -> None:
+        """Gives a device its place in the fleet, before it has come."""
+        self._places[device] = index
+
+    def _learn(self, row: Mapping[str, Any]) -> Member:
+        """Takes in a row of `state`."""
+        member = self._member(row["name"])
+        member.profile = DeviceProfile.model_validate(row["profile"])
+        member.num_samples, member.label_counts = row["num_samples"], tuple(row["label_counts"])
+        why = f"device {member.name}: expected it to come again, got nothing of it since it was refused."
+        member.refused = DeviceGone(why, device=member.name, reason=row["refused"]) if row["refused"] else None
+        return member
 
     # ------------------------------------------------------------------ the end
 

@@ -394,6 +394,10 @@ class Server:
         self._tallies, self._left = defaultdict(Tally), set()
         return tallies
 
+    def put_tallies(self, tallies: Mapping[str, Tally]) -> None:
+        """Takes over what another server saw of its part of the round."""
+        self._tallies.update(tallies)
+
     def drop(self, device: str) -> None:
         """Counts a message that came after its round was over, and was dropped."""
         self._tallies[device].dropped_messages += 1

@@ -1,0 +1,86 @@
+"""Workers that play in the test's own process: what Ray does in processes of their own, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cutlayer.fleet.profile import Fleet
+from cutlayer.prepare import ServerIngredients
+from cutlayer.server.share import Share
+from cutlayer.wire.messages import Finish
+from cutlayer.workers.worker import Held, Report, Setup, WorkerProcess
+from real import inline
+
+
+class Team:
+    """`serve.Workers`, in this process.
+
+    Args:
+      number: How many.
+
+    Attributes:
+      places: the workers, which can be killed.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.places: list[Place] = []
+
+    @asynccontextmanager
+    async def start(self, ingredients: ServerIngredients, declared: Fleet) -> AsyncIterator[Sequence[Place]]:
+        for number in range(self.number):
+            scratch = Path(ingredients.config.out) / "scratch" / f"worker-{number}"
+            self.places.append(Place(Setup(replace(ingredients), declared, "127.0.0.1:0", None, scratch)))
+        yield self.places
+
+
+class Place:
+    """A worker that is begun again when it dies, as by Ray: what was asked of the dead one is asked of the new one."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.asked: list[str] = []
+        self._process = WorkerProcess(setup, machines=inline)
+        self._died = asyncio.Event()
+
+    async def kill(self) -> None:
+        """The process is gone, with all that it knew; another is begun."""
+        dead, self._process = self._process, WorkerProcess(self._setup, machines=inline)
+        died, self._died = self._died, asyncio.Event()
+        died.set()
+        if dead._round is not None:
+            dead._round[1].cancel()
+        await dead._door.close()
+
+    async def _ask(self, name: str, *args: Any) -> Any:
+        self.asked.append(name)
+        while True:
+            died = asyncio.ensure_future(self._died.wait())
+            answer = asyncio.ensure_future(getattr(self._process, name)(*args))
+            try:
+                await asyncio.wait({died, answer}, return_when=asyncio.FIRST_COMPLETED)
+                if not died.done():
+                    return answer.result()
+            finally:
+                died.cancel()
+                answer.cancel()
+
+    async def expect(self, device: str, index: int) -> str:
+        return await self._ask("expect", device, index)
+
+    async def hold(self, share: Share, members: Sequence[Mapping[str, Any]]) -> Held:
+        return await self._ask("hold", share, members)
+
+    async def report(self, seen: int) -> Report:
+        return await self._ask("report", seen)
+
+    async def dismiss(self, finish: Finish) -> None:
+        await self._ask("dismiss", finish)
+
+    async def farewell(self, reason: str) -> None:
+        await self._ask("farewell", reason)

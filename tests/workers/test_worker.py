@@ -1,0 +1,73 @@
+"""Two workers are one server: the adapter byte for byte, and nothing lost or counted twice when one of them dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cutlayer.errors import ConfigError
+from cutlayer.run import Outcome
+from real import served, simulated, values_for
+from team import Team
+from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    save_tiny_model("bert", "classification", folder / "model")
+    save_tiny_tokenizer(folder / "model")
+    write_jsonl(folder / "data" / "train.jsonl", reviews(100, seed=1))
+    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
+    return folder
+
+
+def bytes_of(outcome: Outcome) -> bytes:
+    return (outcome.adapter / "adapter_model.safetensors").read_bytes()
+
+
+PRUNED = {"lora__targets": ["all-linear"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [("memsfl", {}), ("flora", {}), ("fedspine", PRUNED), ("local_only", {})],
+)
+def test_two_workers_train_the_adapter_of_one_server(
+    method: str, changes: dict[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    values, team = values_for(inputs, method__name=method, train__rounds=3, **changes), Team(2)
+    outcome = served(values, tmp_path / "workers", team=team)
+    assert bytes_of(outcome) == bytes_of(simulated(values, tmp_path / "simulated"))
+    assert [place.asked.count("hold") for place in team.places] == [3, 3]
+
+
+@pytest.mark.parametrize("method", ["memsfl", "fedlora"])
+def test_a_worker_dies_in_the_middle_of_a_round(method: str, inputs: Path, tmp_path: Path) -> None:
+    values, team = values_for(inputs, method__name=method, train__rounds=3), Team(2)
+
+    async def kill() -> None:
+        while not (team.places and team.places[0].asked.count("hold") == 2):
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.05)
+        await team.places[0].kill()
+
+    outcome = served(values, tmp_path / "workers", team=team, meanwhile=kill)
+    expected = simulated(values, tmp_path / "simulated")
+    assert bytes_of(outcome) == bytes_of(expected)
+    assert outcome.summary["totals"]["samples"] == expected.summary["totals"]["samples"]
+    rows = [json.loads(row) for row in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [0, 1, 2]
+
+
+def test_a_method_that_cannot_be_divided_begins_nothing(inputs: Path, tmp_path: Path) -> None:
+    team = Team(2)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        served(values_for(inputs, method__name="sl"), tmp_path / "run", team=team)
+    assert caught.group_contains(ConfigError, match="--workers")
+    assert not team.places
+    assert not (tmp_path / "run" / "config.yaml").exists()
