@@ -57,6 +57,11 @@ class Place:
             dead._round[1].cancel()
         await dead._door.close()
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._process._port
+
     async def _ask(self, name: str, *args: Any) -> Any:
         self.asked.append(name)
         while True:

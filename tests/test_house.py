@@ -35,7 +35,6 @@ TESTED_IN = {
     "coordinator.py": "test_every_method.py",  # whole runs
     "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
-    "errors.py": "cli/test_bad_input.py",  # classes; each is also reached where it is raised
     "host.py": "test_serve.py",
     "join.py": "test_serve.py",  # a server and its devices, over loopback
     "settings.py": "test_prepare.py",

@@ -7,8 +7,9 @@ import asyncio
 import grpc.aio
 import pytest
 
+from cutlayer.errors import JoinError
 from cutlayer.wire.carrier import Carrier, CarrierLost
-from cutlayer.wire.grpc_carrier import _is_here, dial, listen
+from cutlayer.wire.grpc_carrier import _is_here, dial, dialler, listen
 
 
 def test_packets_pass_and_plain_text_within_this_machine_is_intact() -> None:
@@ -28,6 +29,35 @@ def test_packets_pass_and_plain_text_within_this_machine_is_intact() -> None:
         assert [carrier.intact, *(other.intact for other in met)] == [True, True]
         carrier.close()
         await server.stop(0)
+
+    asyncio.run(work())
+
+
+def test_a_device_that_is_sent_on_dials_the_other_port_of_the_same_host() -> None:
+    async def work() -> None:
+        async def attend(carrier: Carrier, _context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            await carrier.send(b"here")
+            await carrier.receive()
+
+        server, port = await listen(attend, "127.0.0.1:0", None)
+        call = dialler("127.0.0.1:1", name="pi", token=None, credentials=None)  # where nobody is
+        for address in (f":{port}", f"127.0.0.1:{port}"):
+            carrier = await call(address)
+            assert await carrier.receive() == b"here"
+            carrier.close()
+        await server.stop(0)
+
+    asyncio.run(work())
+
+
+def test_a_device_is_sent_to_no_other_machine_without_tls_unless_its_owner_lets_it() -> None:
+    async def work() -> None:
+        with pytest.raises(JoinError, match=r"got none for 192\.0\.2\.7:7071"):
+            await dialler("127.0.0.1:7070", name="pi", token="secret", credentials=None)("192.0.2.7:7071")
+        secure = grpc.ssl_channel_credentials()
+        for options in ({"credentials": secure}, {"credentials": None, "insecure": True}):
+            carrier = await dialler("127.0.0.1:7070", name="pi", token=None, **options)("192.0.2.7:7071")
+            carrier.close()
 
     asyncio.run(work())
 

@@ -11,6 +11,9 @@ import pytest
 
 from cutlayer.errors import ConfigError
 from cutlayer.run import Outcome
+from cutlayer.wire.grpc_carrier import dial
+from cutlayer.wire.handshake import hear
+from cutlayer.wire.messages import Handshake, Message, Refusal
 from real import served, simulated, values_for
 from team import Team
 from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
@@ -35,7 +38,7 @@ PRUNED = {"lora__targets": ["all-linear"]}
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("memsfl", {}), ("flora", {}), ("fedspine", PRUNED), ("local_only", {})],
+    [("memsfl", {"train__micro_batches": 2}), ("flora", {}), ("fedspine", PRUNED), ("local_only", {})],
 )
 def test_two_workers_train_the_adapter_of_one_server(
     method: str, changes: dict[str, Any], inputs: Path, tmp_path: Path
@@ -62,6 +65,23 @@ def test_a_worker_dies_in_the_middle_of_a_round(method: str, inputs: Path, tmp_p
     assert outcome.summary["totals"]["samples"] == expected.summary["totals"]["samples"]
     rows = [json.loads(row) for row in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [0, 1, 2]
+
+
+def test_who_was_not_sent_is_told_to_come_by_the_server(inputs: Path, tmp_path: Path) -> None:
+    team, answers = Team(2), list[Message | Handshake]()
+
+    async def intrude() -> None:
+        while not (team.places and "hold" in team.places[1].asked):
+            await asyncio.sleep(0.005)
+        carrier = await dial(f"127.0.0.1:{team.places[1].port}", name="slow", token=None, credentials=None)
+        answers.append(await hear(carrier))  # "slow" belongs to the other worker
+        carrier.close()
+
+    outcome = served(values_for(inputs), tmp_path / "run", team=team, meanwhile=intrude)
+    (answer,) = answers
+    assert isinstance(answer, Refusal)
+    assert (answer.reason, answer.final) == ("unexpected", False)
+    assert outcome.summary["refusals"] == {"(stranger)": {"unexpected": 1}}
 
 
 def test_a_method_that_cannot_be_divided_begins_nothing(inputs: Path, tmp_path: Path) -> None:

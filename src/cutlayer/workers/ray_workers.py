@@ -26,7 +26,6 @@ RAYS_CHOICES = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to Ray's makers
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # SIGTERM is no crash, of which it prints a trace
     "RAY_worker_niceness": "0",  # Ray's own choice, 15, leaves a worker the time that nobody else wants
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what concerns a person the head says itself
 }
 """In place of Ray's own, unless the environment says something else; Ray reads them when it is imported."""
 
@@ -62,7 +61,12 @@ class RayWorkers:
         Raises:
           ConfigError: Ray has no place for so many.
         """
-        cuda = ingredients.config.hardware != "cpu"
+        hardware = ingredients.config.hardware
+        if hardware not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"--workers: expected cpu or cuda, got {hardware}: Ray gives each worker a GPU. Change hardware."
+            )
+        cuda = hardware == "cuda"
         try:
             await asyncio.to_thread(self._connect, cuda)  # which takes seconds, and elsewhere leaves signals alone
             own = ray.util.get_node_ip_address()
@@ -70,9 +74,9 @@ class RayWorkers:
                 num_cpus=1, num_gpus=1 if cuda else 0, max_restarts=MOST_RESTARTS, max_task_retries=-1
             )(_Process)
             setups = [self._setup(number, ingredients, declared) for number in range(self.number)]
-            kept = [ray.put(setup) for setup in setups]  # for a worker that is begun again, as long as they have a name
-            yield [RayWorker(number, process.remote(setup, own)) for number, setup in enumerate(kept)]
-            del kept
+            kept = [ray.put(setup) for setup in setups]
+            yield [RayWorker(number, process.remote([setup], own)) for number, setup in enumerate(kept)]
+            del kept  # until now a worker could be begun again with it
         finally:
             await asyncio.to_thread(ray.shutdown)
 
@@ -80,7 +84,13 @@ class RayWorkers:
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **quiet)
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"--workers: expected a cluster of Ray at RAY_ADDRESS={address}, got "
+                    f"{' '.join(str(error).split())[:300]}. Start one there, or unset RAY_ADDRESS."
+                ) from error
         else:
             ray.init(address="local", num_cpus=self.number, include_dashboard=False, **quiet)
         kind, have = "GPU" if cuda else "CPU", ray.cluster_resources()
@@ -102,13 +112,13 @@ class _Process(WorkerProcess):
     """The worker, in Ray's process.
 
     Args:
-      setup: What it is made of.
+      kept: Where what it is made of is kept.
       head: The address of the head's machine.
     """
 
-    def __init__(self, setup: Setup, head: str) -> None:
+    def __init__(self, kept: Sequence[Any], head: str) -> None:
         own = ray.util.get_node_ip_address()
-        super().__init__(setup, "" if own == head else own)
+        super().__init__(ray.get(kept[0]), "" if own == head else own)
 
 
 class RayWorker:

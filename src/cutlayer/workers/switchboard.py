@@ -14,11 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from cutlayer.errors import WorkerLost
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.server.hub import FAREWELL_SECONDS, Host, Hub
 from cutlayer.server.metered import Metered
 from cutlayer.server.refusals import Refusals
 from cutlayer.server.share import Share
+from cutlayer.wire.carrier import CarrierLost
 from cutlayer.wire.handshake import say
 from cutlayer.wire.messages import FINISHED, Elsewhere, Finish, Refusal
 from cutlayer.workers.worker import Held, Report
@@ -134,7 +136,10 @@ class Switchboard(Hub):
         if self._over is not None:
             await say(carrier, self._over)
             return
-        address = await self.workers[self.worker_of(device)].expect(device, self._place(device))
+        try:
+            address = await self.workers[self.worker_of(device)].expect(device, self._place(device))
+        except WorkerLost as error:  # whereupon the run ends
+            raise CarrierLost(str(error)) from None
         await say(carrier, Elsewhere(address))
 
     async def dismiss(self, finish: Finish) -> None:
