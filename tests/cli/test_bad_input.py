@@ -183,6 +183,10 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
         flags("--method", "fedspine", "-o", "lora.targets=[all-linear]", "--rounds", 1),
         ("train.rounds", "at least 2", "method.prune=0"),
     ),
+    "parts of batches that must stay whole": (
+        flags("--method", "fedlora", "--micro-batches", 2),
+        ("train.micro_batches: expected 1", "got 2", "(memsfl)"),
+    ),
     "pruning everything": (flags("--method", "fedspine", "-o", "method.prune=1.0"), ("method.prune", "below 1")),
     # the config
     "an unknown key": (flags("-o", "train.round=3"), ("flags", "'train.round'", "Did you mean 'rounds'?")),

@@ -62,6 +62,19 @@ def test_every_device_has_a_row_of_what_the_models_say(task: str, world: World) 
     assert not world.out.exists()
 
 
+def test_a_batch_in_parts_takes_less_memory_and_says_so(world: World) -> None:
+    ran = run("plan", *world.classification(), "--micro-batches", "4", "--no-overlap")
+    assert "batches of 4 x " in ran.out
+    assert " tokens in 4 parts)" in ran.out
+    made = ingredients_of(world.classification())
+    tokens = typical_tokens(made)
+    for device in method_of(made.config).make_plan(0, known_of(made, Logbook())).devices:
+        parts = replace(device, micro_batches=4, overlap=False)
+        row = cells(ran.out)[device.device]
+        assert row[1] == human_bytes(made.costs.device(device, 1, 16).memory_bytes)
+        assert row[-1] == human_seconds(Forecast(made.fleet, made.costs).local_step(parts, 4, tokens))
+
+
 def test_no_weight_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(world.classifier, world.folder / "without-weights")
     (copy / "model.safetensors").unlink()
