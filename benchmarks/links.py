@@ -1,13 +1,13 @@
-"""Step time of a real fleet over the same run in one process: on loopback and on a slow link, with overlap and without.
+"""Step time of a real fleet over the same run in one process: on loopback and on slow links, with overlap and without.
 
     python benchmarks/links.py
 
-Two devices and a server, each a process of its own with one thread, as `cutlayer up` starts them; on the slow link each
+Two devices and a server, each a process of its own with one thread, as `cutlayer up` starts them; on a slow link each
 device is behind a proxy that lets through so much a second in each direction. The same run in one process is the
 simulated one, whose wall time is what its arithmetic takes: all of it, one piece after the other.
 
 Each is run with whole batches, with micro-batches one after the other, and with two of those under way at a time. What
-they train is checked: the three places agree bit for bit, and overlap changes nothing.
+they train is checked: all places agree bit for bit, and overlap changes nothing.
 
 The time of a step is the median over rounds of the round's wall time by its local steps: with what a round costs,
 without the first, which warms up, and the last, which evaluates. All are run in turns, one after the other.
@@ -87,8 +87,8 @@ def make_config(folder: Path, settings: argparse.Namespace) -> RunConfig:
             "tflops": 0.1,
             "efficiency": 0.3,
             "latency_ms": 1,
-            "up_mbit": settings.mbit,
-            "down_mbit": settings.mbit,
+            "up_mbit": 100,
+            "down_mbit": 100,
             "memory_gib": 8,
         },
         "devices": [{"name": f"device-{number}"} for number in range(DEVICES)],
@@ -163,8 +163,10 @@ async def real(job: Job, folder: Path, bytes_per_second: float | None) -> None:
 
 def measure(settings: argparse.Namespace, folder: Path) -> list[Cell]:
     """Every way in every place, in turns."""
-    rate = settings.mbit * 1e6 / 8
-    places: Mapping[str, float | None] = {"loopback": None, f"{settings.mbit:g} Mbit/s": rate}
+    places: Mapping[str, float | None] = {
+        "loopback": None,
+        **{f"{mbit:g} Mbit/s": mbit * 1e6 / 8 for mbit in settings.mbit},
+    }
     ways = [How(1, False), How(settings.parts, False), How(settings.parts, True)]
     config = make_config(folder, settings)
     shares, shared = write_shares(prepare(config), folder / "shares")
@@ -224,8 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cut", type=int, default=2, help="blocks on the devices")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--parts", type=int, default=4, help="micro-batches of a batch that is cut")
-    parser.add_argument("--mbit", type=float, default=100.0, help="of the slow link, in each direction")
+    parser.add_argument("--parts", type=int, default=2, help="micro-batches of a batch that is cut")
+    parser.add_argument("--mbit", type=float, nargs="+", default=[100.0, 20.0], help="of slow links, each direction")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="local steps of a round")
     parser.add_argument("--turns", type=int, default=2)

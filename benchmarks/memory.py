@@ -212,6 +212,7 @@ def _train_device(job: Job, blocks: int, device: str) -> int:
 
     async def steps() -> None:
         for step in range(STEPS):
+            player.draw()
             sent = await player.forward(step)
             await player.backward(Gradients(RUN, 0, step, profile.name, torch.randn_like(sent.h_BTD), 0.0))
 

@@ -51,7 +51,7 @@ def test_it_prints_a_table_and_writes_json(
 
 
 def test_a_real_run_on_a_slow_link(tmp_path: Path) -> None:
-    settings = argparse.Namespace(model="tiny", cut=1, batch=4, tokens=16, mbit=50.0, rounds=3, steps=2)
+    settings = argparse.Namespace(model="tiny", cut=1, batch=4, tokens=16, rounds=3, steps=2)
     made = links.make_config(tmp_path, settings)
     config = made.model_copy(update={"train": made.train.model_copy(update={"micro_batches": 2})})
     files, shared = write_shares(prepare(config), tmp_path / "shares")

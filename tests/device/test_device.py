@@ -42,6 +42,7 @@ def gradients_for(activations: Activations) -> Gradients:
 
 
 def local_step(device: Device, step: int) -> Activations:
+    device.draw()
     activations = run_virtual(device.forward(step))
     run_virtual(device.backward(gradients_for(activations)))
     return activations
@@ -63,6 +64,7 @@ def by_hand(base: Base, cut: int, settings: TrainSettings = ADAMW) -> Adapter:
 def test_it_sends_the_batch_as_it_leaves_its_part(cut: int, bert: Base) -> None:
     device = device_for(bert, BATCHES)
     device.begin(assignment(bert, cut, round=5))
+    device.draw()
     sent = run_virtual(device.forward(1))
     part = bert.device_part(cut)
     part.use(moved_adapter(bert))
@@ -119,6 +121,7 @@ def test_a_device_without_blocks_trains_nothing_and_counts(bert: Base) -> None:
     events: list[Event] = []
     device = device_for(bert, BATCHES, events)
     device.begin(assignment(bert, 0))
+    device.draw()
     run_virtual(device.forward(0))
     run_virtual(device.backward(Gradients("run", 0, 0, "device-0", None, 0.5)))
     update = device.update()
@@ -180,6 +183,7 @@ def test_dropout_is_drawn_for_each_step_of_each_device(tiny_model: ModelMaker) -
     def sent(*, name: str = "device-0", seed: int = 0, round: int = 0, step: int = 0) -> torch.Tensor:
         device = device_for(base, BATCHES, settings=TrainSettings(OptimizerSettings(), seed=seed), name=name)
         device.begin(assignment(base, 2, round=round))
+        device.draw()
         return run_virtual(device.forward(step)).h_BTD
 
     assert torch.equal(sent(), sent())

@@ -36,22 +36,22 @@ async def up_and_down(link: Link, device: Device) -> None:
             return await steps(ahead, assignment)
 
     async def steps(link: Link, assignment: Assignment) -> Message | None:
+        behind = assignment.plan.in_flight - 1
         for step in range(assignment.plan.local_steps):
-            sent = answered = 0
-            while sent == 0 or answered < device.num_micro_batches:
-                if sent == 0 or sent < device.num_micro_batches:
-                    await link.send(await device.forward(step, sent))
-                    sent += 1
-                if sent - answered < assignment.plan.in_flight and sent < device.num_micro_batches:
+            num_parts = device.draw()
+            for sends in range(num_parts + behind):
+                if sends < num_parts:
+                    await link.send(await device.forward(step, sends))
+                awaits = sends - behind
+                if awaits < 0:
                     continue
                 answer = await link.receive()
                 if _ends(answer, assignment):
                     device.take_back()
                     return answer
-                if not isinstance(answer, Gradients) or (answer.step, answer.micro_batch) != (step, answered):
+                if not isinstance(answer, Gradients) or (answer.step, answer.micro_batch) != (step, awaits):
                     raise unexpected(device.name, f"Gradients of step {step}", answer)
                 await device.backward(answer)
-                answered += 1
         return None
 
     await _follow(link, device, work)

@@ -91,17 +91,15 @@ class Device:
         self._shrank = False
         self._busy_before = self.machine.busy_seconds
 
-    async def forward(self, step: int, micro_batch: int = 0) -> Activations:
-        """Runs a part of the step's batch up to the cut. The graph stays here; what is sent is detached.
+    def draw(self) -> int:
+        """Draws the batch of a step; returns how many parts it has."""
+        self._drawn_from = self._batches.state_dict()
+        batch = self._batches.next(self._now.plan.batch_size)
+        self._parts = parts_of(batch, self._now.plan.parts_of(batch.num_samples))
+        return len(self._parts)
 
-        Args:
-          step: The local step.
-          micro_batch: Which part; with the first the batch is drawn.
-        """
-        if micro_batch == 0:
-            self._drawn_from = self._batches.state_dict()
-            batch = self._batches.next(self._now.plan.batch_size)
-            self._parts = parts_of(batch, self._now.plan.parts_of(batch.num_samples))
+    async def forward(self, step: int, micro_batch: int = 0) -> Activations:
+        """Runs a part of the batch up to the cut. The graph stays here; what is sent is detached."""
         part = self._parts[micro_batch]
         h_BTD = await self._run_forward(part, step, micro_batch)
         self._graphs.append(h_BTD)
@@ -111,11 +109,6 @@ class Device:
             micro_batches=len(self._parts),
             others_weight=sum(other.weight for other in self._parts) - part.weight,
         )
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Of the batch that was drawn last."""
-        return len(self._parts)
 
     def take_back(self) -> None:
         """Puts the batch of a step that is not answered to its end back: it will be drawn again."""
