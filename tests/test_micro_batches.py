@@ -30,8 +30,9 @@ from cutlayer.prepare import completed
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import one_per_device
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
+from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Gradients
+from cutlayer.wire.messages import Activations, Finish, Gradients
 from ends import server_for
 from playground import (
     FlatCosts,
@@ -268,6 +269,16 @@ def test_a_forecast_is_what_happens(micro_batches: int, overlap: bool, bert: Bas
     forecast = Forecast(fleet, FlatCosts(BLOCKS)).local_step(plan, 5, 12)  # type: ignore[arg-type]
     beside = sum(8 * 400 / 1e5 for _ in of(played, "upload"))
     assert forecast <= step_seconds(played) <= forecast + 2 * beside
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_reported_bytes_are_bytes_serialised(overlap: bool, bert: Base) -> None:
+    """Law 7, also of answers that leave while others do."""
+    played = run(bert, micro_batches=3, overlap=overlap)
+    up, down = (sum(map(frame_bytes, sent)) for sent in (played.sent_up, played.sent_down))
+    assert sum(row["bytes_up"] for row in played.rows) == up
+    goodbyes = sum(frame_bytes(message) for message in played.sent_down if isinstance(message, Finish))
+    assert sum(row["bytes_down"] for row in played.rows) == down - goodbyes
 
 
 # ------------------------------------------------------------------ rounds that end early

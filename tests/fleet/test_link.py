@@ -122,6 +122,15 @@ def test_bytes_counted_are_bytes_encoded() -> None:
     assert run_virtual(program()) == (up_bytes, up_bytes, down_bytes, down_bytes)
 
 
+def test_bytes_of_messages_that_leave_at_the_same_time_all_count() -> None:
+    async def program() -> int:
+        device, _ = modelled_link(PROFILE, lambda event: None)
+        await asyncio.gather(*(device.send(UP) for _ in range(3)))
+        return device.bytes_sent
+
+    assert run_virtual(program()) == 3 * len(encode(UP))
+
+
 def test_a_receive_given_up_loses_nothing() -> None:
     async def program() -> Arrivals:
         device, server = modelled_link(PROFILE, lambda event: None)

@@ -35,7 +35,8 @@ class _End:
         self._incoming = incoming
 
     async def send(self, message: Message) -> None:
-        self.bytes_sent += await self._outgoing.transmit(message)
+        num_bytes = await self._outgoing.transmit(message)
+        self.bytes_sent += num_bytes  # read after the wait: others may have been sent meanwhile
 
     async def receive(self) -> Message:
         message, num_bytes = await self._incoming.arrived.get()
