@@ -38,7 +38,10 @@ POLICIES: tuple[dict[str, Any], ...] = (
     {"train.stragglers": "deadline:10", "train.late": "use"},
     {"train.stragglers": "quorum:0.5"},
     {"train.stragglers": "quorum:0.5", "train.late": "use"},
+    {"wire.activations": "int8", "wire.adapters": "topk:0.25"},
+    {"wire.activations": "int8", "wire.adapters": "topk:0.25", "train.stragglers": "deadline:10", "train.late": "use"},
 )
+"""And what is packed: what packing lost goes with a device's commit points."""
 TOGETHER = ("sl",)
 """In which devices wait for each other, so that there is no quorum."""
 CHUNK = 25

@@ -29,6 +29,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
+from cutlayer import host as hosting
 from cutlayer import join as joining
 from cutlayer import run as running
 from cutlayer import serve as serving
@@ -190,6 +191,7 @@ class Plan:
       packets: among so many.
       piece_bytes: the longest piece of a frame.
       kept_bytes: of sent frames in the server's memory.
+      model: what devices are told of the model; `server` sends it.
     """
 
     seed: int
@@ -198,6 +200,7 @@ class Plan:
     packets: int = 1
     piece_bytes: int = 2**21
     kept_bytes: int = 2**24
+    model: str = ""
 
 
 def drawn_plan(seed: int, packets: int, kinds: tuple[str, ...] = (*KINDS, *CRASHES)) -> Plan:
@@ -217,6 +220,7 @@ def drawn_plan(seed: int, packets: int, kinds: tuple[str, ...] = (*KINDS, *CRASH
         packets=int(packets * random.uniform(0.5, 1.5)),
         piece_bytes=random.choice((300, 1500, 2**21)),
         kept_bytes=random.choice((0, 2**24)),
+        model=random.choice(("server", *("",) * 5)),
     )
 
 
@@ -342,12 +346,7 @@ class _Stage:
         async with asyncio.timeout(2_000.0):
             while self._away:
                 await asyncio.wait(set(self._away))
-            for name, task in list(self._devices.items()):
-                try:
-                    await task
-                except UserError as error:
-                    if "expected an answer of the server" not in str(error):
-                        raise RuntimeError(f"device {name} ended with {error!r}") from error
+            await asyncio.gather(*self._devices.values(), return_exceptions=True)
 
     def _serve(self) -> None:
         self._lives["server"] += 1
@@ -365,7 +364,7 @@ class _Stage:
 
     def _join(self, name: str) -> None:
         self._lives[name] += 1
-        who = joining.Joining(name, str(self.world.data[name]), "", self.out.with_name(name))
+        who = joining.Joining(name, str(self.world.data[name]), self.plan.model, self.out.with_name(name))
         random = Random(f"{self.plan.seed} {name} {self._lives[name]}")
 
         async def join() -> None:
@@ -380,6 +379,15 @@ class _Stage:
             )
 
         self._devices[name] = asyncio.create_task(join(), name=name)
+        self._devices[name].add_done_callback(self._parted)
+
+    def _parted(self, task: asyncio.Task[None]) -> None:
+        """A device may end because nobody is there any more, and for no other reason of its own."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and "expected an answer of the server" not in str(error):
+            self.result.problems.append(
+                f"device {task.get_name()}: " + "".join(traceback.format_exception(error))[-2000:]
+            )
 
     def _machines(self, name: str, record: Recorder) -> ModelledMachine:
         fleet = self.world.fleet
@@ -559,15 +567,15 @@ def _patches(stage: _Stage) -> Iterator[Any]:
 
     save_checkpoint = running.save_checkpoint
     yield patch.object(own_link, "now", skewed)
-    yield patch.object(serving, "Session", Noted)
+    yield patch.object(hosting, "Session", Noted)
     yield patch.object(joining, "Session", Noted)
-    yield patch.object(serving, "Budget", budget)
+    yield patch.object(hosting, "Budget", budget)
     yield patch.object(joining, "Budget", budget)
     yield patch.object(running, "save_checkpoint", save)
-    yield patch.object(serving, "PieceServer", _pieces)
-    yield patch.object(serving, "fingerprint", _fingerprint)
+    yield patch.object(hosting, "PieceServer", _pieces)
+    yield patch.object(hosting, "fingerprint", _fingerprint)
     yield patch.object(joining, "fingerprint", _fingerprint)
-    yield patch.object(joining, "Base", base)
+    yield patch.object(joining, "Base", Base if plan.model else base)  # pieces are not all there when it is opened
     yield patch.object(joining, "cost_model", cost_model)
     yield patch.object(joining, "load_tokenizer", _tokenizer)
     yield patch.object(joining, "read_own_data", _own_data)

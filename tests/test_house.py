@@ -41,7 +41,6 @@ TESTED_IN = {
     "up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_up.py",
-    "device/agent.py": "test_serve.py",
     "device/own_link.py": "test_serve.py",
     "flower/client_app.py": "flower/test_server_app.py",
     "server/door.py": "test_serve.py",

@@ -148,6 +148,8 @@ class Agent:
             await asyncio.wait({attached, conversation}, return_when=asyncio.FIRST_COMPLETED)
             if conversation.done():
                 if error := conversation.exception():
+                    if isinstance(error, WireError):  # it begins again, from what is kept: as after a restart
+                        self._attendance, self._attended = None, False
                     with contextlib.suppress(CarrierLost):
                         await say_goodbye(carrier, str(error))
                     raise error
