@@ -43,7 +43,7 @@ def main() -> None:
     asked = parser.parse_args()
     train = load_tables(asked.data).train
     require_columns(train, asked.columns, f"data {asked.data}")
-    tokenizer = learn_tokenizer([text for column in asked.columns for text in train[column]], asked.vocabulary)
+    tokenizer = learn_tokenizer([text for column in asked.columns for text in train.cells(column)], asked.vocabulary)
     torch.manual_seed(asked.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cutlayer.config import MethodSection, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
+from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
 from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.data.spread import parse, spread
@@ -40,9 +40,6 @@ from cutlayer.settings import (
 )
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,7 @@ def prepare(config: RunConfig) -> Ingredients:
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
-        column = [tables.train[how.column][row] for row in train.rows.tolist()]
+        column = tables.train.select(train.rows).cells(how.column)
     parts = spread(
         train.classes,
         len(train),
@@ -246,7 +243,7 @@ def _tables(config: RunConfig) -> Tables:
     return split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
 
 
-def _task(config: RunConfig, rows: Dataset, where: str) -> Task:
+def _task(config: RunConfig, rows: Rows, where: str) -> Task:
     """The task with its classes: those that the config names, else those that `rows` have."""
     task, labels = task_from(config.data.task, columns_of(config), config.data.max_length), config.data.labels
     if isinstance(task, Classification):

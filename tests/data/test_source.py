@@ -10,6 +10,7 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
+from cutlayer.data.rows import Rows
 from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.errors import ConfigError, DataError
 
@@ -28,6 +29,13 @@ def write(path: Path, rows: list[dict[str, object]] = ROWS) -> Path:
     return path
 
 
+def records(rows: Rows) -> list[dict[str, object]]:
+    return [
+        dict(zip(rows.column_names, cells, strict=True))
+        for cells in zip(*map(rows.cells, rows.column_names), strict=True)
+    ]
+
+
 def refusal(data: Path | str) -> str:
     """The one line with which `load_tables` refuses."""
     with pytest.raises(DataError) as caught:
@@ -39,7 +47,7 @@ def refusal(data: Path | str) -> str:
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_a_file_gives_its_rows_and_no_validation(tmp_path: Path, suffix: str) -> None:
     tables = load_tables(str(write(tmp_path / f"mine{suffix}")))
-    assert tables.train.to_list() == ROWS
+    assert records(tables.train) == ROWS
     assert tables.validation is None
 
 
@@ -47,9 +55,9 @@ def test_a_folder_gives_both_and_mixes_formats(tmp_path: Path) -> None:
     write(tmp_path / "train.csv")
     write(tmp_path / "validation.jsonl", ROWS[:1])
     tables = load_tables(str(tmp_path))
-    assert tables.train.to_list() == ROWS
+    assert records(tables.train) == ROWS
     assert tables.validation is not None
-    assert tables.validation.to_list() == ROWS[:1]
+    assert records(tables.validation) == ROWS[:1]
     assert tables.origin == str(tmp_path)
 
 
@@ -57,7 +65,7 @@ def test_a_name_with_wildcards_is_that_file_alone(tmp_path: Path) -> None:
     folder = tmp_path / "x[y]*"
     folder.mkdir()
     write(folder / "train.jsonl")
-    assert load_tables(str(folder)).train.to_list() == ROWS
+    assert records(load_tables(str(folder)).train) == ROWS
 
 
 def test_reading_leaves_no_cache_no_output_and_the_settings_as_they_were(
@@ -79,7 +87,7 @@ def test_the_built_in_reviews_share_nothing_between_train_and_validation() -> No
     tables = load_tables("builtin:reviews")
     assert tables.validation is not None
     assert (len(tables.train), len(tables.validation)) == (3000, 600)
-    assert not set(tables.train["text"]) & set(tables.validation["text"])
+    assert not set(tables.train.cells("text")) & set(tables.validation.cells("text"))
 
 
 def test_an_unknown_built_in_set() -> None:
@@ -153,7 +161,7 @@ def test_a_line_that_is_not_utf8(tmp_path: Path, name: str, line: str) -> None:
 
 def test_long_csv_fields_are_fine(tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"text": "x" * 200_000, "label": 1}]
-    assert load_tables(str(write(tmp_path / "a.csv", rows))).train.to_list() == rows
+    assert records(load_tables(str(write(tmp_path / "a.csv", rows))).train) == rows
 
 
 def test_an_unreadable_parquet(tmp_path: Path) -> None:
@@ -205,20 +213,22 @@ def test_a_hub_that_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, say
 
 def test_splitting_is_seeded_and_loses_no_row() -> None:
     rows = [{"text": str(number)} for number in range(50)]
-    tables = Tables(Dataset.from_list(rows), None, "made")
+    tables = Tables(Rows.of(rows), None, "made")
     first, again, other = (split_off_validation(tables, 0.2, seed) for seed in (0, 0, 1))
     assert first.validation is not None
     assert again.validation is not None
     assert other.validation is not None
     assert len(first.validation) == 10
-    assert sorted([*first.train["text"], *first.validation["text"]], key=int) == [row["text"] for row in rows]
-    assert first.validation.to_list() == again.validation.to_list() != other.validation.to_list()
+    assert sorted([*first.train.cells("text"), *first.validation.cells("text")], key=int) == [
+        row["text"] for row in rows
+    ]
+    assert records(first.validation) == records(again.validation) != records(other.validation)
     assert split_off_validation(first, 0.5, seed=7) is first
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.999])
 def test_splitting_leaves_a_row_on_each_side(fraction: float) -> None:
-    tables = split_off_validation(Tables(Dataset.from_list(ROWS), None, "made"), fraction, seed=0)
+    tables = split_off_validation(Tables(Rows.of(ROWS), None, "made"), fraction, seed=0)
     assert tables.validation is not None
     assert min(len(tables.train), len(tables.validation)) == 1
 
@@ -226,23 +236,23 @@ def test_splitting_leaves_a_row_on_each_side(fraction: float) -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
 def test_splitting_off_no_fraction(fraction: float) -> None:
     with pytest.raises(ConfigError, match="expected between 0 and 1"):
-        split_off_validation(Tables(Dataset.from_list(ROWS), None, "made"), fraction, seed=0)
+        split_off_validation(Tables(Rows.of(ROWS), None, "made"), fraction, seed=0)
 
 
 def test_splitting_one_row() -> None:
     with pytest.raises(DataError, match="data made: expected at least 2 rows to split, got 1"):
-        split_off_validation(Tables(Dataset.from_list(ROWS[:1]), None, "made"), 0.5, seed=0)
+        split_off_validation(Tables(Rows.of(ROWS[:1]), None, "made"), 0.5, seed=0)
 
 
 def test_required_columns() -> None:
-    dataset = Dataset.from_list(ROWS)
-    require_columns(dataset, ["text", "label"], "here")
+    rows = Rows.of(ROWS)
+    require_columns(rows, ["text", "label"], "here")
     with pytest.raises(
         DataError, match=r"here: expected a column 'lable', got only 'text', 'label'. Did you mean 'label'"
     ):
-        require_columns(dataset, ["text", "lable"], "here")
+        require_columns(rows, ["text", "lable"], "here")
     with pytest.raises(DataError, match="Name one of these"):
-        require_columns(dataset, ["zzz"], "here")
+        require_columns(rows, ["zzz"], "here")
 
 
 def test_real_data(shared_data: Path) -> None:
@@ -253,12 +263,12 @@ def test_real_data(shared_data: Path) -> None:
 
 
 def test_rows_to_judge_by_alone(tmp_path: Path) -> None:
-    assert load_validation("builtin:reviews")[:] == load_tables("builtin:reviews").validation[:]
+    assert records(load_validation("builtin:reviews")) == records(load_tables("builtin:reviews").validation)
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(DataError, match=r"expected validation rows, got none\. Add validation\.\*"):
         load_validation(str(tmp_path))
     (tmp_path / "validation.jsonl").write_text('{"a": 2}\n')
-    assert load_validation(str(tmp_path))["a"] == [2]
-    assert load_validation(str(tmp_path / "train.jsonl"))["a"] == [1]
+    assert load_validation(str(tmp_path)).cells("a") == [2]
+    assert load_validation(str(tmp_path / "train.jsonl")).cells("a") == [1]
     with pytest.raises(DataError, match="got nothing there"):
         load_validation(str(tmp_path / "absent.jsonl"))

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from cutlayer.data.rows import Rows
 from cutlayer.data.source import Columns
 from cutlayer.data.tasks import (
     CausalLM,
@@ -47,8 +47,8 @@ LLAMA = tokenizer(bos_token="<s>", eos_token="</s>")
 QWEN = tokenizer(eos_token="</s>", pad_token="[PAD]")
 
 
-def table(**columns: list[Any]) -> Dataset:
-    return Dataset.from_dict(columns)
+def table(**columns: list[Any]) -> Rows:
+    return Rows(columns)
 
 
 def classify(labels: list[Any], names: tuple[str, ...]) -> list[int]:
@@ -114,17 +114,15 @@ def test_label_names_from_values(labels: list[Any], names: tuple[str, ...]) -> N
     assert Classification("text", "label").fit_labels(table(label=labels)) == names
 
 
-def test_label_names_from_the_feature() -> None:
-    features = Features(text=Value("string"), label=ClassLabel(names=["bad", "never", "good"]))
-    train = Dataset.from_dict({"text": ["a", "b"], "label": [0, 2]}, features=features)
+def test_label_names_from_the_column() -> None:
+    train = Rows({"text": ["a", "b"], "label": [0, 2]}, {"label": ("bad", "never", "good")})
     task = Classification("text", "label").fitted(train)
     assert task.label_names == ("bad", "never", "good")
     assert task.encode(train, QWEN).classes == [0, 2]
 
 
 def test_the_same_names_in_another_order_mean_the_same_classes() -> None:
-    features = Features(text=Value("string"), label=ClassLabel(names=["good", "bad"]))
-    validation = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    validation = Rows({"text": ["a", "b"], "label": [0, 1]}, {"label": ("good", "bad")})
     assert Classification("text", "label", label_names=("bad", "good")).encode(validation, QWEN).classes == [1, 0]
     assert Classification("text", "label", label_names=("x", "y")).encode(validation, QWEN).classes == [0, 1]
 

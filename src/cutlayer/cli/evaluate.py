@@ -13,8 +13,7 @@ from cutlayer.cli.terminal import console, table
 from cutlayer.errors import AdapterError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
+    from cutlayer.data.rows import Rows
     from cutlayer.data.tasks import Task
     from cutlayer.model.adapter import LoraSettings
     from cutlayer.model.export import AdapterCard
@@ -93,7 +92,7 @@ def _task(card: AdapterCard, columns: dict[str, str]) -> Task:
     return replace(task, label_names=card.labels) if isinstance(task, Classification) else task
 
 
-def _rows(data: str, split: str | None) -> tuple[Dataset, str]:
+def _rows(data: str, split: str | None) -> tuple[Rows, str]:
     """The rows to judge by, and what they are called in errors."""
     from cutlayer.data.source import load_tables
 

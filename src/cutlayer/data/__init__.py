@@ -2,6 +2,8 @@
 
 source.py    a name                -> tables of rows, train and validation
 reviews.py   a seed                -> the built-in rows
+readers.py   a file                -> rows: JSON and CSV, or Parquet
+rows.py      rows, by column: what all the others know of a table
 tasks.py     rows and a tokenizer  -> samples: tokens, labels, loss weights
 spread.py    classes or a column   -> which samples each device has
 shares.py    rows of one device     -> a JSONL file that it reads them from again

@@ -8,19 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cutlayer.data.rows import Rows
 from cutlayer.data.source import Columns
 from cutlayer.data.tasks import Samples
 from cutlayer.files import write_atomically
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 def write_rows(
     path: Path,
-    rows: Dataset,
+    rows: Rows,
     samples: Samples,
     columns: Columns,
     labels: Sequence[str],
@@ -38,8 +35,10 @@ def write_rows(
     """
     texts = [name for name in (columns.text, columns.text_pair, columns.prompt, columns.answer) if name is not None]
     positions = range(len(samples)) if part is None else part
-    chosen = rows.select(samples.rows[list(positions)]).with_format(None)
-    lines: list[dict[str, str]] = [{name: row[name] for name in texts} for row in chosen]
+    chosen = rows.select(samples.rows[list(positions)])
+    lines: list[dict[str, str]] = [
+        dict(zip(texts, cells, strict=True)) for cells in zip(*map(chosen.cells, texts), strict=True)
+    ]
     if columns.label is not None and samples.classes is not None:
         for line, position in zip(lines, positions, strict=True):
             line[columns.label] = labels[samples.classes[position]]

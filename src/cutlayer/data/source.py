@@ -1,42 +1,21 @@
-"""Where rows come from: a folder, a file, the hub, or the built-in reviews; every bad input is one line.
-
-Reading is left to the `datasets` library. It is imported inside the functions because that import takes over a
-second, which commands that read no data should not pay.
-"""
+"""Where rows come from: a folder, a file, the hub, or the built-in reviews; every bad input is one line."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import glob
-import json
-import logging
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cutlayer.data import reviews
+from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, read_file
+from cutlayer.data.rows import Rows
 from cutlayer.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 BUILTIN_REVIEWS = "builtin:reviews"
 BUILTIN_SEED, BUILTIN_TRAIN, BUILTIN_VALIDATION = 0, 3000, 600
-
-# Only an empty csv field is null: pandas would also take the words "None", "null" and "NA" out of people's texts.
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
-    ".parquet": ("parquet", {}),
-}
-_KNOWN = ", ".join(_READERS)
 
 
 @dataclass(frozen=True)
@@ -54,8 +33,8 @@ class Columns:
 class Tables:
     """The rows to learn from, those to judge by (None where the source has none), and where they came from."""
 
-    train: Dataset
-    validation: Dataset | None
+    train: Rows
+    validation: Rows | None
     origin: str
 
 
@@ -74,13 +53,13 @@ def load_tables(data: str) -> Tables:
     if path.is_dir():
         return _load_folder(path)
     if path.is_file():
-        return Tables(_read_file(path), None, data)
+        return Tables(read_file(path), None, data)
     if _looks_like_a_path(data):
         raise DataError(f"data {data}: expected a folder or a file, got nothing there. Check the path.")
     return _load_from_hub(data)
 
 
-def load_validation(data: str) -> Dataset:
+def load_validation(data: str) -> Rows:
     """Reads the rows to judge by and no others: of a folder its `validation.*`, of one file all, else that split.
 
     Raises:
@@ -88,11 +67,11 @@ def load_validation(data: str) -> Dataset:
     """
     path = Path(data).expanduser()
     if path.is_file():
-        return _read_file(path)
+        return read_file(path)
     file = _the_file(path, "validation") if path.is_dir() else None
-    rows = _read_file(file) if file else None if path.is_dir() else load_tables(data).validation
+    rows = read_file(file) if file else None if path.is_dir() else load_tables(data).validation
     if rows is None:
-        raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({_KNOWN}) or name a file.")
+        raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({KNOWN}) or name a file.")
     return rows
 
 
@@ -116,9 +95,9 @@ def split_off_validation(tables: Tables, fraction: float, seed: int) -> Tables:
     return replace(tables, train=tables.train.select(train), validation=tables.train.select(validation))
 
 
-def require_columns(dataset: Dataset, names: Sequence[str], where: str) -> None:
-    """Raises DataError for the first of `names` that `dataset` lacks, with the columns it has."""
-    there = list(dataset.column_names)
+def require_columns(rows: Rows, names: Sequence[str], where: str) -> None:
+    """Raises DataError for the first of `names` that `rows` lack, with the columns they have."""
+    there = rows.column_names
     for name in names:
         if name not in there:
             close = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
@@ -127,22 +106,20 @@ def require_columns(dataset: Dataset, names: Sequence[str], where: str) -> None:
 
 
 def _load_builtin(data: str) -> Tables:
-    from datasets import Dataset
-
     if data != BUILTIN_REVIEWS:
         raise DataError(f"data: expected {BUILTIN_REVIEWS}, got {data}. There is no other built-in data set.")
     rows = reviews.generate(BUILTIN_TRAIN + BUILTIN_VALIDATION, BUILTIN_SEED)  # all different: nothing is shared
     train, validation = rows[:BUILTIN_TRAIN], rows[BUILTIN_TRAIN:]
-    return Tables(Dataset.from_list(train), Dataset.from_list(validation), data)
+    return Tables(Rows.of(train), Rows.of(validation), data)
 
 
 def _load_folder(folder: Path) -> Tables:
     train = _the_file(folder, "train")
     if train is None:
         found = ", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder"
-        raise DataError(f"data {folder}: expected train.* ({_KNOWN}), got {found}. Rename or add the file.")
+        raise DataError(f"data {folder}: expected train.* ({KNOWN}), got {found}. Rename or add the file.")
     validation = _the_file(folder, "validation")
-    return Tables(_read_file(train), _read_file(validation) if validation else None, str(folder))
+    return Tables(read_file(train), read_file(validation) if validation else None, str(folder))
 
 
 def _the_file(folder: Path, stem: str) -> Path | None:
@@ -153,95 +130,11 @@ def _the_file(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def _read_file(path: Path) -> Dataset:
-    from datasets import load_dataset
-
-    if path.suffix not in _READERS:
-        raise DataError(f"data {path}: expected one of {_KNOWN}, got {path.suffix or 'no extension'}. Convert it.")
-    if path.stat().st_size == 0:
-        raise _empty(path)
-    reader, options = _READERS[path.suffix]
-    if reader != "parquet":
-        _check_utf8(path)
-    if reader == "csv":
-        _check_csv(path)
-    files = {"train": glob.escape(str(path.absolute()))}
-    with tempfile.TemporaryDirectory(prefix="cutlayer-data-") as cache, _quietly():
-        try:
-            # In memory, because the cache folder goes away and some systems cannot remove mapped files.
-            return load_dataset(
-                reader, data_files=files, split="train", cache_dir=cache, keep_in_memory=True, **options
-            )
-        except Exception as error:  # the readers have no common base class
-            if reader == "json":
-                _check_json(path)
-            raise _unreadable(path, error) from error
-
-
-def _empty(path: Path) -> DataError:
-    return DataError(f"data {path}: expected at least one row, got an empty file. Fill it or name another.")
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    if "corresponds to no data" in str(error):
-        return _empty(path)
-    cause = _first_line(error.__cause__ or error)
-    return DataError(f"data {path}: expected a readable {path.suffix} file, got {cause}. Repair it.")
-
-
-def _check_utf8(path: Path) -> None:
-    """Raises DataError for the first line in another encoding: the json reader would let some through."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"data {path}, line {number}: expected UTF-8, got {_first_line(error)}. Save the file as UTF-8."
-                ) from error
-
-
-def _check_csv(path: Path) -> None:
-    """Raises DataError for a row with more or fewer fields than the header, which readers fill in silently."""
-    limit = csv.field_size_limit(2**31 - 1)  # long texts are no error
-    row_starts, width = 1, 0
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            for fields in rows:
-                width = width or len(fields)
-                if fields and len(fields) != width:
-                    raise DataError(
-                        f"data {path}, line {row_starts}: expected {width} fields as in the header, "
-                        f"got {len(fields)}. Quote fields that hold commas or line breaks."
-                    )
-                row_starts = rows.line_num + 1
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _check_json(path: Path) -> None:
-    """Raises DataError for the first line that is no JSON object; says nothing where all are."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1 and path.suffix == ".json" and line.lstrip().startswith(b"["):
-                return  # one list over many lines: lines say nothing
-            try:
-                row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
-            except ValueError as error:
-                got = _first_line(error)
-            else:
-                if isinstance(row, dict):
-                    continue
-                got = f"a {type(row).__name__}"
-            raise DataError(f"data {path}, line {number}: expected one JSON object, got {got}. Repair the line.")
-
-
 def _load_from_hub(data: str) -> Tables:
     import datasets
 
     name, _, config = data.partition(":")
-    with _quietly():
+    with quiet_datasets():
         try:
             splits = datasets.load_dataset(name, config or None)
         except ConnectionError as error:
@@ -252,11 +145,12 @@ def _load_from_hub(data: str) -> Tables:
         except Exception as error:  # the hub client has no common base class
             raise DataError(
                 f"data {data}: expected a local folder, a file or a hub data set, got no such path, and from the hub: "
-                f"{_first_line(error)}. Check the name, or its configuration after a colon."
+                f"{first_line(error)}. Check the name, or its configuration after a colon."
             ) from error
     if "train" not in splits:
         raise DataError(f"data {data}: expected a split 'train', got {', '.join(splits)}. Save it as local files.")
-    return Tables(splits["train"], splits.get("validation"), data)
+    validation = Rows.of_dataset(splits["validation"]) if "validation" in splits else None
+    return Tables(Rows.of_dataset(splits["train"]), validation, data)
 
 
 def _looks_like_a_path(data: str) -> bool:
@@ -266,30 +160,5 @@ def _looks_like_a_path(data: str) -> bool:
         or data.endswith("/")
         or data.count("/") > 1
         or "\\" in data
-        or Path(data).suffix in _READERS
+        or Path(data).suffix in SUFFIXES
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silences the progress bars and logs of `datasets` and the hub client: their errors come back as ours."""
-    import datasets
-    from huggingface_hub import logging as hub_logging
-
-    loggers = (datasets.logging, hub_logging)
-    verbosities, bars = [each.get_verbosity() for each in loggers], datasets.is_progress_bar_enabled()
-    for each in loggers:
-        each.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        for each, verbosity in zip(loggers, verbosities, strict=True):
-            each.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()

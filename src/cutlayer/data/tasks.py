@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cutlayer.data.rows import Rows
 from cutlayer.data.source import Columns, require_columns
 from cutlayer.errors import ConfigError, DataError, ModelError
 from cutlayer.types import TaskKind
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 MASKED = -100
@@ -118,7 +118,7 @@ class Classification:
     def __post_init__(self) -> None:
         _check_max_length(self.max_length)
 
-    def fit_labels(self, train: Dataset, where: str = "training data") -> tuple[str, ...]:
+    def fit_labels(self, train: Rows, where: str = "training data") -> tuple[str, ...]:
         """The classes of the training set: a ClassLabel's names, or the sorted strings, or the integers 0..n-1.
 
         Args:
@@ -129,9 +129,9 @@ class Classification:
           DataError: a label is null or of another kind, an integer is missing, or there are fewer than two classes.
         """
         require_columns(train, [self.label], where)
-        names = tuple(getattr(train.features[self.label], "names", None) or ())
+        names = train.class_names.get(self.label, ())
         if not names:
-            names = _names_of(_cells(train, self.label), self.label, where)
+            names = _names_of(train.cells(self.label), self.label, where)
         if len(names) < 2:
             raise DataError(
                 f"{where}, column {self.label!r}: expected at least two classes, got {names[0]!r} alone. "
@@ -139,7 +139,7 @@ class Classification:
             )
         return names
 
-    def fitted(self, train: Dataset, where: str = "training data") -> Classification:
+    def fitted(self, train: Rows, where: str = "training data") -> Classification:
         """This task with the classes of the training set."""
         return replace(self, label_names=self.fit_labels(train, where))
 
@@ -155,8 +155,8 @@ class Classification:
             )
         return replace(self, label_names=tuple(label_names))
 
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> Samples:
-        """Tokenises `dataset`, truncated to `max_length`; `where` names it in errors.
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> Samples:
+        """Tokenises `rows`, truncated to `max_length`; `where` names it in errors.
 
         Raises:
           ConfigError: the classes are not known yet.
@@ -165,9 +165,9 @@ class Classification:
         if not self.label_names:
             raise ConfigError("classification task: expected label_names, got none. Call `fitted(train)` first.")
         columns = [self.text] if self.text_pair is None else [self.text, self.text_pair]
-        require_columns(dataset, [*columns, self.label], where)
-        classes = self._classes(dataset, where)
-        texts = [_texts(dataset, column, where) for column in columns]
+        require_columns(rows, [*columns, self.label], where)
+        classes = self._classes(rows, where)
+        texts = [_texts(rows, column, where) for column in columns]
         encoded = list(_tokenised(tokenizer, *texts, truncation=True, max_length=self.max_length))
         types = [ids for batch in encoded for ids in batch.get("token_type_ids", ())]
         return Samples(
@@ -180,15 +180,15 @@ class Classification:
             max_length=self.max_length,
         )
 
-    def _classes(self, dataset: Dataset, where: str) -> list[int]:
+    def _classes(self, rows: Rows, where: str) -> list[int]:
         """Labels as positions in `label_names`. A number is a name where all names are numbers, else a position."""
         numbered = all(name.isdecimal() for name in self.label_names)
         positions: dict[object, int] = {
             (int(name) if numbered else position): position for position, name in enumerate(self.label_names)
         }
         positions |= {name: position for position, name in enumerate(self.label_names)}
-        values = _cells(dataset, self.label)
-        own_names = getattr(dataset.features[self.label], "names", None) or ()
+        values = rows.cells(self.label)
+        own_names = rows.class_names.get(self.label, ())
         if own_names and set(own_names) <= set(self.label_names):  # maybe the same names in another order
             values = [own_names[value] if value in range(len(own_names)) else value for value in values]
         few = ", ".join(map(repr, self.label_names[:8])) + (", ..." if len(self.label_names) > 8 else "")
@@ -221,8 +221,8 @@ class CausalLM:
                 f"prompt={self.prompt!r}, answer={self.answer!r}, text={self.text!r}. Name the one or the other."
             )
 
-    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> Samples:
-        """Tokenises `dataset`, cut off on the right at `max_length`; `where` names it in errors.
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> Samples:
+        """Tokenises `rows`, cut off on the right at `max_length`; `where` names it in errors.
 
         A row of which that leaves no token to predict is dropped and counted.
 
@@ -230,7 +230,7 @@ class CausalLM:
           DataError: a column is missing, a text is null, or every row was dropped.
           ModelError: the tokenizer has no end token.
         """
-        input_ids, labels = self._sequences(dataset, tokenizer, where)
+        input_ids, labels = self._sequences(rows, tokenizer, where)
         # Position t predicts token t + 1, so nothing predicts the first token.
         weights = np.array([len(row[1:]) - row[1:].count(MASKED) for row in labels], np.int64)
         kept = np.flatnonzero(weights)
@@ -250,18 +250,18 @@ class CausalLM:
         )
 
     def _sequences(
-        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, where: str
+        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids and labels of every row, truncated."""
         if tokenizer.eos_token_id is None:
             raise ModelError("tokenizer: expected an end token for causal-lm, got none. Set its eos_token.")
         columns = [name for name in (self.prompt, self.answer, self.text) if name is not None]
-        require_columns(dataset, columns, where)
+        require_columns(rows, columns, where)
         begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        targets = _token_ids(tokenizer, _texts(dataset, columns[-1], where))
+        targets = _token_ids(tokenizer, _texts(rows, columns[-1], where))
         prompts: list[list[int]] = [[]] * len(targets)
         if self.prompt is not None:
-            prompts = _token_ids(tokenizer, [text + SEPARATOR for text in _texts(dataset, self.prompt, where)])
+            prompts = _token_ids(tokenizer, [text + SEPARATOR for text in _texts(rows, self.prompt, where)])
         input_ids = [
             [*begin, *prompt, *target, tokenizer.eos_token_id][: self.max_length]
             for prompt, target in zip(prompts, targets, strict=True)
@@ -327,13 +327,8 @@ def _check_max_length(max_length: int) -> None:
         raise ConfigError(f"max_length: expected at least {SHORTEST_MAX_LENGTH}, got {max_length}. Raise it.")
 
 
-def _cells(dataset: Dataset, column: str) -> list[Any]:
-    cells: list[Any] = dataset.with_format(None)[column][:]
-    return cells
-
-
-def _texts(dataset: Dataset, column: str, where: str) -> list[str]:
-    texts = _cells(dataset, column)
+def _texts(rows: Rows, column: str, where: str) -> list[str]:
+    texts = rows.cells(column)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
             raise _bad_cell(where, row, column, "text", text)

@@ -80,8 +80,7 @@ def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
     task, rows = task_from(spec.task, spec.columns, spec.max_length), load_tables(data).train
     if isinstance(task, Classification):
         task = task.named(spec.labels)
-        numbered = rows.features.get(task.label)
-        strangers = [name for name in getattr(numbered, "names", None) or () if name not in spec.labels]
+        strangers = [name for name in rows.class_names.get(task.label, ()) if name not in spec.labels]
         if strangers:  # their numbers would be taken for those of other classes
             raise DataError(
                 f"data {data}, column {task.label!r}: expected the classes {', '.join(spec.labels)}, got also "
