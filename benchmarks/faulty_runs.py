@@ -499,7 +499,8 @@ def _look(world: World, out: Path, result: Result) -> None:
     cursors = {}
     for name in world.data:
         point = state["counted"].get(name)
-        folder = out.with_name(name) / "state" / ("start" if point is None else f"after-{point:06}")
+        (kept,) = (out.with_name(name) / "state").iterdir()
+        folder = kept / ("start" if point is None else f"after-{point:06}")
         cursors[name] = json.loads((folder / "state.json").read_text())["cursor"]
         drawn_samples = cursors[name]["epoch"] * ROWS + cursors[name]["position"]
         if drawn_samples != counted[name]:

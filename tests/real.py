@@ -79,6 +79,7 @@ def served(
     out: Path,
     *,
     model: str = "",
+    folders: Path | None = None,
     order: Callable[[list[str]], list[str]] = list,
     team: Workers | None = None,
     meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
@@ -90,6 +91,7 @@ def served(
       values: Of the run's config.
       out: The run folder.
       model: What devices are told of the model.
+      folders: Where devices keep what must outlive them; by default in the run folder.
       order: Of the devices' coming.
       team: The server's workers.
       meanwhile: Something else to do while the run lasts.
@@ -110,7 +112,9 @@ def served(
             )
             address = f"127.0.0.1:{await port}"
             for name in order(list(files)):
-                joining = Joining(name, str(files[name]), model, out / "devices" / name, patience_seconds=20.0)
+                joining = Joining(
+                    name, str(files[name]), model, (folders or out / "devices") / name, patience_seconds=20.0
+                )
                 tasks.create_task(device(joining, address, machines))
             if meanwhile is not None:
                 tasks.create_task(meanwhile())

@@ -36,6 +36,14 @@ def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: P
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
 
 
+def test_devices_go_from_one_run_to_the_next(inputs: Path, tmp_path: Path) -> None:
+    """With the folder that they have, and back to the first one."""
+    for out, seed in (("first", 0), ("second", 1), ("again", 0)):
+        values = values_for(inputs, train__seed=seed)
+        there = served(values, tmp_path / out, folders=tmp_path / "devices")
+        assert bytes_of(there) == bytes_of(simulated(values, tmp_path / f"{out} simulated"))
+
+
 def test_a_server_that_comes_back_after_its_last_round_waits_for_nobody(inputs: Path, tmp_path: Path) -> None:
     """Found by a simulated fault: its devices had been told that the run is over, and it waited for them for ever."""
     values = values_for(inputs)

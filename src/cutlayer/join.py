@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Joining:
       name: its name.
       data: its training data: a file or folder.
       model: a folder, a hub name, or `server`, which sends what the device needs; empty for the name that the run has.
-      folder: where it keeps what must outlive it: pieces of the model, its state after each round.
+      folder: where it keeps what must outlive it: pieces of the model, and of each run its state after each round.
       hardware: what it computes on.
       max_blocks: the most blocks that its owner lends; None for as many as fit.
       patience_seconds: how long it tries to reach a server.
@@ -188,7 +189,8 @@ class _Attendance:
         )
         self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
         self._committing = CommittingLink(
-            self._link, FolderStore(joining.folder / "state", run=welcome.run, device=joining.name)
+            self._link,
+            FolderStore(joining.folder / "state" / _as_name(welcome.run), run=welcome.run, device=joining.name),
         )
         self.machine = machines(joining.name, self._link.record)
 
@@ -237,3 +239,8 @@ class _Attendance:
             await self._conversation(self._packed, self._device)
         finally:
             self.machine.close()
+
+
+def _as_name(run: str) -> str:
+    """What a server calls its run, as the name of a folder and nothing else."""
+    return re.sub(r"[^0-9A-Za-z]", "-", run)[:64]

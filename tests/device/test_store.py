@@ -111,7 +111,7 @@ def test_a_foreign_state_is_refused(run: str, device: str, tmp_path: Path) -> No
     FolderStore(tmp_path, "run", "pi-1").fold({"0/a": torch.ones(2)})
     stranger = FolderStore(tmp_path, run, device)
     for read in (lambda: stranger.load(3), stranger.folds):
-        with pytest.raises(CheckpointError, match="Give each run of each device a folder of its own, or delete this"):
+        with pytest.raises(CheckpointError, match="Give each device a folder of its own, or delete this"):
             read()
 
 

@@ -182,7 +182,7 @@ class FolderStore:
                 if state[key] != mine:
                     raise CheckpointError(
                         f"{folder}: expected a state of {key} {mine}, got one of {state[key]}. "
-                        "Give each run of each device a folder of its own, or delete this one."
+                        "Give each device a folder of its own, or delete this one."
                     )
             if state.pop("state_sha256") != _digest(state):
                 raise ValueError("another digest of state.json")
