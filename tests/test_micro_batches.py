@@ -354,6 +354,7 @@ PLANS: Mapping[DevicePlan, tuple[int, int, Sequence[int]]] = {
     DevicePlan("phone", batch_size=8, micro_batches=4): (2, 4, [2, 2, 2, 2]),
     DevicePlan("phone", batch_size=8, micro_batches=4, overlap=False): (2, 2, [2, 2, 2, 2]),
     DevicePlan("phone", batch_size=5, micro_batches=4): (2, 4, [2, 2, 1]),
+    DevicePlan("phone", batch_size=5, micro_batches=2): (3, 5, [3, 2]),
     DevicePlan("phone", batch_size=3, micro_batches=8): (1, 2, [1, 1, 1]),
 }
 

@@ -35,7 +35,7 @@ def test_and_so_does_one_that_is_compressed(method: str, codec: str, world: Worl
 @pytest.mark.parametrize("overlap", ["--overlap", "--no-overlap"])
 @pytest.mark.parametrize("method", ["memsfl", "sfl_v1", "sl"])
 def test_and_so_does_one_of_micro_batches(method: str, overlap: str, world: World) -> None:
-    rehearsed_is_played(world, "classification", method, "--micro-batches", "3", overlap)
+    rehearsed_is_played(world, "classification", method, "--batch-size", "5", "--micro-batches", "3", overlap)
 
 
 def test_and_so_does_one_in_which_activations_are_lifted(world: World) -> None:

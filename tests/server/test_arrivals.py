@@ -158,20 +158,19 @@ def test_when_the_next_part_is_expected(overlap: bool) -> None:
 
     async def program() -> None:
         arrivals = Arrivals(RoundPlan(0, (plan, DevicePlan("device-1", 1, 4, 9))), FORECAST, LONGEST)
-        for number in range(3):
-            await asyncio.sleep(5.0)
+        for number, seconds in enumerate((5.0, 0.01, 5.0)):
+            await asyncio.sleep(seconds)
             part = replace(sent_by(0), micro_batch=number, micro_batches=3, others_weight=8)
             arrivals.put(part)
-            await asyncio.sleep(1.0)
             assert await arrivals.pick(order) is part
             arrivals.put(sent_by(1))
             await arrivals.pick(order)
         due = [expected[0].release_seconds for _, _, expected in order.seen[1::2]]
         assert all(job.device == "device-0" for _, _, (job,) in order.seen[1::2])
-        after = 105.0 + max(times.forward, times.upload)  # the first came at 105 and was served at 106
-        follows = 111.0 + max(times.forward, times.upload)
-        expected = [after, max(follows, 106.0 + again), 118.0 + again]
-        assert due == pytest.approx(expected if overlap else [106.0 + again, 112.0 + again, 118.0 + again])
+        follows = max(times.forward, times.upload)
+        assert 0.01 + follows < again, "the third is held up by the answer to the first"
+        expected = [105.0 + follows, 105.0 + again, 110.01 + again]
+        assert due == pytest.approx(expected if overlap else [105.0 + again, 105.01 + again, 110.01 + again])
 
     play(program)
 

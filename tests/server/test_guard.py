@@ -20,7 +20,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.policies.compress import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.stragglers import Late, Stragglers, quorum
-from cutlayer.server.guard import Guard
+from cutlayer.server.guard import MOST_EVENTS, Guard
 from cutlayer.server.server import one_per_device
 from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.frames import frame_bytes
@@ -353,6 +353,25 @@ def test_an_update_in_the_middle_of_a_step(bert: Base) -> None:
     assert reason_of(guard, update_of(bert), part_of(bert, 0)) == "wrong-kind"
     guard.close(Close("run", 0, wanted=True, reason="deadline"))
     check(guard, update_of(bert, samples=0, weight=0))
+
+
+def test_a_round_begins_with_a_first_part(bert: Base) -> None:
+    """Whatever became of the last one's."""
+    guard = guard_for(bert, IN_PARTS)
+    check(guard, part_of(bert, 0))
+    guard.open(guard._now)
+    check(guard, part_of(bert, 0), part_of(bert, 1))
+
+
+def test_a_device_has_more_to_tell_of_parts(bert: Base) -> None:
+    def told(plan: DevicePlan) -> Measured:
+        once, each = MOST_EVENTS
+        events_E6 = torch.zeros(once + each * plan.local_steps * plan.micro_batches, 6, dtype=torch.float64)
+        return Measured("run", 0, "device-0", ("wait",), events_E6)
+
+    parts = [part_of(bert, number, step=step) for step in range(2) for number in range(2)]
+    check(guard_for(bert, IN_PARTS), *parts, told(IN_PARTS))
+    assert reason_of(guard_for(bert, SPLIT), told(IN_PARTS), honest(bert), honest(bert, 1)) == "wrong-events"
 
 
 def test_the_frame_limit_is_that_of_a_part(bert: Base) -> None:
