@@ -22,28 +22,30 @@ class Team:
 
     Args:
       number: How many.
+      twice: Whether each is asked twice to hold a share, as by Ray when its first question seems lost.
 
     Attributes:
       places: the workers, which can be killed.
     """
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, *, twice: bool = False) -> None:
+        self.number, self._twice = number, twice
         self.places: list[Place] = []
 
     @asynccontextmanager
     async def start(self, ingredients: ServerIngredients, declared: Fleet) -> AsyncIterator[Sequence[Place]]:
         for number in range(self.number):
             scratch = Path(ingredients.config.out) / "scratch" / f"worker-{number}"
-            self.places.append(Place(Setup(replace(ingredients), declared, "127.0.0.1:0", None, scratch)))
+            setup = Setup(replace(ingredients), declared, "127.0.0.1:0", None, scratch)
+            self.places.append(Place(setup, twice=self._twice))
         yield self.places
 
 
 class Place:
     """A worker that is begun again when it dies, as by Ray: what was asked of the dead one is asked of the new one."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, setup: Setup, *, twice: bool) -> None:
+        self._setup, self._twice = setup, twice
         self.asked: list[str] = []
         self._process = WorkerProcess(setup, machines=inline)
         self._died = asyncio.Event()
@@ -79,6 +81,8 @@ class Place:
         return await self._ask("expect", device, index)
 
     async def hold(self, share: Share, members: Sequence[Mapping[str, Any]]) -> Held:
+        if self._twice:
+            await asyncio.gather(self._ask("hold", share, members), self._ask("hold", share, members))
         return await self._ask("hold", share, members)
 
     async def report(self, seen: int) -> Report:

@@ -167,6 +167,8 @@ class _Serving:
         config, run_id = self._ingredients.config, self._ingredients.run_id
         # Weights that cannot be read and a port that is taken show before a new run has a folder.
         await self._machine.aside(self._ingredients.load)
+        if self._switchboard is not None:
+            await self._switchboard.ready()
         if not resume:
             await self._door.open(self.hub)
         try:

@@ -34,9 +34,10 @@ def plan_of(round: int, *devices: str) -> RoundPlan:
     return RoundPlan(round, tuple(DevicePlan(device, 1, 4, 2) for device in devices))
 
 
-def hold(server: Server, plan: RoundPlan, *, gone: str = "") -> None:
-    """A round of two steps of each device, in which one leaves after its first."""
+def hold(server: Server, plan: RoundPlan, *, gone: str = "") -> dict[str, int | None]:
+    """A round of two steps of each device, in which one leaves after its first; what each is told that it counted."""
     server.begin(plan, one_per_device)
+    counted = {device.device: server.assignment(device).counted for device in plan.devices}
     for device in plan.devices:
         for step in range(2):
             arrived = activations_for(server.base, BATCH, 1, device=device.device, step=step)
@@ -47,6 +48,7 @@ def hold(server: Server, plan: RoundPlan, *, gone: str = "") -> None:
         else:
             adapter = server.assignment(device).adapter
             server.accept(Update(server.run, plan.round, device.device, adapter, 0, 8, 8, 0.0, 0.0))
+    return counted
 
 
 def same(one: Contribution, other: Contribution) -> bool:
@@ -59,13 +61,12 @@ def test_two_servers_that_share_a_round_are_one_round_after_round(bert: Base) ->
     alone, head, *workers = (server_for(bert, fleet_of(3)) for _ in range(4))
     for round in range(3):
         gone = "device-1" if round == 1 else ""
-        hold(alone, plan_of(round, "device-0", "device-1", "device-2"), gone=gone)
+        told = hold(alone, plan_of(round, "device-0", "device-1", "device-2"), gone=gone)
         expected, expected_tallies = alone.contributions(), alone.take_tallies()
         found: dict[str, Contribution] = {}
         for worker, names in zip(workers, [("device-0", "device-2"), ("device-1",)], strict=True):
             take_share(worker, share_of(head, plan_of(round, *names)))
-            hold(worker, worker_plan := plan_of(round, *names), gone=gone)
-            assert worker.open.plan == worker_plan
+            assert hold(worker, plan_of(round, *names), gone=gone) == {name: told[name] for name in names}
             found |= take_yield(head, yield_of(worker, worker.contributions()))
         assert sorted(found) == ["device-0", "device-2"] if gone else ["device-0", "device-1", "device-2"]
         assert all(same(found[name], one) for name, one in zip(sorted(found), expected, strict=True))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import pytest
 
 from cutlayer.config import read_config
 from cutlayer.prepare import prepare, write_shares
+from cutlayer.server.roster import Roster
+from cutlayer.wire.certificates import issue_server, make_authority
 from real import simulated, values_for
 from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 
@@ -48,27 +51,43 @@ class Fleet:
     Args:
       values: Of the run's config.
       folder: Where everything is.
+      secure: Whether with TLS and tokens.
     """
 
-    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+    def __init__(self, values: dict[str, Any], folder: Path, *, secure: bool = False) -> None:
         self.folder, self.out = folder, folder / "run"
         config = read_config(None, values={**values, "out": str(self.out)})
         self.files, config = write_shares(prepare(config), folder / "shares")
         self.run_file = folder / "run.yaml"
         self.run_file.write_text(config.to_yaml())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.tokens = self._let_in() if secure else {}
+
+    def _let_in(self) -> dict[str, Path]:
+        """Makes a fleet folder; each device's token."""
+        roster, tokens, when = Roster.create(self.folder / "fleet"), {}, datetime.now(UTC)
+        make_authority(self.folder / "fleet", when)
+        issue_server(self.folder / "fleet", ["127.0.0.1"], when)
+        for name in self.files:
+            tokens[name] = self.folder / f"{name}.token"
+            tokens[name].touch(mode=0o600)
+            tokens[name].write_text(roster.add(name, when=when))
+        return tokens
 
     @contextmanager
-    def running(self, *serve: str) -> Iterator[None]:
+    def running(self, *serve: str, workers: int = 2) -> Iterator[None]:
         """The server, and as soon as it listens the devices."""
         with ExitStack() as stack:
             lives = self.log("server").count("listening on ")
-            words = ["serve", *(serve or (str(self.run_file),)), "--port", "0", "--workers", "2"]
+            words = ["serve", *(serve or (str(self.run_file),)), "--port", "0", "--workers", str(workers)]
+            words += ["--roster", str(self.folder / "fleet")] if self.tokens else []
             self._start(stack, "server", *words, "--min-devices", str(len(self.files)))
             self.until(lambda: self.log("server").count("listening on ") > lives)
             address = self.log("server").split("listening on ")[-1].split(",")[0]
             for name, file in self.files.items():
                 keeps = ["--name", name, "--data", str(file), "--folder", str(self.folder / name)]
+                if self.tokens:
+                    keeps += ["--ca", str(self.folder / "fleet" / "ca.crt"), "--token", str(self.tokens[name])]
                 self._start(stack, name, "join", address, *keeps)
             yield
 
@@ -118,7 +137,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def test_a_worker_is_killed_and_the_adapter_is_that_of_one_server(inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, train__rounds=6)
-    fleet = Fleet(values, tmp_path)
+    fleet = Fleet(values, tmp_path, secure=True)
     with fleet.running():
         fleet.until(lambda: fleet.rounds_done() >= 1)
         family = psutil.Process(fleet.processes["server"].pid).children(recursive=True)
@@ -145,7 +164,7 @@ def test_a_stopped_run_goes_on_with_other_workers(inputs: Path, tmp_path: Path) 
         _, left = psutil.wait_procs(family, timeout=20)
         assert not left
     assert 2 <= fleet.rounds_done() < 6
-    with fleet.running("--resume", str(fleet.out)):
+    with fleet.running("--resume", str(fleet.out), workers=3):  # of which one has nothing to do
         adapter = fleet.finished()
     expected = simulated(values, tmp_path / "simulated")
     assert adapter == (expected.adapter / "adapter_model.safetensors").read_bytes()

@@ -66,7 +66,14 @@ class Worker:
         await asyncio.sleep(1e9)  # it hangs
 
 
-def report(*names: str, here: Sequence[str] = (), up: int = 0, refused: Mapping[str, str] | None = None) -> Report:
+def report(
+    *names: str,
+    here: Sequence[str] = (),
+    up: int = 0,
+    refused: Mapping[str, str] | None = None,
+    life: str = "first",
+    made: int = 0,
+) -> Report:
     """A worker's report of devices, whose places are the numbers in their names."""
     members = [
         {
@@ -81,7 +88,7 @@ def report(*names: str, here: Sequence[str] = (), up: int = 0, refused: Mapping[
     ]
     rows = [DeviceNow(name, "ready" if name in here else "away", bytes_up=up) for name in names]
     counts = {name: {reason: 1} for name, reason in (refused or {}).items()}
-    return Report(0, members, frozenset(here), rows, counts)
+    return Report(life, made, 0, members, frozenset(here), rows, counts)
 
 
 class Stage:
@@ -144,14 +151,21 @@ def test_a_worker_that_was_begun_again_knows_nobody_and_its_devices_stay_members
         board = stage.board
         board.mirror(0, report("d0", "d2", here=["d0", "d2"], up=100))
         board.mirror(1, report("d1", here=["d1"]))
-        board.mirror(0, report())
+        board.mirror(0, report(life="second"))
+        assert stage.news.count("worker 0 died and was begun again") == 1
         assert [member.name for member in board.here] == ["d1"]
         assert [member.name for member in board.fleet] == ["d0", "d1", "d2"]
         assert [row.state for row in board.roll_call([])] == ["away", "ready", "away"]
-        board.mirror(0, report("d0", here=["d0"], up=7))
+        board.mirror(0, report("d0", here=["d0"], up=7, life="second"))
         assert board.members["d0"].session.bytes_received == 107
-        board.mirror(0, report("d0", here=["d0"], up=9))
-        assert board.members["d0"].session.bytes_received == 109
+        board.mirror(0, report("d0", here=["d0"], up=109, life="third"))
+        board.mirror(0, report("d0", here=["d0"], up=110, life="third"))
+        assert board.members["d0"].session.bytes_received == 217
+        assert stage.news.count("worker 0 died and was begun again") == 2
+        board.mirror(0, report("d0", here=["d0"], up=130, life="third", made=5))
+        board.mirror(0, report("d0", up=120, life="third", made=4))  # overtaken
+        assert board.members["d0"].session.bytes_received == 237
+        assert board.members["d0"].here
 
     run_virtual(play())
 

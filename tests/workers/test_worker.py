@@ -38,7 +38,12 @@ PRUNED = {"lora__targets": ["all-linear"]}
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [("memsfl", {"train__micro_batches": 2}), ("flora", {}), ("fedspine", PRUNED), ("local_only", {})],
+    [
+        ("memsfl", {"train__micro_batches": 2}),
+        ("flora", {"train__stragglers": "deadline:300"}),
+        ("fedspine", PRUNED),
+        ("local_only", {}),
+    ],
 )
 def test_two_workers_train_the_adapter_of_one_server(
     method: str, changes: dict[str, Any], inputs: Path, tmp_path: Path
@@ -67,8 +72,8 @@ def test_a_worker_dies_in_the_middle_of_a_round(method: str, inputs: Path, tmp_p
     assert [row["round"] for row in rows] == [0, 1, 2]
 
 
-def test_who_was_not_sent_is_told_to_come_by_the_server(inputs: Path, tmp_path: Path) -> None:
-    team, answers = Team(2), list[Message | Handshake]()
+def test_a_share_is_held_once_and_who_was_not_sent_is_told_to_come_by_the_server(inputs: Path, tmp_path: Path) -> None:
+    team, answers, values = Team(2, twice=True), list[Message | Handshake](), values_for(inputs)
 
     async def intrude() -> None:
         while not (team.places and "hold" in team.places[1].asked):
@@ -77,7 +82,8 @@ def test_who_was_not_sent_is_told_to_come_by_the_server(inputs: Path, tmp_path: 
         answers.append(await hear(carrier))  # "slow" belongs to the other worker
         carrier.close()
 
-    outcome = served(values_for(inputs), tmp_path / "run", team=team, meanwhile=intrude)
+    outcome = served(values, tmp_path / "run", team=team, meanwhile=intrude)
+    assert bytes_of(outcome) == bytes_of(simulated(values, tmp_path / "simulated"))
     (answer,) = answers
     assert isinstance(answer, Refusal)
     assert (answer.reason, answer.final) == ("unexpected", False)

@@ -84,6 +84,12 @@ class Samples:
     """Rows left out because truncation left nothing to learn from."""
     max_length: int
 
+    @classmethod
+    def none(cls) -> Samples:
+        """No samples."""
+        nothing = np.zeros(0, np.int64)
+        return cls(Ragged.of([]), None, nothing, nothing, nothing, num_dropped=0, max_length=0)
+
     def __len__(self) -> int:
         return len(self.input_ids)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cutlayer.data.tasks import Samples
 from cutlayer.errors import ConfigError, CutlayerError, WorkerLost
 from cutlayer.fleet.profile import Fleet
 from cutlayer.prepare import ServerIngredients
@@ -74,14 +77,19 @@ class RayWorkers:
                 num_cpus=1, num_gpus=1 if cuda else 0, max_restarts=MOST_RESTARTS, max_task_retries=-1
             )(_Process)
             setups = [self._setup(number, ingredients, declared) for number in range(self.number)]
-            kept = [ray.put(setup) for setup in setups]
-            yield [RayWorker(number, process.remote([setup], own)) for number, setup in enumerate(kept)]
-            del kept  # until now a worker could be begun again with it
+            actors = [process.remote(_small(setup), own) for setup in setups]
+            try:
+                yield [RayWorker(number, actor) for number, actor in enumerate(actors)]
+            finally:
+                for actor in actors:
+                    ray.kill(actor)  # what is still asked of it ends here, and not as an error of the shutdown
         finally:
             await asyncio.to_thread(ray.shutdown)
 
     def _connect(self, cuda: bool) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
+        # Ray writes on this process's standard output what became of an actor; what concerns a person the head says
+        ray._private.worker.print_to_stdstream = lambda *_args, **_options: None
         quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if address := os.environ.get("RAY_ADDRESS"):
             try:
@@ -104,21 +112,23 @@ class RayWorkers:
         scratch = Path(ingredients.config.out).resolve() / "scratch" / f"worker-{number}"
         roster = self._roster and self._roster.resolve()
         address = f"{self._host}:{self._port + 1 + number if self._port else 0}"
-        # a copy, without the model that the head has loaded
-        return Setup(replace(ingredients), declared, address, roster, scratch, _threads(self.number))
+        # a copy: without the model that the head has loaded, and without the data that it evaluates on
+        return Setup(
+            replace(ingredients, validation=Samples.none()), declared, address, roster, scratch, _threads(self.number)
+        )
 
 
 class _Process(WorkerProcess):
     """The worker, in Ray's process.
 
     Args:
-      kept: Where what it is made of is kept.
+      setup: What it is made of, as `_small` makes it.
       head: The address of the head's machine.
     """
 
-    def __init__(self, kept: Sequence[Any], head: str) -> None:
+    def __init__(self, setup: bytes, head: str) -> None:
         own = ray.util.get_node_ip_address()
-        super().__init__(ray.get(kept[0]), "" if own == head else own)
+        super().__init__(pickle.loads(zlib.decompress(setup)), "" if own == head else own)
 
 
 class RayWorker:
@@ -166,6 +176,11 @@ class RayWorker:
                 f"worker {self._number}: expected it to live, got {' '.join(str(error).split())}. The checkpoint is "
                 "whole: see to the cause, then go on with --resume."
             ) from error
+
+
+def _small(setup: Setup) -> bytes:
+    """Below the 100 KB up to which Ray keeps what an actor is begun with, and so can begin it again."""
+    return zlib.compress(pickle.dumps(setup))
 
 
 def _threads(number: int) -> int:

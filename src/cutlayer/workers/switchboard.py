@@ -67,8 +67,7 @@ class Switchboard(Hub):
     ) -> None:
         super().__init__(name, host, places, refusals, notice)
         self._num_workers = num_workers
-        self._rows: dict[int, Sequence[DeviceNow]] = {}
-        self._refused: dict[int, Mapping[str, Mapping[str, int]]] = {}
+        self._reports: dict[int, Report] = {}
 
     def worker_of(self, device: str) -> int:
         """The number of the worker that serves a device."""
@@ -89,6 +88,10 @@ class Switchboard(Hub):
                 for task in following:
                     task.cancel()
 
+    async def ready(self) -> None:
+        """Waits until every worker can take in devices."""
+        await self.wait_for(lambda: len(self._reports) == self._num_workers)
+
     async def _follow(self, number: int) -> None:
         seen = -1
         while True:
@@ -98,25 +101,31 @@ class Switchboard(Hub):
 
     def mirror(self, number: int, report: Report) -> None:
         """Takes in how a worker's devices are; of one that it does not know, it has lost the connection."""
-        rows = {row["name"]: row for row in report.members}
-        bytes_of = {row.name: (row.bytes_up, row.bytes_down) for row in self._rows.get(number, ())}
-        self._rows[number], self._refused[number] = report.rows, report.refusals
-        for name in rows:
-            self._learn(rows[name])
+        last = self._reports.get(number)
+        if last is not None and last.life != report.life:
+            self._notice(f"worker {number} died and was begun again")
+            last = None
+        if last is not None and last.made > report.made:
+            return  # two were under way
+        self._reports[number] = report
+        for known in report.members:
+            self._learn(known)
+        before = {row.name: row for row in last.rows} if last is not None else {}
         for row in report.rows:
             if row.name in self.members:
-                session, (up, down) = self.members[row.name].session, bytes_of.get(row.name, (0, 0))
-                session.bytes_received += row.bytes_up - (up if row.bytes_up >= up else 0)
-                session.bytes_sent += row.bytes_down - (down if row.bytes_down >= down else 0)
+                session, counted = self.members[row.name].session, before.get(row.name, DeviceNow(row.name, "away"))
+                session.bytes_received += row.bytes_up - counted.bytes_up
+                session.bytes_sent += row.bytes_down - counted.bytes_down
         for member in self.members.values():
             here = member.name in report.here
             if self.worker_of(member.name) == number and here != member.here:
                 member.here = here
                 self._news(f"{member.name} has {'come' if here else 'gone'}")
+        self._news()
 
     def roll_call(self, expected: Sequence[str]) -> list[DeviceNow]:
         """How all devices are, in the fleet's order, then those who have never come; for any thread."""
-        rows = {row.name: row for rows in list(self._rows.values()) for row in rows}
+        rows = {row.name: row for report in list(self._reports.values()) for row in report.rows}
         come = sorted({*rows, *list(self.members)}, key=self._place)
         names = [*come, *(name for name in expected if name not in come)]
         return [rows.get(name, DeviceNow(name, "away")) for name in names]
@@ -124,7 +133,7 @@ class Switchboard(Hub):
     def refused(self) -> dict[str, dict[str, int]]:
         """See `Hub.refused`; workers' counts of their present life are in it."""
         total: dict[str, Counter[str]] = {}
-        for refusals in (self.refusals.as_dict(), *self._refused.values()):
+        for refusals in (self.refusals.as_dict(), *(report.refusals for report in self._reports.values())):
             for device, reasons in refusals.items():
                 total.setdefault(device, Counter()).update(reasons)
         return {device: dict(sorted(reasons.items())) for device, reasons in sorted(total.items())}

@@ -72,6 +72,8 @@ class Report:
     """How a worker's devices are.
 
     Attributes:
+      life: of the worker: another one after it died.
+      made: reports of this life before it.
       version: goes up when one has come or gone.
       members: as a checkpoint keeps them (`Hub.state`).
       here: who is connected and ready.
@@ -79,6 +81,8 @@ class Report:
       refusals: by device and reason, how often, in this life of the worker.
     """
 
+    life: str
+    made: int
     version: int
     members: Sequence[Mapping[str, Any]]
     here: frozenset[str]
@@ -120,6 +124,7 @@ class WorkerProcess:
         self._expected: set[str] = set()
         self._events: list[Event] = []
         self._version, self._changed = 0, asyncio.Event()
+        self._made = 0
         self._began = 0.0
 
     async def expect(self, device: str, index: int) -> str:
@@ -269,7 +274,10 @@ class WorkerProcess:
             now=now(),
         )
         here = frozenset(member.name for member in members if member.here)
-        return Report(self._version, self._hub.state(), here, rows, self._hub.refusals.as_dict())
+        self._made += 1
+        return Report(
+            self._life, self._made, self._version, self._hub.state(), here, rows, self._hub.refusals.as_dict()
+        )
 
 
 class _Expecting(Admission):
