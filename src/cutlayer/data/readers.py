@@ -1,6 +1,6 @@
 """Files of rows: JSON and CSV by the standard library, Parquet by `datasets`; every bad input is one line.
 
-What is learnt is what `datasets` would give (`tests/data/test_readers.py`), without the memory and the second that it
+What is learnt is what `datasets` would give (`tests/data/test_readers.py`), without the memory and the time that it
 takes: docs/decisions/0025-local-files-without-datasets.md.
 """
 
