@@ -6,7 +6,9 @@ What whole runs do with it is tried in `test_serve.py`, `test_hostile.py` and `b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +18,28 @@ from cutlayer.errors import Refused
 from cutlayer.fleet.carrier import modelled_carriers
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.server.hub import Hub
+from cutlayer.server import hub
+from cutlayer.server.allowance import HELLO_SECONDS
+from cutlayer.server.hub import FAREWELL_SECONDS, Hub
 from cutlayer.server.refusals import Refusals
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.handshake import hear, say
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Answer, Ask, Handshake, Hello, Message, Ready, Refusal, Stand, Welcome
+from cutlayer.wire.messages import (
+    FINISHED,
+    Answer,
+    Ask,
+    Finish,
+    Handshake,
+    Hello,
+    Message,
+    Ready,
+    Refusal,
+    Stand,
+    Welcome,
+)
+from cutlayer.wire.packets import Kind, unpack
 from cutlayer.wire.session import Session
 
 READY = Ready("pi", "", 0, 0, 1e9, 2**30, 1e6, 1e6, 0.01, 6, (), ())
@@ -187,5 +204,118 @@ def test_the_newest_connection_of_a_device_counts() -> None:
         with pytest.raises(CarrierLost):
             await first.send(b"more")
         assert [member.name for member in stage.hub.here] == ["pi"]
+
+    on_a_stage(play)
+
+
+def test_who_is_not_ready_yet_belongs_to_no_fleet() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"))
+        assert stage.hub.members["pi"].connecting == 1
+        assert not stage.hub.everybody
+        carrier.close()
+        await asyncio.sleep(1.0)
+        assert stage.hub.members["pi"].connecting == 0
+
+    on_a_stage(play)
+
+
+def test_an_earlier_connection_that_ends_later_takes_nobody_away() -> None:
+    async def play(stage: Stage) -> None:
+        first, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.come(Hello("pi", "0"), READY)
+        first.close()
+        await asyncio.sleep(5.0)
+        assert [member.name for member in stage.hub.here] == ["pi"]
+        assert stage.hub.members["pi"].connections == 2
+
+    on_a_stage(play)
+
+
+def test_what_a_round_refuses_ends_the_connection_until_it_comes_again() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        stage.hub.eject("pi", Refused("not-finite", "device pi: expected finite numbers."))
+        assert stage.refused == {"pi": {"not-finite": 1}}
+        assert not stage.hub.fleet
+        await asyncio.sleep(1.0)
+        assert not stage.hub.members["pi"].here
+        with pytest.raises(CarrierLost):
+            await carrier.send(b"more")
+        await stage.come(Hello("pi", "0"), READY)
+        assert [member.name for member in stage.hub.fleet] == ["pi"]
+
+    on_a_stage(play)
+
+
+def test_a_fleet_outlives_the_server() -> None:
+    async def play(stage: Stage) -> None:
+        for name in ("pi", "jetson"):
+            await stage.come(Hello(name, "0"), replace(READY, device=name), name=name)
+        stage.hub.eject("jetson", Refused("not-finite", "device jetson: expected finite numbers."))
+        again = Stage()
+        again.hub.load_state(stage.hub.state())
+        assert [member.name for member in again.hub.everybody] == ["pi", "jetson"]
+        assert [member.name for member in again.hub.fleet] == ["pi"], "it has not come again since it was refused"
+        assert not again.hub.here
+        assert again.hub.state() == stage.hub.state()
+        _, (welcome, _) = await again.come(Hello("jetson", "0"), replace(READY, device="jetson"), name="jetson")
+        assert isinstance(welcome, Welcome)
+        assert welcome.index == 2
+        _, (welcome,) = await again.come(Hello("third", "0"), name="third")
+        assert isinstance(welcome, Welcome)
+        assert welcome.index == 3, "no place is given twice"
+
+    on_a_stage(play)
+
+
+def test_when_the_run_is_over_everybody_is_told_so() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        dismissing = asyncio.ensure_future(stage.hub.dismiss(Finish("run", 3, "all rounds are done")))
+        await asyncio.sleep(1.0)
+        assert not dismissing.done(), "it waits until the device has gone"
+        carrier.close()
+        await dismissing
+        assert now() < FAREWELL_SECONDS
+        _, (answer,) = await stage.come(Hello("late", "0"), name="late")
+        assert answer == Refusal(FINISHED, "all rounds are done", final=True)
+
+    on_a_stage(play)
+
+
+def test_a_server_that_stops_says_why() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        await stage.hub.farewell("it may come back")
+        packets = []
+        with contextlib.suppress(CarrierLost):
+            while True:
+                packets.append(unpack(await carrier.receive(), check=True))
+        assert (packets[-1].kind, bytes(packets[-1].body)) == (Kind.GOODBYE, b"it may come back")
+        await asyncio.sleep(1.0)
+        assert not stage.hub.here
+
+    on_a_stage(play)
+
+
+def test_silent_strangers_are_let_in_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_STRANGERS", 3)
+
+    async def play(stage: Stage) -> None:
+        silent = [stage.dial(f"silent-{number}") for number in range(3)]
+        await asyncio.sleep(1.0)
+        _, (answer,) = await stage.come(Hello("pi", "0"))
+        assert isinstance(answer, Refusal)
+        assert (answer.reason, answer.final) == ("too-many", False)
+        silent[0].close()
+        await asyncio.sleep(1.0)
+        await stage.come(Hello("pi", "0"), READY)
+        assert len(stage.hub.fleet) == 1
+        await asyncio.sleep(HELLO_SECONDS)
+        await stage.come(Hello("pi", "0"), READY)
 
     on_a_stage(play)
