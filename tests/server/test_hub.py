@@ -176,9 +176,11 @@ def test_what_is_no_handshake_ends_the_round_for_its_device() -> None:
 
 def test_another_name_than_its_own() -> None:
     async def play(stage: Stage) -> None:
-        _, (answer,) = await stage.come(Hello("another", "0"))
+        carrier, (answer,) = await stage.come(Hello("another", "0"))
         assert isinstance(answer, Refusal)
         assert (answer.reason, answer.final) == ("wrong-name", True)
+        with pytest.raises(CarrierLost):
+            await carrier.receive()
 
     on_a_stage(play)
 
