@@ -48,7 +48,7 @@ class Stage:
         self._conversations, self._welcomes = list(conversations), list(welcomes)
         self.dialled = self.prepared = 0
         self.reachable, self.notices = True, list[str]()
-        self.standings = list[tuple[str, int]]()
+        self.standings = list[tuple[str, int, int]]()
         self.carriers, self._serving = list[Carrier](), set[asyncio.Task[None]]()
         self.agent = Agent("pi", self.dial, self.prepare, Random(0), self.notices.append, PATIENCE_SECONDS)
 
@@ -72,8 +72,8 @@ class Stage:
             await say(carrier, welcome)
             ready = await hear(carrier)
             assert isinstance(ready, Ready)
-            self.standings.append((ready.session, ready.next_round))
-            await say(carrier, Stand("life-1", 0, 0))
+            self.standings.append((ready.session, ready.next_round, ready.received))
+            await say(carrier, Stand("life-1", 9, 2))
             while True:
                 await carrier.receive()
         except CarrierLost:
@@ -99,7 +99,7 @@ def attended(stage_of: Callable[[], Stage]) -> Stage:
 def test_it_comes_once_and_leaves() -> None:
     stage = attended(lambda: Stage(nothing_to_do))
     assert (stage.dialled, stage.prepared) == (1, 1)
-    assert stage.standings == [("", 0)]
+    assert stage.standings == [("", 0, 0)]
 
 
 def test_a_conversation_that_fails_over_the_wire_begins_again() -> None:
@@ -208,6 +208,7 @@ def test_after_a_break_it_says_how_it_stands() -> None:
         for carrier in stage.carriers:
             carrier.close()
         await attending
-        assert stage.standings == [("", 0), ("life-1", 5)]
+        assert stage.standings == [("", 0, 0), ("life-1", 5, 7)]
+        assert session._peer == Standing("life-1", 8, 2), "and hears how the server does"
 
     run_virtual(run())

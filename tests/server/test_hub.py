@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from cutlayer.errors import Refused
+from cutlayer.errors import DeviceGone, Refused
 from cutlayer.fleet.carrier import modelled_carriers
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.profile import DeviceProfile
@@ -82,7 +82,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.host = Host()
-        self.hub = Hub("life-1", self.host, {"first": 0}, Refusals(now))
+        self.hub = Hub("life-1", self.host, {"second": 1}, Refusals(now))
         self._attending = set[asyncio.Task[None]]()
 
     def dial(self, name: str = "pi") -> Carrier:
@@ -114,7 +114,7 @@ def test_a_device_comes_and_goes_and_keeps_its_place() -> None:
     async def play(stage: Stage) -> None:
         carrier, (welcome, answer, stand) = await stage.come(Hello("pi", "0"), Ask("echo", length=3), READY)
         assert isinstance(welcome, Welcome)
-        assert welcome.index == 1, "the first place is another's"
+        assert welcome.index == 2, "the second place is another's"
         assert isinstance(answer, Answer)
         assert stand == Stand("life-1", 0, 0)
         await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
@@ -123,7 +123,7 @@ def test_a_device_comes_and_goes_and_keeps_its_place() -> None:
         assert [member.name for member in stage.hub.fleet] == ["pi"]
         _, (welcome, _) = await stage.come(Hello("pi", "0"), READY)
         assert isinstance(welcome, Welcome)
-        assert welcome.index == 1
+        assert welcome.index == 2
         assert stage.hub.members["pi"].connections == 2
 
     on_a_stage(play)
@@ -168,6 +168,8 @@ def test_what_is_no_handshake_ends_the_round_for_its_device() -> None:
             await stage.come(READY)
         assert stage.refused == {"pi": {"wrong-kind": 1}}
         assert not stage.hub.fleet
+        with pytest.raises(DeviceGone):
+            await stage.hub.members["pi"].link.receive()
         await stage.come(Hello("pi", "0"), READY)
         assert [member.name for member in stage.hub.fleet] == ["pi"], "it has come again"
 
@@ -264,10 +266,10 @@ def test_a_fleet_outlives_the_server() -> None:
         assert again.hub.state() == stage.hub.state()
         _, (welcome, _) = await again.come(Hello("jetson", "0"), replace(READY, device="jetson"), name="jetson")
         assert isinstance(welcome, Welcome)
-        assert welcome.index == 2
+        assert welcome.index == 3
         _, (welcome,) = await again.come(Hello("third", "0"), name="third")
         assert isinstance(welcome, Welcome)
-        assert welcome.index == 3, "no place is given twice"
+        assert welcome.index == 4, "no place is given twice"
 
     on_a_stage(play)
 
