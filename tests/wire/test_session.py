@@ -379,3 +379,31 @@ def test_one_that_sends_without_end_waits_until_what_it_sent_has_arrived() -> No
         await asyncio.gather(linking, sending, return_exceptions=True)
 
     run_virtual(work())
+
+
+def test_what_belongs_to_a_round_that_another_life_of_the_server_began_again_is_dropped() -> None:
+    """The device has not read yet that its round begins again: what it sends now belongs to the one that is over."""
+
+    async def work() -> None:
+        up, first, second = session(), session("life-1"), session("life-2")
+        linking = asyncio.ensure_future(connected(up, first, pipe, []))
+        await first.send(assignment(0))
+        assert isinstance(await up.receive(), Assignment)
+        await up.send(activations(0, 0))
+        assert isinstance(await first.receive(), Activations)
+        linking.cancel()
+        await asyncio.gather(linking, return_exceptions=True)
+        linking = asyncio.ensure_future(connected(up, second, pipe, []))
+        await second.send(assignment(0))
+        await asyncio.sleep(1.0)
+        await up.send(activations(0, 1))
+        assert up.counts["stale"] == 1
+        assert isinstance(await up.receive(), Close)
+        assert isinstance(await up.receive(), Assignment)
+        await up.send(activations(0, 0))
+        answer = await second.receive()
+        assert isinstance(answer, Activations)
+        assert answer.step == 0
+        linking.cancel()
+
+    run_virtual(work())
