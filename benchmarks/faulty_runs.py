@@ -54,7 +54,7 @@ from cutlayer.report.progress import NoProgress
 from cutlayer.server.hub import Hub
 from cutlayer.settings import load_tokenizer
 from cutlayer.types import Recorder
-from cutlayer.wire import sent, session
+from cutlayer.wire import session
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.session import Session, Standing
@@ -582,7 +582,7 @@ def _patches(stage: _Stage) -> Iterator[Any]:
     yield patch.object(joining, "read_own_data", _own_data)
     yield patch.object(joining, "ECHO_BYTES", 1000)
     yield patch.object(session, "PIECE_BYTES", plan.piece_bytes)
-    yield patch.object(sent, "KEPT_BYTES", plan.kept_bytes)
+    yield patch.object(hosting, "room_for_kept", lambda: plan.kept_bytes)
     yield patch.object(os, "fsync", lambda _: None)  # nothing is killed that the kernel would not outlive
 
 

@@ -41,7 +41,7 @@ from cutlayer.wire.carrier import Carrier
 from cutlayer.wire.certificates import issue_server, make_authority
 from cutlayer.wire.grpc_carrier import dial, listen
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
-from cutlayer.wire.sent import Shelf
+from cutlayer.wire.sent import Shelf, room_for_kept
 from cutlayer.wire.session import Session, Standing
 from cutlayer.wire.tls import channel_credentials, server_credentials
 from echoes import Contender, Grpc, Replies, Sockets, serve_grpc, serve_sockets
@@ -134,7 +134,7 @@ async def _serve_all(pipe: Connection, folder: Path) -> None:
     replies, secret = Replies(), server_credentials(folder, require_client_certificate=False)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
-    attend, open_servers = _attend(replies, Shelf(folder / "scratch")), []
+    attend, open_servers = _attend(replies, Shelf(folder / "scratch", room_for_kept())), []
     ports = {"tcp": serve_sockets(replies, None), "tls": serve_sockets(replies, context)}
     for name, credentials in (("", None), (" tls", secret)):
         bare, ports[f"grpc{name}"] = await serve_grpc(replies, credentials)

@@ -26,7 +26,7 @@ from cutlayer.wire.budget import Budget
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Answer, Ask, Ready, Welcome
 from cutlayer.wire.packets import PIECE_BYTES
-from cutlayer.wire.sent import Shelf
+from cutlayer.wire.sent import Shelf, room_for_kept
 from cutlayer.wire.session import Session
 
 IN_FLIGHT_BYTES = 256 * 2**20
@@ -71,7 +71,7 @@ class RunHost:
         self._machine, self._clock, self._record, self._standing = machine, clock, record, standing
         self._pieces = PieceServer(ingredients.model_settings)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
-        self._shelf = Shelf(scratch)
+        self._shelf = Shelf(scratch, room_for_kept())
         self._fingerprint = fingerprint(ModelFiles(ingredients.config.model.name))
 
     # What the methods are for, `hub.Host` says.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-import cutlayer.wire.sent as sent_module
 from cutlayer.wire.sent import Sent, Shelf
 
 
@@ -33,11 +30,8 @@ def test_what_the_other_end_has_from_an_earlier_life_is_not_kept() -> None:
     assert [sent.has(number) for number in (1, 2, 3)] == [False, False, True]
 
 
-def test_a_server_keeps_everything_and_puts_what_is_too_much_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sent_module, "KEPT_BYTES", 25)
-    sent = Sent(shelf=Shelf(tmp_path / "scratch"))
+def test_a_server_keeps_everything_and_puts_what_is_too_much_on_the_disk(tmp_path: Path) -> None:
+    sent = Sent(shelf=Shelf(tmp_path / "scratch", 25))
     frames = [bytes([number]) * 10 for number in range(6)]
     for frame in frames:
         sent.arrive(sent.add([frame[:3], frame[3:]]))
@@ -47,9 +41,8 @@ def test_a_server_keeps_everything_and_puts_what_is_too_much_on_the_disk(
     assert not any(sent.has(number) for number in range(1, 7))
 
 
-def test_what_is_kept_in_memory_is_that_of_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sent_module, "KEPT_BYTES", 25)
-    shelf = Shelf(tmp_path / "scratch")
+def test_what_is_kept_in_memory_is_that_of_all_sessions(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "scratch", 25)
     first, second = Sent(shelf=shelf), Sent(shelf=shelf)
     for sent in (first, second, first, second):
         sent.arrive(sent.add([bytes(10)]))

@@ -25,7 +25,7 @@ STEPS = 4
 
 
 def session(name: str = "", limit: int = 10**6) -> Session:
-    shelf = Shelf(Path()) if name else None
+    shelf = Shelf(Path(), 10**9) if name else None
     made = Session(name, limit_bytes=lambda: limit, incoming=Budget(10**6), outgoing=Budget(10**6), shelf=shelf)
     made.piece_bytes = 100  # so that frames have several pieces
     return made

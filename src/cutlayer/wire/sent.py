@@ -11,29 +11,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from cutlayer.wire.packets import Buffer
 
-KEPT_BYTES = 256 * 2**20
-"""Of all devices' frames in a server's memory: a round of a small fleet, a few steps of a large one."""
+LEAST_KEPT_BYTES = 256 * 2**20
+SHARE_KEPT = 1 / 8
+"""Of the memory that is free when a server starts: a round of a small fleet, some steps of a large one."""
 
 
 class Shelf:
-    """Where the sessions of a server keep what they sent in a round: `KEPT_BYTES` in memory, the rest on the disk.
+    """Where the sessions of a server keep what they sent in a round: in memory, and on the disk beyond `most_bytes`.
 
     Args:
-      folder: For the rest; made when it is needed.
+      folder: For what is on the disk; made when it is needed.
+      most_bytes: In memory.
 
     Attributes:
       held_bytes: in memory now, of all sessions.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self.folder, self.most_bytes = folder, most_bytes
         self.held_bytes = 0
 
     @property
     def is_full(self) -> bool:
-        return self.held_bytes > KEPT_BYTES
+        return self.held_bytes > self.most_bytes
+
+
+def room_for_kept() -> int:
+    """Bytes of what a server sent that its memory has room for."""
+    return max(LEAST_KEPT_BYTES, int(SHARE_KEPT * psutil.virtual_memory().available))
 
 
 class Sent:
