@@ -51,3 +51,30 @@ def test_what_is_kept_in_memory_is_that_of_all_sessions(tmp_path: Path) -> None:
     first.forget()
     second.forget()
     assert shelf.held_bytes == 0
+
+
+def test_what_is_sent_again_in_between_is_not_written_over(tmp_path: Path) -> None:
+    sent = Sent(shelf=Shelf(tmp_path / "scratch", 5))
+    for number in range(3):
+        sent.arrive(sent.add([bytes([number]) * 10]))
+    assert bytes_of(sent, 1) == bytes(10), "read from the beginning of the file"
+    sent.arrive(sent.add([bytes([3]) * 10]))
+    assert [bytes_of(sent, number + 1) for number in range(4)] == [bytes([number]) * 10 for number in range(4)]
+
+
+def test_what_has_arrived_stays_so() -> None:
+    sent = Sent()
+    for frame in (b"a", b"b", b"c"):
+        sent.add([frame])
+    sent.arrive(3)
+    sent.arrive(1)  # a word that was on its way for longer
+    assert sent.arrived == 3
+
+
+def test_nothing_is_due_of_a_round_that_a_server_has_forgotten(tmp_path: Path) -> None:
+    at_the_server, at_the_device = Sent(shelf=Shelf(tmp_path, 100)), Sent()
+    for sent in (at_the_server, at_the_device):
+        sent.handed = sent.add([b"a"])
+        assert sent.due == 1
+        sent.forget()
+    assert (at_the_server.due, at_the_device.due) == (0, 1)
