@@ -10,6 +10,7 @@ from random import Random
 import pytest
 import torch
 
+import cutlayer.wire.session as session_module
 from carriers import MemoryCarrier, pipe
 from cutlayer.errors import DeviceGone, WireError
 from cutlayer.fleet.clock import run_virtual
@@ -114,6 +115,9 @@ async def whole_run(make: Callable[[], tuple[MemoryCarrier, MemoryCarrier]], rou
     linking = asyncio.ensure_future(connected(up, down, make, lost))
     await asyncio.gather(device(up, heard_down), server(down, heard_up, rounds))
     linking.cancel()
+    await asyncio.gather(linking, return_exceptions=True)
+    budgets = (up._incoming, up._outgoing, down._incoming, down._outgoing)
+    assert [budget.held_bytes for budget in budgets] == [0] * 4, "what was taken is given back"
     assert frames(heard_up) == expected_up(rounds)
     assert frames(heard_down) == expected_down(rounds)
     assert up.bytes_sent == down.bytes_received == sum(map(len, expected_up(rounds)))
@@ -123,6 +127,20 @@ async def whole_run(make: Callable[[], tuple[MemoryCarrier, MemoryCarrier]], rou
 
 def test_nothing_happens() -> None:
     assert run_virtual(whole_run(pipe)) == []
+
+
+def test_a_sender_is_told_of_what_arrived_now_and_then_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "ACK_BYTES", 100)
+    passed: list[bytes] = []
+
+    class Counting(MemoryCarrier):
+        def pass_on(self, packet: bytes) -> list[bytes]:
+            passed.append(packet)
+            assert len(passed) < 1000, "a word for each packet, at most"
+            return [packet]
+
+    assert run_virtual(whole_run(lambda: pipe(Counting(), Counting()))) == []
+    assert len(passed) > 3 * STEPS
 
 
 class Faulty(MemoryCarrier):
