@@ -129,18 +129,32 @@ def test_nothing_happens() -> None:
     assert run_virtual(whole_run(pipe)) == []
 
 
-def test_a_sender_is_told_of_what_arrived_now_and_then_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "ACK_BYTES", 100)
-    passed: list[bytes] = []
+def test_who_hears_and_says_nothing_tells_what_arrived_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "ACK_BYTES", 500)
+    words: list[bytes] = []
 
     class Counting(MemoryCarrier):
         def pass_on(self, packet: bytes) -> list[bytes]:
-            passed.append(packet)
-            assert len(passed) < 1000, "a word for each packet, at most"
+            words.append(packet)
+            assert len(words) < 30, "now and then, and not without end"
             return [packet]
 
-    assert run_virtual(whole_run(lambda: pipe(Counting(), Counting()))) == []
-    assert len(passed) > 3 * STEPS
+    async def work() -> None:
+        up, down, lost = session(), session("life-1"), list[str]()
+        linking = asyncio.ensure_future(connected(up, down, lambda: pipe(MemoryCarrier(), Counting()), lost))
+        opening = asyncio.ensure_future(down.send(assignment(0)))
+        await up.receive()
+        await opening
+        before = len(words)
+        for step in range(20):
+            await up.send(activations(0, step))
+            await down.receive()
+        assert len(words) > before, "before the next heartbeat is due"
+        await asyncio.sleep(2.0)
+        linking.cancel()
+        assert lost == []
+
+    run_virtual(work())
 
 
 class Faulty(MemoryCarrier):
