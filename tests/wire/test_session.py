@@ -19,6 +19,7 @@ from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import CarrierLost
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Message, Update
+from cutlayer.wire.packets import Kind, Packet, pack
 from cutlayer.wire.sent import Shelf
 from cutlayer.wire.session import Session, Standing
 
@@ -366,6 +367,49 @@ def test_a_frame_that_is_too_long_is_refused_before_it_has_memory() -> None:
         for task in (linking, sending):
             task.cancel()
         await asyncio.gather(linking, sending, return_exceptions=True)
+
+    run_virtual(work())
+
+
+def piece(round: int, number: int, offset: int, total: int, body: bytes) -> bytes:
+    return pack(Packet(Kind.DATA, round, number, 0, offset, total, body), check=True)
+
+
+STEP = encode(activations(0, 0))
+LIMIT = len(STEP)
+
+
+@pytest.mark.parametrize(
+    ("packets", "why"),
+    [
+        ([piece(0, 1, 0, LIMIT + 1, bytes(10))], f"at most {LIMIT} bytes, got {LIMIT + 1}"),
+        ([piece(0, 1, 0, LIMIT, STEP[:9]), piece(0, 1, 9, LIMIT - 1, STEP[9:-1])], f"a frame of {LIMIT} bytes"),
+        ([piece(0, 1, 0, LIMIT, encode(activations(1, 0)))], "one of round 0, got Activations"),
+        ([piece(1, 1, 0, LIMIT, STEP)], "expected round 0, got round 1"),
+    ],
+)
+def test_what_does_not_fit_ends_a_connection_of_the_server(packets: list[bytes], why: str) -> None:
+    async def work() -> None:
+        at_device, at_server = pipe()
+        down = session("life-1", limit=LIMIT)
+        opening = asyncio.ensure_future(down.send(assignment(0)))
+        await asyncio.sleep(0)
+        for packet in packets:
+            await at_device.send(packet)
+        with pytest.raises(WireError, match=why):
+            await down.attach(at_server, Standing())
+        opening.cancel()
+
+    run_virtual(work())
+
+
+def test_a_round_opens_with_its_first_frame() -> None:
+    async def work() -> None:
+        at_device, at_server = pipe()
+        opened = encode(assignment(3))
+        await at_server.send(piece(3, 2, 0, len(opened), opened))
+        with pytest.raises(CarrierLost, match="got round 3 without its first frame"):
+            await session().attach(at_device, Standing("life-1"))
 
     run_virtual(work())
 
