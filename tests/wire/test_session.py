@@ -352,6 +352,11 @@ def test_who_is_given_up_is_waited_for_by_nobody() -> None:
         await asyncio.sleep(1)
         down.give_up(gone)
         assert await asyncio.gather(opening, waiting, return_exceptions=True) == [gone, gone]
+        up, lost = session(), list[str]()
+        linking = asyncio.ensure_future(connected(up, down, pipe, lost))
+        await down.send(assignment(1))  # it came back, and the next round is another matter
+        assert (await up.receive()).round == 1
+        linking.cancel()
 
     run_virtual(work())
 
@@ -427,9 +432,9 @@ def test_one_that_sends_without_end_waits_until_what_it_sent_has_arrived() -> No
     """A device that expects no answer (`rounds/stream.py`) is slowed down by a server that does not keep up."""
 
     async def work() -> None:
-        up, down = session(), session("life-1")
+        up, down, lost = session(), session("life-1"), list[str]()
         up.piece_bytes = 2**20
-        linking = asyncio.ensure_future(connected(up, down, pipe, []))
+        linking = asyncio.ensure_future(connected(up, down, pipe, lost))
         await down.send(assignment(0))
         assert isinstance(await up.receive(), Assignment)
         sent = 0
@@ -447,6 +452,7 @@ def test_one_that_sends_without_end_waits_until_what_it_sent_has_arrived() -> No
         before = sent
         await asyncio.sleep(100)
         assert sent == before, "the server takes nothing"
+        assert lost == [], "who has no room to listen hears no silence"
         assert before * 2**18 <= 40 * 2**20
         await down.receive()
         await asyncio.sleep(5)
