@@ -33,7 +33,7 @@ from cutlayer.server.guard import Guard
 from cutlayer.server.guarded import guarded
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
 from tiny import LABELS, random_batch
 
@@ -170,43 +170,26 @@ class Everyone:
                 await link.send(finish)
 
 
-class TappedLink:
+class TappedLink(Around):
     """A link end that keeps a copy of every message sent through it."""
 
     def __init__(self, link: Link, sent: list[Message]) -> None:
-        self._link, self._sent = link, sent
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
+        super().__init__(link)
+        self._sent = sent
 
     async def send(self, message: Message) -> None:
         self._sent.append(message)
         await self._link.send(message)
 
-    async def receive(self) -> Message:
-        return await self._link.receive()
 
-
-class LeavingLink:
+class LeavingLink(Around):
     """The server's end of the link of a device that is gone in one round, after so many messages of it."""
 
     def __init__(self, link: Link, device: str, *, round: int, after: int) -> None:
-        self._link, self._device, self._round, self._after = link, device, round, after
+        super().__init__(link)
+        self._device, self._round, self._after = device, round, after
         self._heard = 0
         self._here = True
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
 
     async def send(self, message: Message) -> None:
         if isinstance(message, Assignment | Finish):

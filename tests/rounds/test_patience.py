@@ -21,7 +21,7 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
 from cutlayer.types import Adapter
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Close, Message, Update
 from playground import LeavingLink, ListedBatches, Played, fleet_of, learning_rate, plain_training, play, streams_for
 
@@ -227,22 +227,12 @@ def test_who_is_in_time_notices_no_policy(method: str, bert: Base, undisturbed: 
         assert [row["late"] for row in played.rows] == [0] * ROUNDS
 
 
-class MuteLink:
+class MuteLink(Around):
     """The server's end of a link from which, from some round on and after so many messages in it, nothing comes."""
 
     def __init__(self, link: Link, *, round: int, after: int) -> None:
-        self._link, self._round, self._left = link, round, after
-
-    @property
-    def bytes_sent(self) -> int:
-        return self._link.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self._link.bytes_received
-
-    async def send(self, message: Message) -> None:
-        await self._link.send(message)
+        super().__init__(link)
+        self._round, self._left = round, after
 
     async def receive(self) -> Message:
         while True:

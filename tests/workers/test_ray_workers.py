@@ -23,7 +23,6 @@ from cutlayer.prepare import prepare, write_shares
 from cutlayer.server.roster import Roster
 from cutlayer.wire.certificates import issue_server, make_authority
 from real import simulated, values_for
-from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,16 +32,6 @@ pytestmark = [
 LONGEST_SECONDS = 300.0
 """Of a wait; a process that imports torch on a busy machine takes a minute."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model("bert", "classification", folder / "model")
-    save_tiny_tokenizer(folder / "model")
-    write_jsonl(folder / "data" / "train.jsonl", reviews(100, seed=1))
-    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
-    return folder
 
 
 class Fleet:

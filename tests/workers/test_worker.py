@@ -16,17 +16,6 @@ from cutlayer.wire.handshake import hear
 from cutlayer.wire.messages import Handshake, Message, Refusal
 from real import served, simulated, values_for
 from team import Team
-from tiny import reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    save_tiny_model("bert", "classification", folder / "model")
-    save_tiny_tokenizer(folder / "model")
-    write_jsonl(folder / "data" / "train.jsonl", reviews(100, seed=1))
-    write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))
-    return folder
 
 
 def bytes_of(outcome: Outcome) -> bytes:
