@@ -44,6 +44,8 @@ POLICIES: tuple[dict[str, Any], ...] = (
 """And what is packed: what packing lost goes with a device's commit points."""
 TOGETHER = ("sl",)
 """In which devices wait for each other, so that there is no quorum."""
+IN_PARTS = ("memsfl", "sl")
+"""In which a batch may go in micro-batches."""
 CHUNK = 25
 """Seeds that a process takes at a time."""
 
@@ -87,7 +89,8 @@ def setting(seed: int, methods: Sequence[str]) -> dict[str, Any]:
     random = Random(f"setting {seed}")
     method = methods[seed % len(methods)]
     policies = [policy for policy in POLICIES if method not in TOGETHER or "quorum" not in str(policy)]
-    return {"method.name": method, **random.choice(policies)}
+    chosen = {"method.name": method, **random.choice(policies)}
+    return chosen | ({"train.micro_batches": 2} if method in IN_PARTS and random.random() < 0.5 else {})
 
 
 class Campaign:
@@ -120,7 +123,7 @@ class Campaign:
         return counts
 
     def _world(self, values: dict[str, Any]) -> tuple[str, World]:
-        name = " ".join(map(str, values.values()))
+        name = " ".join("in parts" if key == "train.micro_batches" else str(value) for key, value in values.items())
         if name not in self._worlds:
             scratch = self._folder / name.replace(":", "-").replace(" ", "-")
             scratch.mkdir()

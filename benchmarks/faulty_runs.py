@@ -487,15 +487,16 @@ class _Stage:
 def _look(world: World, out: Path, result: Result) -> None:
     """Reads what the run left."""
     lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
-    rounds = [json.loads(line)["round"] for line in lines]
+    rows = [json.loads(line) for line in lines]
+    rounds = [row["round"] for row in rows]
     if result.outcome == "done" and rounds != list(range(ROUNDS)):
         result.problems.append(f"expected the rounds 0 to {ROUNDS - 1}, got {rounds}")
     state = json.loads((out / "checkpoint" / "state.json").read_text()) if (out / "checkpoint").exists() else None
     if state is None:
         return
     counted = Counter[str]()
-    for record in state["history"]:
-        counted[record["device"]] += record["samples"]
+    for row in rows[: state["rounds_done"]]:
+        counted.update({name: device["samples"] for name, device in row["devices"].items()})
     cursors = {}
     for name in world.data:
         point = state["counted"].get(name)
@@ -515,10 +516,11 @@ def _look(world: World, out: Path, result: Result) -> None:
         "folds held": state["folds_held"],
         "policies": state["round_state"],
         "history": [
-            {key: record[key] for key in ("round", "device", "steps", "samples", "weight", "loss", "late", "cut")}
-            for record in state["history"]
+            {key: device[key] for key in ("steps", "samples", "weight", "loss", "late", "cut")} | {"device": name}
+            for row in rows[: state["rounds_done"]]
+            for name, device in row["devices"].items()
         ],
-        "losses": [json.loads(line).get("validation") for line in lines],
+        "losses": [row.get("validation") for row in rows],
     }
 
 

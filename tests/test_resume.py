@@ -180,10 +180,8 @@ def test_a_plan_made_of_measurements(inputs: Path, tmp_path: Path) -> None:
     }
     options = ("method.name=legend", "train.rounds=8", f"fleet={json.dumps(fleet)}")
     run(config_for(inputs, tmp_path / "whole", *options))
-    history = json.loads((tmp_path / "whole" / "checkpoint" / "state.json").read_text())["history"]
-    depths = [
-        tuple(sum(rank > 0 for rank in record["ranks"]) for record in history[at : at + 3]) for at in range(0, 24, 3)
-    ]
+    rounds = [json.loads(line)["devices"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    depths = [tuple(sum(rank > 0 for rank in device["ranks"]) for device in round.values()) for round in rounds]
     assert len(set(depths)) > 2, "it goes on to learn"
     expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
     for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):

@@ -17,6 +17,7 @@ from cutlayer.fleet.modes import speed_mode
 from cutlayer.model.part import WholePart
 from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.progress import NoProgress
+from cutlayer.report.run_folder import RunFolder
 from tiny import save_inputs
 
 
@@ -97,11 +98,12 @@ def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> N
     assert outcome.summary["totals"]["steps"] == 2 * 3
     snapshot = run.load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
     assert snapshot is not None
-    assert len(snapshot.history) == 2 * 3
+    history = list(RunFolder(tmp_path / "run").read_records())
+    assert len(history) == 2 * 3
     speeds = {device.name: (device.effective_flops, speed_mode(device)) for device in made.fleet.devices}
-    for record in snapshot.history:
+    for record in history:
         flops, mode = speeds[record.device]
         assert record.flops / record.busy_seconds == pytest.approx(flops * mode(record.round))
-    assert len({speeds[record.device][1](record.round) for record in snapshot.history}) > 1
-    trained = {record.device for record in snapshot.history}
+    assert len({speeds[record.device][1](record.round) for record in history}) > 1
+    trained = {record.device for record in history}
     assert {name for name, moments in snapshot.device_moments.items() if moments} == trained

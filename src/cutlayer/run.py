@@ -31,6 +31,7 @@ from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.prepare import Ingredients, ServerIngredients
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
+from cutlayer.report.json_lines import Position
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
@@ -307,7 +308,6 @@ class Run:
             cursors=states.cursors,
             members=states.members,
             round_state=self._method.round.state_dict(),
-            history=self._logbook.history.records,
             totals={"before": self._before, "cuts": self._logbook.cuts, "wall_seconds": self._wall()},
             positions=self._folder.positions(),
         )
@@ -327,7 +327,7 @@ class Run:
         }
         self._method.round.load_state_dict(snapshot.round_state)
         self._logbook.rounds_done = snapshot.rounds_done
-        self._logbook.history.records.extend(snapshot.history)
+        self._logbook.history.records.extend(self._folder.read_records())
         self._logbook.cuts |= snapshot.totals["cuts"]
         self._before = snapshot.totals["before"]
         self._wall_before = snapshot.totals["wall_seconds"]
@@ -395,7 +395,7 @@ def open_folder(config: RunConfig, run_id: str, *, resume: bool) -> tuple[RunFol
         return folder, None
     snapshot = load_checkpoint(path / "checkpoint", run_id)
     folder = RunFolder.reopen(path)
-    folder.rewind(snapshot.positions if snapshot else dict.fromkeys(folder.positions(), 0))
+    folder.rewind(snapshot.positions if snapshot else dict.fromkeys(folder.positions(), Position()))
     return folder, snapshot
 
 

@@ -1,5 +1,7 @@
 import json
 import math
+import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.errors import CheckpointError
-from cutlayer.report.json_lines import JsonLines, to_json
+from cutlayer.report.json_lines import JsonLines, Position, to_json
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
@@ -25,7 +27,7 @@ def test_a_number_that_is_not_finite_is_null_at_any_depth() -> None:
 
 def test_lines_come_back(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "x.jsonl")
-    assert (list(file.read()), file.position()) == ([], 0)
+    assert (list(file.read()), file.position()) == ([], Position(0, 0))
     file.append([{"name": "zwölf\n"}, {"n": 2}])
     file.append([{"n": 3}])
     assert list(file.read()) == [{"name": "zwölf\n"}, {"n": 2}, {"n": 3}]
@@ -46,7 +48,7 @@ def test_a_rewind_cuts_off_a_torn_line_and_what_came_after_the_position(tmp_path
 
 def test_a_rewind_to_nothing_needs_no_file(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "x.jsonl")
-    file.rewind(0)
+    file.rewind(Position())
     assert not file.path.exists()
 
 
@@ -54,15 +56,43 @@ def test_a_file_shorter_than_remembered_is_refused(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "x.jsonl")
     file.append([{"n": 1}])
     with pytest.raises(CheckpointError, match=r"expected at least the 100 bytes .* got 9\."):
-        file.rewind(100)
+        file.rewind(Position(100, 0))
 
 
-def test_a_position_inside_a_line_is_refused(tmp_path: Path) -> None:
+@given(st.lists(st.lists(st.text(), max_size=3), max_size=4), st.integers(0, 4))
+def test_a_position_is_the_same_however_it_was_reached(texts: list[list[str]], reopened: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        file = JsonLines(Path(name) / "x.jsonl")
+        for number, rows in enumerate(texts):
+            if number == reopened:
+                file = JsonLines(file.path)
+            file.append({"text": text} for text in rows)
+        content = file.path.read_bytes() if texts else b""
+        assert file.position() == JsonLines(file.path).position() == (len(content), zlib.crc32(content))
+
+
+def test_a_file_longer_than_a_piece_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = JsonLines(tmp_path / "x.jsonl")
+    file.append({"n": number} for number in range(20))
+    position = file.position()
+    file.append([{"n": 20}])
+    monkeypatch.setattr("cutlayer.report.json_lines.PIECE_BYTES", 7)
+    JsonLines(file.path).rewind(position)
+    assert [row["n"] for row in file.read()] == list(range(20))
+
+
+@pytest.mark.parametrize("place", [0, 5, 8])
+def test_a_file_changed_before_the_position_is_refused(place: int, tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "x.jsonl")
     file.append([{"n": 1}])
-    with pytest.raises(CheckpointError, match="expected a line to end at byte 4"):
-        file.rewind(4)
-    assert file.position() == 9
+    position = file.position()
+    file.append([{"n": 2}])
+    content = bytearray(file.path.read_bytes())
+    content[place] ^= 1
+    file.path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"expected a CRC-32 of .* of the first 9 bytes, .* got"):
+        JsonLines(file.path).rewind(position)
+    assert file.path.read_bytes() == content
 
 
 @pytest.mark.parametrize("line", ['{"n": 2', "[1]"])

@@ -1,11 +1,15 @@
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cutlayer.errors import CheckpointError, ConfigError
+from cutlayer.report.json_lines import Position
+from cutlayer.report.round_row import round_row
 from cutlayer.report.run_folder import RunFolder
-from cutlayer.types import Event
+from cutlayer.types import Event, StepRecord
 
 EVENTS = [
     Event("a", "forward", 0.1, 0.30000000000000004, round=0, step=2),
@@ -57,6 +61,38 @@ def test_a_line_that_is_not_an_event_is_refused(tmp_path: Path) -> None:
         list(RunFolder(tmp_path).read_events())
 
 
+def test_lines_of_another_run_are_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"expected a folder without a run, got .* which holds metrics\.jsonl\."):
+        RunFolder.create(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_what_devices_measured_comes_back(tmp_path: Path) -> None:
+    """All of it, in the order in which it was measured; of a loss that there is none of, that there is none."""
+    records = [
+        StepRecord(round, name, 2, 8, 8, 0.1 + round, 1.5, 0.3, 1 / 3, 2**60 + 1, 200, ranks=(8, 0, 4), late=True)
+        for round in (9, 10)
+        for name in ("phone-1", "phone-10", "phone-2", "ü")
+    ]
+    idle = StepRecord(10, "üz", 0, 0, 0, math.nan, 0.0, 0.0, 0.0, 0, 0)
+    folder = RunFolder.create(tmp_path)
+    times = {"virtual_seconds": 0.0, "wall_seconds": 0.0, "server_memory_bytes": 0}
+    folder.append_metrics(round_row(records[:4], round=9, **times, validation={}))  # type: ignore[arg-type]
+    folder.append_metrics(round_row([*records[4:], idle], round=10, **times, validation={}))  # type: ignore[arg-type]
+    *back, last = RunFolder(tmp_path).read_records()
+    assert back == records
+    assert math.isnan(last.loss)
+    assert replace(last, loss=0.0) == replace(idle, loss=0.0)
+
+
+@pytest.mark.parametrize("line", ['{"devices": {}}', '{"round": 1}', '{"round": 1, "devices": {"a": {"ranks": [1]}}}'])
+def test_a_line_that_is_not_a_rounds_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(CheckpointError, match="expected on every line a round and all that its devices measured"):
+        list(RunFolder(tmp_path).read_records())
+
+
 def test_a_rewound_run_that_repeats_its_rounds_has_the_same_bytes(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path)
     folder.append_metrics({"round": 0, "loss": 1.5})
@@ -82,13 +118,13 @@ def test_a_refused_rewind_touches_neither_file(tmp_path: Path) -> None:
     folder.append_events(EVENTS)
     before = folder.positions()
     with pytest.raises(CheckpointError, match=r"events\.jsonl: expected at least"):
-        folder.rewind({"metrics.jsonl": 0, "events.jsonl": before["events.jsonl"] + 1})
+        folder.rewind({"metrics.jsonl": Position(), "events.jsonl": before["events.jsonl"].after(b"\n")})
     assert folder.positions() == before
 
 
 def test_a_checkpoint_that_remembers_other_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"got \['metrics.jsonl'\]"):
-        RunFolder(tmp_path).rewind({"metrics.jsonl": 0})
+        RunFolder(tmp_path).rewind({"metrics.jsonl": Position()})
 
 
 def test_the_summary_is_sorted_json_without_nan(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cutlayer.errors import CheckpointError
+from cutlayer.report.json_lines import Position
 from cutlayer.server.checkpoint import FORMAT, Snapshot, load_checkpoint, save_checkpoint
-from cutlayer.types import StepRecord
 
 RUN = "0123456789abcdef"
 
@@ -40,12 +40,8 @@ def snapshot(seed: int = 0) -> Snapshot:
         cursors={"phone": {"epoch": 2, "order": [3, 1, 2], "seed": 2**63 + 1}, "phone-2": {}},
         members=[{"name": "phone", "index": 0, "label_counts": [3, 1], "refused": None}],
         round_state={"num_picks": 5, "name": "ü"},
-        history=[
-            StepRecord(0, "phone", 2, 8, 8, 0.1, 1.5, 0.3, 1 / 3, 100, 200),
-            StepRecord(1, "phone", 2, 8, 8, math.inf, 1.5, 0.3, 1 / 3, 100, 200),
-        ],
         totals={"before": {"accuracy": 1 / 3}, "cuts": {"phone": 2}},
-        positions={"events.jsonl": 12345},
+        positions={"events.jsonl": Position(12345, 2**32 - 1)},
     )
 
 

@@ -1,4 +1,4 @@
-"""JSON as this project writes it, and a file of such lines that can be cut back to a remembered length.
+"""JSON as this project writes it, and a file of such lines that can be cut back to where a checkpoint left it.
 
 Keys are sorted and floats keep every digit (`repr`), so equal values are equal bytes. JSON has no NaN and no
 infinity: a number that is not finite is written as null.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cutlayer.errors import CheckpointError
+
+PIECE_BYTES = 2**20
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -36,6 +39,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class Position(NamedTuple):
+    """How far a growing file is: what a checkpoint remembers of it.
+
+    Attributes:
+      num_bytes: its length.
+      crc32: of all these bytes.
+    """
+
+    num_bytes: int = 0
+    crc32: int = 0
+
+    def after(self, more: bytes) -> Position:
+        """The position when `more` has been written."""
+        return Position(self.num_bytes + len(more), zlib.crc32(more, self.crc32))
+
+
 class JsonLines:
     """An append-only file of one JSON object per line.
 
@@ -44,49 +63,63 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._position: Position | None = None  # not known before this process has read the file
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes the rows and returns when they are on the disk."""
-        lines = "".join(to_json(row) + "\n" for row in rows)
+        before, lines = self.position(), "".join(to_json(row) + "\n" for row in rows).encode()
+        self._position = None  # until all of it is written
         with open(self.path, "ab") as file:
-            file.write(lines.encode())
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+        self._position = before.after(lines)
 
-    def position(self) -> int:
-        """Length in bytes: what a checkpoint remembers. 0 where nothing was written."""
+    def position(self) -> Position:
+        """How far the file is."""
+        if self._position is None:
+            self._position = self._read(self._size())
+        return self._position
+
+    def _size(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def check(self, position: int) -> None:
+    def _read(self, num_bytes: int) -> Position:
+        """The position after so many bytes."""
+        position = Position()
+        if num_bytes:
+            with open(self.path, "rb") as file:
+                while piece := file.read(min(PIECE_BYTES, num_bytes - position.num_bytes)):
+                    position = position.after(piece)
+        return position
+
+    def check(self, position: Position) -> None:
         """Refuses a file that cannot be the one whose `position` was remembered.
 
         Raises:
-          CheckpointError: it is shorter, or no line ends there.
+          CheckpointError: it is shorter, or was changed before that position.
         """
-        size = self.position()
-        if not 0 <= position <= size:
+        size = self._size()
+        if size < position.num_bytes:
             raise CheckpointError(
-                f"{self.path}: expected at least the {position} bytes that the checkpoint remembers, "
+                f"{self.path}: expected at least the {position.num_bytes} bytes that the checkpoint remembers, "
                 f"got {size}. The file was changed since; start a new run with another --out."
             )
-        if position and self._byte_before(position) != b"\n":
+        if (found := self._read(position.num_bytes)) != position:
             raise CheckpointError(
-                f"{self.path}: expected a line to end at byte {position} as the checkpoint remembers, "
-                "got the middle of one. The file was changed since; start a new run with another --out."
+                f"{self.path}: expected a CRC-32 of {position.crc32:08x} of the first {position.num_bytes} bytes, as "
+                f"the checkpoint remembers, got {found.crc32:08x}. The file was changed since; start a new run with "
+                "another --out."
             )
 
-    def _byte_before(self, position: int) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(position - 1)
-            return file.read(1)
-
-    def rewind(self, position: int) -> None:
+    def rewind(self, position: Position) -> None:
         """Cuts the file back to `position`, as `check` does or refuses."""
         self.check(position)
-        if self.position() > position:
+        if self._size() > position.num_bytes:
             with open(self.path, "r+b") as file:
-                file.truncate(position)
+                file.truncate(position.num_bytes)
                 os.fsync(file.fileno())
+        self._position = position
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The rows, one by one.

@@ -9,7 +9,8 @@ virtual_seconds   the run's clock at the end of the round
 server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it, and the folds so far
 wall_seconds      real time this round took; keys that start with `wall_` differ between equal runs
 validation        the metrics by plain name, or {} where the round was not evaluated
-devices           per device: steps, samples, weight, loss, seconds, bytes, FLOPs and what the plan gave it
+devices           per device: steps, samples, weight, loss, seconds, bytes, FLOPs and what the plan gave it; all of its
+                  `StepRecord`, so that a resumed run knows what the stopped one knew
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cutlayer.errors import CheckpointError
 from cutlayer.types import StepRecord
 
 
@@ -48,6 +50,33 @@ def round_row(
         "validation": dict(validation),
         "devices": {record.device: _of_device(record) for record in records},
     }
+
+
+def records_of(row: Mapping[str, Any]) -> list[StepRecord]:
+    """What its devices measured: of the line of a round, the records it was made of, in the order of their names.
+
+    JSON has made lists of tuples, and null of the loss of a device that took no step.
+
+    Raises:
+      CheckpointError: It is not the line of a round.
+    """
+    try:
+        number: int = row["round"]
+        return [
+            StepRecord(
+                round=number,
+                device=device,
+                **measured
+                | {name: tuple(measured[name]) for name in ("ranks", "ranks_left")}
+                | {"loss": math.nan if measured["loss"] is None else measured["loss"]},
+            )
+            for device, measured in row["devices"].items()
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"metrics.jsonl: expected on every line a round and all that its devices measured, got one without "
+            f"({error}). It was written by another version: use that one."
+        ) from error
 
 
 def _of_device(record: StepRecord) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Everything a run writes except checkpoints, in one folder.
 
     config.yaml     the complete configuration; its presence says that the folder holds a run
-    metrics.jsonl   one line per round (`round_row.py`)
+    metrics.jsonl   one line per round (`round_row.py`), with all that a planner may learn of it
     events.jsonl    one line per thing a machine did, in virtual seconds
     tensorboard/    the same scalars, step = round
     summary.json    the result, written at the end
     report.svg      the Gantt chart of one round
 
-Text files appear whole or not at all; the two .jsonl files grow, and a checkpoint remembers how long they
+Text files appear whole or not at all; the two .jsonl files grow, and a checkpoint remembers how far they
 were (`positions`), so that a resumed run cuts off (`rewind`) what the killed one wrote after it.
 """
 
@@ -19,9 +19,10 @@ from typing import Any
 
 from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.files import write_atomically
-from cutlayer.report.json_lines import JsonLines, to_json
+from cutlayer.report.json_lines import JsonLines, Position, to_json
+from cutlayer.report.round_row import records_of
 from cutlayer.report.tensorboard import Scalars
-from cutlayer.types import Event
+from cutlayer.types import Event, StepRecord
 
 
 class RunFolder:
@@ -38,7 +39,7 @@ class RunFolder:
         """Makes the folder for a new run.
 
         Raises:
-          ConfigError: it already holds a run, or cannot be made.
+          ConfigError: it already holds a run or lines of one, or cannot be made.
         """
         if (path / "config.yaml").exists():
             raise ConfigError(
@@ -51,7 +52,13 @@ class RunFolder:
             raise ConfigError(
                 f"out: expected a folder that can be made, got {path} ({error.strerror}). Use another --out."
             ) from error
-        return cls(path)
+        folder = cls(path)
+        for name, position in folder.positions().items():
+            if position != Position():
+                raise ConfigError(
+                    f"out: expected a folder without a run, got {path} which holds {name}. Use another --out."
+                )
+        return folder
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
@@ -78,6 +85,15 @@ class RunFolder:
         """Adds one round's line (`round_row`) and waits until it is on the disk."""
         self._metrics.append([row])
 
+    def read_records(self) -> Iterator[StepRecord]:
+        """What each device measured in the rounds written so far, in the order in which they were played.
+
+        Raises:
+          CheckpointError: a line is not a round's.
+        """
+        for row in self._metrics.read():
+            yield from records_of(row)
+
     def append_events(self, events: Iterable[Event]) -> None:
         """Adds one line per event and waits for the disk once: call it per round, not per event."""
         self._events.append(map(_event_row, events))
@@ -90,11 +106,11 @@ class RunFolder:
         """
         return map(_event, self._events.read())
 
-    def positions(self) -> dict[str, int]:
-        """How long the growing files are, in bytes, by name: for the checkpoint."""
+    def positions(self) -> dict[str, Position]:
+        """How far the growing files are, by name: for the checkpoint."""
         return {file.path.name: file.position() for file in (self._metrics, self._events)}
 
-    def rewind(self, positions: Mapping[str, int]) -> None:
+    def rewind(self, positions: Mapping[str, Position]) -> None:
         """Cuts the growing files back to what a checkpoint remembers; on refusal neither is touched.
 
         Raises:
@@ -103,7 +119,7 @@ class RunFolder:
         files = (self._metrics, self._events)
         if set(positions) != {file.path.name for file in files}:
             raise CheckpointError(
-                f"{self.path}: expected the lengths of metrics.jsonl and events.jsonl, "
+                f"{self.path}: expected the positions of metrics.jsonl and events.jsonl, "
                 f"got {sorted(positions)}. The checkpoint is of another version; use another --out."
             )
         for file in files:

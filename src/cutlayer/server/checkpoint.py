@@ -1,11 +1,12 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
-    checkpoint/state.json            round, clock, cursors, planner and order states, history, file positions, digests
+    checkpoint/state.json            round, clock, cursors, planner and order states, file positions, digests
     checkpoint/tensors.safetensors   the adapter, what the aggregate carries, folds, AdamW's moments of server and
                                      devices, what compression owes
 
 The folder appears whole or not at all. It names the run it belongs to and the digests of what it holds, so a torn
-or a foreign one is refused.
+or a foreign one is refused. What rounds measured is in metrics.jsonl, which only grows: a checkpoint that held it too
+would be longer with every round.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from safetensors.torch import save_file
 
 from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder, sha256, write_folder_atomically
-from cutlayer.types import Adapter, StepRecord
+from cutlayer.report.json_lines import Position
+from cutlayer.types import Adapter
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,8 @@ class Snapshot:
       cursors: each device's place in its data.
       members: of a real fleet, the devices that there are (`hub.py`).
       round_state: what the round's policies carry.
-      history: what rounds measured.
       totals: running sums of the summary.
-      positions: lengths of the run folder's growing files.
+      positions: how far the run folder's growing files are.
     """
 
     rounds_done: int
@@ -65,9 +66,8 @@ class Snapshot:
     cursors: dict[str, dict[str, Any]]
     members: list[dict[str, Any]]
     round_state: dict[str, Any]
-    history: list[StepRecord]
     totals: dict[str, Any]
-    positions: dict[str, int]
+    positions: dict[str, Position]
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
@@ -99,7 +99,6 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
             "cursors": snapshot.cursors,
             "members": snapshot.members,
             "round_state": snapshot.round_state,
-            "history": [asdict(record) for record in snapshot.history],
             "totals": snapshot.totals,
             "positions": snapshot.positions,
             "owners": {kind: list(owners) for kind, owners in owned.items()},
@@ -143,19 +142,13 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
             cursors=state["cursors"],
             members=state["members"],
             round_state=state["round_state"],
-            history=[_record(record) for record in state["history"]],
             totals=state["totals"],
-            positions=state["positions"],
+            positions={name: Position(*position) for name, position in state["positions"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: expected a whole checkpoint, got {type(error).__name__}: {error}. Start the run again."
         ) from error
-
-
-def _record(kept: dict[str, Any]) -> StepRecord:
-    """What one device measured: JSON has made lists of its tuples."""
-    return StepRecord(**kept | {name: tuple(kept[name]) for name in ("ranks", "ranks_left")})
 
 
 def _expect(folder: Path, what: str, expected: object, got: object, advice: str) -> None:
