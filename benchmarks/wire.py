@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -37,7 +37,7 @@ from torch import Tensor
 from cutlayer.types import DevicePlan
 from cutlayer.wire.allocator import keep_freed_memory
 from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Carrier
+from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.certificates import issue_server, make_authority
 from cutlayer.wire.grpc_carrier import dial, listen
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
@@ -116,9 +116,12 @@ async def _answer_rounds(session: Session, replies: Replies) -> None:
 def _attend(replies: Replies, shelf: Shelf) -> Callable[[Carrier, object], asyncio.Future[None]]:
     async def attend(carrier: Carrier, _context: object) -> None:
         session = _session(LIFE, shelf)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(session.attach(carrier, Standing()))
-            tasks.create_task(_answer_rounds(session, replies))
+        answering = asyncio.create_task(_answer_rounds(session, replies))
+        try:
+            with suppress(CarrierLost):  # the device has measured all that it wants
+                await session.attach(carrier, Standing())
+        finally:
+            answering.cancel()
 
     return attend
 
