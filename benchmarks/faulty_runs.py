@@ -510,7 +510,7 @@ def _look(world: World, out: Path, result: Result) -> None:
     adapter = out / "adapter" / "adapter_model.safetensors"
     result.facts |= {
         "adapter": sha256(adapter) if adapter.exists() else "",
-        "checkpoint": state["tensors_sha256"],
+        "checkpoint": sha256(out / "checkpoint" / "tensors.safetensors"),
         "cursors": cursors,
         "counted": state["counted"],
         "folds held": state["folds_held"],

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import cutlayer.run as whole_run
-import cutlayer.server.checkpoint as checkpoint
+import cutlayer.sealed as sealed
 import cutlayer.simulation as simulation
 from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import CheckpointError
@@ -137,7 +137,7 @@ def test_a_full_disk_ends_a_run_at_its_last_checkpoint(
 ) -> None:
     """The disk is full in the middle of the second checkpoint."""
     run(config_for(inputs, tmp_path / "whole"))
-    config, written, save_file = config_for(inputs, tmp_path / "full"), list[Path](), checkpoint.save_file
+    config, written, save_file = config_for(inputs, tmp_path / "full"), list[Path](), sealed.save_file
 
     def save(tensors: Any, path: Path) -> None:
         written.append(path)
@@ -147,8 +147,27 @@ def test_a_full_disk_ends_a_run_at_its_last_checkpoint(
         save_file(tensors, path)
 
     with monkeypatch.context() as full:
-        full.setattr(checkpoint, "save_file", save)
+        full.setattr(sealed, "save_file", save)
         with pytest.raises(CheckpointError, match=r"round 1: expected room .* got No space left .* --resume"):
+            run(config)
+    run(config, resume=True)
+    assert result_of(Path(config.out)) == result_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "summary.json"])
+def test_a_full_disk_at_the_end(file: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rounds are done and the adapter, or the summary, finds no room."""
+    run(config_for(inputs, tmp_path / "whole"))
+    config, rename = config_for(inputs, tmp_path / "full"), os.replace
+
+    def replace(old: Path, new: Path) -> None:
+        if file in (Path(new).name, *(path.name for path in Path(old).glob("*"))):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+        rename(old, new)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", replace)
+        with pytest.raises(CheckpointError, match=r"at its end: expected room .* got No space left .* --resume"):
             run(config)
     run(config, resume=True)
     assert result_of(Path(config.out)) == result_of(tmp_path / "whole")

@@ -10,7 +10,8 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -239,6 +240,10 @@ class Run:
         return await self.server.machine.aside(self._export)
 
     def _export(self) -> Path:
+        with self._in_need_of_room("at its end", "the adapter"):
+            return self._exported()
+
+    def _exported(self) -> Path:
         adapter = self._folder.path / "adapter"
         base, card, personal = self._ingredients.base, self._ingredients.card, self.server.personal
         for name, own in personal.items():
@@ -280,15 +285,21 @@ class Run:
         self._display.round_done(row)
 
     def _write(self, row: dict[str, Any], events: list[Event], seconds: float) -> None:
-        try:
+        with self._in_need_of_room(f"round {row['round']}", "its checkpoint"):
             self._folder.append_metrics(row)
             self._folder.append_events(events)
             self._folder.scalars(row)
             save_checkpoint(self._folder.path / "checkpoint", self._snapshot(seconds), self._ingredients.run_id)
+
+    @contextmanager
+    def _in_need_of_room(self, where: str, what: str) -> Iterator[None]:
+        """A disk that is full ends the run with a word of it: the last checkpoint is whole."""
+        try:
+            yield
         except OSError as error:
             raise CheckpointError(
-                f"{self._folder.path}, round {row['round']}: expected room for its checkpoint, got "
-                f"{error.strerror or error}. The one before is whole: make room, then go on with --resume."
+                f"{self._folder.path}, {where}: expected room for {what}, got {error.strerror or error}. "
+                "The last checkpoint is whole: make room, then go on with --resume."
             ) from error
 
     def _snapshot(self, seconds: float) -> Snapshot:
@@ -354,9 +365,10 @@ class Run:
             cuts=self._logbook.cuts,
         )
         last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
-        self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
         summary = self._summary(rows) | {"refusals": refusals}
-        self._folder.write_summary(summary)
+        with self._in_need_of_room("at its end", "its report"):
+            self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
+            self._folder.write_summary(summary)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return Outcome(self._folder.path, adapter, self._before, summary["metrics"], rows, summary)
 

@@ -105,6 +105,13 @@ def test_a_kill_while_a_state_is_replaced(tmp_path: Path) -> None:
     assert_same(again.load(3), state(3))
 
 
+def test_a_disk_without_room_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "states").write_text("a file where the folder would be")
+    store = FolderStore(tmp_path / "states", "run", "pi-1")
+    with pytest.raises(CheckpointError, match=r"expected room for the state of this device, got .* join again under"):
+        store.save(3, state(3))
+
+
 @pytest.mark.parametrize(("run", "device"), [("other", "pi-1"), ("run", "pi-2")])
 def test_a_foreign_state_is_refused(run: str, device: str, tmp_path: Path) -> None:
     FolderStore(tmp_path, "run", "pi-1").save(3, state(3))
@@ -115,7 +122,7 @@ def test_a_foreign_state_is_refused(run: str, device: str, tmp_path: Path) -> No
             read()
 
 
-@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors"])
+@pytest.mark.parametrize("file", ["state.json", "tensors.safetensors", "SHA256SUMS"])
 @pytest.mark.parametrize("how", ["gone", "cut", "changed"])
 def test_a_torn_state_is_refused(file: str, how: str, tmp_path: Path) -> None:
     store = FolderStore(tmp_path, "run", "pi-1")
@@ -129,7 +136,7 @@ def test_a_torn_state_is_refused(file: str, how: str, tmp_path: Path) -> None:
     else:
         path.write_bytes(content.replace(b"3", b"4") if file == "state.json" else content[:-1] + b"\x7f")
     with pytest.raises(
-        CheckpointError, match=r"expected a whole commit point, got .* join under another name"
+        CheckpointError, match=r"expected it as it was written, got .* It is torn\. .* join under another name"
     ) as error:
         store.load(3)
     assert "\n" not in str(error.value)

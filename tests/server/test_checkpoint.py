@@ -104,7 +104,7 @@ def test_owners_and_sides_do_not_mix(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ torn, foreign, old
 
 
-@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "SHA256SUMS"])
 @pytest.mark.parametrize("length", [0, 10, -1])
 def test_a_file_cut_short(name: str, length: int, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
@@ -141,7 +141,7 @@ def test_a_changed_byte_of_the_state(old: str, new: str, tmp_path: Path) -> None
     assert "torn" in message(error)
 
 
-@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "SHA256SUMS"])
 def test_a_file_that_is_gone(name: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
     (tmp_path / "checkpoint" / name).unlink()
@@ -156,7 +156,7 @@ def test_a_state_that_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "state.json").write_text(content)
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tmp_path / "checkpoint", RUN)
-    assert "expected a whole checkpoint" in message(error)
+    assert "It is torn. Start the run again." in message(error)
 
 
 def test_another_runs_checkpoint(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_killed_while_writing_the_old_one_stays(tmp_path: Path, monkeypatch: pyt
         raise Crash
 
     with monkeypatch.context() as patched:
-        patched.setattr("cutlayer.server.checkpoint.sha256", die)
+        patched.setattr("cutlayer.sealed.sha256", die)
         patched.setattr("cutlayer.files.recover_folder", lambda path: None)
         with pytest.raises(Crash):
             save_checkpoint(folder, snapshot(1), RUN)

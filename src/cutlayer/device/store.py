@@ -4,14 +4,12 @@
     after-000007/     after round 7
     fold-000003/      the fold of this number, or the part of it that the device has (`model/folds.py`)
 
-Each folder holds `state.json` and `tensors.safetensors`, appears whole or not at all, and names the run and the device
-that it belongs to and the digests of what it holds. Folds are kept once, not with every state.
+Each folder appears whole or not at all and names the run and the device that it belongs to (`sealed.py`). Folds are
+kept once, not with every state.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Collection, Mapping
@@ -20,12 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cutlayer.errors import CheckpointError
-from cutlayer.files import recover_folder, sha256, write_folder_atomically
+from cutlayer.files import recover_folder
 from cutlayer.model.folds import by_number, numbered
+from cutlayer.sealed import seal, unseal
 from cutlayer.types import Adapter
 
 Point = int | None
@@ -58,7 +55,11 @@ class Store(Protocol):
         """Those that it has."""
 
     def save(self, point: Point, state: DeviceState) -> None:
-        """Keeps a state; when this returns, it outlives the process if anything here does."""
+        """Keeps a state; when this returns, it outlives the process if anything here does.
+
+        Raises:
+          CheckpointError: There is no room for it.
+        """
 
     def load(self, point: Point) -> DeviceState:
         """The state at a point.
@@ -130,15 +131,13 @@ class FolderStore:
         return rounds | ({None} if (self._path / "start").is_dir() else set())
 
     def save(self, point: Point, state: DeviceState) -> None:
-        tensors = {f"moments/{name}": value for name, value in state.moments.items()}
-        tensors |= {f"lost/{name}": value for name, value in state.lost.items()}
-        self._write(_name(point), {"cursor": state.cursor}, tensors)
+        self._write(_name(point), {"cursor": state.cursor}, {"moments": state.moments, "lost": state.lost})
 
     def load(self, point: Point) -> DeviceState:
         if not (self._path / _name(point)).is_dir():
             raise _not_there(str(self._path), point, self.points())
         facts, tensors = self._read(_name(point))
-        return DeviceState(facts["cursor"], _under(tensors, "moments/"), _under(tensors, "lost/"))
+        return DeviceState(facts["cursor"], tensors["moments"], tensors["lost"])
 
     def keep(self, points: Collection[Point]) -> None:
         for point in self.points() - set(points):
@@ -149,7 +148,7 @@ class FolderStore:
             known = self._fold(number) if number in self._numbers("fold") else None
             _check_same(str(self._path), number, stack, known)
             if known is None or not known.keys() >= stack.keys():
-                self._write(f"fold-{number:06}", {}, {**(known or {}), **stack})
+                self._write(f"fold-{number:06}", {}, {"fold": {**(known or {}), **stack}})
 
     def folds(self) -> Adapter:
         found: Adapter = {}
@@ -158,44 +157,29 @@ class FolderStore:
         return found
 
     def _fold(self, number: int) -> Adapter:
-        return self._read(f"fold-{number:06}")[1]
+        return self._read(f"fold-{number:06}")[1]["fold"]
 
     def _numbers(self, kind: str) -> list[int]:
         matches = (re.fullmatch(rf"{kind}-(\d+)", folder.name) for folder in self._path.glob(f"{kind}-*"))
         return sorted(int(match[1]) for match in matches if match)
 
-    def _write(self, name: str, facts: dict[str, Any], tensors: Adapter) -> None:
-        def fill(folder: Path) -> None:
-            path = folder / "tensors.safetensors"
-            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-            state = {**self._owner, **facts, "tensors_sha256": sha256(path)}
-            (folder / "state.json").write_text(json.dumps(state | {"state_sha256": _digest(state)}, sort_keys=True))
-
-        self._path.mkdir(parents=True, exist_ok=True)
-        write_folder_atomically(self._path / name, fill)
-
-    def _read(self, name: str) -> tuple[dict[str, Any], Adapter]:
-        folder = self._path / name
+    def _write(self, name: str, facts: Mapping[str, Any], tensors: Mapping[str, Adapter]) -> None:
         try:
-            state = json.loads((folder / "state.json").read_text())
-            for key, mine in self._owner.items():
-                if state[key] != mine:
-                    raise CheckpointError(
-                        f"{folder}: expected a state of {key} {mine}, got one of {state[key]}. "
-                        "Give each device a folder of its own, or delete this one."
-                    )
-            if state.pop("state_sha256") != _digest(state):
-                raise ValueError("another digest of state.json")
-            if state["tensors_sha256"] != sha256(folder / "tensors.safetensors"):
-                raise ValueError("another digest of tensors.safetensors")
-            return state, load_file(folder / "tensors.safetensors")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            if isinstance(error, CheckpointError):
-                raise
+            self._path.mkdir(parents=True, exist_ok=True)
+            seal(self._path / name, {**self._owner, **facts}, tensors)
+        except OSError as error:
             raise CheckpointError(
-                f"{folder}: expected a whole commit point, got {type(error).__name__}: {error}. "
-                "Delete the folder of this device's states and join under another name."
+                f"{self._path}: expected room for the state of this device, got {error.strerror or error}. The one "
+                "before is whole: make room, then join again under the same name."
             ) from error
+
+    def _read(self, name: str) -> tuple[dict[str, Any], Mapping[str, Adapter]]:
+        return unseal(
+            self._path / name,
+            self._owner,
+            foreign=dict.fromkeys(self._owner, "Give each device a folder of its own, or delete this one."),
+            torn="Delete the folder of this device's states and join under another name.",
+        )
 
 
 def _name(point: Point) -> str:
@@ -221,11 +205,3 @@ def _check_same(where: str, number: int, stack: Adapter, known: Mapping[str, tor
 
 def _copied(tensors: Adapter) -> Adapter:
     return {name: value.detach().clone() for name, value in tensors.items()}
-
-
-def _under(tensors: Mapping[str, torch.Tensor], prefix: str) -> Adapter:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(state: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
