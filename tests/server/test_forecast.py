@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
@@ -31,6 +34,16 @@ SAMPLES, TOKENS = 5, 4  # 20 MFLOP per block; 5 x 4 x 16 x 4 bytes = 10,240 bits
 
 def forecast() -> Forecast:
     return Forecast(FLEET, FlatCosts(num_blocks=3))  # type: ignore[arg-type]
+
+
+def test_a_forecast_that_another_replaces_is_let_go() -> None:
+    """A real fleet has a new one in every round."""
+    asked = forecast()
+    asked.step(DevicePlan("slow", cut=1), SAMPLES, TOKENS)
+    alive = weakref.ref(asked)
+    del asked
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_step_piece_by_piece() -> None:

@@ -7,7 +7,6 @@ download, device backward; FLOPs over speed and bytes over rate.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.model.cost import CostModel
@@ -43,16 +42,25 @@ class StepTimes:
 
 
 class Forecast:
-    """Predicts steps from the fleet's profiles, the cost model and how what crosses the cut is packed."""
+    """Predicts steps from the fleet's profiles, the cost model and how what crosses the cut is packed.
+
+    A real fleet is measured anew for every round, which then has a forecast of its own.
+    """
 
     def __init__(self, fleet: Fleet, costs: CostModel, compression: Compression = UNCOMPRESSED) -> None:
         self._costs, self._compression = costs, compression
         self._server_flops = fleet.server.effective_flops
         self._profiles: dict[str, DeviceProfile] = {device.name: device for device in fleet.devices}
+        self._steps: dict[tuple[DevicePlan, int, int], StepTimes] = {}  # few shapes, each asked for many times
 
-    @cache  # noqa: B019  (one forecast per run, and batches have few shapes; it is asked several times per step)
     def step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> StepTimes:
         """One batch of this shape, or part of one; the server has no part in that of a device with the head."""
+        asked = plan, num_samples, num_tokens
+        if asked not in self._steps:
+            self._steps[asked] = self._step(*asked)
+        return self._steps[asked]
+
+    def _step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> StepTimes:
         profile = self._profiles[plan.device]
         device = self._costs.device(plan, num_samples, num_tokens)
         forward = device.forward_flops / profile.effective_flops
