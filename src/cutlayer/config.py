@@ -143,8 +143,10 @@ class WireSection(Section):
     """Of the loss by the activations."""
     adapters: str = "none"
     """Both ways; upwards the difference to what was broadcast, by top-k only upwards."""
+    error_feedback: bool = True
+    """What packing a device's update lost is added to its next."""
 
-    @field_validator("*")
+    @field_validator("activations", "gradients", "adapters")
     @classmethod
     def _is_a_codec(cls, name: str) -> str:
         try:

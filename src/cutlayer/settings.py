@@ -96,7 +96,12 @@ def train_settings(config: RunConfig) -> TrainSettings:
 def packing(config: RunConfig) -> Compression:
     """The codecs of what crosses the network."""
     wire = config.wire
-    return compression(activations=wire.activations, gradients=wire.gradients, adapters=wire.adapters)
+    return compression(
+        activations=wire.activations,
+        gradients=wire.gradients,
+        adapters=wire.adapters,
+        error_feedback=wire.error_feedback,
+    )
 
 
 def packed(link: Link, codecs: Compression, base: Base, costs: CostModel) -> CompressedLink:

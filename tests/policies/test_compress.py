@@ -249,6 +249,19 @@ def test_what_an_update_lost_is_in_the_next() -> None:
     run(program())
 
 
+def test_without_error_feedback_what_an_update_lost_is_gone() -> None:
+    async def program() -> None:
+        pair = Pair(compression(adapters="topk:0.1", error_feedback=False))
+        values, change = {"c": torch.zeros(8)}, torch.tensor([3.0, 2.0, 0, 0, 0, 0, 0, 0])
+        for number in range(4):
+            received = (await pair.to_device(assignment(values, number))).adapter["c"]
+            values = (await pair.to_server(update({"c": received + change}, number))).adapter
+        assert values["c"][:2].tolist() == [12.0, 0.0], "the smaller change never arrives"
+        assert pair.device.state() == {}
+
+    run(program())
+
+
 def test_what_is_owed_follows_the_device_when_it_is_stopped() -> None:
     async def program(stop: bool) -> Adapter:
         pair, values = Pair(compression(adapters="topk:0.25")), adapter(0)

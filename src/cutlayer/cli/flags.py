@@ -90,6 +90,7 @@ FLAGS = (
     Flag("--compress-activations", "wire.activations", "none|bf16|int8|topk:FRACTION", "How devices pack activations."),
     Flag("--compress-gradients", "wire.gradients", "none|bf16|int8|topk:FRACTION", "How the server packs gradients."),
     Flag("--compress-adapters", "wire.adapters", "none|bf16|int8|topk:FRACTION", "How adapters are packed, both ways."),
+    Flag("--error-feedback", "wire.error_feedback", "", "Add what packing an update lost to the next one."),
     Flag("--method", "method.name", "NAME", "See `cutlayer methods`."),
     Flag("--fleet", "fleet", "NAME|FILE", "See `cutlayer fleets`, or write a fleet file."),
     Flag("--hardware", "hardware", "cpu|cuda|cuda:N", "Where this process computes."),

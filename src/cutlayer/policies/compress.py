@@ -15,7 +15,7 @@ it hands to the transport are the same messages with the tensors of `wire.messag
 The device back-propagates the gradient at the unpacked activations through its own unpacked ones: the straight-through
 estimator. An update is a difference because a difference is small and may be cut to its largest part, which values may
 not; the server adds it to what it holds, so that a device which trains nothing changes nothing. What a packed update
-lost is added to the next (error feedback):
+lost is added to the next, unless it is said not to be (error feedback):
 
     Error Feedback Fixes SignSGD and other Gradient Compression Schemes
         Sai Praneeth Karimireddy, Quentin Rebjock, Sebastian U. Stich, Martin Jaggi. ICML 2019. arXiv 1901.09847
@@ -42,12 +42,17 @@ from cutlayer.wire.messages import ROLES, Assignment, Message, Role, Update
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """The codec of each role. Both ends must have the same."""
+    """The codec of each role. Both ends must have the same.
+
+    Attributes:
+      error_feedback: whether what packing an update lost is added to the next.
+    """
 
     activations: Codec = NONE
     gradients: Codec = NONE
     broadcast: RowCodec = NONE
     update: Codec = NONE
+    error_feedback: bool = True
 
     def of(self, role: Role) -> Codec:
         codec: Codec = getattr(self, role)
@@ -57,7 +62,9 @@ class Compression:
 UNCOMPRESSED = Compression()
 
 
-def compression(*, activations: str = "none", gradients: str = "none", adapters: str = "none") -> Compression:
+def compression(
+    *, activations: str = "none", gradients: str = "none", adapters: str = "none", error_feedback: bool = True
+) -> Compression:
     """By names, as in a run file.
 
     An adapter's largest changes may all sit in a few rows of one factor, and rows of `lora_B` are as short as the
@@ -73,6 +80,7 @@ def compression(*, activations: str = "none", gradients: str = "none", adapters:
         gradients=codec_by_name(gradients),
         broadcast=NONE if isinstance(of_adapters, TopK) else of_adapters,
         update=of_adapters,
+        error_feedback=error_feedback,
     )
 
 
@@ -196,7 +204,8 @@ class CompressedLink(Around):
             if owed is not None and owed.shape == change.shape:  # else its rank has changed since, or it was pruned
                 change = change + owed
             packed[name] = codec.pack(change)
-            lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
+            if self._compression.error_feedback:
+                lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
         return packed
 
     def _unpack(self, message: Message) -> Message:
