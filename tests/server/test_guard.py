@@ -473,6 +473,8 @@ def test_who_is_told_to_end_its_round_may(bert: Base) -> None:
     assert reason_of(whole, replace(one, steps=3)) == "wrong-counts"
     assert reason_of(whole, replace(one, samples=5, weight=5)) == "wrong-counts"
     check(whole, one)
+    whole.open(replace(whole._now, round=1))
+    assert reason_of(whole, replace(one, round=1)) == "wrong-counts", "the next round is held to its plan again"
 
 
 EVENTS = torch.tensor([[0.0, 1.5, -1, 0, 2e9, 0], [1.5, 1.5, 1, 4096, 0, 1]], dtype=torch.float64)
