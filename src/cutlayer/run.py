@@ -357,14 +357,14 @@ class Run:
           refusals: By device and reason, how often something of it was refused.
         """
         machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
-        events = list(self._folder.read_events())
         rows = device_ledger(
-            events,
+            self._folder.read_events(),
             self._logbook.history.records,
             profiles={machine.name: _profile(machine) for machine in machines},
             cuts=self._logbook.cuts,
         )
         last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
+        events = [event for event in self._folder.read_events() if event.round == last]  # all would be gigabytes
         summary = self._summary(rows) | {"refusals": refusals}
         with self._in_need_of_room("at its end", "its report"):
             self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))

@@ -31,7 +31,7 @@ MARGIN = 1.1
 
 
 PROCESS_BYTES = 700 * 2**20
-"""What a process takes before it has a model: Python, torch, transformers, datasets."""
+"""What a process may take before it has a model: Python, torch, transformers; datasets, where its rows need that."""
 
 
 @dataclass(frozen=True, slots=True)
