@@ -169,6 +169,8 @@ Rows = frozenset[int]
 SPLIT = DevicePlan("device-0", cut=2, batch_size=4, local_steps=2)
 WHOLE = DevicePlan("device-0", cut=3, batch_size=4, local_steps=2, head=True)
 PRUNED = replace(WHOLE, prune=0.5, score=True)
+EVENTS = torch.tensor([[0.0, 1.5, -1, 0, 2e9, 0], [1.5, 1.5, 1, 4096, 0, 1]], dtype=torch.float64)
+MEASURED = Measured("run", 0, "device-0", ("forward", "upload"), EVENTS)
 
 
 def guard_for(base: Base, plan: DevicePlan, codecs: Compression = UNCOMPRESSED, rows: Rows = frozenset()) -> Guard:
@@ -250,6 +252,17 @@ def test_the_honest_ones_of_these_tests_pass(bert: Base, llama: Base) -> None:
     recall = Recall("run", 0, 1, "device-0", rows_B, LONGEST)
     kept = guard_for(bert, SPLIT, rows=frozenset(range(4)))
     check(kept, honest(bert, rows_B=rows_B), recall, update_of(bert))
+
+
+def test_a_round_knows_nothing_of_the_one_before(llama: Base) -> None:
+    """What was recalled has no weight that is known, and who has said what it measured sends no more batches."""
+    recall = Recall("run", 0, 1, "device-0", torch.arange(4, dtype=torch.int32), LONGEST)
+    guard, heavy = guard_for(llama, SPLIT, rows=frozenset(range(4))), 2 * honest(llama).weight + 1
+    check(guard, honest(llama), recall, replace(MEASURED, whats=(), events_E6=EVENTS[:0]))
+    check(guard, update_of(llama, weight=heavy - 1))
+    guard.open(replace(guard._now, round=1))
+    check(guard, honest(llama, round=1), honest(llama, 1, round=1))
+    assert reason_of(guard, update_of(llama, round=1, weight=heavy)) == "wrong-weight"
 
 
 HOSTILE: dict[str, tuple[str, Callable[[Activations], dict[str, Any]]]] = {
@@ -475,10 +488,6 @@ def test_who_is_told_to_end_its_round_may(bert: Base) -> None:
     check(whole, one)
     whole.open(replace(whole._now, round=1))
     assert reason_of(whole, replace(one, round=1)) == "wrong-counts", "the next round is held to its plan again"
-
-
-EVENTS = torch.tensor([[0.0, 1.5, -1, 0, 2e9, 0], [1.5, 1.5, 1, 4096, 0, 1]], dtype=torch.float64)
-MEASURED = Measured("run", 0, "device-0", ("forward", "upload"), EVENTS)
 
 
 def test_what_was_measured_comes_before_the_update(bert: Base) -> None:
