@@ -14,6 +14,7 @@ from cutlayer.prepare import prepare_server
 from cutlayer.report.progress import NoProgress
 from cutlayer.run import Outcome
 from cutlayer.serve import serve
+from cutlayer.server import hub
 from cutlayer.server.door import Admission, GrpcDoor
 from real import FLEET, one_thread, served, simulated, values_for
 
@@ -44,8 +45,11 @@ def test_devices_go_from_one_run_to_the_next(inputs: Path, tmp_path: Path) -> No
         assert bytes_of(there) == bytes_of(simulated(values, tmp_path / f"{out} simulated"))
 
 
-def test_a_server_that_comes_back_after_its_last_round_waits_for_nobody(inputs: Path, tmp_path: Path) -> None:
+def test_a_server_that_comes_back_after_its_last_round_waits_for_nobody(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Found by a simulated fault: its devices had been told that the run is over, and it waited for them for ever."""
+    monkeypatch.setattr(hub, "LINGER_SECONDS", 0.1)
     values = values_for(inputs)
     before = served(values, tmp_path / "run")
     expected = bytes_of(before)

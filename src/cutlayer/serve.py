@@ -216,7 +216,9 @@ class _Serving:
             self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
             hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
             adapter = await self._run.play(self, hold)
-            return self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+            outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+            await self.hub.linger()
+            return outcome
         except asyncio.CancelledError:
             reason = "the server was stopped; it may come back"
             raise

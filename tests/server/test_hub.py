@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from cutlayer.device.agent import LONGEST_WAIT_SECONDS
 from cutlayer.errors import DeviceGone, Refused
 from cutlayer.fleet.carrier import modelled_carriers
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.server import hub
 from cutlayer.server.allowance import HELLO_SECONDS
-from cutlayer.server.hub import FAREWELL_SECONDS, Hub
+from cutlayer.server.hub import FAREWELL_SECONDS, LINGER_SECONDS, Hub
 from cutlayer.server.refusals import Refusals
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
@@ -286,6 +287,48 @@ def test_when_the_run_is_over_everybody_is_told_so() -> None:
         assert now() < FAREWELL_SECONDS
         _, (answer,) = await stage.come(Hello("late", "0"), name="late")
         assert answer == Refusal(FINISHED, "all rounds are done", final=True)
+
+    on_a_stage(play)
+
+
+def test_a_server_lingers_for_whoever_was_away_when_the_run_ended() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        carrier.close()
+        await stage.hub.wait_for(lambda: not stage.hub.here)
+        await stage.hub.dismiss(Finish("run", 3, "all rounds are done"))
+        lingering = asyncio.ensure_future(stage.hub.linger())
+        await asyncio.sleep(LONGEST_WAIT_SECONDS)
+        assert not lingering.done()
+        _, (answer,) = await stage.come(Hello("pi", "0"))
+        assert isinstance(answer, Refusal)
+        assert answer.reason == FINISHED
+        came = now()
+        await lingering
+        assert now() == came, "everybody knows"
+        await stage.hub.linger()
+        assert now() == came
+
+    on_a_stage(play)
+
+
+def test_a_server_does_not_linger_for_ever_and_not_for_whom_it_refused() -> None:
+    async def play(stage: Stage) -> None:
+        for name in ("gone", "refused"):
+            carrier, _ = await stage.come(Hello(name, "0"), replace(READY, device=name), name=name)
+            await asyncio.sleep(1.0)
+            if name == "gone":
+                carrier.close()
+        stage.hub.eject("refused", Refused("not-finite", "device refused: expected finite numbers."))
+        await asyncio.sleep(1.0)
+        await stage.hub.dismiss(Finish("run", 3, "all rounds are done"))
+        begun = now()
+        await stage.hub.linger()
+        assert now() == begun + LINGER_SECONDS
+        stage.hub.members["gone"].refused = stage.hub.members["refused"].refused
+        await stage.hub.linger()
+        assert now() == begun + LINGER_SECONDS
 
     on_a_stage(play)
 

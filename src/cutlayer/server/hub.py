@@ -29,6 +29,8 @@ PREPARE_SECONDS = 3_600.0
 the carrier, whatever it was doing."""
 FAREWELL_SECONDS = 5.0
 """For the last message to leave, when a run ends."""
+LINGER_SECONDS = 12.0
+"""For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
 BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
@@ -123,6 +125,7 @@ class Hub:
         self._places = dict(places)
         self._changed = asyncio.Event()
         self._over: Refusal | None = None
+        self._told: set[str] = set()  # who knows that the run is over
         self._strangers = 0
 
     # ------------------------------------------------------------------ a connection
@@ -148,7 +151,7 @@ class Hub:
     async def _attend(self, carrier: Metered, device: str) -> None:
         await self._greeted(carrier, device)
         if self._over is not None:
-            await say(carrier, self._over)
+            await self._say_it_is_over(carrier, device, self._over)
             return
         member = self._member(device)
         carrier.allowance = member.allowance
@@ -329,11 +332,28 @@ class Hub:
 
     async def dismiss(self, finish: Finish) -> None:
         """The run is over: says so to everybody who is here, and from now on to everybody who comes."""
-        self._over = Refusal(FINISHED, finish.reason, final=True)
+        self._over, here = Refusal(FINISHED, finish.reason, final=True), self.here
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                await asyncio.gather(*(member.link.send(finish) for member in self.here))
+                await asyncio.gather(*(member.link.send(finish) for member in here))
                 await self.wait_for(lambda: not self.here)  # a device leaves when it has read it
+        self._told |= {member.name for member in here if not member.here}
+
+    async def _say_it_is_over(self, carrier: Carrier, device: str, over: Refusal) -> None:
+        await say(carrier, over)
+        self._told.add(device)
+        self._changed.set()
+
+    async def linger(self) -> None:
+        """Waits a while for those who were away when the run ended: else they would try to reach it in vain."""
+        if away := self._untold():
+            self._notice(f"{', '.join(away)}: away; waiting {LINGER_SECONDS:g} s, to say that the run is over")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self.wait_for(lambda: not self._untold())
+
+    def _untold(self) -> list[str]:
+        return [member.name for member in self.fleet if member.name not in self._told]
 
     async def farewell(self, reason: str) -> None:
         """The server stops: whoever is here is told that it may come back."""

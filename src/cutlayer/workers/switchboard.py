@@ -143,7 +143,7 @@ class Switchboard(Hub):
     async def _attend(self, carrier: Metered, device: str) -> None:
         await self._greeted(carrier, device)
         if self._over is not None:
-            await say(carrier, self._over)
+            await self._say_it_is_over(carrier, device, self._over)
             return
         try:
             address = await self.workers[self.worker_of(device)].expect(device, self._place(device))
@@ -154,6 +154,7 @@ class Switchboard(Hub):
     async def dismiss(self, finish: Finish) -> None:
         """See `Hub.dismiss`."""
         self._over = Refusal(FINISHED, finish.reason, final=True)
+        self._told |= {member.name for member in self.here}
         await self._ask_all(lambda worker: worker.dismiss(finish))
 
     async def farewell(self, reason: str) -> None:
