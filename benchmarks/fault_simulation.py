@@ -192,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _tables(counts: Counts, seeds: int, seconds: float) -> list[Table]:
-    runs = Table("setting", "runs", "how they ended", title=f"{seeds} seeds in {seconds:.0f} s")
+    played = f"{seeds:,} seeds in {seconds:.0f} s: {counts.packets:,} packets, {counts.seconds / 3600:.1f} h of fleet"
+    runs = Table("setting", "runs", "how they ended", title=played)
     for name, outcomes in sorted(counts.runs.items()):
         ends = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
         runs.add_row(name, str(outcomes.total()), ends)
@@ -202,7 +203,7 @@ def _tables(counts: Counts, seeds: int, seconds: float) -> list[Table]:
         faults.add_row(kind, *(str(counts.faults[method][kind]) for method in methods), str(count))
     struck = [counts.faults[method].total() for method in methods]
     faults.add_row("in all", *map(str, struck), str(sum(struck)))
-    recoveries = Table("recovery", "times", title=f"{counts.packets} packets, {counts.seconds / 3600:.1f} h of fleet")
+    recoveries = Table("recovery", "times")
     for what, count in counts.recoveries.most_common():
         recoveries.add_row(what, str(count))
     failures = Table("failed", "seeds")
