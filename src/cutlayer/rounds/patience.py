@@ -29,7 +29,7 @@ from cutlayer.policies.stragglers import Stragglers
 from cutlayer.rounds.round import Round
 from cutlayer.server.server import Server
 from cutlayer.types import RoundPlan
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Close, Message, Update
 
 T = TypeVar("T")
@@ -106,6 +106,7 @@ class _Hold:
         self._timers: list[asyncio.TimerHandle] = []
         self._enough = policy.enough(len(plan.devices))
         self._finished = 0
+        self._lasting = links  # which outlive the round
         self._links = {
             device.device: PatientLink(links[device.device], device.device, plan.round, server, self._finish)
             for device in plan.devices
@@ -142,12 +143,12 @@ class _Hold:
 
     def _leave(self, reason: str) -> None:
         """Whoever has not finished is out of this round."""
-        for link in self._links.values():
+        for device, link in self._links.items():
             if link.leave(reason) and link.knows_no_better:
-                self._part(link.inner, Close(self._run, self._round, False, reason))
+                self._part(self._lasting[device], Close(self._run, self._round, False, reason))
 
 
-class PatientLink:
+class PatientLink(Around):
     """The server's end of a link in one round.
 
     Args:
@@ -159,7 +160,7 @@ class PatientLink:
     """
 
     def __init__(self, link: Link, device: str, round: int, server: Server, finished: Callable[[], None]) -> None:
-        self.inner = link
+        super().__init__(link)
         self._device, self._round, self._server, self._finished = device, round, server, finished
         self._begun = self._told = self._done = False
         self._close: Close | None = None
@@ -167,14 +168,6 @@ class PatientLink:
         self._gone: DeviceGone | None = None
         self._receiving: set[asyncio.Timeout] = set()
         self._sending: set[asyncio.Timeout] = set()
-
-    @property
-    def bytes_sent(self) -> int:
-        return self.inner.bytes_sent
-
-    @property
-    def bytes_received(self) -> int:
-        return self.inner.bytes_received
 
     @property
     def knows_no_better(self) -> bool:
@@ -211,7 +204,7 @@ class PatientLink:
             if self._close is not None:
                 self.leave(self._close.reason)  # its turn comes when the round is over
             self._begun = self._gone is None
-        await self._unless_interrupted(self.inner.send(message), self._sending)
+        await self._unless_interrupted(super().send(message), self._sending)
         self._told = self._told or isinstance(message, Close)
 
     async def receive(self) -> Message:
@@ -225,7 +218,7 @@ class PatientLink:
                 self._announced = True
                 return self._close
             with contextlib.suppress(_Interrupted):
-                message = await self._unless_interrupted(self.inner.receive(), self._receiving)
+                message = await self._unless_interrupted(super().receive(), self._receiving)
                 if message.round < self._round:
                     self._server.drop(self._device)
                     continue
