@@ -647,6 +647,7 @@ def test_hostile_structures(reason: str, change: Callable[[Structure], Structure
         ("wrong-shape", {"rows_B": torch.zeros(5, dtype=torch.int32)}),
         ("wrong-shape", {"rows_B": torch.zeros(0, dtype=torch.int32)}),
         ("wrong-shape", {"rows_B": torch.zeros(2, 2, dtype=torch.int32)}),
+        ("wrong-shape", {"rows_B": torch.tensor(0, dtype=torch.int32)}),
         ("wrong-dtype", {"rows_B": torch.zeros(2, dtype=torch.int64)}),
         ("wrong-shape", {"num_tokens": LONGEST + 1}),
         ("wrong-shape", {"num_tokens": 0}),
