@@ -375,7 +375,8 @@ class Run:
     def _summary(self, rows: list[DeviceRow]) -> dict[str, Any]:
         totals = Counter[str]()
         for row in rows[:-1]:  # the server's row repeats what the devices' hold
-            totals.update(samples=row.samples, steps=row.steps, bytes_up=row.bytes_up, bytes_down=row.bytes_down)
+            totals.update(samples=row.samples, steps=row.steps, late=row.late)
+            totals.update(bytes_up=row.bytes_up, bytes_down=row.bytes_down)
         records = self._logbook.history.records
         saved = {
             "saved_flops": sum(record.saved_flops for record in records),

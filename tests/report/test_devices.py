@@ -1,5 +1,6 @@
 import io
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -90,6 +91,17 @@ def test_the_table_fits_a_hundred_columns() -> None:
     device_line = next(line for line in text.splitlines() if "snapdragon" in line)
     numbers = "12 96,000 6,000 3h 49m 21m 24s - 751 MiB 12.1 KiB"
     assert " ".join(device_line.split()) == f"snapdragon-8s-… snapdragon-8s-… {numbers}"
+
+
+def test_who_was_late_is_said_where_somebody_was() -> None:
+    records = [replace(record("pi", round, 1), late=round != 1) for round in range(3)] + [record("nano", 0, 1)]
+    *devices, server = device_ledger([], records, profiles={"pi": "", "nano": ""}, cuts={})
+    assert [row.late for row in (*devices, server)] == [2, 0, 2]
+    out = io.StringIO()
+    Console(file=out, width=100).print(device_table([*devices, server]))
+    heading, *lines = [line.split() for line in out.getvalue().splitlines() if line.strip()]
+    assert heading[-1] == "late"
+    assert [(line[0], line[-1]) for line in lines if line[0].isalpha()] == [("pi", "2"), ("nano", "0"), ("server", "2")]
 
 
 def test_of_a_large_fleet_the_busiest_are_shown() -> None:

@@ -41,6 +41,7 @@ class DeviceRow:
     network_seconds: float
     bytes_up: int  # device to server
     bytes_down: int  # server to device
+    late: int = 0  # rounds that it had not finished when they were closed
 
 
 def device_ledger(
@@ -59,12 +60,13 @@ def device_ledger(
       cuts: the cut of each device, in the last round where it moves. A device that never joined may lack one.
     """
     log = _Log(events)
-    samples, steps = Counter[str](), Counter[str]()
+    samples, steps, late = Counter[str](), Counter[str](), Counter[str]()
     for record in records:
         samples[record.device] += record.samples
         steps[record.device] += record.steps
+        late[record.device] += record.late
     devices = [
-        log.row(name, profile, cuts.get(name), samples[name], steps[name])
+        log.row(name, profile, cuts.get(name), samples[name], steps[name], late[name])
         for name, profile in profiles.items()
         if name != SERVER
     ]
@@ -101,9 +103,9 @@ class _Log:
         window = union(self._round_span[round] for round in self._rounds_of.get(name, ()))
         return length(busy), uncovered(window, union([*busy, *network])), length(network)
 
-    def row(self, name: str, profile: str, cut: int | None, samples: int, steps: int) -> DeviceRow:
+    def row(self, name: str, profile: str, cut: int | None, samples: int, steps: int, late: int) -> DeviceRow:
         up, down = self._bytes.get((name, "upload"), 0), self._bytes.get((name, "download"), 0)
-        return DeviceRow(name, profile, cut, samples, steps, *self.seconds(name), up, down)
+        return DeviceRow(name, profile, cut, samples, steps, *self.seconds(name), up, down, late)
 
     def server_row(self, profile: str, devices: list[DeviceRow]) -> DeviceRow:
         return DeviceRow(
@@ -115,28 +117,31 @@ class _Log:
             *self.seconds(SERVER),
             sum(row.bytes_up for row in devices),
             sum(row.bytes_down for row in devices),
+            sum(row.late for row in devices),
         )
 
 
 def device_table(rows: Sequence[DeviceRow]) -> Table:
     """The ledger for a terminal of 100 columns, the server last with the sums; names give way first.
 
-    Of a large fleet it shows the devices that were busy longest, and how many others there are.
+    Of a large fleet it shows the devices that were busy longest, and how many others there are. Where somebody was late
+    it says in how many rounds.
     """
+    with_late = any(row.late for row in rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("device", overflow="ellipsis")
     table.add_column("profile", overflow="ellipsis", style="dim")
-    for name in ("cut", "samples", "steps", "busy", "waiting", "network", "up", "down"):
+    for name in ("cut", "samples", "steps", "busy", "waiting", "network", "up", "down", *["late"] * with_late):
         table.add_column(name, justify="right", no_wrap=True)
     *devices, server = rows
     busiest = {row.device for row in sorted(devices, key=lambda row: row.busy_seconds, reverse=True)[:MOST_ROWS]}
     for row in devices:
         if row.device in busiest:
-            table.add_row(*_cells(row))
+            table.add_row(*_cells(row), *[str(row.late)] * with_late)
     if len(devices) > MOST_ROWS:
         table.add_row(f"and {len(devices) - MOST_ROWS:,} more", style="dim")
     table.add_section()
-    table.add_row(*_cells(server), style="bold")
+    table.add_row(*_cells(server), *[str(server.late)] * with_late, style="bold")
     return table
 
 
