@@ -516,6 +516,7 @@ def test_what_was_measured_comes_before_the_update(bert: Base) -> None:
         *(("not-finite", {"events_E6": EVENTS * torch.tensor(value)}) for value in (NAN, INF)),
         ("wrong-events", {"events_E6": EVENTS - torch.tensor([1.0, 0, 0, 0, 0, 0])}),
         ("wrong-events", {"events_E6": EVENTS + torch.tensor([2.0, 0, 0, 0, 0, 0])}),
+        ("wrong-events", {"events_E6": EVENTS + torch.eye(6)[3] * 0.5}),
         *(("wrong-events", {"events_E6": EVENTS + torch.eye(6)[column] * by}) for column in (2, 5) for by in (0.5, 2)),
         *(("wrong-events", {"events_E6": EVENTS - torch.eye(6)[column]}) for column in (2, 3, 4, 5)),
     ],
