@@ -43,7 +43,7 @@ from cutlayer.wire.grpc_carrier import dial, listen
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
 from cutlayer.wire.sent import Shelf, room_for_kept
 from cutlayer.wire.session import Session, Standing
-from cutlayer.wire.tls import channel_credentials, server_credentials
+from cutlayer.wire.tls import ServerTls, channel_credentials
 from echoes import Contender, Grpc, Replies, Sockets, serve_grpc, serve_sockets
 from tables import in_fresh_process, publish
 
@@ -134,14 +134,17 @@ def serve_all(pipe: Connection, folder: Path) -> None:
 
 
 async def _serve_all(pipe: Connection, folder: Path) -> None:
-    replies, secret = Replies(), server_credentials(folder, require_client_certificate=False)
+    replies = Replies()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.crt", folder / "server.key")
     attend, open_servers = _attend(replies, Shelf(folder / "scratch", room_for_kept())), []
     ports = {"tcp": serve_sockets(replies, None), "tls": serve_sockets(replies, context)}
-    for name, credentials in (("", None), (" tls", secret)):
-        bare, ports[f"grpc{name}"] = await serve_grpc(replies, credentials)
-        ours, ports[f"ours{name}"] = await listen(attend, "127.0.0.1:0", credentials)
+    for name in ("", " tls"):
+        one, other = (
+            ServerTls(folder, require_client_certificate=False).credentials if name else None for _ in range(2)
+        )
+        bare, ports[f"grpc{name}"] = await serve_grpc(replies, one)
+        ours, ports[f"ours{name}"] = await listen(attend, "127.0.0.1:0", other)
         open_servers += [bare, ours]
     pipe.send(ports)
     over, loop = asyncio.Event(), asyncio.get_running_loop()

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import torch
 
+import cutlayer.server.door as gate
 import cutlayer.server.hub as hub
 from cutlayer import __version__
 from cutlayer.config import read_config
+from cutlayer.errors import WireError
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.join import Joining
 from cutlayer.prepare import prepare, prepare_server, write_shares
@@ -27,6 +28,7 @@ from cutlayer.run import Outcome
 from cutlayer.serve import serve
 from cutlayer.server.allowance import Allowance
 from cutlayer.server.door import Admission, GrpcDoor
+from cutlayer.server.refusals import Refusals
 from cutlayer.server.roster import Roster
 from cutlayer.wire.budget import Budget
 from cutlayer.wire.carrier import Carrier, CarrierLost
@@ -36,7 +38,7 @@ from cutlayer.wire.handshake import hear, say
 from cutlayer.wire.messages import Activations, Ask, Assignment, Hello, Ready, Refusal, Stand, Welcome
 from cutlayer.wire.packets import Kind, Packet, pack
 from cutlayer.wire.session import Session, Standing
-from cutlayer.wire.tls import channel_credentials, server_credentials
+from cutlayer.wire.tls import ServerTls, channel_credentials
 from real import device, one_thread, simulated, values_for
 
 NOW = datetime.now(UTC)  # TLS looks at the machine's clock
@@ -87,8 +89,8 @@ class Fleet:
         self.proofs[name] = files
 
     @property
-    def credentials(self) -> grpc.ServerCredentials:
-        return server_credentials(self.folder, require_client_certificate=self.roster.kind == "certificate")
+    def tls(self) -> ServerTls:
+        return ServerTls(self.folder, require_client_certificate=self.roster.kind == "certificate")
 
     async def dial(self, address: str, name: str, proof: Any = None) -> Carrier:
         """As this device, with its own proof or another."""
@@ -118,7 +120,7 @@ async def attacked(
     files, config = write_shares(prepare(read_config(None, values={**values, "out": str(out)})), out / "shares")
     machines = one_thread()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    door = GrpcDoor("127.0.0.1:0", Admission(fleet.roster), fleet.credentials, port.set_result)
+    door = GrpcDoor("127.0.0.1:0", Admission(fleet.roster), fleet.tls, port.set_result)
     ingredients, declared = prepare_server(config), load_fleet(config.fleet)
     async with asyncio.TaskGroup() as tasks:
         least = len(files) + hostile
@@ -192,7 +194,9 @@ def test_who_may_not_come_in(inputs: Path, undisturbed: bytes, tmp_path: Path, m
         await tried("flood", "flooding", hello("flooding"), *[echo] * 400)
         plain = await dial(address, name="other", token=fleet.proofs["other"], credentials=None)
         reasons["plain text"] = await heard(plain, hello("other"))
+        await counted_by_tls.wait()
 
+    counted_by_tls = tls_counts(monkeypatch)
     outcome = asyncio.run(attacked(values_for(inputs), tmp_path / "run", fleet, attack))
     assert reasons == {
         "wrong token": "wrong-token",
@@ -209,13 +213,14 @@ def test_who_may_not_come_in(inputs: Path, undisturbed: bytes, tmp_path: Path, m
         "plain text": "lost",  # TLS itself refuses it: nothing of it reaches us
     }
     counted = outcome.summary["refusals"]
+    assert counted["(stranger)"].pop("no-tls") >= 1, "gRPC tries more than once"
     assert counted["(stranger)"] == {"wrong-token": 2, "unknown-device": 1, "revoked": 1}
     assert counted["other"] == {"wrong-name": 1, "too-slow": 1, "malformed": 2, "too-long": 1, "wrong-kind": 1}
     assert counted["flooding"] == {"flood": 1}
     assert adapter_of(outcome) == undisturbed
 
 
-def test_certificates(inputs: Path, undisturbed: bytes, tmp_path: Path) -> None:
+def test_certificates(inputs: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet.make(tmp_path / "fleet", "slow", "quick", "other", "gone", certificates=True)
     fleet.certify("expired", when=NOW - timedelta(days=10), days=9)
     fleet.roster.revoke("gone", when=NOW)
@@ -229,11 +234,29 @@ def test_certificates(inputs: Path, undisturbed: bytes, tmp_path: Path) -> None:
         ):
             carrier = await fleet.dial(address, name, proof)
             reasons[what] = await heard(carrier, handshake(Hello(name, __version__)))
+        await counted_by_tls.wait()
 
+    counted_by_tls = tls_counts(monkeypatch)
     outcome = asyncio.run(attacked(values_for(inputs), tmp_path / "run", fleet, attack))
     assert reasons == {"another's name": "wrong-name", "revoked": "revoked", "expired": "lost"}
-    assert outcome.summary["refusals"] == {"(stranger)": {"wrong-name": 1, "revoked": 1}}
+    counted = outcome.summary["refusals"]
+    assert counted["(stranger)"].pop("no-tls") >= 1
+    assert counted == {"(stranger)": {"wrong-name": 1, "revoked": 1}}
     assert adapter_of(outcome) == undisturbed
+
+
+def tls_counts(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when a server counts what TLS has refused, which it looks for often from now on."""
+    counted, count = asyncio.Event(), Refusals.count
+
+    def noticed(self: Refusals, device: str | None, error: WireError) -> None:
+        count(self, device, error)
+        if error.reason == "no-tls":
+            counted.set()
+
+    monkeypatch.setattr(gate, "HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr(Refusals, "count", noticed)
+    return counted
 
 
 def handshake(message: Any) -> bytes:

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 import tempfile
 import zlib
 from pathlib import Path
@@ -42,8 +44,28 @@ def test_a_rewind_cuts_off_a_torn_line_and_what_came_after_the_position(tmp_path
     file.path.write_bytes(file.path.read_bytes() + b'{"n": 3, "lo')
     file.rewind(position)
     assert file.path.read_bytes() == kept
+    assert file.position() == position
     file.append([{"n": 2}])
     assert list(file.read()) == [{"n": 1}, {"n": 2}]
+    assert file.position() == JsonLines(file.path).position()
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been written is known again, by reading it."""
+    file = JsonLines(tmp_path / "x.jsonl")
+    file.append([{"n": 1}])
+    position = file.position()
+
+    def fsync(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="No space left"):
+            file.append([{"n": 2}])
+    assert file.position() == JsonLines(file.path).position() != position
+    file.rewind(position)
+    assert file.position() == position
 
 
 def test_a_rewind_to_nothing_needs_no_file(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,8 +15,9 @@ import grpc.aio
 import pytest
 
 from cutlayer.errors import ConfigError
+from cutlayer.files import write_atomically
 from cutlayer.wire.certificates import Issued, issue_device, issue_server, make_authority, write_issued
-from cutlayer.wire.tls import Proved, channel_credentials, proved, server_credentials
+from cutlayer.wire.tls import Proved, ServerTls, channel_credentials, proved
 
 NOW = datetime.now(UTC)  # TLS looks at the machine's clock
 METHOD = "/cutlayer.Test/Name"
@@ -77,23 +80,67 @@ def call(credentials: grpc.ChannelCredentials | None, host: str = "127.0.0.1") -
 def test_a_certificate_proves_a_name(fleet: Path, tmp_path: Path) -> None:
     issued = issue_device(fleet, "pi-1", NOW)
     credentials = channel_credentials(fleet / "ca.crt", *written(tmp_path, issued))
-    required = server_credentials(fleet, require_client_certificate=True)
+    required = ServerTls(fleet, require_client_certificate=True).credentials
     answer, seen = asyncio.run(asked(required, call(credentials)))
     assert (answer, seen) == ("heard", [Proved("pi-1", issued.fingerprint)])
 
 
 def test_without_certificates_nobody_has_a_name(fleet: Path, tmp_path: Path) -> None:
-    plain = server_credentials(fleet, require_client_certificate=False)
     certificate = written(tmp_path, issue_device(fleet, "pi-1", NOW))
     for credentials in (channel_credentials(fleet / "ca.crt"), channel_credentials(fleet / "ca.crt", *certificate)):
+        plain = ServerTls(fleet, require_client_certificate=False).credentials
         answer, seen = asyncio.run(asked(plain, call(credentials)))
         assert (answer, seen) == ("heard", [None])
 
 
 def refused(fleet: Path, credentials: grpc.ChannelCredentials | None, *, require: bool = True) -> bool:
-    server = server_credentials(fleet, require_client_certificate=require)
+    server = ServerTls(fleet, require_client_certificate=require).credentials
     answer, seen = asyncio.run(asked(server, call(credentials)))
     return answer == "UNAVAILABLE" and not seen
+
+
+def test_a_renewed_certificate_is_shown_to_whoever_comes_next(fleet: Path) -> None:
+    """One that is half written is not: the old one stays."""
+    tls = ServerTls(fleet, require_client_certificate=False)
+    shown: list[str] = []
+
+    async def look(port: int) -> None:
+        shown.append(await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port)))
+
+    async def ask(port: int) -> None:
+        await look(port)
+        old = (fleet / "server.key").read_bytes()
+        issue_server(fleet, ["127.0.0.1"], NOW)
+        new = (fleet / "server.key").read_bytes()
+        write_atomically(fleet / "server.key", old)
+        await look(port)
+        write_atomically(fleet / "server.key", new)
+        await look(port)
+        shutil.rmtree(fleet)
+        await look(port)
+
+    first = (fleet / "server.crt").read_text()
+    asyncio.run(asked(tls.credentials, ask))
+    assert shown[0] == shown[1] == first
+    assert shown[2] == shown[3] != first
+
+
+@pytest.mark.parametrize("require", [True, False])
+def test_connections_are_counted_whatever_becomes_of_them(require: bool, fleet: Path, tmp_path: Path) -> None:
+    tls = ServerTls(fleet, require_client_certificate=require)
+    believed = channel_credentials(fleet / "ca.crt", *written(tmp_path, issue_device(fleet, "pi-1", NOW)))
+
+    async def ask(port: int) -> list[int]:
+        counts = [tls.begun]
+        for credentials in (believed, believed, None):
+            await call(credentials)(port)
+            counts.append(tls.begun)
+        return counts
+
+    counts, seen = asyncio.run(asked(tls.credentials, ask))
+    assert counts[:3] == [0, 1, 2]
+    assert counts[3] > 2, "plain text; gRPC tries more than once"
+    assert len(seen) == 2
 
 
 def test_no_certificate(fleet: Path) -> None:
@@ -136,7 +183,7 @@ def test_a_device_does_not_believe_another_server(fleet: Path, tmp_path: Path) -
 
 def test_files_that_are_not_there(fleet: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cutlayer fleet init"):
-        server_credentials(tmp_path, require_client_certificate=False)
+        ServerTls(tmp_path, require_client_certificate=False)
     with pytest.raises(ConfigError, match="Name both files"):
         channel_credentials(fleet / "ca.crt", fleet / "server.crt")
     with pytest.raises(ConfigError, match=r"nowhere\.crt"):

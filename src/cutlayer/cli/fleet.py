@@ -43,7 +43,7 @@ def renew(
     folder: FolderOption,
     days: Annotated[float, typer.Option(min=1, help="How long the server's certificate is valid.")] = 365,
 ) -> None:
-    """Make the server a new certificate; devices need nothing new. The server reads it when it starts."""
+    """Make the server a new certificate; devices need nothing new. A server that runs shows it from then on."""
     from datetime import UTC, datetime
 
     from cutlayer.wire.certificates import issue_server

@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import grpc
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
@@ -34,7 +33,7 @@ from cutlayer.serve import serve
 from cutlayer.server.door import Admission, GrpcDoor
 from cutlayer.wire.allocator import keep_freed_memory
 from cutlayer.wire.certificates import issue_server, make_authority
-from cutlayer.wire.tls import server_credentials
+from cutlayer.wire.tls import ServerTls
 
 CALL_SECONDS = 365 * 86_400.0
 """A call is open for as long as a run lasts. Flower's own limit is twelve hours."""
@@ -51,10 +50,10 @@ def main(grid: Grid, context: Context) -> None:
 async def _hold(serving: Serving, flower: _Flower) -> Outcome:
     """The run, and beside it the calls."""
     ingredients = prepare_server(serving.config)
-    credentials, authority = _credentials(serving.host)
+    tls, authority = _tls(serving.host)
     guests = Guests()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    door = GrpcDoor(serving.listen, Admission(guests), credentials, port.set_result)
+    door = GrpcDoor(serving.listen, Admission(guests), tls, port.set_result)
     with FleetProgress(Console(width=120)) as display:
         run = asyncio.create_task(
             serve(
@@ -87,13 +86,13 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _credentials(host: str) -> tuple[grpc.ServerCredentials, str]:
+def _tls(host: str) -> tuple[ServerTls, str]:
     """Of the run's own stream: an authority and a server certificate, which nobody has after this run."""
     with TemporaryDirectory() as folder:  # for its owner's eyes only
         path, when = Path(folder), datetime.now(UTC)
         make_authority(path, when)
         issue_server(path, [host], when)
-        return server_credentials(path, require_client_certificate=False), (path / "ca.crt").read_text()
+        return ServerTls(path, require_client_certificate=False), (path / "ca.crt").read_text()
 
 
 def _notice(line: str) -> None:

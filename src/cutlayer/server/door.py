@@ -15,12 +15,20 @@ import grpc.aio
 from cutlayer.errors import ConfigError, Refused, WireError
 from cutlayer.server.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS, MAX_STRANGERS
 from cutlayer.server.hub import PASSING, Hub
+from cutlayer.server.refusals import Refusals
 from cutlayer.server.roster import NAME, Roster
 from cutlayer.wire.carrier import Carrier, CarrierLost
 from cutlayer.wire.grpc_carrier import CLOSE_SECONDS, listen, said_of
 from cutlayer.wire.handshake import say
 from cutlayer.wire.messages import Refusal
-from cutlayer.wire.tls import proved, server_credentials
+from cutlayer.wire.tls import ServerTls, proved
+
+HANDSHAKE_SECONDS = 10.0
+"""From the beginning of a connection to its stream; more is none."""
+NO_TLS = (
+    "connection: expected a stream over TLS, got none: it was plain text, or one end did not believe the other's "
+    "certificate. Give the device this fleet's ca.crt and, where it has a certificate, one that is valid today."
+)
 
 
 class Register(Protocol):
@@ -89,8 +97,8 @@ def door_of(
     if folder is None:
         return GrpcDoor(address, admission(None), None, opened)
     roster = Roster(folder)
-    credentials = server_credentials(folder, require_client_certificate=roster.kind == "certificate")
-    return GrpcDoor(address, admission(roster), credentials, opened)
+    tls = ServerTls(folder, require_client_certificate=roster.kind == "certificate")
+    return GrpcDoor(address, admission(roster), tls, opened)
 
 
 @dataclass
@@ -100,14 +108,18 @@ class GrpcDoor:
     Attributes:
       address: `HOST:PORT`; port 0 takes a free one.
       admission: who may come in.
-      credentials: of TLS; None for plain text.
+      tls: None for plain text.
       opened: told the port.
     """
 
     address: str
     admission: Admission
-    credentials: grpc.ServerCredentials | None
+    tls: ServerTls | None
     opened: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self._attended = 0
+        self._counting: asyncio.Task[None] | None = None
 
     async def open(self, hub: Hub) -> None:
         """See `serve.Door`.
@@ -118,6 +130,7 @@ class GrpcDoor:
         connected, turned_away = Counter[str](), set[Carrier]()
 
         async def attend(carrier: Carrier, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            self._attended += 1
             try:
                 device = self.admission.admit(context)
                 if connected[device] >= CONNECTIONS_PER_DEVICE:
@@ -139,13 +152,28 @@ class GrpcDoor:
                 connected[device] -= 1
 
         try:
-            self._server, port = await listen(attend, self.address, self.credentials, most_connections=MAX_CONNECTIONS)
+            credentials = None if self.tls is None else self.tls.credentials
+            self._server, port = await listen(attend, self.address, credentials, most_connections=MAX_CONNECTIONS)
         except OSError as error:
             raise ConfigError(f"serve: expected a free address, got {error}. Choose another with --port.") from None
+        if self.tls is not None:
+            self._counting = asyncio.create_task(self._count_what_tls_refuses(self.tls, hub.refusals))
         self.opened(port)
+
+    async def _count_what_tls_refuses(self, tls: ServerTls, refusals: Refusals) -> None:
+        """Connections that never became a stream; one that takes longer to is counted once and made up for."""
+        counted = 0
+        while True:
+            begun = tls.begun
+            await asyncio.sleep(HANDSHAKE_SECONDS)
+            for _ in range(begun - self._attended - counted):
+                counted += 1
+                refusals.count(None, Refused("no-tls", NO_TLS))
 
     async def close(self) -> None:
         """See `serve.Door`."""
+        if self._counting is not None:
+            self._counting.cancel()
         await self._server.stop(CLOSE_SECONDS)
 
     def standing(self, device: str) -> None:

@@ -7,29 +7,64 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import grpc
 
 from cutlayer.errors import ConfigError
 
 
-def server_credentials(folder: Path, *, require_client_certificate: bool) -> grpc.ServerCredentials:
-    """The server's end.
+class ServerTls:
+    """The server's end, of one port. Connections after its certificate was renewed are shown the new one.
 
     Args:
       folder: The fleet folder, with server.crt, server.key and ca.crt (`wire/certificates.py`).
       require_client_certificate: Whether nobody is heard who has no certificate of the fleet's authority. False asks
         nobody for one; gRPC knows nothing in between, so a fleet has certificates or tokens.
 
+    Attributes:
+      credentials: gRPC's.
+      begun: connections so far. gRPC ends one that talks plain text, or whose certificate is not believed, and tells
+        nobody; that it asks for the server's certificate at the beginning of each is how they can be counted.
+
     Raises:
       ConfigError: A file is not there.
     """
-    key, certificate, authority = (_read(folder / name) for name in ("server.key", "server.crt", "ca.crt"))
-    return grpc.ssl_server_credentials(
-        [(key, certificate)],
-        root_certificates=authority if require_client_certificate else None,
-        require_client_auth=require_client_certificate,
-    )
+
+    def __init__(self, folder: Path, *, require_client_certificate: bool) -> None:
+        self._key, self._certificate, self._authority = (
+            folder / name for name in ("server.key", "server.crt", "ca.crt")
+        )
+        self.begun = 0
+        self._lock = Lock()
+        self._written = self._when_written()
+        self.credentials = grpc.dynamic_ssl_server_credentials(
+            self._configuration(),
+            self._begin,  # type: ignore[arg-type]  # gRPC's documentation says that it may return None
+            require_client_authentication=require_client_certificate,
+        )
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        pair = _read(self._key), _read(self._certificate)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=_read(self._authority))
+
+    def _when_written(self) -> tuple[int, ...]:
+        return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in (self._key, self._certificate))
+
+    def _begin(self) -> grpc.ServerCertificateConfiguration | None:
+        """A connection, in a thread of gRPC's: a certificate that is new, or None for the one that it has."""
+        with self._lock:
+            self.begun += 1
+            written = self._when_written()
+            if written == self._written:
+                return None
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
+                renewed = self._configuration()
+            except (OSError, ConfigError):  # `ssl.SSLError` too: one of the two is not written yet
+                return None
+            self._written = written
+            return renewed
 
 
 def channel_credentials(
