@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -116,10 +116,8 @@ class GrpcDoor:
     admission: Admission
     tls: ServerTls | None
     opened: Callable[[int], None]
-
-    def __post_init__(self) -> None:
-        self._attended = 0
-        self._counting: asyncio.Task[None] | None = None
+    _attended: int = field(default=0, init=False)  # streams so far
+    _counting: asyncio.Task[None] | None = field(default=None, init=False)
 
     async def open(self, hub: Hub) -> None:
         """See `serve.Door`.
