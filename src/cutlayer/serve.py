@@ -186,49 +186,52 @@ class _Serving:
             folder.close()
 
     async def _play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+        reason = ""
+        async with contextlib.AsyncExitStack() as end:  # each of these, even if the one before it is given up
+            end.callback(self._machine.close)
+            end.push_async_callback(self._door.close)
+            end.push_async_callback(lambda: self.hub.farewell(reason))
+            try:
+                return await self._played(folder, snapshot)
+            except asyncio.CancelledError:
+                reason = "the server was stopped; it may come back"
+                raise
+            except BaseException as error:
+                reason = f"the server has ended: {error}"
+                raise
+
+    async def _played(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
         train = self._ingredients.config.train
         self._zero = now() - (snapshot.clock_seconds if snapshot else 0.0)
         self._display.fleet_opened(self._roll_call(), self._min_devices)
-        reason = ""
-        try:
-            over = snapshot is not None and snapshot.rounds_done >= train.rounds
-            if not over:  # else the devices know that it is, and do not come again
-                await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
-            known = self._known(self.hub.everybody if over else self._planned)
-            plan = await self._machine.aside(lambda: first_plan(self._ingredients, self._method, known))
-            self._run = Run(
-                self._ingredients,
-                self._method,
-                known.fleet,
-                plan.ranks,
-                folder=folder,
-                display=self._display,
-                logbook=self._logbook,
-                machine=self._machine,
-                clock=self._clock,
-                events=self._events,
-                states=lambda: DeviceStates(members=self.hub.state()),
-                may_leave=True,
-            )
-            if snapshot:
-                self._run.restore(snapshot)
-            names = [device.name for device in known.fleet.devices]
-            self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
-            hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
-            adapter = await self._run.play(self, hold)
-            outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
-            await self.hub.linger()
-            return outcome
-        except asyncio.CancelledError:
-            reason = "the server was stopped; it may come back"
-            raise
-        except BaseException as error:
-            reason = f"the server has ended: {error}"
-            raise
-        finally:
-            await self.hub.farewell(reason)
-            await self._door.close()
-            self._machine.close()
+        over = snapshot is not None and snapshot.rounds_done >= train.rounds
+        if not over:  # else the devices know that it is, and do not come again
+            await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
+        known = self._known(self.hub.everybody if over else self._planned)
+        plan = await self._machine.aside(lambda: first_plan(self._ingredients, self._method, known))
+        self._run = Run(
+            self._ingredients,
+            self._method,
+            known.fleet,
+            plan.ranks,
+            folder=folder,
+            display=self._display,
+            logbook=self._logbook,
+            machine=self._machine,
+            clock=self._clock,
+            events=self._events,
+            states=lambda: DeviceStates(members=self.hub.state()),
+            may_leave=True,
+        )
+        if snapshot:
+            self._run.restore(snapshot)
+        names = [device.name for device in known.fleet.devices]
+        self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
+        hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
+        adapter = await self._run.play(self, hold)
+        outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+        await self.hub.linger()
+        return outcome
 
     # ------------------------------------------------------------------ members, for the coordinator
 
