@@ -10,7 +10,7 @@ import pytest
 
 from cutlayer.config import read_config
 from cutlayer.fleet.profile import load_fleet
-from cutlayer.prepare import prepare_server
+from cutlayer.prepare import prepare, prepare_server, write_shares
 from cutlayer.report.progress import NoProgress
 from cutlayer.run import Outcome
 from cutlayer.serve import serve
@@ -64,3 +64,46 @@ def test_a_server_that_comes_back_after_its_last_round_waits_for_nobody(
             )
 
     assert bytes_of(asyncio.run(again())) == expected
+
+
+def test_a_server_that_is_stopped_while_it_says_farewell_lets_nobody_stay(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a simulated fault: its connections stood, and their devices waited for it for ever."""
+    values = {**values_for(inputs), "out": str(tmp_path / "run")}
+    _, config = write_shares(prepare(read_config(None, values=values)), tmp_path / "shares")
+
+    class Door:
+        is_open = False
+
+        async def open(self, hub: hub.Hub) -> None:  # noqa: ARG002
+            self.is_open = True
+
+        async def close(self) -> None:
+            self.is_open = False
+
+        def standing(self, device: str) -> None: ...
+
+    async def stopped_twice() -> bool:
+        waiting, parting, door = asyncio.Event(), asyncio.Event(), Door()
+
+        async def wait_for(*_: object) -> None:
+            waiting.set()
+            await asyncio.Event().wait()
+
+        async def farewell(*_: object) -> None:  # to a device that does not listen
+            parting.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(hub.Hub, "wait_for", wait_for)
+        monkeypatch.setattr(hub.Hub, "farewell", farewell)
+        serving = asyncio.ensure_future(serve(prepare_server(config), load_fleet(FLEET), NoProgress(), door))
+        await waiting.wait()
+        assert door.is_open
+        serving.cancel()
+        await parting.wait()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return door.is_open
+
+    assert not asyncio.run(stopped_twice())
