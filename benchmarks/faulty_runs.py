@@ -516,7 +516,8 @@ def _look(world: World, out: Path, result: Result) -> None:
         "folds held": state["folds_held"],
         "policies": state["round_state"],
         "history": [
-            {key: device[key] for key in ("steps", "samples", "weight", "loss", "late", "cut")} | {"device": name}
+            {"round": row["round"], "device": name}
+            | {key: device[key] for key in ("steps", "samples", "weight", "loss", "late", "cut")}
             for row in rows[: state["rounds_done"]]
             for name, device in row["devices"].items()
         ],

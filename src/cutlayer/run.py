@@ -237,13 +237,10 @@ class Run:
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
             self._logbook.metrics = await self._evaluate(self.server.adapter)
-        return await self.server.machine.aside(self._export)
+        with self._in_need_of_room("at its end", "the adapter"):
+            return await self.server.machine.aside(self._export)
 
     def _export(self) -> Path:
-        with self._in_need_of_room("at its end", "the adapter"):
-            return self._exported()
-
-    def _exported(self) -> Path:
         adapter = self._folder.path / "adapter"
         base, card, personal = self._ingredients.base, self._ingredients.card, self.server.personal
         for name, own in personal.items():
@@ -357,26 +354,38 @@ class Run:
           refusals: By device and reason, how often something of it was refused.
         """
         machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
+        last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
+        shown: list[Event] = []
         rows = device_ledger(
-            self._folder.read_events(),
+            self._events_so_far(last, shown),
             self._logbook.history.records,
             profiles={machine.name: _profile(machine) for machine in machines},
             cuts=self._logbook.cuts,
         )
-        last, names = self._logbook.rounds_done - 1, [device.name for device in fleet.devices]
-        events = [event for event in self._folder.read_events() if event.round == last]  # all would be gigabytes
         summary = self._summary(rows) | {"refusals": refusals}
         with self._in_need_of_room("at its end", "its report"):
-            self._folder.write_report(gantt_svg(events, round=last, first_steps=STEPS_IN_CHART, order=names))
+            self._folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
             self._folder.write_summary(summary)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return Outcome(self._folder.path, adapter, self._before, summary["metrics"], rows, summary)
 
+    def _events_so_far(self, round: int, kept: list[Event]) -> Iterator[Event]:
+        """One by one, for all of them would be gigabytes; those of this round are kept as they pass."""
+        for event in self._folder.read_events():
+            if event.round == round:
+                kept.append(event)
+            yield event
+
     def _summary(self, rows: list[DeviceRow]) -> dict[str, Any]:
         totals = Counter[str]()
         for row in rows[:-1]:  # the server's row repeats what the devices' hold
-            totals.update(samples=row.samples, steps=row.steps, late=row.late)
-            totals.update(bytes_up=row.bytes_up, bytes_down=row.bytes_down)
+            totals.update(
+                samples=row.samples,
+                steps=row.steps,
+                bytes_up=row.bytes_up,
+                bytes_down=row.bytes_down,
+                late=row.late,
+            )
         records = self._logbook.history.records
         saved = {
             "saved_flops": sum(record.saved_flops for record in records),

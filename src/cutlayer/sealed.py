@@ -34,12 +34,16 @@ def seal(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Adapter])
     Raises:
       OSError: There is no room for it; the old one stays.
     """
-    flat = {f"{kind}/{name}": value for kind, named in tensors.items() for name, value in named.items()}
+    flat = {
+        f"{kind}/{name}": value.detach().cpu().contiguous()
+        for kind, named in tensors.items()
+        for name, value in named.items()
+    }
 
     def fill(temporary: Path) -> None:
         (temporary / FACTS).write_text(json.dumps(facts, sort_keys=True))
         try:
-            save_file({name: value.detach().cpu().contiguous() for name, value in flat.items()}, temporary / TENSORS)
+            save_file(flat, temporary / TENSORS)
         except SafetensorError as error:  # its own word for what the system said
             raise OSError(str(error)) from error
         (temporary / DIGESTS).write_text(_digests(temporary))
@@ -74,8 +78,6 @@ def unseal(
             tensors[kind][name] = value
         return facts, tensors
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             f"{folder}: expected it as it was written, got {type(error).__name__}: {error}. It is torn. {torn}"
         ) from error

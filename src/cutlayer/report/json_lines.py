@@ -100,7 +100,7 @@ class JsonLines:
           CheckpointError: it is shorter, or was changed before that position.
         """
         size = self._size()
-        if size < position.num_bytes:
+        if not 0 <= position.num_bytes <= size:
             raise CheckpointError(
                 f"{self.path}: expected at least the {position.num_bytes} bytes that the checkpoint remembers, "
                 f"got {size}. The file was changed since; start a new run with another --out."
@@ -115,6 +115,10 @@ class JsonLines:
     def rewind(self, position: Position) -> None:
         """Cuts the file back to `position`, as `check` does or refuses."""
         self.check(position)
+        self.cut_off(position)
+
+    def cut_off(self, position: Position) -> None:
+        """Cuts off what stands behind a position that was checked."""
         if self._size() > position.num_bytes:
             with open(self.path, "r+b") as file:
                 file.truncate(position.num_bytes)

@@ -125,7 +125,7 @@ class RunFolder:
         for file in files:
             file.check(positions[file.path.name])
         for file in files:
-            file.rewind(positions[file.path.name])
+            file.cut_off(positions[file.path.name])
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: sorted keys, null for a number that is not finite."""

@@ -150,9 +150,15 @@ class Hub:
 
     async def _attend(self, carrier: Metered, device: str) -> None:
         await self._greeted(carrier, device)
-        if self._over is not None:
-            await self._say_it_is_over(carrier, device, self._over)
-            return
+        if self._over is None:
+            await self._take_in(carrier, device)
+        else:
+            await say(carrier, self._over)
+            self._told.add(device)
+            self._changed.set()
+
+    async def _take_in(self, carrier: Metered, device: str) -> None:
+        """A device that has said hello: until its connection ends."""
         member = self._member(device)
         carrier.allowance = member.allowance
         member.connecting += 1
@@ -338,11 +344,6 @@ class Hub:
                 await asyncio.gather(*(member.link.send(finish) for member in here))
                 await self.wait_for(lambda: not self.here)  # a device leaves when it has read it
         self._told |= {member.name for member in here if not member.here}
-
-    async def _say_it_is_over(self, carrier: Carrier, device: str, over: Refusal) -> None:
-        await say(carrier, over)
-        self._told.add(device)
-        self._changed.set()
 
     async def linger(self) -> None:
         """Waits a while for those who were away when the run ended: else they would try to reach it in vain."""

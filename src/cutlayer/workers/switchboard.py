@@ -140,11 +140,7 @@ class Switchboard(Hub):
 
     # ------------------------------------------------------------------ as a hub
 
-    async def _attend(self, carrier: Metered, device: str) -> None:
-        await self._greeted(carrier, device)
-        if self._over is not None:
-            await self._say_it_is_over(carrier, device, self._over)
-            return
+    async def _take_in(self, carrier: Metered, device: str) -> None:
         try:
             address = await self.workers[self.worker_of(device)].expect(device, self._place(device))
         except WorkerLost as error:  # whereupon the run ends
