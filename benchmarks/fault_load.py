@@ -19,9 +19,9 @@ import psutil
 from rich.table import Table
 
 from cutlayer import __version__
-from cutlayer.wire.carrier import Carrier
-from cutlayer.wire.grpc_carrier import dial
-from cutlayer.wire.handshake import hear, say
+from cutlayer.transport.carrier import Carrier
+from cutlayer.transport.grpc_carrier import dial
+from cutlayer.transport.handshake import hear, say
 from cutlayer.wire.messages import Answer, Ask, Hello, Welcome
 from real_fleet import Job, Program, free_port, make_job, write_run_file
 from tables import publish

@@ -1,7 +1,7 @@
 """A server and its devices over a modelled network with faults, in one process, on the virtual clock.
 
 What runs is `serve` and `join` as they are, with every byte of every message; modelled are the network
-(`fleet/faults.py`) and the machines. What costs a real process its start (tokenizer, data, weights) is read once and
+(`testing/faults.py`) and the machines. What costs a real process its start (tokenizer, data, weights) is read once and
 shared. A run is a function of its seed: the faults, when they strike, how small the buffers are.
 """
 
@@ -29,35 +29,35 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from cutlayer import host as hosting
 from cutlayer import join as joining
-from cutlayer import run as running
-from cutlayer import serve as serving
 from cutlayer.config import RunConfig, read_config
 from cutlayer.device import own_link
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.probe import Probed
 from cutlayer.errors import StragglersError, UserError
 from cutlayer.files import sha256
-from cutlayer.fleet.carrier import modelled_carriers
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.faults import KINDS, FaultyCarrier, Schedule, drawn
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import Fleet, load_fleet
+from cutlayer.gate.hub import Hub
 from cutlayer.model import cost
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.fingerprint import Fingerprint, fingerprint
 from cutlayer.model.pieces import PieceServer
 from cutlayer.model.source import ModelFiles
-from cutlayer.prepare import ServerIngredients, completed, prepare, prepare_server, write_shares
 from cutlayer.report.progress import NoProgress
-from cutlayer.server.hub import Hub
+from cutlayer.run import desk as hosting
+from cutlayer.run import run as running
+from cutlayer.run import served as serving
+from cutlayer.run.inputs import ServerInputs, completed, prepare, prepare_server, write_shares
 from cutlayer.settings import load_tokenizer
+from cutlayer.testing.carrier import modelled_carriers
+from cutlayer.testing.faults import KINDS, FaultyCarrier, Schedule, drawn
+from cutlayer.transport import session
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.carrier import Carrier, CarrierLost
+from cutlayer.transport.session import Session, Standing
 from cutlayer.types import Recorder
-from cutlayer.wire import session
-from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Carrier, CarrierLost
-from cutlayer.wire.session import Session, Standing
 from models import model_folder
 
 ROUNDS, LOCAL_STEPS, BATCH_SIZE, ROWS = 3, 2, 2, 6
@@ -107,7 +107,7 @@ class World:
         config = read_config(None, values={**_values(self.inputs), **self.values})
         return completed(config.model_copy(update={"data": _shares(self.inputs)[1].config.data}))
 
-    def ingredients(self, out: Path) -> ServerIngredients:
+    def inputs(self, out: Path) -> ServerInputs:
         """Of a new life of the server."""
         made = replace(_shares(self.inputs)[1], config=self._config.model_copy(update={"out": str(out)}))
         made.__dict__["base"] = base(made.model_settings)
@@ -149,7 +149,7 @@ def _values(inputs: Path) -> dict[str, Any]:
 
 
 @cache
-def _shares(inputs: Path) -> tuple[dict[str, Path], ServerIngredients]:
+def _shares(inputs: Path) -> tuple[dict[str, Path], ServerInputs]:
     """The devices' files, and what the server reads."""
     files, config = write_shares(prepare(read_config(None, values=_values(inputs))), inputs / "shares")
     return files, prepare_server(config)
@@ -358,7 +358,7 @@ class _Stage:
         }
 
         async def serve() -> None:
-            await serving.serve(self.world.ingredients(self.out), self.world.fleet, NoProgress(), self, **options)
+            await serving.serve(self.world.inputs(self.out), self.world.fleet, NoProgress(), self, **options)
 
         self._server = asyncio.create_task(serve(), name="server")
 

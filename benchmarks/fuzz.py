@@ -32,16 +32,16 @@ from cutlayer.errors import DivergedError, MalformedMessage, Refused
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.gate.guard import Guard
+from cutlayer.gate.guarded import guarded
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import cost_model
 from cutlayer.model.structure import units_by_name
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression, compression, what_is_left
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression, what_is_left
 from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.guard import Guard
-from cutlayer.server.guarded import guarded
 from cutlayer.server.server import Server, one_per_device
 from cutlayer.types import DevicePlan, Kept, RoundPlan
 from cutlayer.wire.codecs import packed_form

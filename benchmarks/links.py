@@ -32,9 +32,9 @@ from typing import Any
 from rich.table import Table
 
 from cutlayer.config import RunConfig, read_config
-from cutlayer.prepare import prepare, write_shares
 from cutlayer.report.progress import NoProgress
-from cutlayer.simulation import simulate
+from cutlayer.run.inputs import prepare, write_shares
+from cutlayer.run.simulated import simulate
 from jobs import JOBS
 from models import model_folder, model_name
 from proxy import Proxy

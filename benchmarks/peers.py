@@ -36,8 +36,8 @@ import torch
 from rich.table import Table
 
 from cutlayer.config import RunConfig
-from cutlayer.prepare import prepare, write_shares
 from cutlayer.report.run_folder import RunFolder
+from cutlayer.run.inputs import prepare, write_shares
 from jobs import JOBS, PlainLoop, random_batches
 from links import make_config
 from real_fleet import Job, Program, free_port, write_run_file

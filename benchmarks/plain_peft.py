@@ -22,7 +22,7 @@ from cutlayer.data.batches import Batches
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.learning_rate import schedule
-from cutlayer.prepare import Ingredients, prepare
+from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.server.evaluate import evaluate
 
 
@@ -51,9 +51,9 @@ def plain_model(base: Base) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     return peft_model.eval(), trainable
 
 
-def train(ingredients: Ingredients, steps: int, batch_size: int) -> dict[str, float]:
+def train(inputs: RunInputs, steps: int, batch_size: int) -> dict[str, float]:
     """Trains and returns the validation metrics."""
-    config, base = ingredients.config, ingredients.base
+    config, base = inputs.config, inputs.base
     model, trainable = plain_model(base)
     with torch.no_grad():
         for name, value in base.initial_adapter(config.train.seed).items():
@@ -62,11 +62,11 @@ def train(ingredients: Ingredients, steps: int, batch_size: int) -> dict[str, fl
     how = config.train
     rate = schedule(how.schedule, peak=how.lr, warmup=how.warmup, rounds=1, local_steps=steps)
     batches = Batches(
-        ingredients.train,
-        range(len(ingredients.train)),
+        inputs.train,
+        range(len(inputs.train)),
         batch_size=batch_size,
         seed=config.train.seed,
-        pad_id=ingredients.pad_id,
+        pad_id=inputs.pad_id,
     )
     for step in range(steps):
         batch = batches.next()
@@ -75,7 +75,7 @@ def train(ingredients: Ingredients, steps: int, batch_size: int) -> dict[str, fl
         model(**model_inputs(batch), labels=batch.labels).loss.backward()
         optimizer.step()
     adapter = {name: parameter.detach() for name, parameter in trainable.items()}
-    return evaluate(base, adapter, ingredients.validation_batches())
+    return evaluate(base, adapter, inputs.validation_batches())
 
 
 def main() -> None:
@@ -85,13 +85,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     asked = parser.parse_args()
-    ingredients = prepare(read_config(asked.run, asked.overrides))
+    inputs = prepare(read_config(asked.run, asked.overrides))
     start = time.perf_counter()
-    metrics = train(ingredients, asked.steps, asked.batch_size)
+    metrics = train(inputs, asked.steps, asked.batch_size)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     print(
         f"plain PEFT, {asked.steps} steps of {asked.batch_size} ({asked.steps * asked.batch_size} samples), "
-        f"lr {ingredients.config.train.lr}: {shown} ({time.perf_counter() - start:.0f} s)"
+        f"lr {inputs.config.train.lr}: {shown} ({time.perf_counter() - start:.0f} s)"
     )
 
 

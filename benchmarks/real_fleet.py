@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerFast
 
 import forked
 from cutlayer.config import RunConfig, read_config
-from cutlayer.prepare import prepare, write_shares
 from cutlayer.report.progress import NoProgress
-from cutlayer.simulation import simulate
+from cutlayer.run.inputs import prepare, write_shares
+from cutlayer.run.simulated import simulate
 from models import model_folder
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -80,9 +80,9 @@ def make_job(folder: Path, *, devices: int, rounds: int, local_steps: int, simul
         },
         "out": str(folder / "undisturbed"),
     }
-    ingredients = prepare(read_config(None, values=values))
-    shares, config = write_shares(ingredients, folder / "shares")
-    return Job(config, shares, adapter_of(simulate(ingredients, NoProgress()).folder) if simulated else b"")
+    inputs = prepare(read_config(None, values=values))
+    shares, config = write_shares(inputs, folder / "shares")
+    return Job(config, shares, adapter_of(simulate(inputs, NoProgress()).folder) if simulated else b"")
 
 
 def save_tokenizer(folder: Path) -> None:

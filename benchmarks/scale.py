@@ -29,10 +29,10 @@ from transformers import PreTrainedTokenizerFast
 from cutlayer.config import read_config
 from cutlayer.data.reviews import generate
 from cutlayer.fleet.profile import load_fleet
-from cutlayer.prepare import prepare
 from cutlayer.report.progress import NoProgress
 from cutlayer.report.summary import peak_memory_bytes
-from cutlayer.simulation import simulate
+from cutlayer.run.inputs import prepare
+from cutlayer.run.simulated import simulate
 from models import SHAPES, model_folder
 from tables import in_fresh_process, publish
 
@@ -79,14 +79,14 @@ def play(fleet: str, cohort: int, rounds: int, model: str) -> Row:
             "fleet": fleet,
             "out": str(out),
         }
-        ingredients = prepare(read_config(None, values=values))
-        simulate(ingredients, NoProgress())
+        inputs = prepare(read_config(None, values=values))
+        simulate(inputs, NoProgress())
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         assert all(len(row["devices"]) == cohort for row in metrics), "as many as were asked for"
         checkpoint = sum(path.stat().st_size for path in (out / "checkpoint").iterdir())
     peak = peak_memory_bytes()
-    return Row(fleet, num_devices, cohort, rounds, wall, cpu, peak, ingredients.base.weights.bytes_read, checkpoint)
+    return Row(fleet, num_devices, cohort, rounds, wall, cpu, peak, inputs.base.weights.bytes_read, checkpoint)
 
 
 def _with_tokenizer(model: str, folder: Path, texts: Sequence[str]) -> Path:

@@ -8,8 +8,9 @@ numbers, acknowledgements, what the server keeps for a device that comes again, 
 the guard, compression, compute. The others (`echoes.py`) carry the same tensors and nothing else.
 
 The server is one process and all devices are another, one thread for torch in each, freed memory kept
-(`wire/allocator.py`). Contenders take turns in short samples, in one order and then in the other. Ratios are medians
-of the ratios of samples in the same turn. Processor time is that of both processes, per MiB of payload both ways.
+(`transport/allocator.py`). Contenders take turns in short samples, in one order and then in the other. Ratios are
+medians of the ratios of samples in the same turn. Processor time is that of both processes, per MiB of payload both
+ways.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from cutlayer.transport.allocator import keep_freed_memory
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.carrier import Carrier, CarrierLost
+from cutlayer.transport.certificates import issue_server, make_authority
+from cutlayer.transport.grpc_carrier import dial, listen
+from cutlayer.transport.sent import Shelf, room_for_kept
+from cutlayer.transport.session import Session, Standing
+from cutlayer.transport.tls import ServerTls, channel_credentials
 from cutlayer.types import DevicePlan
-from cutlayer.wire.allocator import keep_freed_memory
-from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Carrier, CarrierLost
-from cutlayer.wire.certificates import issue_server, make_authority
-from cutlayer.wire.grpc_carrier import dial, listen
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
-from cutlayer.wire.sent import Shelf, room_for_kept
-from cutlayer.wire.session import Session, Standing
-from cutlayer.wire.tls import ServerTls, channel_credentials
 from echoes import Contender, Grpc, Replies, Sockets, serve_grpc, serve_sockets
 from tables import in_fresh_process, publish
 
@@ -61,7 +62,7 @@ PAIRS = (("ours", "grpc"), ("ours", "tcp"), ("ours tls", "grpc tls"), ("ours tls
 """Rates of the first over the second."""
 RUN, LIFE = "benchmark", "life"
 IN_FLIGHT_BYTES = 256 * MIB
-"""As in `serve.py`, which would bring all of transformers into the processes that are measured."""
+"""As in `run/served.py`, which would bring all of transformers into the processes that are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Row:
 
 
 def _session(name: str = "", shelf: Shelf | None = None) -> Session:
-    """As `serve.py` makes it, but that no plan bounds what may arrive."""
+    """As `run/served.py` makes it, but that no plan bounds what may arrive."""
     incoming, outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
     return Session(name, limit_bytes=lambda: 2**26, incoming=incoming, outgoing=outgoing, shelf=shelf)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from cutlayer.wire.carrier import CarrierLost
+from cutlayer.transport.carrier import CarrierLost
 
 
 class MemoryCarrier:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from cutlayer.coordinator import Coordinator, Logbook
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
@@ -20,17 +19,18 @@ from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.gate.guard import Guard
+from cutlayer.gate.guarded import guarded
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.aggregate import Aggregate, Contribution
-from cutlayer.policies.compress import UNCOMPRESSED, CompressedLink, Compression, what_is_left
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
+from cutlayer.run.loop import Coordinator, Logbook
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.guard import Guard
-from cutlayer.server.guarded import guarded
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Around, Link
@@ -159,10 +159,10 @@ class Everyone:
     """All devices, in every round."""
 
     links: Mapping[str, Link]
-    known: Known
+    situation: Situation
 
-    async def muster(self, round: int) -> Known:  # noqa: ARG002
-        return self.known
+    async def muster(self, round: int) -> Situation:  # noqa: ARG002
+        return self.situation
 
     async def dismiss(self, finish: Finish) -> None:
         for link in self.links.values():
@@ -269,7 +269,7 @@ def play(
 
     async def run() -> None:
         events: list[Event] = []
-        known = Known(
+        situation = Situation(
             fleet,
             costs,
             played.logbook.history,
@@ -284,7 +284,7 @@ def play(
         server = Server(
             "play",
             base,
-            base.initial_adapter(seed, method.make_plan(0, known).ranks),
+            base.initial_adapter(seed, method.make_plan(0, situation).ranks),
             ModelledMachine("server", fleet.server.effective_flops, events.append),
             costs,
             settings,
@@ -317,7 +317,7 @@ def play(
         coordinator = Coordinator(
             method,
             server,
-            Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, known),
+            Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, situation),
             played.logbook,
             rounds=rounds,
             clock=now,

@@ -12,15 +12,15 @@ from typing import Any
 from cutlayer.config import read_config
 from cutlayer.fleet.machine import Machines, ModelledMachine, RealMachine
 from cutlayer.fleet.profile import load_fleet
+from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.join import Joining, join
-from cutlayer.prepare import prepare, prepare_server, write_shares
 from cutlayer.report.progress import NoProgress
-from cutlayer.run import Outcome
-from cutlayer.serve import Workers, serve
-from cutlayer.server.door import Admission, GrpcDoor
-from cutlayer.simulation import simulate
+from cutlayer.run.inputs import prepare, prepare_server, write_shares
+from cutlayer.run.run import Outcome
+from cutlayer.run.served import Workers, serve
+from cutlayer.run.simulated import simulate
+from cutlayer.transport.grpc_carrier import dialler
 from cutlayer.types import Recorder
-from cutlayer.wire.grpc_carrier import dialler
 
 FLEET: dict[str, Any] = {
     "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},
@@ -105,10 +105,10 @@ def served(
     async def run() -> Outcome:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         door = GrpcDoor("127.0.0.1:0", Admission(None), None, port.set_result)
-        ingredients, fleet = prepare_server(config), load_fleet(config.fleet)
+        inputs, fleet = prepare_server(config), load_fleet(config.fleet)
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(
-                serve(ingredients, fleet, NoProgress(), door, min_devices=len(files), machines=machines, **options)
+                serve(inputs, fleet, NoProgress(), door, min_devices=len(files), machines=machines, **options)
             )
             address = f"127.0.0.1:{await port}"
             for name in order(list(files)):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.fleet.profile import Fleet
-from cutlayer.prepare import ServerIngredients
+from cutlayer.run.inputs import ServerInputs
+from cutlayer.run.workers.worker import Held, Report, Setup, WorkerProcess
 from cutlayer.server.share import Share
 from cutlayer.wire.messages import Finish
-from cutlayer.workers.worker import Held, Report, Setup, WorkerProcess
 from real import inline
 
 
@@ -33,10 +33,10 @@ class Team:
         self.places: list[Place] = []
 
     @asynccontextmanager
-    async def start(self, ingredients: ServerIngredients, declared: Fleet) -> AsyncIterator[Sequence[Place]]:
+    async def start(self, inputs: ServerInputs, declared: Fleet) -> AsyncIterator[Sequence[Place]]:
         for number in range(self.number):
-            scratch = Path(ingredients.config.out) / "scratch" / f"worker-{number}"
-            setup = Setup(replace(ingredients), declared, "127.0.0.1:0", None, scratch)
+            scratch = Path(inputs.config.out) / "scratch" / f"worker-{number}"
+            setup = Setup(replace(inputs), declared, "127.0.0.1:0", None, scratch)
             self.places.append(Place(setup, twice=self._twice))
         yield self.places
 

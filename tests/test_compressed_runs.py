@@ -11,7 +11,7 @@ import torch
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.policies.compress import UNCOMPRESSED, Compression, compression
+from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations, Finish, Gradients, Message
 from playground import Played, fleet_of, play, streams_for

@@ -15,30 +15,30 @@ from typing import Any
 import pytest
 import torch
 
-import cutlayer.server.door as gate
-import cutlayer.server.hub as hub
+import cutlayer.gate.door as gate
+import cutlayer.gate.hub as hub
 from cutlayer import __version__
 from cutlayer.config import read_config
 from cutlayer.errors import WireError
 from cutlayer.fleet.profile import load_fleet
+from cutlayer.gate.allowance import Allowance
+from cutlayer.gate.door import Admission, GrpcDoor
+from cutlayer.gate.refusals import Refusals
+from cutlayer.gate.roster import Roster
 from cutlayer.join import Joining
-from cutlayer.prepare import prepare, prepare_server, write_shares
 from cutlayer.report.progress import NoProgress
-from cutlayer.run import Outcome
-from cutlayer.serve import serve
-from cutlayer.server.allowance import Allowance
-from cutlayer.server.door import Admission, GrpcDoor
-from cutlayer.server.refusals import Refusals
-from cutlayer.server.roster import Roster
-from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Carrier, CarrierLost
-from cutlayer.wire.certificates import issue_device, issue_server, make_authority, write_issued
-from cutlayer.wire.grpc_carrier import dial
-from cutlayer.wire.handshake import hear, say
+from cutlayer.run.inputs import prepare, prepare_server, write_shares
+from cutlayer.run.run import Outcome
+from cutlayer.run.served import serve
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.carrier import Carrier, CarrierLost
+from cutlayer.transport.certificates import issue_device, issue_server, make_authority, write_issued
+from cutlayer.transport.grpc_carrier import dial
+from cutlayer.transport.handshake import hear, say
+from cutlayer.transport.packets import Kind, Packet, pack
+from cutlayer.transport.session import Session, Standing
+from cutlayer.transport.tls import ServerTls, channel_credentials
 from cutlayer.wire.messages import Activations, Ask, Assignment, Hello, Ready, Refusal, Stand, Welcome
-from cutlayer.wire.packets import Kind, Packet, pack
-from cutlayer.wire.session import Session, Standing
-from cutlayer.wire.tls import ServerTls, channel_credentials
 from real import device, one_thread, simulated, values_for
 
 NOW = datetime.now(UTC)  # TLS looks at the machine's clock
@@ -121,12 +121,10 @@ async def attacked(
     machines = one_thread()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     door = GrpcDoor("127.0.0.1:0", Admission(fleet.roster), fleet.tls, port.set_result)
-    ingredients, declared = prepare_server(config), load_fleet(config.fleet)
+    inputs, declared = prepare_server(config), load_fleet(config.fleet)
     async with asyncio.TaskGroup() as tasks:
         least = len(files) + hostile
-        serving = tasks.create_task(
-            serve(ingredients, declared, NoProgress(), door, min_devices=least, machines=machines)
-        )
+        serving = tasks.create_task(serve(inputs, declared, NoProgress(), door, min_devices=least, machines=machines))
         address = f"127.0.0.1:{await port}"
         attacking = tasks.create_task(attack(address))  # type: ignore[arg-type]
         *early, late = files

@@ -32,22 +32,22 @@ NOUNS = {"types", "files", "errors"}
 # Modules whose test is not the file of the same path, and where they are tested instead.
 TESTED_IN = {
     "__init__.py": "test_init.py",
-    "coordinator.py": "test_every_method.py",  # whole runs
+    "run/loop.py": "test_every_method.py",  # whole runs
     "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "compare/reports.py": "cli/test_compare.py",  # the files that it writes
-    "host.py": "test_serve.py",
-    "join.py": "test_serve.py",  # a server and its devices, over loopback
-    "settings.py": "test_prepare.py",
-    "up.py": "cli/test_up.py",
+    "run/desk.py": "run/test_served.py",
+    "join.py": "run/test_served.py",  # a server and its devices, over loopback
+    "settings.py": "run/test_inputs.py",
+    "run/up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_up.py",
-    "device/own_link.py": "test_serve.py",
+    "device/own_link.py": "run/test_served.py",
     "flower/client_app.py": "flower/test_server_app.py",
-    "server/door.py": "test_serve.py",
-    "server/reception.py": "test_serve.py",
-    "wire/carrier.py": "wire/test_session.py",  # an interface
-    "wire/handshake.py": "test_serve.py",
-    "run.py": "test_simulation.py",  # what whole runs have in common
+    "gate/door.py": "run/test_served.py",
+    "gate/reception.py": "run/test_served.py",
+    "transport/carrier.py": "transport/test_session.py",  # an interface
+    "transport/handshake.py": "run/test_served.py",
+    "run/run.py": "run/test_simulated.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "methods/fedlora.py": "test_every_method.py",  # the laws run on each row of the table
     "methods/memsfl.py": "test_every_method.py",
@@ -97,10 +97,7 @@ def tracked_files() -> list[Path]:
 # ------------------------------------------------------------------ imports
 
 # What a weak machine has no use for.
-SERVER_SIDE = {
-    *("server", "rounds", "methods", "prepare", "coordinator", "run", "simulation", "serve", "report"),
-    *("host", "workers"),
-}
+SERVER_SIDE = {"server", "gate", "rounds", "methods", "run", "report", "testing"}
 
 
 def test_every_room_has_a_place_in_the_order() -> None:

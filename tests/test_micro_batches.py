@@ -24,9 +24,9 @@ from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.order import ORDERS
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import deadline
-from cutlayer.prepare import completed
+from cutlayer.run.inputs import completed
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import one_per_device
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
@@ -370,9 +370,9 @@ def test_memory_is_that_of_the_parts_under_way() -> None:
 
     def bytes_of(**how: Any) -> tuple[int, int]:
         devices = tuple(replace(plan, **how) for plan in plans)
-        known = known_with(costs)
+        situation = known_with(costs)
         server = build_method("memsfl", {}, 0).round.server_bytes(RoundPlan(0, devices), costs, 10)
-        return known.device_bytes(devices[0]), server
+        return situation.device_bytes(devices[0]), server
 
     rest = costs.server_trainable_bytes(plans[1])
     assert bytes_of() == (8, 8 + rest + 2 * 8)
@@ -380,9 +380,9 @@ def test_memory_is_that_of_the_parts_under_way() -> None:
     assert bytes_of(micro_batches=4, overlap=False) == (2, 2 + rest * 4 // 3 + 2 * 2)
 
 
-def known_with(costs: Any, micro_batches: int = 1) -> Known:
+def known_with(costs: Any, micro_batches: int = 1) -> Situation:
     more = {"num_tokens": 10, "batch_size": 8, "local_steps": 1, "micro_batches": micro_batches}
-    return Known(fleet_of(2), costs, History(), **more, label_counts={f"device-{i}": (2, 2) for i in range(2)})
+    return Situation(fleet_of(2), costs, History(), **more, label_counts={f"device-{i}": (2, 2) for i in range(2)})
 
 
 def cost_of_samples() -> Any:

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-import cutlayer.run as whole_run
+import cutlayer.run.run as whole_run
+import cutlayer.run.simulated as simulation
 import cutlayer.sealed as sealed
-import cutlayer.simulation as simulation
 from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import CheckpointError
 from cutlayer.methods.table import TABLE
-from cutlayer.prepare import prepare
 from cutlayer.report.progress import NoProgress
+from cutlayer.run.inputs import prepare
 from cutlayer.types import Event
 
 ROUNDS = 3

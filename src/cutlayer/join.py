@@ -30,10 +30,10 @@ from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceStore, read_manifest
 from cutlayer.model.source import ModelFiles
 from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
-from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Dial
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.carrier import Dial
+from cutlayer.transport.session import Session
 from cutlayer.wire.messages import Ask, Assignment, Ready, Welcome
-from cutlayer.wire.session import Session
 
 FROM_SERVER = "server"
 FRAME_BYTES = 8 * 2**30

@@ -1,6 +1,6 @@
 """What a config means for what both ends build: the model, the task's columns, training, packing, a device's data.
 
-A device imports this and not `prepare.py`, which knows every method and the server.
+A device imports this and not `run/inputs.py`, which knows every method and the server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import CostModel
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.compress import CompressedLink, Compression, compression, what_is_left
+from cutlayer.packing import CompressedLink, Compression, compression, what_is_left
 from cutlayer.wire.link import Link
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import fault_simulation
 import faulty_runs
-from cutlayer.fleet.faults import KINDS
+from cutlayer.testing.faults import KINDS
 
 SEEDS = 300
 """Of the 2,000 of `make faults`; on two cores they take half a minute."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import links
-from cutlayer.prepare import prepare, write_shares
+from cutlayer.run.inputs import prepare, write_shares
 from proxy import Proxy
 from real_fleet import Job, adapter_of
 
@@ -36,7 +36,7 @@ def test_it_prints_a_table_and_writes_json(
 
     monkeypatch.setattr(links, "real", real)
     path = tmp_path / "results" / "links.json"
-    monkeypatch.setattr(links, "write_shares", lambda ingredients, _folder: ({}, ingredients.config))
+    monkeypatch.setattr(links, "write_shares", lambda inputs, _folder: ({}, inputs.config))
     links.main([*WORDS.split(), str(path)])
     assert "two under way" in capsys.readouterr().out
     assert rates == [None, 50e6 / 8] * 3

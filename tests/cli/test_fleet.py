@@ -8,7 +8,7 @@ import pytest
 
 from commands import run
 from cutlayer.errors import Refused
-from cutlayer.server.roster import Roster
+from cutlayer.gate.roster import Roster
 
 
 @pytest.fixture

@@ -14,18 +14,18 @@ import yaml
 
 from commands import FLEET, World, run
 from cutlayer.cli.plan import summary_lines, typical_tokens
-from cutlayer.cli.rehearsal import Rehearsed
 from cutlayer.config import read_config
-from cutlayer.coordinator import Logbook
 from cutlayer.methods.table import build_method
 from cutlayer.model.source import Weights
-from cutlayer.prepare import Ingredients, prepare
 from cutlayer.report.human import human_bytes, human_seconds
-from cutlayer.run import known_of, method_of
+from cutlayer.run.inputs import RunInputs, prepare
+from cutlayer.run.loop import Logbook
+from cutlayer.run.rehearsed import Rehearsed
+from cutlayer.run.run import method_of, situation_of
 from cutlayer.server.forecast import Forecast
 
 
-def ingredients_of(flags: list[object]) -> Ingredients:
+def inputs_of(flags: list[object]) -> RunInputs:
     """Of a run by flags."""
     names = {"--model": "model.name", "--data": "data.path", "--fleet": "fleet", "--out": "out", "--lr": "train.lr"}
     train = {f"--{name}": f"train.{name.replace('-', '_')}" for name in ("rounds", "local-steps", "batch-size")}
@@ -45,9 +45,9 @@ def test_every_device_has_a_row_of_what_the_models_say(task: str, world: World) 
     flags = world.classification() if task == "classification" else world.causal_lm()
     ran = run("plan", *flags)
     assert (ran.code, ran.err) == (0, "")
-    made = ingredients_of(flags)
-    known, costs, tokens = known_of(made, Logbook()), made.costs, typical_tokens(made)
-    for device in method_of(made.config).make_plan(0, known).devices:
+    made = inputs_of(flags)
+    situation, costs, tokens = situation_of(made, Logbook()), made.costs, typical_tokens(made)
+    for device in method_of(made.config).make_plan(0, situation).devices:
         work = [side(device, 4, tokens) for side in (costs.device, costs.server)]
         crossing = human_bytes(4 * tokens * 16 * 4)
         assert cells(ran.out)[device.device] == [
@@ -66,9 +66,9 @@ def test_a_batch_in_parts_takes_less_memory_and_says_so(world: World) -> None:
     ran = run("plan", *world.classification(), "--micro-batches", "4", "--no-overlap")
     assert "batches of 4 x " in ran.out
     assert " tokens in 4 parts)" in ran.out
-    made = ingredients_of(world.classification())
+    made = inputs_of(world.classification())
     tokens = typical_tokens(made)
-    for device in method_of(made.config).make_plan(0, known_of(made, Logbook())).devices:
+    for device in method_of(made.config).make_plan(0, situation_of(made, Logbook())).devices:
         parts = replace(device, micro_batches=4, overlap=False)
         row = cells(ran.out)[device.device]
         assert row[1] == human_bytes(made.costs.device(device, 1, 16).memory_bytes)
@@ -92,25 +92,25 @@ def test_a_device_that_trains_nothing_gets_nothing_down(world: World) -> None:
 
 def test_what_is_packed_is_told_packed(world: World) -> None:
     flags = world.classification()
-    tokens = typical_tokens(ingredients_of(flags))
+    tokens = typical_tokens(inputs_of(flags))
     rows = cells(run("plan", *flags, "--compress-activations", "int8", "--compress-gradients", "bf16").out)
     assert [row[3] for row in rows.values()] == [human_bytes(4 * tokens * (16 + 4))] * 2
     assert [row[4] for row in rows.values()] == [human_bytes(4 * tokens * 16 * 2)] * 2
 
 
 def test_the_run_is_its_rounds(world: World) -> None:
-    made = ingredients_of([*world.classification(), "--rounds", 10])
-    known = known_of(made, Logbook())
+    made = inputs_of([*world.classification(), "--rounds", 10])
+    situation = situation_of(made, Logbook())
     rehearsed = Rehearsed(seconds=2.0, bytes_up=1024, bytes_down=2048, owners=("shared",))
-    _, a_round, all_rounds = summary_lines(made, known, 2**20, rehearsed, num_tokens=12)
+    _, a_round, all_rounds = summary_lines(made, situation, 2**20, rehearsed, num_tokens=12)
     assert a_round == "round:  2.0 s, 1.0 KiB up, 2.0 KiB down (2 steps with batches of 4 x 12 tokens)"
     assert all_rounds == "run:    20.0 s, 10.0 KiB up, 20.0 KiB down (10 rounds)"
 
 
 def test_the_server_holds_one_base_and_an_adapter_per_owner(world: World) -> None:
-    made = ingredients_of(world.classification())
+    made = inputs_of(world.classification())
     method = method_of(made.config)
-    plan = method.make_plan(0, known_of(made, Logbook()))
+    plan = method.make_plan(0, situation_of(made, Logbook()))
     slow = next(device for device in plan.devices if device.device == "slow")
     alone, both = (method.round.server_bytes(of, made.costs, 16) for of in (replace(plan, devices=(slow,)), plan))
     adapter = sum(int(np.prod(made.base.shapes[name])) for name in made.base.server_names(2))
@@ -121,10 +121,10 @@ def test_the_server_holds_one_base_and_an_adapter_per_owner(world: World) -> Non
 
 def test_the_server_keeps_a_fold_of_every_round(world: World) -> None:
     flags = [*world.classification(), "--rounds", 10]
-    made = ingredients_of(flags)
-    known = known_of(made, Logbook())
+    made = inputs_of(flags)
+    situation = situation_of(made, Logbook())
     method = build_method("flora", {}, seed=0)
-    plan = method.make_plan(0, known)
+    plan = method.make_plan(0, situation)
     stacked = tuple(sum(device.ranks[block] for device in plan.devices) for block in range(made.base.num_blocks))
     shapes = made.base.shapes_of(stacked).items()
     stack = sum(4 * int(np.prod(shape)) for name, shape in shapes if ".lora_" in name)
@@ -143,7 +143,7 @@ def test_a_server_that_is_too_small_is_told_so(world: World, tmp_path: Path) -> 
 
 
 def test_a_typical_batch_is_padded_as_batches_are(world: World) -> None:
-    made = ingredients_of(world.classification())
+    made = inputs_of(world.classification())
     padded = [min(16, 8 * -(-int(length) // 8)) for length in made.train.lengths]
     assert typical_tokens(made) == round(sum(padded) / len(padded))
     assert 8 < typical_tokens(made) < 16

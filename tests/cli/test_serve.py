@@ -49,7 +49,7 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
 
 def test_workers_need_ray_and_say_how_to_get_it(world: World) -> None:
     with mock.patch.dict(sys.modules, {"ray": None}):
-        sys.modules.pop("cutlayer.workers.ray_workers", None)
+        sys.modules.pop("cutlayer.run.workers.ray_workers", None)
         wrong(run("serve", *world.classification(), "--workers", 2), "--workers", "pip install 'cutlayer[ray]'")
     assert not world.out.exists()
 

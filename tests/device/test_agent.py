@@ -12,13 +12,13 @@ import pytest
 
 from cutlayer.device.agent import Agent, Asking
 from cutlayer.errors import JoinError, MalformedMessage
-from cutlayer.fleet.carrier import modelled_carriers
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.wire.budget import Budget
-from cutlayer.wire.carrier import Carrier, CarrierLost
-from cutlayer.wire.handshake import hear, say
+from cutlayer.testing.carrier import modelled_carriers
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.carrier import Carrier, CarrierLost
+from cutlayer.transport.handshake import hear, say
+from cutlayer.transport.session import Session, Standing
 from cutlayer.wire.messages import FINISHED, Handshake, Hello, Ready, Refusal, Stand, Welcome
-from cutlayer.wire.session import Session, Standing
 
 PATIENCE_SECONDS = 60.0
 READY = Ready("pi", "", 0, 0, 1e9, 2**30, 1e6, 1e6, 0.01, 6, (), ())

@@ -16,7 +16,7 @@ from cutlayer.device.store import FolderStore, MemoryStore, Store
 from cutlayer.errors import CheckpointError
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
-from cutlayer.policies.compress import CompressedLink, compression
+from cutlayer.packing import CompressedLink, compression
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.messages import Assignment, Close, Message, Update
 from ends import device_for

@@ -15,8 +15,8 @@ from cutlayer.data.source import Columns
 from cutlayer.device.own_data import DataSpec, OwnData, read_own_data
 from cutlayer.errors import DataError
 from cutlayer.model.source import ModelFiles
-from cutlayer.prepare import (
-    Ingredients,
+from cutlayer.run.inputs import (
+    RunInputs,
     prepare,
     prepare_server,
     write_shares,
@@ -80,7 +80,7 @@ def test_devices_with_their_own_files_and_a_server_without_are_the_simulated_run
     simulated = prepare(config_for(inputs, *run, f"fleet={four_devices()}"))
     files, config = write_shares(simulated, tmp_path)
     server = prepare_server(config)
-    assert not isinstance(server, Ingredients)
+    assert not isinstance(server, RunInputs)
     assert server.labels == simulated.labels
     assert server.model_settings == simulated.model_settings
     for mine, its in zip(server.validation_batches(), simulated.validation_batches(), strict=True):

@@ -71,7 +71,7 @@ def test_nobody_who_decides_can_see_them() -> None:
     knowing = {
         path.relative_to(source).as_posix() for path in source.rglob("*.py") if "fleet.modes" in path.read_text()
     }
-    assert knowing == {"fleet/machine.py", "simulation.py"}
+    assert knowing == {"fleet/machine.py", "run/simulated.py"}
     assert device().effective_flops == fleet_of(1).devices[0].effective_flops
 
 

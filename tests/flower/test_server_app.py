@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from cutlayer.config import read_config
-from cutlayer.prepare import prepare, write_shares
-from cutlayer.wire.certificates import issue_server, make_authority
+from cutlayer.run.inputs import prepare, write_shares
+from cutlayer.transport.certificates import issue_server, make_authority
 from real import simulated, values_for
 from tiny import CLASSES
 

@@ -15,7 +15,7 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.export import read_adapter, save_adapter
 from cutlayer.model.low_rank import factor_names
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import History, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Assignment
@@ -41,7 +41,7 @@ def played(base: Base, *planners: Planner, rounds: int = ROUNDS, apart: bool = F
     return play(base, method, fleet, streams, rounds=rounds, local_steps=STEPS, apart=apart)
 
 
-def absent_in_the_middle(plan: RoundPlan, known: Known) -> RoundPlan:
+def absent_in_the_middle(plan: RoundPlan, situation: Situation) -> RoundPlan:
     """device-1 takes part in the first round and in the last."""
     return replace(plan, devices=tuple(d for d in plan.devices if d.device != "device-1" or plan.round != 1))
 
@@ -88,9 +88,11 @@ def test_the_seed_draws_the_fresh_adapters(llama: Base) -> None:
 
 def test_moments_begin_anew(llama: Base) -> None:
     """On every device: those that were gathered belong to factors that were folded away."""
-    known = Known(fleet_of(3), FlatCosts(llama.num_blocks), History(), num_tokens=10, batch_size=4, local_steps=2)
+    situation = Situation(
+        fleet_of(3), FlatCosts(llama.num_blocks), History(), num_tokens=10, batch_size=4, local_steps=2
+    )
     for round in range(2):
-        plan = build_method("flora", {}, seed=0).make_plan(round, known)
+        plan = build_method("flora", {}, seed=0).make_plan(round, situation)
         assert all(device.fresh_moments for device in plan.devices)
 
 

@@ -13,7 +13,7 @@ from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import at_rank
 from cutlayer.model.base import Base
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.zero_pad import zero_pad
 from cutlayer.types import History
 from cutlayer.wire.messages import Assignment, Update
@@ -57,14 +57,14 @@ def test_every_device_trains_at_its_rank(method: str, bert: Base) -> None:
     ],
 )
 def test_who_gets_which_rank_is_an_option(method: str, options: dict[str, Any], ranks: tuple[int, ...]) -> None:
-    known = Known(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
-    plan = build_method(method, options, seed=0).make_plan(0, known)
+    situation = Situation(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    plan = build_method(method, options, seed=0).make_plan(0, situation)
     assert tuple(device.ranks[0] for device in plan.devices) == ranks
 
 
 def test_the_lowest_rank_holds_for_pruning_too() -> None:
-    known = Known(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
-    plan = build_method("hetlora", {"lowest": 3, "gamma": 0.5, "lam": 0.25}, seed=0).make_plan(0, known)
+    situation = Situation(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+    plan = build_method("hetlora", {"lowest": 3, "gamma": 0.5, "lam": 0.25}, seed=0).make_plan(0, situation)
     assert [device.prune_to for device in plan.devices] == [(), (3, 3, 3), (4, 4, 4)]
     assert [device.tail_penalty for device in plan.devices] == [0.0, 0.25, 0.25]
 

@@ -23,7 +23,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.select import everyone
 from cutlayer.rounds.split import split
 from cutlayer.server.merged import merged
@@ -332,18 +332,18 @@ def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def known_of(num_devices: int, costs: Any = FlatCosts(3)) -> Known:  # noqa: B008  it is frozen
-    return Known(fleet_of(num_devices), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
+def situation_of(num_devices: int, costs: Any = FlatCosts(3)) -> Situation:  # noqa: B008  it is frozen
+    return Situation(fleet_of(num_devices), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
 
 
 @pytest.mark.parametrize("options", [{"fraction": 0.5}, {"ingress_mbit": 1.0}, {"max_kl": 0.1}], ids=str)
 def test_labels_that_a_language_model_has_not(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected the class counts of every device, got none of device-0"):
-        build_method("mergesfl", options, seed=0).make_plan(0, known_of(4))
+        build_method("mergesfl", options, seed=0).make_plan(0, situation_of(4))
 
 
 def unequal(field: str) -> Planner:
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         values = {"cut": (1, 2), "ranks": ((4, 4, 4), (4, 4, 2))}[field]
         devices = [DevicePlan(d.device, **{"cut": 1, field: values[i % 2]}) for i, d in enumerate(plan.devices)]
         return RoundPlan(plan.round, tuple(devices))
@@ -361,7 +361,7 @@ def unequal(field: str) -> Planner:
 def test_devices_whose_features_do_not_fit_together(field: str, said: str) -> None:
     method = Method((everyone(), unequal(field)), split(server_step=merged()), mean_per_block())
     with pytest.raises(ConfigError) as error:
-        method.make_plan(0, known_of(2))
+        method.make_plan(0, situation_of(2))
     assert said in str(error.value)
 
 
@@ -374,24 +374,24 @@ class HeavyCosts(FlatCosts):
 
 def test_a_batch_size_that_a_device_cannot_hold() -> None:
     with pytest.raises(BudgetError, match="Batch size 16 would fit"):
-        build_method("mergesfl", {"batch": "fixed", "d_max": 32}, seed=0).make_plan(0, known_of(2, HeavyCosts(3)))
+        build_method("mergesfl", {"batch": "fixed", "d_max": 32}, seed=0).make_plan(0, situation_of(2, HeavyCosts(3)))
 
 
 def test_speed_gives_nobody_more_than_it_holds() -> None:
-    known = known_of(2, HeavyCosts(3))
+    situation = situation_of(2, HeavyCosts(3))
     quick, slow = (StepRecord(0, f"device-{i}", 1, 4, 4, 1.0, s, 0, 0, 0, 0) for i, s in enumerate((1.0, 4.0)))
-    known.history.records.extend((quick, slow))
-    plan = build_method("mergesfl", {"d_max": 32}, seed=0).make_plan(1, known)
+    situation.history.records.extend((quick, slow))
+    plan = build_method("mergesfl", {"d_max": 32}, seed=0).make_plan(1, situation)
     assert [device.batch_size for device in plan.devices] == [16, 8]
 
 
 def test_a_cohort_uses_all_that_the_server_takes_in() -> None:
     """One device of those whose batch the server takes in; then its batch grows to all that the server takes in."""
-    known = replace(known_of(6), label_counts={f"device-{i}": (10, 10) for i in range(6)})
+    situation = replace(situation_of(6), label_counts={f"device-{i}": (10, 10) for i in range(6)})
     for index in range(6):
-        known.history.records.append(StepRecord(0, f"device-{index}", 1, 4, 4, 1.0, 1.0 + index, 0, 0, 0, 0))
-    mbit = 24 * known.costs.activation_bytes(1, known.num_tokens) * 8 / 1e6
+        situation.history.records.append(StepRecord(0, f"device-{index}", 1, 4, 4, 1.0, 1.0 + index, 0, 0, 0, 0))
+    mbit = 24 * situation.costs.activation_bytes(1, situation.num_tokens) * 8 / 1e6
     options = {"fraction": 0.17, "ingress_mbit": mbit, "d_max": 32}
-    [alone] = build_method("mergesfl", options, seed=0).make_plan(1, known).devices
+    [alone] = build_method("mergesfl", options, seed=0).make_plan(1, situation).devices
     assert alone.device != "device-0", "32 samples are too many"
     assert alone.batch_size == 24

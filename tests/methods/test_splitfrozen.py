@@ -20,7 +20,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.server.server import Server
 from cutlayer.server.stages import Stages
 from cutlayer.types import Adapter, Batch, DevicePlan, History
@@ -401,15 +401,15 @@ def test_a_step_takes_what_the_slowest_of_the_three_takes(slow: str, bert: Base)
 # ------------------------------------------------------------------ what contradicts itself
 
 
-def known(**changes: Any) -> Known:
+def situation(**changes: Any) -> Situation:
     fleet = fleet_of(3)
-    return Known(fleet, FlatCosts(BLOCKS), History(), num_tokens=10, batch_size=4, local_steps=STEPS, **changes)
+    return Situation(fleet, FlatCosts(BLOCKS), History(), num_tokens=10, batch_size=4, local_steps=STEPS, **changes)
 
 
 def test_dropout_and_the_cache_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match=r"model\.base_dropout=false, or method\.cache=false"):
-        build_method("splitfrozen", {}, seed=0).make_plan(0, known(base_dropout=True))
-    build_method("splitfrozen", {"cache": False}, seed=0).make_plan(0, known(base_dropout=True))
+        build_method("splitfrozen", {}, seed=0).make_plan(0, situation(base_dropout=True))
+    build_method("splitfrozen", {"cache": False}, seed=0).make_plan(0, situation(base_dropout=True))
 
 
 def test_dropout_without_the_cache_repeats_by_seed(tiny_model: ModelMaker) -> None:
@@ -435,4 +435,4 @@ def test_dropout_without_the_cache_repeats_by_seed(tiny_model: ModelMaker) -> No
 )
 def test_a_plan_that_leaves_nothing_to_train_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        build_method("splitfrozen", options, seed=0).make_plan(0, known())
+        build_method("splitfrozen", options, seed=0).make_plan(0, situation())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cutlayer.policies.bandit import Arm, Leaf, Tree, ratio_and_rank_by_bandit, rewards
-from cutlayer.policies.plan import Known, make_plan
+from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
 from cutlayer.types import DevicePlan, History, StepRecord
 from playground import FlatCosts, fleet_of
@@ -135,8 +135,8 @@ def test_rewards_by_hand() -> None:
 # ------------------------------------------------------------------ the planner
 
 
-def known(history: History, rounds: int, rank: int = 8, seed: int = 0) -> Known:
-    return Known(fleet_of(3), FlatCosts(3), history, 10, 4, 2, rank=rank, seed=seed, rounds=rounds)
+def situation(history: History, rounds: int, rank: int = 8, seed: int = 0) -> Situation:
+    return Situation(fleet_of(3), FlatCosts(3), history, 10, 4, 2, rank=rank, seed=seed, rounds=rounds)
 
 
 def run(rounds: int, *, target: float = 0.5, seed: int = 0, **options: object) -> list[list[DevicePlan]]:
@@ -144,8 +144,10 @@ def run(rounds: int, *, target: float = 0.5, seed: int = 0, **options: object) -
     history, rng, plans = History(), random.Random(seed), []
     planner = ratio_and_rank_by_bandit(target, **options)  # type: ignore[arg-type]
     for round in range(rounds):
-        plan = make_plan((everyone(), planner), round, known(history, rounds, seed=seed))
-        assert plan == make_plan((everyone(), planner), round, known(history, rounds, seed=seed)), "it keeps nothing"
+        plan = make_plan((everyone(), planner), round, situation(history, rounds, seed=seed))
+        assert plan == make_plan((everyone(), planner), round, situation(history, rounds, seed=seed)), (
+            "it keeps nothing"
+        )
         plans.append(list(plan.devices))
         for device in plan.devices:
             measured = {"loss": rng.random(), "busy_seconds": rng.random(), "change": rng.random()}
@@ -179,7 +181,7 @@ def test_ranks_are_powers_of_two_up_to_the_runs() -> None:
     for rank, some in ((3, {2, 3}), (1, {1}), (64, {2, 4, 8, 16, 64})):
         chosen = set()
         for seed in range(40):
-            plan = make_plan((everyone(), planner), 0, known(History(), 5, rank=rank, seed=seed))
+            plan = make_plan((everyone(), planner), 0, situation(History(), 5, rank=rank, seed=seed))
             chosen |= {rank for device in plan.devices for rank in device.ranks}
         assert chosen == some
 

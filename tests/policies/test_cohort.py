@@ -10,7 +10,7 @@ import pytest
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.cohort import _priorities, _Search, kl_cohort
-from cutlayer.policies.plan import Known, make_plan
+from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
 from cutlayer.types import DevicePlan, History, RoundPlan, StepRecord
 from playground import FlatCosts, fleet_of
@@ -77,31 +77,31 @@ def test_the_score_is_minus_the_kl_and_a_tenth_of_the_priority() -> None:
     assert search.scores(masks_PN).tolist() == pytest.approx([0.05, 0.02 - np.log(2), 0.05])
 
 
-def known_of(num_devices: int, classes: int = 3, seed: int = 0, history: History | None = None) -> Known:
+def situation_of(num_devices: int, classes: int = 3, seed: int = 0, history: History | None = None) -> Situation:
     """One class per device, in turn."""
     costs: Any = FlatCosts(3)
     counts = {f"device-{i}": tuple(10 * (label == i % classes) for label in range(classes)) for i in range(num_devices)}
-    return Known(fleet_of(num_devices), costs, history or History(), 10, 4, 2, seed=seed, label_counts=counts)
+    return Situation(fleet_of(num_devices), costs, history or History(), 10, 4, 2, seed=seed, label_counts=counts)
 
 
-def cohort(known: Known, round: int = 0, **options: Any) -> list[int]:
-    plan = make_plan((everyone(), kl_cohort(**options)), round, known)
+def cohort(situation: Situation, round: int = 0, **options: Any) -> list[int]:
+    plan = make_plan((everyone(), kl_cohort(**options)), round, situation)
     return [int(device.device.removeprefix("device-")) for device in plan.devices]
 
 
 def test_one_class_per_device_makes_a_cohort_of_all_classes() -> None:
     for seed in range(5):
-        chosen = cohort(known_of(12, seed=seed), fraction=0.25)
+        chosen = cohort(situation_of(12, seed=seed), fraction=0.25)
         assert sorted(index % 3 for index in chosen) == [0, 1, 2]
         assert chosen == sorted(chosen), "in the fleet's order"
 
 
 def test_it_is_drawn_by_seed_and_round() -> None:
-    known = known_of(30)
-    rounds = [cohort(known, round, fraction=0.1) for round in range(4)]
-    assert rounds == [cohort(known, round, fraction=0.1) for round in range(4)]
+    situation = situation_of(30)
+    rounds = [cohort(situation, round, fraction=0.1) for round in range(4)]
+    assert rounds == [cohort(situation, round, fraction=0.1) for round in range(4)]
     assert len({tuple(chosen) for chosen in rounds}) > 1
-    assert rounds[0] != cohort(known_of(30, seed=1), fraction=0.1)
+    assert rounds[0] != cohort(situation_of(30, seed=1), fraction=0.1)
 
 
 def took_part(device: int, round: int) -> StepRecord:
@@ -109,47 +109,47 @@ def took_part(device: int, round: int) -> StepRecord:
 
 
 def test_everybody_has_a_turn() -> None:
-    known = known_of(12)
+    situation = situation_of(12)
     for round in range(4):
-        known.history.records.extend(took_part(device, round) for device in cohort(known, round, fraction=0.25))
-    assert sorted(int(record.device.removeprefix("device-")) for record in known.history.records) == list(range(12))
+        situation.history.records.extend(took_part(device, round) for device in cohort(situation, round, fraction=0.25))
+    assert sorted(int(record.device.removeprefix("device-")) for record in situation.history.records) == list(range(12))
 
 
 def test_priority_falls_with_every_turn() -> None:
     turns = [took_part(0, 0), took_part(0, 1), took_part(0, 2), took_part(1, 0), took_part(2, 1)]
     plan = RoundPlan(3, tuple(DevicePlan(f"device-{i}") for i in range(3)))
-    priorities = _priorities(plan, known_of(3, history=History(turns)))
+    priorities = _priorities(plan, situation_of(3, history=History(turns)))
     assert priorities.tolist() == pytest.approx([(1 / 3) / (7 / 3), 1 / (7 / 3), 1 / (7 / 3)])
 
 
 def test_the_budget_holds() -> None:
-    known = known_of(12)
+    situation = situation_of(12)
     for samples, number in ((8, 2), (12, 3), (15, 3), (1000, 12)):
-        assert len(cohort(known, ingress_mbit=samples * MBIT_PER_SAMPLE)) == number
-    assert len(cohort(known, ingress_mbit=12 * MBIT_PER_SAMPLE, fraction=0.2)) == 2
+        assert len(cohort(situation, ingress_mbit=samples * MBIT_PER_SAMPLE)) == number
+    assert len(cohort(situation, ingress_mbit=12 * MBIT_PER_SAMPLE, fraction=0.2)) == 2
 
 
 def test_a_budget_that_admits_nobody() -> None:
     with pytest.raises(
         ConfigError, match=r"method.ingress_mbit: expected room for a batch of 4 samples in a second, got"
     ):
-        cohort(known_of(3), ingress_mbit=3 * MBIT_PER_SAMPLE)
+        cohort(situation_of(3), ingress_mbit=3 * MBIT_PER_SAMPLE)
 
 
 def test_a_device_too_large_for_the_budget_is_never_in() -> None:
-    known = known_of(4)
-    plan = make_plan((everyone(),), 0, known)
+    situation = situation_of(4)
+    plan = make_plan((everyone(),), 0, situation)
     large = RoundPlan(0, (DevicePlan("device-0", batch_size=9), *plan.devices[1:]))
-    chosen = kl_cohort(ingress_mbit=8 * MBIT_PER_SAMPLE)(large, known)
+    chosen = kl_cohort(ingress_mbit=8 * MBIT_PER_SAMPLE)(large, situation)
     assert "device-0" not in [device.device for device in chosen.devices]
 
 
 def test_everyone_without_a_budget_needs_no_labels() -> None:
     costs: Any = FlatCosts(3)
-    known = Known(fleet_of(3), costs, History(), 10, 4, 2)
-    assert cohort(known) == [0, 1, 2]
+    situation = Situation(fleet_of(3), costs, History(), 10, 4, 2)
+    assert cohort(situation) == [0, 1, 2]
     with pytest.raises(ConfigError, match="expected the class counts of every device"):
-        cohort(known, fraction=0.5)
+        cohort(situation, fraction=0.5)
 
 
 @pytest.mark.parametrize("options", [{"fraction": 1.1}, {"ingress_mbit": 0.0}, {"ingress_mbit": -3.0}], ids=str)

@@ -12,7 +12,7 @@ import pytest
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet
 from cutlayer.policies.depth import KEEP, Capacity, best_depths, depth_by_time, measured
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.ranks import arithmetic_ranks
 from cutlayer.policies.select import everyone
 from cutlayer.types import History, RoundPlan, StepRecord
@@ -43,13 +43,13 @@ def record(device: str, capacity: Capacity, depth: int, *, round: int = 0, num_b
     )
 
 
-def known_of(fleet: Fleet, *records: StepRecord) -> Known:
+def situation_of(fleet: Fleet, *records: StepRecord) -> Situation:
     costs: Any = FlatCosts(BLOCKS)
-    return Known(fleet, costs, History(list(records)), num_tokens=8, batch_size=2, local_steps=STEPS, rank=8)
+    return Situation(fleet, costs, History(list(records)), num_tokens=8, batch_size=2, local_steps=STEPS, rank=8)
 
 
-def depths(known: Known, **options: Any) -> dict[str, int]:
-    plan = depth_by_time(**options)(arithmetic_ranks(5, 1)(everyone()(RoundPlan(0), known), known), known)
+def depths(situation: Situation, **options: Any) -> dict[str, int]:
+    plan = depth_by_time(**options)(arithmetic_ranks(5, 1)(everyone()(RoundPlan(0), situation), situation), situation)
     assert plan.ranks == RANKS
     for device in plan.devices:
         depth = sum(rank > 0 for rank in device.ranks)
@@ -87,7 +87,7 @@ def test_what_measured_nothing_is_left_out() -> None:
 
 
 def test_before_anything_is_measured_everyone_trains_everything() -> None:
-    assert depths(known_of(fleet_of(3))) == {f"device-{index}": BLOCKS for index in range(3)}
+    assert depths(situation_of(fleet_of(3))) == {f"device-{index}": BLOCKS for index in range(3)}
 
 
 def test_speed_counts_as_measured_and_not_as_declared() -> None:
@@ -95,33 +95,35 @@ def test_speed_counts_as_measured_and_not_as_declared() -> None:
     fleet = fleet_of(2)
     assert fleet.devices[1].flops_per_second > fleet.devices[0].flops_per_second
     fast, slow = Capacity(0.1, 1.0, 0.0), Capacity(0.1, 8.0, 0.0)
-    known = known_of(fleet, record("device-0", fast, BLOCKS), record("device-1", slow, BLOCKS))
-    assert depths(known) == {"device-0": 4, "device-1": 1}
+    situation = situation_of(fleet, record("device-0", fast, BLOCKS), record("device-1", slow, BLOCKS))
+    assert depths(situation) == {"device-0": 4, "device-1": 1}
 
 
 def test_a_slow_link_makes_a_shallow_device() -> None:
     quick, slow = Capacity(0.1, 0.1, 1e-6), Capacity(0.1, 0.1, 1e-3)
-    known = known_of(fleet_of(2), record("device-0", quick, BLOCKS), record("device-1", slow, BLOCKS))
-    assert depths(known) == {"device-0": 4, "device-1": 1}
+    situation = situation_of(fleet_of(2), record("device-0", quick, BLOCKS), record("device-1", slow, BLOCKS))
+    assert depths(situation) == {"device-0": 4, "device-1": 1}
 
 
 def test_equal_devices_train_everything() -> None:
     capacity = Capacity(1.0, 0.5, 1e-4)
-    known = known_of(fleet_of(3), *(record(f"device-{index}", capacity, 2) for index in range(3)))
-    assert set(depths(known).values()) == {BLOCKS}
+    situation = situation_of(fleet_of(3), *(record(f"device-{index}", capacity, 2) for index in range(3)))
+    assert set(depths(situation).values()) == {BLOCKS}
 
 
 def test_the_fewest_blocks_are_respected() -> None:
-    known = known_of(
+    situation = situation_of(
         fleet_of(2), record("device-0", Capacity(0.1, 1.0, 0), 4), record("device-1", Capacity(0.1, 99.0, 0), 4)
     )
-    assert [depths(known, least=least)["device-1"] for least in range(1, 5)] == [1, 2, 3, 4]
+    assert [depths(situation, least=least)["device-1"] for least in range(1, 5)] == [1, 2, 3, 4]
 
 
 def test_a_device_that_was_never_measured_counts_as_the_mean_of_the_others() -> None:
     fast, slow, between = Capacity(1.0, 1.0, 0.0), Capacity(1.0, 7.0, 0.0), Capacity(1.0, 4.0, 0.0)
     two = [record("device-0", fast, 4), record("device-1", slow, 4)]
-    assert depths(known_of(fleet_of(3), *two)) == depths(known_of(fleet_of(3), *two, record("device-2", between, 4)))
+    assert depths(situation_of(fleet_of(3), *two)) == depths(
+        situation_of(fleet_of(3), *two, record("device-2", between, 4))
+    )
 
 
 def test_no_depth_that_the_memory_does_not_hold() -> None:
@@ -133,8 +135,8 @@ def test_no_depth_that_the_memory_does_not_hold() -> None:
     fleet = fleet_of(2).model_copy(update={"devices": (small, fleet_of(2).devices[1])})
     slow, fast = Capacity(1.0, 0.9, 0.0), Capacity(1.0, 0.5, 0.0)
     for records in [(), [record("device-0", slow, 1), record("device-1", fast, 1)]]:
-        known = replace(known_of(fleet, *records), costs=Hungry(BLOCKS))  # type: ignore[arg-type]
-        assert depths(known) == {"device-0": 2, "device-1": 4}
+        situation = replace(situation_of(fleet, *records), costs=Hungry(BLOCKS))  # type: ignore[arg-type]
+        assert depths(situation) == {"device-0": 2, "device-1": 4}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_options_that_make_no_sense(options: dict[str, Any], says: str) -> None:
 
 def test_more_blocks_than_there_are() -> None:
     with pytest.raises(ConfigError, match=r"method\.least: expected at most 4, the model's blocks, got 5"):
-        depths(known_of(fleet_of(1)), least=5)
+        depths(situation_of(fleet_of(1)), least=5)
 
 
 # ------------------------------------------------------------------ the greedy configuration

@@ -10,25 +10,25 @@ import pytest
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.label_mix import label_distributions, label_kl
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.types import History
 from playground import FlatCosts, fleet_of
 
 
-def known_of(**label_counts: tuple[int, ...]) -> Known:
+def situation_of(**label_counts: tuple[int, ...]) -> Situation:
     costs: Any = FlatCosts(3)
     counts = {name.replace("_", "-"): value for name, value in label_counts.items()}
-    return Known(fleet_of(len(counts)), costs, History(), 10, 4, 2, label_counts=counts)
+    return Situation(fleet_of(len(counts)), costs, History(), 10, 4, 2, label_counts=counts)
 
 
 def test_shares_are_of_each_device() -> None:
-    known = known_of(device_0=(3, 1), device_1=(0, 8))
-    assert label_distributions(known, ["device-1", "device-0"]).tolist() == [[0.0, 1.0], [0.75, 0.25]]
+    situation = situation_of(device_0=(3, 1), device_1=(0, 8))
+    assert label_distributions(situation, ["device-1", "device-0"]).tolist() == [[0.0, 1.0], [0.75, 0.25]]
 
 
 def test_a_device_whose_labels_nobody_knows() -> None:
     with pytest.raises(ConfigError, match=r"got none of device-7: only classification has classes. Set method.select"):
-        label_distributions(known_of(device_0=(3, 1)), ["device-0", "device-7"])
+        label_distributions(situation_of(device_0=(3, 1)), ["device-0", "device-7"])
 
 
 def test_kl_by_hand() -> None:

@@ -6,41 +6,41 @@ from typing import Any
 
 import pytest
 
-from cutlayer.policies.plan import Known, make_plan
+from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.types import Cost, DevicePlan, History, RoundPlan
 from playground import FlatCosts, fleet_of
 
 
-def known_of(num_devices: int = 2) -> Known:
+def situation_of(num_devices: int = 2) -> Situation:
     costs: Any = FlatCosts(3)
-    return Known(fleet_of(num_devices), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
+    return Situation(fleet_of(num_devices), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
 
 
 def test_planners_run_in_order_from_an_empty_plan() -> None:
     seen = []
 
-    def joins(plan: RoundPlan, known: Known) -> RoundPlan:
+    def joins(plan: RoundPlan, situation: Situation) -> RoundPlan:
         seen.append(plan)
         return RoundPlan(plan.round, (DevicePlan("device-0"),))
 
-    def cuts(plan: RoundPlan, known: Known) -> RoundPlan:
+    def cuts(plan: RoundPlan, situation: Situation) -> RoundPlan:
         seen.append(plan)
         return plan.with_each(lambda device: DevicePlan(device.device, cut=2))
 
-    plan = make_plan((joins, cuts), 7, known_of())
+    plan = make_plan((joins, cuts), 7, situation_of())
     assert seen == [RoundPlan(7), RoundPlan(7, (DevicePlan("device-0"),))]
     assert plan == RoundPlan(7, (DevicePlan("device-0", cut=2),))
 
 
 def test_no_planner_is_no_device() -> None:
-    assert make_plan((), 3, known_of()) == RoundPlan(3)
+    assert make_plan((), 3, situation_of()) == RoundPlan(3)
 
 
 def test_what_is_known_of_a_device() -> None:
-    known = known_of(3)
-    assert known.profile("device-2") is known.fleet.devices[2]
+    situation = situation_of(3)
+    assert situation.profile("device-2") is situation.fleet.devices[2]
     with pytest.raises(StopIteration):
-        known.profile("nobody")
+        situation.profile("nobody")
 
 
 def test_memory_is_that_of_the_largest_batch() -> None:
@@ -52,6 +52,6 @@ def test_memory_is_that_of_the_largest_batch() -> None:
             return super().device(plan, num_samples, num_tokens)
 
     costs: Any = Counting(3)
-    known = Known(fleet_of(1), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
-    assert known.device_bytes(DevicePlan("device-0", cut=2, batch_size=5)) == 3 * 2**20
+    situation = Situation(fleet_of(1), costs, History(), num_tokens=10, batch_size=4, local_steps=2)
+    assert situation.device_bytes(DevicePlan("device-0", cut=2, batch_size=5)) == 3 * 2**20
     assert asked == [(2, 5, 10)]

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.ranks import arithmetic_ranks, ranks_above_deepest_cut, ranks_by_budget, uniform_ranks
 from cutlayer.types import DevicePlan, History, RoundPlan
 from playground import FlatCosts, fleet_of
 
-KNOWN = Known(fleet_of(2), FlatCosts(4), History(), num_tokens=8, batch_size=2, local_steps=1, rank=6)
+SITUATION = Situation(fleet_of(2), FlatCosts(4), History(), num_tokens=8, batch_size=2, local_steps=1, rank=6)
 PLAN = RoundPlan(0, (DevicePlan("device-0", cut=1), DevicePlan("device-1", cut=3)))
 
 
 def test_one_rank_everywhere() -> None:
-    plan = uniform_ranks(5)(PLAN, KNOWN)
+    plan = uniform_ranks(5)(PLAN, SITUATION)
     assert plan.ranks == (5, 5, 5, 5)
     assert [device.ranks for device in plan.devices] == [(5, 5, 5, 5)] * 2
     assert [device.cut for device in plan.devices] == [1, 3]
@@ -29,7 +29,7 @@ def test_a_rank_below_one() -> None:
 
 
 def test_blocks_that_some_device_holds_have_no_adapter() -> None:
-    plan = ranks_above_deepest_cut()(PLAN, KNOWN)
+    plan = ranks_above_deepest_cut()(PLAN, SITUATION)
     assert plan.ranks == (0, 0, 0, 6)
     assert all(device.ranks == plan.ranks and device.blocks == {3} for device in plan.devices)
 
@@ -47,21 +47,21 @@ def test_blocks_that_some_device_holds_have_no_adapter() -> None:
     ],
 )
 def test_ranks_that_rise(first: int | None, step: int, ranks: tuple[int, ...]) -> None:
-    plan = arithmetic_ranks(first, step)(PLAN, KNOWN)
+    plan = arithmetic_ranks(first, step)(PLAN, SITUATION)
     assert plan.ranks == ranks
     assert [device.ranks for device in plan.devices] == [ranks] * 2
 
 
 def test_the_list_of_the_re_implementation() -> None:
     """12 layers, 17 to 28, is what a run of rank 23 has by default."""
-    known = Known(fleet_of(1), FlatCosts(12), History(), num_tokens=8, batch_size=2, local_steps=1, rank=23)
-    assert arithmetic_ranks()(PLAN, known).ranks == tuple(range(17, 29))
+    situation = Situation(fleet_of(1), FlatCosts(12), History(), num_tokens=8, batch_size=2, local_steps=1, rank=23)
+    assert arithmetic_ranks()(PLAN, situation).ranks == tuple(range(17, 29))
 
 
 @pytest.mark.parametrize(("first", "step"), [(0, 1), (5, -2), (None, -5)])
 def test_ranks_that_fall_below_one(first: int | None, step: int) -> None:
     with pytest.raises(ConfigError, match=r"method\.first, method\.step: expected ranks of at least 1 on all 4 blocks"):
-        arithmetic_ranks(first, step)(PLAN, KNOWN)
+        arithmetic_ranks(first, step)(PLAN, SITUATION)
 
 
 # ------------------------------------------------------------------ by budget
@@ -74,9 +74,9 @@ def ranks_of(resource: str, shares: list[float], *, rank: int = 8, lowest: int =
     devices = tuple(
         device.model_copy(update={field: 2**20 * share}) for device, share in zip(fleet.devices, shares, strict=True)
     )
-    known = replace(KNOWN, fleet=fleet.model_copy(update={"devices": devices}), rank=rank)
+    situation = replace(SITUATION, fleet=fleet.model_copy(update={"devices": devices}), rank=rank)
     plan = RoundPlan(0, tuple(DevicePlan(device.name) for device in devices))
-    result = ranks_by_budget(resource, lowest=lowest)(plan, known)
+    result = ranks_by_budget(resource, lowest=lowest)(plan, situation)
     assert result.ranks == (rank,) * 4
     assert all(len(set(device.ranks)) == 1 and len(device.ranks) == 4 for device in result.devices)
     return [device.ranks[0] for device in result.devices]
@@ -99,7 +99,7 @@ def test_equal_devices_have_the_full_rank() -> None:
 
 def test_a_rank_is_by_the_fleet_and_not_by_the_cohort() -> None:
     plan = RoundPlan(3, (DevicePlan("device-0", cut=1),))
-    assert ranks_by_budget("speed")(plan, KNOWN).devices[0].ranks == (1,) * 4, "device-1 is three times as fast"
+    assert ranks_by_budget("speed")(plan, SITUATION).devices[0].ranks == (1,) * 4, "device-1 is three times as fast"
 
 
 def test_a_resource_that_is_none() -> None:
@@ -110,4 +110,4 @@ def test_a_resource_that_is_none() -> None:
 @pytest.mark.parametrize("lowest", [0, 7])
 def test_a_lowest_rank_out_of_range(lowest: int) -> None:
     with pytest.raises(ConfigError, match=rf"method.lowest: expected 1 to 6, which is lora.rank, got {lowest}"):
-        ranks_by_budget(lowest=lowest)(PLAN, KNOWN)
+        ranks_by_budget(lowest=lowest)(PLAN, SITUATION)

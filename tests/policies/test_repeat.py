@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.repeat import activations_repeat
 from cutlayer.types import DevicePlan, History, RoundPlan
 from playground import FlatCosts, fleet_of
 
 
-def known(*, base_dropout: bool = False) -> Known:
-    return Known(fleet_of(1), FlatCosts(3), History(), 8, 4, 1, base_dropout=base_dropout)
+def situation(*, base_dropout: bool = False) -> Situation:
+    return Situation(fleet_of(1), FlatCosts(3), History(), 8, 4, 1, base_dropout=base_dropout)
 
 
 def plan(*ranks: int) -> RoundPlan:
@@ -20,15 +20,15 @@ def plan(*ranks: int) -> RoundPlan:
 
 
 def test_a_frozen_device_repeats() -> None:
-    assert activations_repeat()(plan(0, 8, 8), known()) == plan(0, 8, 8)
+    assert activations_repeat()(plan(0, 8, 8), situation()) == plan(0, 8, 8)
 
 
 def test_dropout_does_not() -> None:
     with pytest.raises(ConfigError, match=r"method\.cache: .*Set model\.base_dropout=false, or method\.cache=false\."):
-        activations_repeat()(plan(0, 8, 8), known(base_dropout=True))
+        activations_repeat()(plan(0, 8, 8), situation(base_dropout=True))
 
 
 @pytest.mark.parametrize("ranks", [(), (4, 8, 8)])
 def test_a_device_that_trains_does_not(ranks: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"no adapter on device device-0, got one below its cut 1\. Set"):
-        activations_repeat()(plan(*ranks), known())
+        activations_repeat()(plan(*ranks), situation())

@@ -16,8 +16,8 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.trainable import Trainable
-from cutlayer.policies.compress import compression
-from cutlayer.policies.plan import Known
+from cutlayer.packing import compression
+from cutlayer.policies.plan import Situation
 from cutlayer.policies.self_prune import self_pruning, tail_norm
 from cutlayer.types import Adapter, DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Assignment, Update
@@ -37,15 +37,15 @@ def bert(tiny_model: Callable[[str, str], Path]) -> Base:
 # ------------------------------------------------------------------ the plan
 
 
-def known(*records: StepRecord) -> Known:
-    return Known(fleet_of(2), FlatCosts(BLOCKS), History(list(records)), num_tokens=10, batch_size=4, local_steps=2)
+def situation(*records: StepRecord) -> Situation:
+    return Situation(fleet_of(2), FlatCosts(BLOCKS), History(list(records)), num_tokens=10, batch_size=4, local_steps=2)
 
 
 def record(round: int, device: str, ranks_left: tuple[int, ...]) -> StepRecord:
     return StepRecord(round, device, 2, 8, 8, 1.0, 1.0, 1.0, 0.0, 10, 10, ranks=(8, 8, 8), ranks_left=ranks_left)
 
 
-def planned(given: Known, gamma: float, ranks: tuple[int, ...], *, lowest: int = 1, lam: float = 0.5) -> DevicePlan:
+def planned(given: Situation, gamma: float, ranks: tuple[int, ...], *, lowest: int = 1, lam: float = 0.5) -> DevicePlan:
     plan = RoundPlan(3, (DevicePlan("device-0", BLOCKS, head=True, ranks=ranks),), ranks=(8, 8, 8))
     result = self_pruning(gamma, lam, lowest=lowest)(plan, given)
     assert result.ranks == plan.ranks, "the full adapter stays as it is"
@@ -67,20 +67,20 @@ def planned(given: Known, gamma: float, ranks: tuple[int, ...], *, lowest: int =
 def test_where_a_device_may_prune_to(
     gamma: float, lowest: int, ranks: tuple[int, ...], prune_to: tuple[int, ...]
 ) -> None:
-    device = planned(known(), gamma, ranks, lowest=lowest)
+    device = planned(situation(), gamma, ranks, lowest=lowest)
     assert device.prune_to == prune_to
     assert device.tail_penalty == 0.5
     assert device.ranks == (ranks or (8, 8, 8))
 
 
 def test_the_last_row_stays() -> None:
-    device = planned(known(), 0.5, (1, 1, 1))
+    device = planned(situation(), 0.5, (1, 1, 1))
     assert (device.ranks, device.prune_to, device.tail_penalty) == ((1, 1, 1), (), 0.0)
 
 
 def test_a_device_goes_on_at_what_it_left_itself() -> None:
     """Of its last round in which it might prune; rounds of others, and rounds that left it no choice, say nothing."""
-    given = known(
+    given = situation(
         record(0, "device-0", (8, 8, 8)),
         record(1, "device-0", (4, 4, 4)),
         record(1, "device-1", (2, 2, 2)),
@@ -93,7 +93,7 @@ def test_a_device_goes_on_at_what_it_left_itself() -> None:
 
 def test_with_a_gamma_of_one_the_plan_is_as_it_was() -> None:
     plan = RoundPlan(0, (DevicePlan("device-0", 1),))
-    assert self_pruning(1.0, 0.0)(plan, known()) is plan
+    assert self_pruning(1.0, 0.0)(plan, situation()) is plan
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_values_that_make_no_sense(gamma: float, lam: float, match: str) -> None
 def test_a_device_that_holds_a_part_cannot_prune() -> None:
     plan = RoundPlan(0, (DevicePlan("device-0", 2, ranks=(8, 8, 8)),))
     with pytest.raises(ConfigError, match=r"method.gamma: expected the whole model .* a cut at 2 on device-0"):
-        self_pruning(0.5, 0.0)(plan, known())
+        self_pruning(0.5, 0.0)(plan, situation())
 
 
 # ------------------------------------------------------------------ the tail
@@ -301,4 +301,4 @@ def test_devices_that_may_prune_need_an_aggregate_for_unequal_ranks(bert: Base) 
     built = build_method("fedlora", {}, seed=0)
     built = replace(built, plan=(*built.plan, self_pruning(0.5, 0.1)))
     with pytest.raises(ConfigError, match=r"method.aggregate: expected equal LoRA ranks"):
-        built.make_plan(0, known())
+        built.make_plan(0, situation())

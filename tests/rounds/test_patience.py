@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bases import open_base
-from cutlayer.coordinator import Logbook
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError, StragglersError
 from cutlayer.fleet.clock import Deadlock
@@ -20,6 +19,7 @@ from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
+from cutlayer.run.loop import Logbook
 from cutlayer.types import Adapter
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Close, Message, Update

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
-from cutlayer.policies.compress import compression
+from cutlayer.packing import compression
 from cutlayer.server.forecast import Forecast, StepTimes
 from cutlayer.types import DevicePlan
 from playground import FlatCosts

@@ -58,10 +58,10 @@ def compare(
 
     terminal = console()
     with terminal.status("reading the data"):
-        ingredients = comparison.check()
+        inputs = comparison.check()
     comparison.write()
     runs = comparison.runs()
-    share = share_out(len(runs), jobs, ingredients)
+    share = share_out(len(runs), jobs, inputs)
     with alone(comparison.folder), _interruptible(comparison.folder):
         with Progress(terminal, runs, comparison.metric.name, share.jobs) as display:
             failed = carry_out(runs, display, share)

@@ -25,8 +25,8 @@ def init(
     """Make a fleet folder: an authority, the server's certificate, an empty roster."""
     from datetime import UTC, datetime
 
-    from cutlayer.server.roster import Roster
-    from cutlayer.wire.certificates import alternatives, issue_server, make_authority
+    from cutlayer.gate.roster import Roster
+    from cutlayer.transport.certificates import alternatives, issue_server, make_authority
 
     now = datetime.now(UTC)
     alternatives(host)  # what is wrong with them shows before anything is written
@@ -46,7 +46,7 @@ def renew(
     """Make the server a new certificate; devices need nothing new. A server that runs shows it from then on."""
     from datetime import UTC, datetime
 
-    from cutlayer.wire.certificates import issue_server
+    from cutlayer.transport.certificates import issue_server
 
     issue_server(folder, host, datetime.now(UTC), days=days)
     print(f"{folder}: a new certificate of the server for {', '.join(host)}, valid for {days:g} days.")
@@ -62,8 +62,8 @@ def add(
     """Let a device in. Its token is printed once, alone on standard output; no file of the server holds it."""
     from datetime import UTC, datetime
 
-    from cutlayer.server.roster import Roster
-    from cutlayer.wire.certificates import issue_device, write_issued
+    from cutlayer.gate.roster import Roster
+    from cutlayer.transport.certificates import issue_device, write_issued
 
     now, roster = datetime.now(UTC), Roster(folder)
     if certificate:
@@ -85,7 +85,7 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
     """Let a device in no more, at once: a running server parts with it at its next sign of life."""
     from datetime import UTC, datetime
 
-    from cutlayer.server.roster import Roster
+    from cutlayer.gate.roster import Roster
 
     Roster(folder).revoke(name, when=datetime.now(UTC))
     print(f"{name} may not come in any more.")
@@ -94,7 +94,7 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
 @fleet.command("list")
 def list_devices(folder: FolderOption) -> None:
     """List the devices of a fleet."""
-    from cutlayer.server.roster import Roster
+    from cutlayer.gate.roster import Roster
 
     shown = table("device", "proves itself by", "since", "revoked")
     for name, entry in Roster(folder).entries().items():

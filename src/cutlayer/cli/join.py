@@ -61,8 +61,8 @@ def join(
     from cutlayer.device.token import read_token
     from cutlayer.join import Joining
     from cutlayer.join import join as join_run
-    from cutlayer.wire.allocator import keep_freed_memory
-    from cutlayer.wire.grpc_carrier import dialler
+    from cutlayer.transport.allocator import keep_freed_memory
+    from cutlayer.transport.grpc_carrier import dialler
 
     credentials = _credentials(server, ca, certificate, key, insecure=insecure)
     secret = read_token(token, os.environ)
@@ -92,8 +92,8 @@ def join(
 def _credentials(
     server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
 ) -> grpc.ChannelCredentials | None:
-    from cutlayer.wire.exposure import is_loopback
-    from cutlayer.wire.tls import channel_credentials
+    from cutlayer.transport.exposure import is_loopback
+    from cutlayer.transport.tls import channel_credentials
 
     host, _, port = server.rpartition(":")
     if not host or not port.isdecimal():

@@ -14,8 +14,8 @@ from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cutlayer.serve import Workers
-    from cutlayer.server.roster import Roster
+    from cutlayer.gate.roster import Roster
+    from cutlayer.run.served import Workers
 
 DEFAULT_PORT = 7070
 
@@ -54,13 +54,13 @@ def serve(
     """Serve a run to devices that join by network; ends with a PEFT adapter and a report of what each device did."""
     config = config_of(resume, given)
     from cutlayer.fleet.profile import load_fleet
-    from cutlayer.prepare import prepare_server
+    from cutlayer.gate.door import door_of
     from cutlayer.report.fleet_progress import FleetProgress
     from cutlayer.report.progress import NoProgress
-    from cutlayer.serve import serve as serve_run
-    from cutlayer.server.door import door_of
-    from cutlayer.wire.allocator import keep_freed_memory
-    from cutlayer.wire.exposure import check_exposure
+    from cutlayer.run.inputs import prepare_server
+    from cutlayer.run.served import serve as serve_run
+    from cutlayer.transport.allocator import keep_freed_memory
+    from cutlayer.transport.exposure import check_exposure
 
     check_exposure(host, tls=folder is not None, authenticated=folder is not None, insecure=insecure)
     roster = None if folder is None else _roster(folder)
@@ -68,7 +68,7 @@ def serve(
     terminal = console()
     keep_freed_memory()
     with terminal.status("reading the data"):
-        ingredients = prepare_server(config)
+        inputs = prepare_server(config)
 
     def opened(port: int) -> None:
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
@@ -77,7 +77,7 @@ def serve(
     with NoProgress() if quiet else FleetProgress(terminal) as display:
         outcome = run_until_signalled(
             serve_run(
-                ingredients,
+                inputs,
                 load_fleet(config.fleet),
                 display,
                 door,
@@ -94,13 +94,13 @@ def serve(
 def _team(workers: int, host: str, port: int, folder: Path | None) -> Workers | None:
     if workers == 1:
         return None
-    from cutlayer.workers.ray_workers import RayWorkers
+    from cutlayer.run.workers.ray_workers import RayWorkers
 
     return RayWorkers(workers, host, port, folder)
 
 
 def _roster(folder: Path) -> Roster:
-    from cutlayer.server.roster import Roster
+    from cutlayer.gate.roster import Roster
 
     roster = Roster(folder)
     if roster.kind is None:

@@ -26,16 +26,16 @@ def train(
 ) -> None:
     """Fine-tune a model on a fleet; ends with a PEFT adapter and a report of what each device did."""
     config = config_of(resume, given)
-    from cutlayer.prepare import prepare
     from cutlayer.report.progress import NoProgress, Progress
-    from cutlayer.simulation import simulate
+    from cutlayer.run.inputs import prepare
+    from cutlayer.run.simulated import simulate
 
     out = Path(config.out)
     terminal = console()
     with terminal.status("reading the data"):
-        ingredients = prepare(config)
+        inputs = prepare(config)
     with _interruptible(out), NoProgress() if quiet else Progress(terminal) as display:
-        outcome = simulate(ingredients, display, resume=resume is not None)
+        outcome = simulate(inputs, display, resume=resume is not None)
     tell(outcome, quiet=quiet)
 
 

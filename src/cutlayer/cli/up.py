@@ -30,11 +30,11 @@ def up(
     """Start a server and a process for each device on this machine, over a real network; ends with a PEFT adapter."""
     config = config_of(resume, given)
     from cutlayer.fleet.profile import first_devices, load_fleet
-    from cutlayer.prepare import prepare, prepare_server, write_shares
     from cutlayer.report.fleet_progress import FleetProgress
     from cutlayer.report.progress import NoProgress
-    from cutlayer.up import up as bring_up
-    from cutlayer.wire.allocator import keep_freed_memory
+    from cutlayer.run.inputs import prepare, prepare_server, write_shares
+    from cutlayer.run.up import up as bring_up
+    from cutlayer.transport.allocator import keep_freed_memory
 
     if devices is not None:
         if resume is not None:
@@ -47,10 +47,10 @@ def up(
             shares, config = write_shares(prepare(config), Path(config.out) / "shares")
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
-        ingredients, fleet = prepare_server(config), load_fleet(config.fleet)
+        inputs, fleet = prepare_server(config), load_fleet(config.fleet)
     with NoProgress() if quiet else FleetProgress(terminal) as display:
         outcome = run_until_signalled(
-            bring_up(ingredients, fleet, shares, display, resume=resume is not None),
+            bring_up(inputs, fleet, shares, display, resume=resume is not None),
             f"cutlayer up --resume {config.out}",
         )
     tell(outcome, quiet=quiet)

@@ -22,11 +22,11 @@ import yaml
 from cutlayer.compare.entry import Entry
 from cutlayer.compare.metric import Metric
 from cutlayer.config import MethodSection, RunConfig, read_config
-from cutlayer.coordinator import Logbook
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically
-from cutlayer.prepare import Ingredients, completed, prepare
-from cutlayer.run import known_of, method_of
+from cutlayer.run.inputs import RunInputs, completed, prepare
+from cutlayer.run.loop import Logbook
+from cutlayer.run.run import method_of, situation_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Comparison:
         """What all runs share, as compare.yaml says it."""
         return _shared(self.shared.self_contained())
 
-    def check(self) -> Ingredients:
+    def check(self) -> RunInputs:
         """Finds what a person got wrong before anything runs or is written; quick things first.
 
         Returns: what the first run is made of.
@@ -128,13 +128,13 @@ class Comparison:
                     f"({method}). Leave one out."
                 )
         self._check_folder(runs)
-        ingredients = prepare(runs[0].config)
+        inputs = prepare(runs[0].config)
         for run in runs[: len(self.entries)]:
             try:
-                method_of(run.config).make_plan(0, known_of(ingredients, Logbook()))
+                method_of(run.config).make_plan(0, situation_of(inputs, Logbook()))
             except UserError as error:
                 raise ConfigError(f"compare {run.entry.label}: {error}") from error
-        return ingredients
+        return inputs
 
     def _check_folder(self, runs: list[Run]) -> None:
         """Raises ConfigError if the folder holds other runs than these."""

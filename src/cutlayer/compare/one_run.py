@@ -21,9 +21,9 @@ def main() -> None:
     line = sys.stdin.readline()
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
     from cutlayer.config import RunConfig
-    from cutlayer.prepare import prepare
     from cutlayer.report.progress import NoProgress
-    from cutlayer.simulation import simulate
+    from cutlayer.run.inputs import prepare
+    from cutlayer.run.simulated import simulate
 
     try:
         config = RunConfig.model_validate_json(line)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from cutlayer.compare.comparison import Run
 from cutlayer.compare.memory import available_bytes, cores, resident_and_peak_bytes
 from cutlayer.errors import ConfigError, CutlayerError
-from cutlayer.prepare import Ingredients
+from cutlayer.run.inputs import RunInputs
 from cutlayer.types import DevicePlan
 
 COMMAND = (sys.executable, "-m", "cutlayer.compare.one_run")
@@ -49,22 +49,22 @@ class Share:
     first_guess_bytes: int | None
 
 
-def share_out(num_runs: int, jobs: int | None, ingredients: Ingredients) -> Share:
+def share_out(num_runs: int, jobs: int | None, inputs: RunInputs) -> Share:
     """How many at once, and what each gets.
 
     Args:
       num_runs: of the whole comparison, so that a command that goes on computes with as many threads as the first.
       jobs: as asked; None takes a run per core as far as memory goes, and one at a time on a GPU.
-      ingredients: of any of the runs.
+      inputs: of any of the runs.
     """
     asked = jobs
     if jobs is None:
-        jobs = cores() if ingredients.config.hardware == "cpu" else 1
+        jobs = cores() if inputs.config.hardware == "cpu" else 1
     jobs = min(jobs, num_runs)
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // jobs))
-    train, data = ingredients.config.train, ingredients.config.data
-    whole = DevicePlan("any", head=True, cut=ingredients.costs.num_blocks)
-    step = ingredients.costs.device(whole, train.batch_size, data.max_length).memory_bytes
+    train, data = inputs.config.train, inputs.config.data
+    whole = DevicePlan("any", head=True, cut=inputs.costs.num_blocks)
+    step = inputs.costs.device(whole, train.batch_size, data.max_length).memory_bytes
     return Share(jobs, threads, PROCESS_BYTES + step if asked is None else None)
 
 

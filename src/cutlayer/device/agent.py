@@ -18,8 +18,9 @@ from typing import Protocol, TypeVar
 from cutlayer import __version__
 from cutlayer.errors import JoinError, WireError
 from cutlayer.fleet.clock import now
-from cutlayer.wire.carrier import Carrier, CarrierLost, Dial
-from cutlayer.wire.handshake import hear, say, say_goodbye
+from cutlayer.transport.carrier import Carrier, CarrierLost, Dial
+from cutlayer.transport.handshake import hear, say, say_goodbye
+from cutlayer.transport.session import Session, Standing
 from cutlayer.wire.messages import (
     FINISHED,
     Answer,
@@ -33,7 +34,6 @@ from cutlayer.wire.messages import (
     Stand,
     Welcome,
 )
-from cutlayer.wire.session import Session, Standing
 
 T = TypeVar("T", Welcome, Welcome | Elsewhere, Answer, Stand)
 

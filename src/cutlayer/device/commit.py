@@ -27,7 +27,7 @@ from cutlayer.wire.messages import Assignment, Message, Update
 
 
 class Lossy(Protocol):
-    """What packs updates and owes what that lost (`policies/compress.py CompressedLink`)."""
+    """What packs updates and owes what that lost (`packing.py CompressedLink`)."""
 
     def state(self) -> Adapter: ...
 

@@ -19,9 +19,9 @@ from cutlayer.files import write_atomically
 from cutlayer.flower.app_config import read_joining
 from cutlayer.flower.call import CALL, DECLINED, Call
 from cutlayer.join import Joining, join
-from cutlayer.wire.allocator import keep_freed_memory
-from cutlayer.wire.grpc_carrier import dialler
-from cutlayer.wire.tls import channel_credentials
+from cutlayer.transport.allocator import keep_freed_memory
+from cutlayer.transport.grpc_carrier import dialler
+from cutlayer.transport.tls import channel_credentials
 
 
 def attend(message: Message, context: Context) -> Message:

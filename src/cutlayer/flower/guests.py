@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cutlayer.errors import Refused
-from cutlayer.server.roster import NAME, TOKEN_BYTES
+from cutlayer.gate.roster import NAME, TOKEN_BYTES
 
 
 @dataclass(slots=True)

@@ -26,14 +26,14 @@ from cutlayer.flower.app_config import Serving, read_serving
 from cutlayer.flower.call import CALL, DECLINED, Call
 from cutlayer.flower.calls import Calls, Reply
 from cutlayer.flower.guests import Guests
-from cutlayer.prepare import prepare_server
+from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.report.fleet_progress import FleetProgress
-from cutlayer.run import Outcome
-from cutlayer.serve import serve
-from cutlayer.server.door import Admission, GrpcDoor
-from cutlayer.wire.allocator import keep_freed_memory
-from cutlayer.wire.certificates import issue_server, make_authority
-from cutlayer.wire.tls import ServerTls
+from cutlayer.run.inputs import prepare_server
+from cutlayer.run.run import Outcome
+from cutlayer.run.served import serve
+from cutlayer.transport.allocator import keep_freed_memory
+from cutlayer.transport.certificates import issue_server, make_authority
+from cutlayer.transport.tls import ServerTls
 
 CALL_SECONDS = 365 * 86_400.0
 """A call is open for as long as a run lasts. Flower's own limit is twelve hours."""
@@ -49,7 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 
 async def _hold(serving: Serving, flower: _Flower) -> Outcome:
     """The run, and beside it the calls."""
-    ingredients = prepare_server(serving.config)
+    inputs = prepare_server(serving.config)
     tls, authority = _tls(serving.host)
     guests = Guests()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
     with FleetProgress(Console(width=120)) as display:
         run = asyncio.create_task(
             serve(
-                ingredients,
+                inputs,
                 load_fleet(serving.config.fleet),
                 display,
                 door,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.aggregate import Aggregate, Contribution
-from cutlayer.policies.plan import Known, Planner, make_plan
+from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.rounds.round import Round
 from cutlayer.types import Adapter, Kept, RoundPlan
 
@@ -30,15 +30,15 @@ class Method:
     fold: Callable[[Sequence[Contribution]], Adapter] | None = None
     structure: Callable[[], Kept | None] = lambda: None
 
-    def make_plan(self, round: int, known: Known) -> RoundPlan:
+    def make_plan(self, round: int, situation: Situation) -> RoundPlan:
         """The plan of a round, on which this round and this aggregate can work.
 
         Raises:
           ConfigError: Two of the method's choices contradict each other.
           BudgetError: A device cannot hold its part.
         """
-        self.check_micro_batches(known.micro_batches)
-        plan = make_plan(self.plan, round, known)
+        self.check_micro_batches(situation.micro_batches)
+        plan = make_plan(self.plan, round, situation)
         self._check_fold(plan)
         cuts = {device.cut for device in plan.devices}
         ranks = {ranks for device in plan.devices for ranks in (device.ranks, device.prune_to or device.ranks)}

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.prune import check_target, reachable
 from cutlayer.types import DevicePlan, History, RoundPlan, StepRecord
 
@@ -147,23 +147,24 @@ def ratio_and_rank_by_bandit(
     """
     check_target(target)
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        ranks = _ranks(rank, known)
-        step = _pace(target, pace, known)
-        brought = rewards(known.history, progress=progress)
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        ranks = _ranks(rank, situation)
+        step = _pace(target, pace, situation)
+        brought = rewards(situation.history, progress=progress)
 
         def choose(device: DevicePlan) -> DevicePlan:
-            tree, records = Tree(len(ranks), discount=discount, smallest=smallest), known.history.of(device.device)
+            tree, records = Tree(len(ranks), discount=discount, smallest=smallest), situation.history.of(device.device)
             for record in records:
                 if (device.device, record.round) in brought:
                     share = min(1.0, record.prune / target) if target else 0.0
                     tree.learn(Arm(share, ranks.index(record.ranks[0])), brought[device.device, record.round])
             so_far = records[-1].prune if records else None
             lowest, highest = (
-                ratio / target if target else 0.0 for ratio in reachable(target, so_far, step, plan.round, known.rounds)
+                ratio / target if target else 0.0
+                for ratio in reachable(target, so_far, step, plan.round, situation.rounds)
             )
-            arm = tree.choose(lowest, highest, known.random(plan.round, f"bandit of {device.device}"))
-            chosen = (ranks[arm.rank],) * known.costs.num_blocks
+            arm = tree.choose(lowest, highest, situation.random(plan.round, f"bandit of {device.device}"))
+            chosen = (ranks[arm.rank],) * situation.costs.num_blocks
             return replace(device, prune=max(so_far or 0.0, target * arm.share), score=target > 0, ranks=chosen)
 
         return plan.with_each(choose)
@@ -171,29 +172,29 @@ def ratio_and_rank_by_bandit(
     return planner
 
 
-def _ranks(rank: int | None, known: Known) -> tuple[int, ...]:
+def _ranks(rank: int | None, situation: Situation) -> tuple[int, ...]:
     """The ranks to choose from."""
     if rank is None:
-        return (*(choice for choice in RANKS if choice < known.rank), known.rank)
-    if not 1 <= rank <= known.rank:
+        return (*(choice for choice in RANKS if choice < situation.rank), situation.rank)
+    if not 1 <= rank <= situation.rank:
         raise ConfigError(
-            f"method.rank: expected 1 to {known.rank}, the run's (lora.rank), got {rank}. Change method.rank."
+            f"method.rank: expected 1 to {situation.rank}, the run's (lora.rank), got {rank}. Change method.rank."
         )
     return (rank,)
 
 
-def _pace(target: float, pace: float | None, known: Known) -> float:
+def _pace(target: float, pace: float | None, situation: Situation) -> float:
     """The most that one round may prune."""
-    even = target / (known.rounds - 1) if known.rounds > 1 else math.inf
-    if target and known.rounds == 1:
+    even = target / (situation.rounds - 1) if situation.rounds > 1 else math.inf
+    if target and situation.rounds == 1:
         raise ConfigError(
             f"train.rounds: expected at least 2 to prune {target:g} (the first scores, later ones prune), got 1. "
             "Raise train.rounds, or set method.prune=0."
         )
     if pace is not None and pace < even:
         raise ConfigError(
-            f"method.pace: expected at least {even:.3g}, to prune {target:g} by the last of {known.rounds} rounds, got "
-            f"{pace}. Raise method.pace."
+            f"method.pace: expected at least {even:.3g}, to prune {target:g} by the last of {situation.rounds} rounds, "
+            f"got {pace}. Raise method.pace."
         )
     return 2 * even if pace is None else pace
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.label_mix import label_distributions, label_kl
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, History, RoundPlan
 
 
@@ -28,8 +28,8 @@ def fixed(batch_size: int | None = None) -> Planner:
     """
     _check_largest(batch_size)
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        return plan.with_each(lambda device: replace(device, batch_size=batch_size or known.batch_size))
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        return plan.with_each(lambda device: replace(device, batch_size=batch_size or situation.batch_size))
 
     return planner
 
@@ -50,15 +50,15 @@ def speed_proportional(d_max: int | None = None, *, alpha: float = 0.8) -> Plann
     """
     _check_largest(d_max)
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        largest, measured = d_max or known.batch_size, seconds_per_sample(known.history, alpha)
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        largest, measured = d_max or situation.batch_size, seconds_per_sample(situation.history, alpha)
         fastest = min((measured[device.device] for device in plan.devices if device.device in measured), default=0.0)
 
         def sized(device: DevicePlan) -> DevicePlan:
             if device.device not in measured:
-                return _within_memory(replace(device, batch_size=min(known.batch_size, largest)), known)
+                return _within_memory(replace(device, batch_size=min(situation.batch_size, largest)), situation)
             share = fastest / measured[device.device]  # first, so that it is exactly 1 for the fastest
-            return _within_memory(replace(device, batch_size=max(1, int(largest * share))), known)
+            return _within_memory(replace(device, batch_size=max(1, int(largest * share))), situation)
 
         return plan.with_each(sized)
 
@@ -96,11 +96,11 @@ def regulate_kl(max_kl: float | None, *, slack: float = 0.5) -> Planner:
     if max_kl is not None and not max_kl >= 0:
         raise ConfigError(f"method.max_kl: expected at least 0, or null, got {max_kl}. Change method.max_kl.")
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         if max_kl is None:
             return plan
-        shares_NC = label_distributions(known, [device.device for device in plan.devices])
-        fleet_C = label_distributions(known, [device.name for device in known.fleet.devices]).mean(axis=0)
+        shares_NC = label_distributions(situation, [device.device for device in plan.devices])
+        fleet_C = label_distributions(situation, [device.name for device in situation.fleet.devices]).mean(axis=0)
         sizes_N = np.array([device.batch_size for device in plan.devices], np.float64)
         least_N = np.maximum(1, np.ceil(sizes_N * (1 - slack)))
         while (kl := label_kl(sizes_N[None], shares_NC, fleet_C)[0]) > max_kl:
@@ -130,33 +130,33 @@ def fill_ingress(ingress_mbit: float | None, d_max: int | None = None) -> Planne
     """
     _check_largest(d_max)
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         if ingress_mbit is None:
             return plan
         largest = max(device.batch_size for device in plan.devices)
         total = sum(device.batch_size for device in plan.devices)
-        factor = min(ingress_samples(ingress_mbit, known) / total, (d_max or known.batch_size) / largest)
+        factor = min(ingress_samples(ingress_mbit, situation) / total, (d_max or situation.batch_size) / largest)
         if factor <= 1:
             return plan
         return plan.with_each(
-            lambda device: _within_memory(replace(device, batch_size=int(device.batch_size * factor)), known)
+            lambda device: _within_memory(replace(device, batch_size=int(device.batch_size * factor)), situation)
         )
 
     return planner
 
 
-def ingress_samples(ingress_mbit: float, known: Known) -> float:
+def ingress_samples(ingress_mbit: float, situation: Situation) -> float:
     """Samples whose activations, at the longest text, the server takes in within a second.
 
     That a local step may bring the server one second's worth is our reading of the paper's budget.
     """
-    return ingress_mbit * 1e6 / 8 / known.costs.activation_bytes(1, known.num_tokens)
+    return ingress_mbit * 1e6 / 8 / situation.costs.activation_bytes(1, situation.num_tokens)
 
 
-def _within_memory(device: DevicePlan, known: Known) -> DevicePlan:
+def _within_memory(device: DevicePlan, situation: Situation) -> DevicePlan:
     """The device with its batch, or the largest smaller one that its memory holds."""
-    room = known.profile(device.device).memory_bytes
-    while device.batch_size > 1 and known.device_bytes(device) > room:
+    room = situation.profile(device.device).memory_bytes
+    while device.batch_size > 1 and situation.device_bytes(device) > room:
         device = replace(device, batch_size=device.batch_size - 1)
     return device
 

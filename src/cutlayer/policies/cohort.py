@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from cutlayer.errors import ConfigError
 from cutlayer.policies.batch import ingress_samples
 from cutlayer.policies.label_mix import Floats, label_distributions, label_kl
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.select import check_fraction, number_of
 from cutlayer.types import RoundPlan
 
@@ -61,25 +61,25 @@ def kl_cohort(fraction: float = 1.0, ingress_mbit: float | None = None) -> Plann
             f"method.ingress_mbit: expected above 0, or null, got {ingress_mbit}. Change method.ingress_mbit."
         )
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         if fraction == 1 and ingress_mbit is None:
             return plan
         search = _Search(
-            shares_NC=label_distributions(known, [device.device for device in plan.devices]),
+            shares_NC=label_distributions(situation, [device.device for device in plan.devices]),
             sizes_N=np.array([device.batch_size for device in plan.devices], np.float64),
-            priority_N=_priorities(plan, known),
+            priority_N=_priorities(plan, situation),
             number=number_of(fraction, plan),
-            budget=np.inf if ingress_mbit is None else ingress_samples(ingress_mbit, known),
-            rng=known.random(plan.round, "kl_cohort"),
+            budget=np.inf if ingress_mbit is None else ingress_samples(ingress_mbit, situation),
+            rng=situation.random(plan.round, "kl_cohort"),
         )
         return replace(plan, devices=tuple(plan.devices[index] for index in np.flatnonzero(search.best())))
 
     return planner
 
 
-def _priorities(plan: RoundPlan, known: Known) -> Floats:
+def _priorities(plan: RoundPlan, situation: Situation) -> Floats:
     """(N,), summing to 1: larger for those who took part less often."""
-    turns = Counter(record.device for record in known.history.records)
+    turns = Counter(record.device for record in situation.history.records)
     turns_N = np.array([turns[device.device] for device in plan.devices])
     priority_N = 1 / (1 + turns_N - turns_N.min())
     normal_N: Floats = priority_N / priority_N.sum()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cutlayer.errors import BudgetError, ConfigError
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, RoundPlan
 
 
@@ -22,10 +22,10 @@ def cut_at(cut: int, *, trains: bool = True) -> Planner:
       BudgetError: A device cannot hold that many.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        _check_range("cut", cut, known)
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        _check_range("cut", cut, situation)
         for device in plan.devices:
-            _check_fits(replace(device if trains else _frozen(device, known), cut=cut), known)
+            _check_fits(replace(device if trains else _frozen(device, situation), cut=cut), situation)
         return plan.with_each(lambda device: replace(device, cut=cut))
 
     return planner
@@ -49,29 +49,29 @@ def cut_by_capacity(*, deepest: int | None = None, least: int = 1) -> Planner:
       BudgetError: A device cannot hold `least` blocks.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        ceiling = max(1, known.costs.num_blocks // 3) if deepest is None else deepest
-        _check_range("deepest", ceiling, known)
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        ceiling = max(1, situation.costs.num_blocks // 3) if deepest is None else deepest
+        _check_range("deepest", ceiling, situation)
         if not 0 <= least <= ceiling:
             raise ConfigError(
                 f"method.least: expected 0 to method.deepest, {ceiling}, got {least}. Change one of the two."
             )
 
         def seconds(device: DevicePlan, cut: int) -> float:
-            cost = known.costs.device(replace(device, cut=cut), device.batch_size, known.num_tokens)
-            return cost.forward_flops / known.profile(device.device).effective_flops
+            cost = situation.costs.device(replace(device, cut=cut), device.batch_size, situation.num_tokens)
+            return cost.forward_flops / situation.profile(device.device).effective_flops
 
-        frozen = [_frozen(device, known) for device in plan.devices]
+        frozen = [_frozen(device, situation) for device in plan.devices]
         pace = min(seconds(device, ceiling) for device in frozen) * (1 + 1e-9)
 
         def choose(device: DevicePlan) -> DevicePlan:
-            profile, asleep = known.profile(device.device), _frozen(device, known)
+            profile, asleep = situation.profile(device.device), _frozen(device, situation)
             most = _lent(profile, ceiling, least)
             for cut in range(most, least, -1):
-                fits = known.device_bytes(replace(asleep, cut=cut)) <= profile.memory_bytes
+                fits = situation.device_bytes(replace(asleep, cut=cut)) <= profile.memory_bytes
                 if fits and seconds(asleep, cut) <= pace:
                     return replace(device, cut=cut)
-            _check_fits(replace(asleep, cut=least), known)
+            _check_fits(replace(asleep, cut=least), situation)
             return replace(device, cut=least)
 
         return plan.with_each(choose)
@@ -90,17 +90,17 @@ def cut_by_memory(*, least: int = 1) -> Planner:
       BudgetError: A device cannot hold `least` blocks; names the device, the need and what would fit.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        _check_range("least", least, known)
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        _check_range("least", least, situation)
 
         def choose(device: DevicePlan) -> DevicePlan:
-            profile = known.profile(device.device)
-            most = _lent(profile, known.costs.num_blocks, least)
+            profile = situation.profile(device.device)
+            most = _lent(profile, situation.costs.num_blocks, least)
             for cut in range(most, least, -1):
-                if known.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
+                if situation.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
                     return replace(device, cut=cut)
             smallest = replace(device, cut=least)
-            _check_fits(smallest, known)
+            _check_fits(smallest, situation)
             return smallest
 
         return plan.with_each(choose)
@@ -115,10 +115,10 @@ def whole_model() -> Planner:
       BudgetError: A device cannot hold it.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        whole = plan.with_each(lambda device: replace(device, cut=known.costs.num_blocks, head=True))
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        whole = plan.with_each(lambda device: replace(device, cut=situation.costs.num_blocks, head=True))
         for device in whole.devices:
-            _check_fits(device, known)
+            _check_fits(device, situation)
         return whole
 
     return planner
@@ -135,44 +135,44 @@ def _lent(profile: DeviceProfile, ceiling: int, least: int) -> int:
     return most
 
 
-def _frozen(device: DevicePlan, known: Known) -> DevicePlan:
+def _frozen(device: DevicePlan, situation: Situation) -> DevicePlan:
     """The device without an adapter on any block: what it holds of a model that it only runs forward."""
-    return replace(device, ranks=(0,) * known.costs.num_blocks)
+    return replace(device, ranks=(0,) * situation.costs.num_blocks)
 
 
-def _check_range(option: str, cut: int, known: Known) -> None:
-    if not 0 <= cut <= known.costs.num_blocks:
+def _check_range(option: str, cut: int, situation: Situation) -> None:
+    if not 0 <= cut <= situation.costs.num_blocks:
         raise ConfigError(
-            f"method.{option}: expected 0 to {known.costs.num_blocks}, the model's blocks, got {cut}. "
+            f"method.{option}: expected 0 to {situation.costs.num_blocks}, the model's blocks, got {cut}. "
             f"Change method.{option}."
         )
 
 
-def _check_fits(device: DevicePlan, known: Known) -> None:
-    profile = known.profile(device.device)
-    need = known.device_bytes(device)
+def _check_fits(device: DevicePlan, situation: Situation) -> None:
+    profile = situation.profile(device.device)
+    need = situation.device_bytes(device)
     if need > profile.memory_bytes:
         raise BudgetError(
             f"device {device.device}: expected room for the embeddings and blocks [0, {device.cut}), "
             f"{_mib(need)} at batch size {device.batch_size}, got {_mib(profile.memory_bytes)}. "
-            f"{_what_fits(device, profile, known)}",
+            f"{_what_fits(device, profile, situation)}",
             device=device.device,
             need_bytes=need,
             have_bytes=profile.memory_bytes,
         )
 
 
-def _what_fits(device: DevicePlan, profile: DeviceProfile, known: Known) -> str:
+def _what_fits(device: DevicePlan, profile: DeviceProfile, situation: Situation) -> str:
     """The largest smaller demand that the device can meet."""
     for cut in range(device.cut - 1, 0, -1):
-        if known.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
+        if situation.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
             return f"A cut of {cut} would fit."
     size = device.batch_size // 2
     while size >= 1:
-        if known.device_bytes(replace(device, batch_size=size)) <= profile.memory_bytes:
+        if situation.device_bytes(replace(device, batch_size=size)) <= profile.memory_bytes:
             return f"Batch size {size} would fit."
         size //= 2
-    if known.device_bytes(replace(device, cut=0)) <= profile.memory_bytes:
+    if situation.device_bytes(replace(device, cut=0)) <= profile.memory_bytes:
         return "Only the embeddings (cut 0) would fit: set method.least=0, or leave the device out."
     return "Not even the embeddings would fit: leave the device out."
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, History, RoundPlan
 
 KEEP = 0.8
@@ -70,8 +70,8 @@ def depth_by_time(*, least: int = 1, waiting: float = 1.0) -> Planner:
     if not 0 < waiting <= 1:
         raise ConfigError(f"method.waiting: expected above 0 and up to 1, got {waiting}. Change method.waiting.")
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        blocks = known.costs.num_blocks
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        blocks = situation.costs.num_blocks
         if least > blocks:
             raise ConfigError(f"method.least: expected at most {blocks}, the model's blocks, got {least}. Lower it.")
 
@@ -79,15 +79,17 @@ def depth_by_time(*, least: int = 1, waiting: float = 1.0) -> Planner:
             return replace(device, cut=blocks, head=True, ranks=(0,) * (blocks - depth) + plan.ranks[blocks - depth :])
 
         def deepest(device: DevicePlan) -> int:
-            memory = known.profile(device.device).memory_bytes
-            fits = (d for d in range(blocks, least, -1) if known.device_bytes(at_depth(device, d)) <= memory)
+            memory = situation.profile(device.device).memory_bytes
+            fits = (d for d in range(blocks, least, -1) if situation.device_bytes(at_depth(device, d)) <= memory)
             return next(fits, least)
 
         depths = {device.device: deepest(device) for device in plan.devices}
-        capacities = measured(known.history)
+        capacities = measured(situation.history)
         if capacities:
             average = _mean(list(capacities.values()))
-            uploads = [known.costs.device_adapter_bytes(at_depth(plan.devices[0], d)) for d in range(least, blocks + 1)]
+            uploads = [
+                situation.costs.device_adapter_bytes(at_depth(plan.devices[0], d)) for d in range(least, blocks + 1)
+            ]
             seconds = np.full((len(plan.devices), len(uploads)), np.inf)
             for row, device in enumerate(plan.devices):
                 capacity = capacities.get(device.device, average)

@@ -20,24 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known
+from cutlayer.policies.plan import Situation
 
 Floats = NDArray[np.float64]
 
 
-def label_distributions(known: Known, devices: Sequence[str]) -> Floats:
+def label_distributions(situation: Situation, devices: Sequence[str]) -> Floats:
     """V: each device's share of each class, (N, C).
 
     Raises:
       ConfigError: The labels of a device are not known: a language model has no classes.
     """
-    missing = [device for device in devices if device not in known.label_counts]
+    missing = [device for device in devices if device not in situation.label_counts]
     if missing:
         raise ConfigError(
             f"method.select: expected the class counts of every device, got none of {missing[0]}: only classification "
             "has classes. Set method.select=random and leave method.max_kl out."
         )
-    counts_NC = np.array([known.label_counts[device] for device in devices], np.float64)
+    counts_NC = np.array([situation.label_counts[device] for device in devices], np.float64)
     shares_NC: Floats = counts_NC / counts_NC.sum(axis=1, keepdims=True)
     return shares_NC
 

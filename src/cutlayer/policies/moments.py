@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import RoundPlan
 
 
@@ -15,7 +15,7 @@ def fresh_moments() -> Planner:
     rotates them, a stack that was folded away leaves new ones.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:  # noqa: ARG001
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:  # noqa: ARG001
         return plan.with_each(lambda device: replace(device, fresh_moments=True))
 
     return planner

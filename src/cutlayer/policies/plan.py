@@ -13,7 +13,7 @@ from cutlayer.types import Costs, DevicePlan, History, RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Situation:
     """What a planner may look at.
 
     Attributes:
@@ -62,12 +62,12 @@ class Known:
 class Planner(Protocol):
     """Maps the plan so far to a better one. Must not change what it is given."""
 
-    def __call__(self, plan: RoundPlan, known: Known) -> RoundPlan: ...
+    def __call__(self, plan: RoundPlan, situation: Situation) -> RoundPlan: ...
 
 
-def make_plan(planners: tuple[Planner, ...], round: int, known: Known) -> RoundPlan:
+def make_plan(planners: tuple[Planner, ...], round: int, situation: Situation) -> RoundPlan:
     """Runs the planners in order, from a plan without devices."""
     plan = RoundPlan(round)
     for planner in planners:
-        plan = planner(plan, known)
+        plan = planner(plan, situation)
     return plan

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, RoundPlan
 
 RESOURCES: dict[str, Callable[[DeviceProfile], float]] = {
@@ -28,8 +28,8 @@ def uniform_ranks(rank: int) -> Planner:
     if rank < 1:
         raise ConfigError(f"method.rank: expected at least 1, got {rank}. Change method.rank.")
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        ranks = (rank,) * known.costs.num_blocks
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        ranks = (rank,) * situation.costs.num_blocks
         return replace(plan.with_each(lambda device: replace(device, ranks=ranks)), ranks=ranks)
 
     return planner
@@ -47,10 +47,10 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
       ConfigError: A rank below 1.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        blocks = known.costs.num_blocks
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        blocks = situation.costs.num_blocks
         rise = step * (blocks - 1)
-        lowest = max(1, known.rank - math.ceil(rise / 2)) if first is None else first
+        lowest = max(1, situation.rank - math.ceil(rise / 2)) if first is None else first
         ranks = tuple(lowest + step * block for block in range(blocks))
         if min(ranks) < 1:
             raise ConfigError(
@@ -72,14 +72,15 @@ def ranks_above_deepest_cut(*, least: int = 1) -> Planner:
       ConfigError: Fewer are left.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         deepest = max(device.cut for device in plan.devices)
-        if known.costs.num_blocks - deepest < least:
+        if situation.costs.num_blocks - deepest < least:
             raise ConfigError(
-                f"method.cut: expected at most {known.costs.num_blocks - least}, which leaves the server a block to "
-                f"train for each of {least} stages, got {deepest}. Lower method.cut, method.deepest or method.stages."
+                f"method.cut: expected at most {situation.costs.num_blocks - least}, which leaves the server a block "
+                f"to train for each of {least} stages, got {deepest}. Lower method.cut, method.deepest or "
+                "method.stages."
             )
-        ranks = tuple(known.rank if block >= deepest else 0 for block in range(known.costs.num_blocks))
+        ranks = tuple(situation.rank if block >= deepest else 0 for block in range(situation.costs.num_blocks))
 
         def frozen(device: DevicePlan) -> DevicePlan:
             return replace(device, ranks=ranks)
@@ -106,20 +107,20 @@ def ranks_by_budget(by: str = "speed", *, lowest: int = 1) -> Planner:
     if by not in RESOURCES:
         raise ConfigError(f"method.by: expected one of {', '.join(RESOURCES)}, got {by!r}. Change method.by.")
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        if not 1 <= lowest <= known.rank:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        if not 1 <= lowest <= situation.rank:
             raise ConfigError(
-                f"method.lowest: expected 1 to {known.rank}, which is lora.rank, got {lowest}. "
+                f"method.lowest: expected 1 to {situation.rank}, which is lora.rank, got {lowest}. "
                 "Change method.lowest, or raise lora.rank."
             )
-        best = max(RESOURCES[by](profile) for profile in known.fleet.devices)
+        best = max(RESOURCES[by](profile) for profile in situation.fleet.devices)
 
         def at_its_rank(device: DevicePlan) -> DevicePlan:
-            share, part = RESOURCES[by](known.profile(device.device)) / best, 1.0
+            share, part = RESOURCES[by](situation.profile(device.device)) / best, 1.0
             while part > share:
                 part /= 2
-            return replace(device, ranks=(max(lowest, int(known.rank * part)),) * known.costs.num_blocks)
+            return replace(device, ranks=(max(lowest, int(situation.rank * part)),) * situation.costs.num_blocks)
 
-        return replace(plan.with_each(at_its_rank), ranks=(known.rank,) * known.costs.num_blocks)
+        return replace(plan.with_each(at_its_rank), ranks=(situation.rank,) * situation.costs.num_blocks)
 
     return planner

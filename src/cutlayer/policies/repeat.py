@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import RoundPlan
 
 
@@ -14,14 +14,14 @@ def activations_repeat() -> Planner:
       ConfigError: The base model's dropout is on, or something on a device trains.
     """
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        if known.base_dropout:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        if situation.base_dropout:
             raise ConfigError(
                 "method.cache: expected model.base_dropout=false where activations are kept, got true: they would "
                 "differ every time. Set model.base_dropout=false, or method.cache=false."
             )
         for device in plan.devices:
-            blocks = range(known.costs.num_blocks) if device.blocks is None else device.blocks
+            blocks = range(situation.costs.num_blocks) if device.blocks is None else device.blocks
             if any(block < device.cut for block in blocks):
                 raise ConfigError(
                     f"method.cache: expected no adapter on device {device.device}, got one below its cut {device.cut}. "

@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, RoundPlan
 
 
 def everyone() -> Planner:
     """All devices of the fleet, with the run's batch size, micro-batches and local steps."""
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         return RoundPlan(
             plan.round,
             tuple(
                 DevicePlan(
                     profile.name,
-                    batch_size=known.batch_size,
-                    local_steps=known.local_steps,
-                    micro_batches=known.micro_batches,
-                    overlap=known.overlap,
+                    batch_size=situation.batch_size,
+                    local_steps=situation.local_steps,
+                    micro_batches=situation.micro_batches,
+                    overlap=situation.overlap,
                 )
-                for profile in known.fleet.devices
+                for profile in situation.fleet.devices
             ),
         )
 
@@ -41,8 +41,8 @@ def random_fraction(fraction: float) -> Planner:
     """
     check_fraction(fraction)
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        random = known.random(plan.round, "random_fraction")
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        random = situation.random(plan.round, "random_fraction")
         drawn = random.choice(len(plan.devices), number_of(fraction, plan), replace=False)
         return replace(plan, devices=tuple(plan.devices[index] for index in sorted(drawn)))
 
@@ -65,8 +65,8 @@ def number_of(fraction: float, plan: RoundPlan) -> int:
 def in_random_order() -> Planner:
     """The devices of the plan in an order that is drawn anew every round: for rounds that take them in turn."""
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
-        order = known.random(plan.round, "in_random_order").permutation(len(plan.devices))
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+        order = situation.random(plan.round, "in_random_order").permutation(len(plan.devices))
         return replace(plan, devices=tuple(plan.devices[index] for index in order))
 
     return planner

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import factor_names
-from cutlayer.policies.plan import Known, Planner
+from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, RoundPlan
 
 
@@ -50,15 +50,15 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
             "Lower method.gamma, or set method.lam=0."
         )
 
-    def planner(plan: RoundPlan, known: Known) -> RoundPlan:
+    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         def pruned(device: DevicePlan) -> DevicePlan:
             if not device.head:
                 raise ConfigError(
                     f"method.gamma: expected the whole model on every device that prunes its rank, got a cut at "
                     f"{device.cut} on {device.device}. Plan whole_model() first, or set method.gamma=1."
                 )
-            most = device.ranks or (known.rank,) * known.costs.num_blocks
-            ranks = tuple(map(min, most, ranks_left(device.device, known) or most))
+            most = device.ranks or (situation.rank,) * situation.costs.num_blocks
+            ranks = tuple(map(min, most, ranks_left(device.device, situation) or most))
             prune_to = tuple(min(rank, max(lowest, int(round(gamma * rank, 9)))) for rank in ranks)
             if prune_to == ranks:
                 return replace(device, ranks=ranks)
@@ -66,12 +66,12 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
 
         return plan.with_each(pruned)
 
-    return (lambda plan, _known: plan) if gamma == 1 else planner
+    return (lambda plan, _situation: plan) if gamma == 1 else planner
 
 
-def ranks_left(device: str, known: Known) -> tuple[int, ...]:
+def ranks_left(device: str, situation: Situation) -> tuple[int, ...]:
     """The ranks that the device ended its last round with in which it might prune; none if there was no such round."""
-    records = reversed(known.history.of(device))
+    records = reversed(situation.history.of(device))
     return next((record.ranks_left for record in records if record.ranks_left), ())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.model.cost import CostModel
-from cutlayer.policies.compress import UNCOMPRESSED, Compression
+from cutlayer.packing import UNCOMPRESSED, Compression
 from cutlayer.policies.order import Job
 from cutlayer.types import DevicePlan
 from cutlayer.wire.codecs import packed_form

@@ -391,5 +391,5 @@ ROLES: Mapping[type[Any], Mapping[str, Role]] = {
     Update: {"adapter": "update"},
 }
 """What may travel packed: per kind of message the fields, and what they are. Between two ends that agreed on a codec
-they hold the packed tensors (`policies/compress.py`); nobody but those two ends sees such a message. What both ends
+they hold the packed tensors (`packing.py`); nobody but those two ends sees such a message. What both ends
 must hold alike, such as folds, is never packed."""

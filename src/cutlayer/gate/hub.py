@@ -1,0 +1,378 @@
+"""The hub: who is connected, who belongs to the fleet, and each device's session.
+
+A device that has once said it is ready is a member: it keeps its place in the fleet while it is away, and when it
+comes back it goes on where it was. What it must prove before it may say anything is `admit`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cutlayer.errors import DeviceGone, Refused, WireError
+from cutlayer.fleet.clock import now
+from cutlayer.fleet.profile import DeviceProfile
+from cutlayer.gate.allowance import HELLO_SECONDS, MAX_STRANGERS, Allowance
+from cutlayer.gate.metered import Metered
+from cutlayer.gate.refusals import Refusals
+from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
+from cutlayer.transport.handshake import hear, say, say_goodbye
+from cutlayer.transport.session import Session, Standing
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
+
+PREPARE_SECONDS = 3_600.0
+"""For a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is noticed by
+the carrier, whatever it was doing."""
+FAREWELL_SECONDS = 5.0
+"""For the last message to leave, when a run ends."""
+LINGER_SECONDS = 12.0
+"""For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
+PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
+"""Reasons that may be gone when a device comes again; of any other it is told not to."""
+BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
+"""Those that say nothing of the device: it is away, and its round waits for it as for any other that is."""
+
+
+class Host(Protocol):
+    """What the hub asks of the run that it belongs to."""
+
+    def welcome(self, device: str, index: int) -> Welcome:
+        """What a device must know of the run."""
+
+    def profile(self, ready: Ready) -> DeviceProfile:
+        """What planners may know of a device.
+
+        Raises:
+          Refused: It cannot take part.
+        """
+
+    async def answer(self, device: str, ask: Ask) -> Answer:
+        """What a device needs before it can begin.
+
+        Raises:
+          Refused: There is no such thing.
+        """
+
+    def session(self, device: str) -> tuple[Session, Link]:
+        """A new session, and the link that rounds use, around it."""
+
+    def standing(self, device: str) -> None:
+        """Whether a device may still be here.
+
+        Raises:
+          Refused: Not any more.
+        """
+
+
+@dataclass(slots=True)
+class Member:
+    """A device of the fleet.
+
+    Attributes:
+      name: its name.
+      index: its place in the fleet, for good.
+      session, link: of its connection; they outlive it.
+      profile: what it measured of itself; None before it was ready for the first time.
+      num_samples, label_counts: of its data.
+      here: whether it is connected and ready.
+      connections: how often it has come.
+      connecting: connections of it that are not ready yet.
+      carrier: of the connection that it has.
+      allowance: what it may send, over all its connections.
+      refused: why it is none of the fleet at present: what it sent, or did, was refused, and it has not come again.
+    """
+
+    name: str
+    index: int
+    session: Session
+    link: Link
+    allowance: Allowance
+    profile: DeviceProfile | None = None
+    num_samples: int = 0
+    label_counts: tuple[int, ...] = ()
+    here: bool = False
+    connections: int = 0
+    connecting: int = 0
+    carrier: Carrier | None = field(default=None, repr=False)
+    refused: DeviceGone | None = None
+
+
+class Hub:
+    """Takes in connections.
+
+    Args:
+      name: Of this life of the server.
+      host: The run.
+      places: The place in the fleet of devices whose place is known from the beginning.
+      refusals: Counts who is refused.
+      notice: Told, for a person to read, who comes and goes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: Host,
+        places: Mapping[str, int],
+        refusals: Refusals,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.name, self._host, self.refusals, self._notice = name, host, refusals, notice
+        self.members: dict[str, Member] = {}
+        self._places = dict(places)
+        self._changed = asyncio.Event()
+        self._over: Refusal | None = None
+        self._told: set[str] = set()  # who knows that the run is over
+        self._strangers = 0
+
+    # ------------------------------------------------------------------ a connection
+
+    async def attend(self, carrier: Carrier, device: str) -> None:
+        """Talks with a device until its connection ends.
+
+        Args:
+          carrier: The connection.
+          device: Who it is, as it has proved.
+        """
+        metered = Metered(carrier, now)
+        try:
+            await self._attend(metered, device)
+        except CarrierLost:
+            pass  # it will come again
+        except WireError as error:
+            self.refusals.count(device, error)
+            await self._refuse(metered, device, error)
+        finally:
+            carrier.close()
+
+    async def _attend(self, carrier: Metered, device: str) -> None:
+        await self._greeted(carrier, device)
+        if self._over is None:
+            await self._take_in(carrier, device)
+        else:
+            await say(carrier, self._over)
+            self._told.add(device)
+            self._changed.set()
+
+    async def _take_in(self, carrier: Metered, device: str) -> None:
+        """A device that has said hello: until its connection ends."""
+        member = self._member(device)
+        carrier.allowance = member.allowance
+        member.connecting += 1
+        try:
+            await say(carrier, self._host.welcome(device, member.index))
+            ready = await self._prepared(carrier, device)
+        finally:
+            member.connecting -= 1
+        profile = self._host.profile(ready)
+        self._replace(member, carrier)
+        member.profile, member.num_samples, member.label_counts = profile, ready.num_samples, ready.label_counts
+        member.connections += 1
+        member.refused = None
+        mine, theirs = member.session.standing, Standing(ready.session, ready.next_round - 1, ready.received)
+        await say(carrier, Stand(self.name, mine.round + 1, mine.received))
+        member.here = True
+        self._news(f"{device} has come")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch(device))
+                try:
+                    await member.session.attach(carrier, theirs)
+                finally:
+                    watching.cancel()
+        except* WireError as group:
+            raise most_telling(group) from None
+        finally:
+            if member.carrier is carrier:
+                member.here, member.carrier = False, None
+                self._news(f"{device} has gone")
+
+    async def _greeted(self, carrier: Carrier, device: str) -> None:
+        """Waits for its hello."""
+        if self._strangers >= MAX_STRANGERS:
+            raise Refused(
+                "too-many", f"connection: expected at most {MAX_STRANGERS} without a hello, got more. Come again later."
+            )
+        self._strangers += 1
+        try:
+            async with _within(HELLO_SECONDS):
+                hello = await hear(carrier)
+        finally:
+            self._strangers -= 1
+        if not isinstance(hello, Hello):
+            raise Refused("wrong-kind", f"device {device}: expected its hello, got {type(hello).__name__}.")
+        if hello.device != device:
+            raise Refused(
+                "wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own."
+            )
+
+    async def _prepared(self, carrier: Carrier, device: str) -> Ready:
+        """Gives a device what it needs until it is ready."""
+        while True:
+            async with _within(PREPARE_SECONDS):
+                message = await hear(carrier)
+            if isinstance(message, Ready) and message.device == device:
+                return message
+            if isinstance(message, Hello) and message.device == device:
+                continue  # a carrier may repeat
+            if not isinstance(message, Ask):
+                raise Refused("wrong-kind", f"device {device}: expected Ask or Ready, got {type(message).__name__}.")
+            await say(carrier, await self._host.answer(device, message))
+
+    async def _watch(self, device: str) -> None:
+        """Ends a connection whose device may not be here any more."""
+        while True:
+            self._host.standing(device)
+            await asyncio.sleep(1.0)
+
+    async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
+        """Tells a device why, and the rounds that it is gone from this one."""
+        gone, member = DeviceGone(str(error), device=device, reason=error.reason), self.members.get(device)
+        if member is not None and member.carrier in (None, carrier) and gone.reason not in BLAMELESS:
+            member.refused = gone
+            member.session.give_up(gone)
+            self._news(f"{device} was refused ({gone.reason})")
+        with contextlib.suppress(CarrierLost, TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                if member is not None and member.connections:
+                    await say_goodbye(carrier, str(error))
+                else:
+                    await say(carrier, Refusal(gone.reason, str(error), final=gone.reason not in PASSING))
+
+    # ------------------------------------------------------------------ members
+
+    def _member(self, device: str) -> Member:
+        if device not in self.members:
+            session, link = self._host.session(device)
+            self.members[device] = Member(device, self._place(device), session, link, Allowance(0, now()))
+        return self.members[device]
+
+    def _place(self, device: str) -> int:
+        if device not in self._places:
+            self._places[device] = max(self._places.values(), default=-1) + 1
+        return self._places[device]
+
+    def _replace(self, member: Member, carrier: Carrier) -> None:
+        """A device that comes again has lost its earlier connection, whether that is noticed yet or not."""
+        if member.carrier is not None:
+            member.carrier.close()
+        member.carrier = carrier
+
+    @property
+    def fleet(self) -> list[Member]:
+        """Those who have been ready once and have not been refused since, in their order."""
+        return [member for member in self.everybody if member.refused is None]
+
+    @property
+    def everybody(self) -> list[Member]:
+        """Those who have been ready once, in their order."""
+        ready = [member for member in self.members.values() if member.profile is not None]
+        return sorted(ready, key=lambda member: member.index)
+
+    @property
+    def here(self) -> list[Member]:
+        """Those who are connected and ready."""
+        return [member for member in self.fleet if member.here]
+
+    async def wait_for(self, enough: Callable[[], bool]) -> None:
+        """Waits until this holds; it is asked whenever somebody comes or goes."""
+        while not enough():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def eject(self, device: str, error: WireError) -> DeviceGone:
+        """A round has refused what a device sent: its connection ends. It may come again, for the next round."""
+        self.refusals.count(device, error)
+        member = self.members[device]
+        member.refused = DeviceGone(str(error), device=device, reason=error.reason)
+        if member.carrier is not None:
+            member.carrier.close()
+        return member.refused
+
+    def _news(self, line: str = "") -> None:
+        self._changed.set()
+        if line:
+            self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
+
+    def refused(self) -> dict[str, dict[str, int]]:
+        """Device -> reason -> how often something was refused."""
+        return self.refusals.as_dict()
+
+    def state(self) -> list[dict[str, Any]]:
+        """The fleet as a checkpoint keeps it."""
+        return [
+            {
+                "name": member.name,
+                "index": member.index,
+                "profile": member.profile.model_dump(mode="json") if member.profile else None,
+                "num_samples": member.num_samples,
+                "label_counts": list(member.label_counts),
+                "refused": member.refused and member.refused.reason,
+            }
+            for member in self.everybody
+        ]
+
+    def load_state(self, members: Sequence[Mapping[str, Any]]) -> None:
+        """The fleet of an earlier life of the server: all of it is away."""
+        for row in members:
+            self.put(row["name"], row["index"])
+            self._learn(row)
+
+    def put(self, device: str, index: int) -> None:
+        """Gives a device its place in the fleet, before it has come."""
+        self._places[device] = index
+
+    def _learn(self, row: Mapping[str, Any]) -> Member:
+        """Takes in a row of `state`."""
+        member = self._member(row["name"])
+        member.profile = DeviceProfile.model_validate(row["profile"])
+        member.num_samples, member.label_counts = row["num_samples"], tuple(row["label_counts"])
+        why = f"device {member.name}: expected it to come again, got nothing of it since it was refused."
+        member.refused = DeviceGone(why, device=member.name, reason=row["refused"]) if row["refused"] else None
+        return member
+
+    # ------------------------------------------------------------------ the end
+
+    async def dismiss(self, finish: Finish) -> None:
+        """The run is over: says so to everybody who is here, and from now on to everybody who comes."""
+        self._over, here = Refusal(FINISHED, finish.reason, final=True), self.here
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await asyncio.gather(*(member.link.send(finish) for member in here))
+                await self.wait_for(lambda: not self.here)  # a device leaves when it has read it
+        self._told |= {member.name for member in here if not member.here}
+
+    async def linger(self) -> None:
+        """Waits a while for those who were away when the run ended: else they would try to reach it in vain."""
+        if away := self._untold():
+            self._notice(f"{', '.join(away)}: away; waiting {LINGER_SECONDS:g} s, to say that the run is over")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self.wait_for(lambda: not self._untold())
+
+    def _untold(self) -> list[str]:
+        return [member.name for member in self.fleet if member.name not in self._told]
+
+    async def farewell(self, reason: str) -> None:
+        """The server stops: whoever is here is told that it may come back."""
+        carriers = [member.carrier for member in self.here if member.carrier is not None]
+        await asyncio.gather(*(_part(carrier, reason) for carrier in carriers))
+
+
+async def _part(carrier: Carrier, reason: str) -> None:
+    with contextlib.suppress(CarrierLost, TimeoutError):
+        async with asyncio.timeout(FAREWELL_SECONDS):
+            await say_goodbye(carrier, reason)
+    carrier.close()
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float):  # type: ignore[no-untyped-def]
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Refused("too-slow", f"connection: expected the next message within {seconds:g} s, got none.") from None

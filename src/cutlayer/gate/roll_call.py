@@ -1,0 +1,74 @@
+"""The roll call: how every device of a real fleet is at this moment, for whoever watches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cutlayer.gate.hub import Member
+from cutlayer.report.fleet_view import DeviceNow, State
+from cutlayer.server.server import Server
+
+
+def roll_call(
+    members: Sequence[Member],
+    expected: Sequence[str],
+    server: Server | None,
+    *,
+    counts_steps: bool,
+    round_seconds: float,
+    now: float,
+) -> list[DeviceNow]:
+    """How they all are, in the fleet's order, then those who have never come.
+
+    Reads and changes nothing, so any thread may ask.
+
+    Args:
+      members: Who has come.
+      expected: Names of devices that should come.
+      server: Knows the round under way; None before the first.
+      counts_steps: Whether the server sees the steps of a round (it does not where devices train alone).
+      round_seconds: Since the round under way began.
+      now: On the clock of `Session.last_seen`.
+    """
+    rows = [
+        _device(member, server, counts_steps=counts_steps, round_seconds=round_seconds, now=now)
+        for member in sorted(members, key=lambda member: member.index)
+    ]
+    come = {row.name for row in rows}
+    return rows + [DeviceNow(name, "away") for name in expected if name not in come]
+
+
+def _device(
+    member: Member, server: Server | None, *, counts_steps: bool, round_seconds: float, now: float
+) -> DeviceNow:
+    session, silent = member.session, now - member.session.last_seen
+    row = DeviceNow(
+        member.name,
+        "ready" if member.here else "preparing" if member.connecting else "away",
+        bytes_up=session.bytes_received,
+        bytes_down=session.bytes_sent,
+        silent_seconds=max(0.0, silent) if silent < math.inf else None,
+    )
+    part = None if server is None else server.part(member.name)
+    if part is None:
+        return row
+    row = replace(row, cut=part.plan.cut, local_steps=part.plan.local_steps)
+    if part.done:
+        return replace(row, step=part.plan.local_steps)
+    samples = part.steps * part.plan.batch_size
+    return replace(
+        row,
+        state=_state(row.state, late=part.gone),
+        awaited=not part.gone,
+        step=part.steps if counts_steps else None,
+        samples_per_second=samples / round_seconds if samples and round_seconds > 0 else None,
+    )
+
+
+def _state(state: State, *, late: bool) -> State:
+    """Of a device that has not finished its part."""
+    if state != "ready":
+        return state
+    return "late" if late else "training"

@@ -1,0 +1,155 @@
+"""The host: what the hub asks of the run that it belongs to (`hub.Host`), on every process that devices talk to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from cutlayer.errors import Refused
+from cutlayer.fleet.machine import Machine
+from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.gate.guard import Guard
+from cutlayer.gate.guarded import guarded
+from cutlayer.gate.hub import Hub
+from cutlayer.gate.reception import Attended, Timelined
+from cutlayer.methods.method import Method
+from cutlayer.model.fingerprint import fingerprint
+from cutlayer.model.pieces import PieceServer, manifest_bytes
+from cutlayer.model.source import ModelFiles
+from cutlayer.run.inputs import ServerInputs
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.packets import PIECE_BYTES
+from cutlayer.transport.sent import Shelf, room_for_kept
+from cutlayer.transport.session import Session
+from cutlayer.types import Recorder
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Answer, Ask, Ready, Welcome
+
+IN_FLIGHT_BYTES = 256 * 2**20
+"""Handed to gRPC, or half arrived, at a time: it holds about four times as much."""
+ANSWER_BYTES = PIECE_BYTES // 2
+
+
+class RunHost:
+    """The run, as the hub asks for it.
+
+    Args:
+      inputs: What the run is made of.
+      method: How it decides.
+      declared: The server's profile, and what is declared of devices, by name; of others what they measured counts.
+      life: Names this life of the process.
+      machine: What the process computes on.
+      clock: Seconds since the run began.
+      record: Gets what devices did.
+      standing: Whether a device may still be here; raises Refused.
+      scratch: Where sessions keep what memory has no room for.
+
+    Attributes:
+      hub: The hub that asks; set when there is one.
+    """
+
+    hub: Hub
+
+    def __init__(
+        self,
+        inputs: ServerInputs,
+        method: Method,
+        declared: Fleet,
+        life: str,
+        machine: Machine,
+        *,
+        clock: Callable[[], float],
+        record: Recorder,
+        standing: Callable[[str], None],
+        scratch: Path,
+    ) -> None:
+        self._inputs, self._method, self._declared, self._life = inputs, method, declared, life
+        self._machine, self._clock, self._record, self._standing = machine, clock, record, standing
+        self._pieces = PieceServer(inputs.model_settings)
+        self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
+        self._shelf = Shelf(scratch, room_for_kept())
+        self._fingerprint = fingerprint(ModelFiles(inputs.config.model.name))
+
+    # What the methods are for, `hub.Host` says.
+
+    def welcome(self, device: str, index: int) -> Welcome:
+        config = self._inputs.config
+        return Welcome(
+            run=self._inputs.run_id,
+            session=self._life,
+            device=device,
+            index=index,
+            config=config.model_dump_json(),
+            labels=self._inputs.labels,
+            fingerprint=self._fingerprint.text,
+            conversation=self._method.round.conversation,
+        )
+
+    def profile(self, ready: Ready) -> DeviceProfile:
+        declared = next((device for device in self._declared.devices if device.name == ready.device), None)
+        if declared is not None:
+            return declared
+        try:
+            return DeviceProfile(
+                name=ready.device,
+                flops_per_second=ready.flops_per_second,
+                efficiency=1.0,
+                memory_bytes=ready.memory_bytes,
+                up_bits_per_second=ready.up_bits_per_second,
+                down_bits_per_second=ready.down_bits_per_second,
+                latency_seconds=ready.latency_seconds,
+                max_blocks=ready.max_blocks[0] if ready.max_blocks else None,
+            )
+        except ValidationError as error:
+            field = error.errors()[0]
+            raise Refused(
+                "wrong-profile", f"device {ready.device}: expected {field['msg']}, got {field['loc']}. Measure again."
+            ) from None
+
+    async def answer(self, device: str, ask: Ask) -> Answer:
+        if ask.what == "echo":
+            return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
+        if ask.what == "files":
+            head = ask.name == "head"
+            # where the machine computes: torch builds a model on the meta device for one thread of a process at a time
+            manifest = await self._machine.aside(lambda: self._pieces.manifest(ask.number, head=head))
+            return _answer(manifest_bytes(manifest))
+        if ask.what == "piece":
+            return _answer(
+                await asyncio.to_thread(self._pieces.read, ask.name, ask.number, min(ask.length, ANSWER_BYTES))
+            )
+        raise Refused("wrong-kind", f"device {device}: expected to be asked for echo, files or piece, got {ask.what}.")
+
+    def session(self, device: str) -> tuple[Session, Link]:
+        inputs = self._inputs
+        guard = Guard(
+            device,
+            inputs.run_id,
+            inputs.base,
+            hidden_size=inputs.costs.hidden_size,
+            longest_tokens=inputs.config.data.max_length,
+            compression=inputs.compression,
+            holds=self._method.round.holds,
+        )
+        session = Session(
+            self._life,
+            limit_bytes=guard.frame_limit,
+            incoming=self._incoming,
+            outgoing=self._outgoing,
+            shelf=self._shelf,
+        )
+        link = guarded(session, guard, lambda link: inputs.compressed(Timelined(link, self._clock, self._record)))
+        return session, Attended(
+            link, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
+        )
+
+    def standing(self, device: str) -> None:
+        self._standing(device)
+
+
+def _answer(data: bytes) -> Answer:
+    return Answer(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8))

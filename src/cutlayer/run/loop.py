@@ -1,0 +1,215 @@
+"""The run: round after round, until there is an adapter.
+
+    while rounds are left:
+        plan the round                       methods/: who joins, where each is cut
+        hold it                              rounds/: the conversation with the devices
+        aggregate                            many adapters to one
+        evaluate, report, checkpoint         the commit point
+
+The coordinator knows no method and no transport: a link is a link.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cutlayer.methods.method import Method
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.plan import Situation
+from cutlayer.report.intervals import length, union
+from cutlayer.report.round_row import round_row
+from cutlayer.rounds.round import Round
+from cutlayer.server.server import Server, Tally
+from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Finish
+
+
+@dataclass(slots=True)
+class Logbook:
+    """How far a run is, and what it measured.
+
+    Attributes:
+      rounds_done: rounds that are complete.
+      history: what they measured.
+      cuts: each device's cut in the last round.
+      metrics: the last evaluation.
+    """
+
+    rounds_done: int = 0
+    history: History = field(default_factory=History)
+    cuts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+Hold = Callable[[Round, Server, Mapping[str, Link], RoundPlan], Awaitable[list[Contribution]]]
+"""Holds one round: what was trained in it, by name of device (`rounds/patience.py` is the plain one)."""
+
+
+class Members(Protocol):
+    """The devices that there are.
+
+    Attributes:
+      links: The server's end of the connection to each.
+    """
+
+    @property
+    def links(self) -> Mapping[str, Link]: ...
+
+    async def muster(self, round: int) -> Situation:
+        """What planners may look at in this round; waits until there are enough devices."""
+
+    async def dismiss(self, finish: Finish) -> None:
+        """Tells every device that it may go."""
+
+
+class Coordinator:
+    """Runs the rounds of one run.
+
+    Args:
+      method: How to decide.
+      server: The server's side of training.
+      members: The devices.
+      logbook: Where to start from.
+      rounds: Rounds of the whole run.
+      clock: Seconds since the run began, over all its processes: virtual in simulation.
+      evaluate: Full adapter -> metrics.
+      evaluate_when: Whether the round of this number is evaluated.
+      commit: Called at each commit point with the round's row and events.
+      events: Where machines and links record; emptied at each commit point.
+      hold: Holds a round, for as long as its devices are waited for.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        server: Server,
+        members: Members,
+        logbook: Logbook,
+        *,
+        rounds: int,
+        clock: Callable[[], float],
+        evaluate: Callable[[Adapter], Awaitable[dict[str, float]]],
+        evaluate_when: Callable[[int], bool],
+        commit: Callable[[dict[str, Any], list[Event]], Awaitable[None]],
+        events: list[Event],
+        hold: Hold,
+    ) -> None:
+        self._method, self._server, self._members = method, server, members
+        self.logbook, self._clock = logbook, clock
+        self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
+        self._events, self._hold = events, hold
+
+    async def run(self) -> None:
+        """Holds the rounds that are left, then tells every device that it may go."""
+        while self.logbook.rounds_done < self._rounds:
+            await self._one_round(self.logbook.rounds_done)
+        await self._members.dismiss(Finish(self._server.run, self._rounds, "all rounds are done"))
+
+    async def _one_round(self, number: int) -> None:
+        situation = await self._members.muster(number)
+        links = self._members.links
+        start_wall, start = time.perf_counter(), self._clock()
+        bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
+        plan = await self._server.machine.aside(lambda: self._make_plan(number, situation))
+        contributions = await self._hold(self._method.round, self._server, links, plan)
+        await self._server.machine.aside(lambda: self._aggregate(contributions))
+        duration = self._clock() - start
+        if self._evaluate_when(number):
+            self.logbook.metrics = await self._evaluate(self._server.adapter)
+        records = self._records(plan, situation, links, self._server.take_tallies(), duration, bytes_before)
+        self.logbook.history.records.extend(records)
+        self.logbook.cuts |= {device.device: device.cut for device in plan.devices}
+        self.logbook.rounds_done = number + 1
+        row = round_row(
+            records,
+            round=number,
+            virtual_seconds=self._clock(),
+            wall_seconds=time.perf_counter() - start_wall,
+            server_memory_bytes=self._server.fold_bytes
+            + self._method.round.server_bytes(plan, situation.costs, situation.num_tokens),
+            validation=self.logbook.metrics if self._evaluate_when(number) else {},
+        )
+        events, self._events[:] = list(self._events), []
+        await self._commit(row, events)
+
+    def _make_plan(self, number: int, situation: Situation) -> RoundPlan:
+        """The round's plan; what its steps cost is counted here, where it holds up no link, and later looked up."""
+        plan = self._method.make_plan(number, situation)
+        for device in plan.devices:
+            situation.costs.device(device, device.micro_batch_size, situation.num_tokens)
+            if not device.head:
+                situation.costs.server(device, device.micro_batch_size, situation.num_tokens)
+        return plan
+
+    def _aggregate(self, contributions: Sequence[Contribution]) -> None:
+        self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
+        if self._method.fold is not None:
+            self._server.fold(self._method.fold(contributions))
+
+    def _records(
+        self,
+        plan: RoundPlan,
+        situation: Situation,
+        links: Mapping[str, Link],
+        tallies: Mapping[str, Tally],
+        duration: float,
+        bytes_before: Mapping[str, tuple[int, int]],
+    ) -> list[StepRecord]:
+        """What the round measured of each device, in the order of their names."""
+        records, events_of = [], defaultdict[str, list[Event]](list)
+        for event in self._events:
+            events_of[event.who].append(event)
+        for device in sorted(plan.devices, key=lambda device: device.device):
+            name, events = device.device, events_of[device.device]
+            tally, link = tallies[name], links[name]
+            up, down = bytes_before[name]
+            forward, backward, upload, download = (
+                _seconds(events, what) for what in ("forward", "backward", "upload", "download")
+            )
+            in_steps = [event for event in events if event.step is not None]
+            busy, network = forward + backward, upload + download
+            records.append(
+                StepRecord(
+                    round=plan.round,
+                    device=name,
+                    steps=tally.steps,
+                    samples=tally.samples,
+                    weight=tally.weight,
+                    loss=tally.loss,
+                    busy_seconds=busy,
+                    network_seconds=network,
+                    waiting_seconds=max(0.0, duration - _occupied(events)),
+                    bytes_up=link.bytes_received - up,
+                    bytes_down=link.bytes_sent - down,
+                    backward_seconds=backward,
+                    upload_seconds=upload,
+                    cut=device.cut,
+                    batch_size=device.batch_size,
+                    ranks=device.ranks,
+                    flops=sum(event.flops for event in events),
+                    memory_bytes=situation.device_bytes(device),
+                    step_network_seconds=sum(_seconds(in_steps, what) for what in ("upload", "download")),
+                    saved_flops=tally.saved_flops,
+                    saved_bytes=tally.saved_bytes,
+                    prune=device.prune,
+                    change=tally.change,
+                    ranks_left=tally.ranks_left,
+                    dropped_messages=tally.dropped_messages,
+                    late=tally.late,
+                )
+            )
+        return records
+
+
+def _occupied(events: Sequence[Event]) -> float:
+    """The seconds in which a device computed, sent or received; where it does two at once, they count once."""
+    return length(union((event.start_seconds, event.end_seconds) for event in events))
+
+
+def _seconds(events: Sequence[Event], what: str) -> float:
+    return sum(event.end_seconds - event.start_seconds for event in events if event.what == what)

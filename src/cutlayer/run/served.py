@@ -1,0 +1,293 @@
+"""A run with a real fleet: the server's process. Devices come by network (`join.py`); the rounds are the simulator's.
+
+device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
+
+With several workers (`run/workers/`) the hub only sends devices on, and each worker has a part of the round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from cutlayer.fleet.clock import now
+from cutlayer.fleet.machine import Machines, RealMachine
+from cutlayer.fleet.profile import Fleet
+from cutlayer.gate.hub import Hub, Member
+from cutlayer.gate.refusals import Refusals
+from cutlayer.gate.roll_call import roll_call
+from cutlayer.methods.method import Method
+from cutlayer.policies.plan import Situation
+from cutlayer.policies.stragglers import stragglers_by_name
+from cutlayer.report.fleet_progress import FleetDisplay
+from cutlayer.report.fleet_view import DeviceNow
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.run.desk import RunHost
+from cutlayer.run.inputs import ServerInputs
+from cutlayer.run.loop import Logbook
+from cutlayer.run.run import DeviceStates, Outcome, Run, first_error, first_plan, method_of, open_folder, situation_with
+from cutlayer.run.workers.divided import check_divisible, holding
+from cutlayer.run.workers.switchboard import Switchboard, Worker
+from cutlayer.server.checkpoint import Snapshot
+from cutlayer.server.forecast import Forecast
+from cutlayer.types import Event
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Finish
+
+
+class Workers(Protocol):
+    """How workers are begun: by Ray (`run/workers/ray_workers.py`), or in this process in tests.
+
+    Attributes:
+      number: how many.
+    """
+
+    number: int
+
+    def start(self, inputs: ServerInputs, declared: Fleet) -> AbstractAsyncContextManager[Sequence[Worker]]:
+        """Workers, which end with the context. WorkerLost: There is no place for them."""
+
+
+class Door(Protocol):
+    """How devices come in: gRPC (`doors.py`), or a modelled network in tests."""
+
+    async def open(self, hub: Hub) -> None:
+        """Lets devices in from now on."""
+
+    async def close(self) -> None:
+        """Lets nobody in any more, and ends what is left."""
+
+    def standing(self, device: str) -> None:
+        """Whether a device may still be here.
+
+        Raises:
+          Refused: Not any more.
+        """
+
+
+async def serve(
+    inputs: ServerInputs,
+    fleet: Fleet,
+    display: FleetDisplay,
+    door: Door,
+    *,
+    min_devices: int = 1,
+    expected: Sequence[str] = (),
+    resume: bool = False,
+    life: str | None = None,
+    machines: Machines = RealMachine,
+    workers: Workers | None = None,
+) -> Outcome:
+    """Serves a run to its end and exports.
+
+    Args:
+      inputs: What the run is made of.
+      fleet: The server's profile, and what is declared of devices, by name; of others what they measured counts.
+      display: Told of every event and round, and of devices that come and go.
+      door: How devices come in.
+      min_devices: A round waits for so many; where the policy for stragglers waits for all, for all who ever came.
+      expected: Names of devices that should come, for the display.
+      resume: Go on from the checkpoint in the run folder, with the devices that it names.
+      life: Names this life of the server, differently each time; None for a name by chance.
+      machines: Makes what the server computes on.
+      workers: Other processes that serve the devices; None where this one does.
+
+    Raises:
+      UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
+    """
+    life = life or secrets.token_hex(8)
+    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers)
+    try:
+        return await serving.play(resume=resume)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+class _Serving:
+    """The wiring of one run: what the hub, the rounds and the run ask of each other."""
+
+    def __init__(
+        self,
+        inputs: ServerInputs,
+        fleet: Fleet,
+        display: FleetDisplay,
+        door: Door,
+        min_devices: int,
+        expected: Sequence[str],
+        life: str,
+        machines: Machines,
+        workers: Workers | None,
+    ) -> None:
+        self._inputs, self._declared, self._display, self._door = inputs, fleet, display, door
+        self._min_devices, self._expected = min_devices, expected
+        self._method: Method = method_of(inputs.config)
+        self._logbook, self._events = Logbook(), list[Event]()
+        self._machine = machines(fleet.server.name, self._record_own)
+        self._zero = self._round_opened = 0.0
+        self._run: Run | None = None
+        host = RunHost(
+            inputs,
+            self._method,
+            fleet,
+            life,
+            self._machine,
+            clock=self._clock,
+            record=self._record,
+            standing=door.standing,
+            scratch=Path(inputs.config.out) / "scratch",
+        )
+        places = {device.name: index for index, device in enumerate(fleet.devices)}
+        train = inputs.config.train
+        stragglers = stragglers_by_name(train.stragglers, train.late)
+        self._waits_for_all = stragglers.waits_for_all
+        refusals, news = Refusals(now), display.device_news
+        self._workers = workers
+        self._switchboard: Switchboard | None = None
+        if workers is None:
+            self.hub = Hub(life, host, places, refusals, news)
+        else:
+            check_divisible(inputs.config.method.name, self._method.round, stragglers)
+            self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
+        host.hub = self.hub
+
+    async def play(self, *, resume: bool) -> Outcome:
+        async with contextlib.AsyncExitStack() as stack:
+            if self._workers is not None and self._switchboard is not None:
+                workers = self._workers.start(self._inputs, self._declared)
+                await stack.enter_async_context(self._switchboard.staffed(workers))
+            return await self._open(resume=resume)
+
+    async def _open(self, *, resume: bool) -> Outcome:
+        config, run_id = self._inputs.config, self._inputs.run_id
+        # Weights that cannot be read and a port that is taken show before a new run has a folder.
+        await self._machine.aside(self._inputs.load)
+        if self._switchboard is not None:
+            await self._switchboard.ready()
+        if not resume:
+            await self._door.open(self.hub)
+        try:
+            folder, snapshot = open_folder(config, run_id, resume=resume)
+        except BaseException:
+            if not resume:
+                await self._door.close()
+            raise
+        try:
+            if resume:  # whoever comes finds the fleet that there was
+                self.hub.load_state(snapshot.members if snapshot else [])
+                await self._door.open(self.hub)
+            return await self._play(folder, snapshot)
+        finally:
+            folder.close()
+
+    async def _play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+        reason = ""
+        async with contextlib.AsyncExitStack() as end:  # each of these, even if the one before it is given up
+            end.callback(self._machine.close)
+            end.push_async_callback(self._door.close)
+            end.push_async_callback(lambda: self.hub.farewell(reason))
+            try:
+                return await self._played(folder, snapshot)
+            except asyncio.CancelledError:
+                reason = "the server was stopped; it may come back"
+                raise
+            except BaseException as error:
+                reason = f"the server has ended: {error}"
+                raise
+
+    async def _played(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+        train = self._inputs.config.train
+        self._zero = now() - (snapshot.clock_seconds if snapshot else 0.0)
+        self._display.fleet_opened(self._roll_call(), self._min_devices)
+        over = snapshot is not None and snapshot.rounds_done >= train.rounds
+        if not over:  # else the devices know that it is, and do not come again
+            await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
+        situation = self._situation(self.hub.everybody if over else self._planned)
+        plan = await self._machine.aside(lambda: first_plan(self._inputs, self._method, situation))
+        self._run = Run(
+            self._inputs,
+            self._method,
+            situation.fleet,
+            plan.ranks,
+            folder=folder,
+            display=self._display,
+            logbook=self._logbook,
+            machine=self._machine,
+            clock=self._clock,
+            events=self._events,
+            states=lambda: DeviceStates(members=self.hub.state()),
+            may_leave=True,
+        )
+        if snapshot:
+            self._run.restore(snapshot)
+        names = [device.name for device in situation.fleet.devices]
+        self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
+        hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
+        adapter = await self._run.play(self, hold)
+        outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+        await self.hub.linger()
+        return outcome
+
+    # ------------------------------------------------------------------ members, for the coordinator
+
+    @property
+    def links(self) -> Mapping[str, Link]:
+        return {member.name: member.link for member in self.hub.fleet}
+
+    async def muster(self, round: int) -> Situation:  # noqa: ARG002
+        await self.hub.wait_for(lambda: bool(self._planned))  # all may have been refused, and come again
+        assert self._run is not None
+        self._round_opened = now()
+        situation = self._situation(self._planned)
+        self._run.server.forecast = Forecast(situation.fleet, self._inputs.costs, self._inputs.compression)
+        return situation
+
+    async def dismiss(self, finish: Finish) -> None:
+        await self.hub.dismiss(finish)
+
+    @property
+    def _planned(self) -> list[Member]:
+        """Whom a round is planned for: where everybody is waited for, everybody; else those who are here."""
+        return self.hub.fleet if self._waits_for_all else self.hub.here
+
+    def _situation(self, members: Sequence[Member]) -> Situation:
+        fleet = self._fleet(members)
+        counts = {member.name: member.label_counts for member in members if member.label_counts}
+        return situation_with(self._inputs, fleet, self._logbook, counts)
+
+    def _fleet(self, members: Sequence[Member]) -> Fleet:
+        profiles = tuple(member.profile for member in members if member.profile is not None)
+        return Fleet(name="real", source="measured", server=self._declared.server, devices=profiles)
+
+    # ------------------------------------------------------------------ time
+
+    def _roll_call(self) -> Callable[[], list[DeviceNow]]:
+        """How the devices are; for any thread."""
+        if (switchboard := self._switchboard) is not None:
+            return lambda: switchboard.roll_call(self._expected)
+        loop, counts_steps = asyncio.get_running_loop(), self._method.round.conversation != "alone"
+
+        def call() -> list[DeviceNow]:
+            server, time = self._run.server if self._run else None, loop.time()
+            members, since = list(self.hub.members.values()), time - self._round_opened
+            return roll_call(members, self._expected, server, counts_steps=counts_steps, round_seconds=since, now=time)
+
+        return call
+
+    def _clock(self) -> float:
+        return now() - self._zero
+
+    def _record_own(self, event: Event) -> None:
+        """Of this process's machine, which is on the loop's clock."""
+        start, end = event.start_seconds - self._zero, event.end_seconds - self._zero
+        self._record(replace(event, start_seconds=start, end_seconds=end))
+
+    def _record(self, event: Event) -> None:
+        """Of devices and workers, on the run's clock."""
+        self._events.append(event)
+        self._display.event(event)

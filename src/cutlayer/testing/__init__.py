@@ -1,0 +1,1 @@
+"""Modelled networks that fail by a seeded schedule, for tests and benchmarks."""

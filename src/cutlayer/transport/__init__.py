@@ -1,0 +1,1 @@
+"""How messages travel: sessions, packets, carriers, certificates."""

@@ -1,0 +1,238 @@
+"""The carrier over gRPC: one stream in both directions per device, opened by the device, so that it works behind NAT.
+
+Packets travel as they are (`packets.py`): gRPC's own serialisation is the identity, there is no protobuf. Who a device
+is, it says in the metadata of the call: its name, and a token; or its certificate says it.
+
+A killed peer is noticed at once, a frozen one by pings of gRPC's own threads: `grpc.http2.ping_timeout_ms` is what
+decides (4.5 s in all; with the documented keepalive options alone it takes a minute).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+import grpc.aio
+
+from cutlayer.errors import JoinError
+from cutlayer.transport.carrier import Carrier, CarrierLost, Dial
+from cutlayer.transport.exposure import is_loopback
+from cutlayer.transport.packets import HEADER_BYTES, PIECE_BYTES
+
+_log = logging.getLogger("cutlayer.wire")
+
+METHOD = "Attend"
+SERVICE = "cutlayer.Fleet"
+NAME_KEY = "cutlayer-device"
+TOKEN_KEY = "cutlayer-token"
+PING_EVERY_MS = 2_500
+PING_ANSWER_MS = 2_000
+CLOSE_SECONDS = 1.0
+"""What is under way when a server stops has so long to leave."""
+
+COMMON_OPTIONS = (
+    ("grpc.max_receive_message_length", PIECE_BYTES + HEADER_BYTES),
+    ("grpc.max_send_message_length", PIECE_BYTES + HEADER_BYTES),
+    ("grpc.keepalive_time_ms", PING_EVERY_MS),
+    ("grpc.keepalive_timeout_ms", PING_ANSWER_MS),
+    ("grpc.http2.ping_timeout_ms", PING_ANSWER_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+SERVER_OPTIONS = (
+    *COMMON_OPTIONS,
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY_MS // 2),
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a share of its devices
+    ("grpc.max_concurrent_streams", 4),  # of one connection, which is one device
+)
+CLIENT_OPTIONS = (
+    *COMMON_OPTIONS,
+    ("grpc.enable_retries", 0),  # a stream that ended is the session's matter
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection: nobody's back-off is inherited
+)
+
+
+class _Calling:
+    """The device's end."""
+
+    def __init__(self, channel: grpc.aio.Channel, call: Any, *, intact: bool) -> None:
+        self.intact = intact
+        self._channel, self._call = channel, call
+
+    async def send(self, packet: bytes) -> None:
+        try:
+            await self._call.write(packet)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            raise await self._lost(error) from None
+
+    async def receive(self) -> bytes:
+        try:
+            packet = await self._call.read()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise await self._lost(error) from None
+        if packet is grpc.aio.EOF:
+            raise await self._lost(None)
+        received: bytes = packet
+        return received
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._closing = asyncio.ensure_future(self._channel.close())
+
+    async def _lost(self, error: Exception | None) -> CarrierLost:
+        if isinstance(error, grpc.aio.AioRpcError):
+            return CarrierLost(f"connection: {_reason(error.code(), error.details())}")
+        if self._call.done():
+            return CarrierLost(f"connection: {_reason(await self._call.code(), await self._call.details())}")
+        return CarrierLost("connection: closed by the server")
+
+
+class _Called:
+    """The server's end."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[bytes, bytes], *, intact: bool) -> None:
+        self.intact = intact
+        self._context = context
+        self.closed = asyncio.Event()
+
+    async def send(self, packet: bytes) -> None:
+        if self.closed.is_set():
+            raise CarrierLost("connection: closed")
+        try:
+            await self._context.write(packet)
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+            raise CarrierLost(f"connection: {type(error).__name__}") from None
+
+    async def receive(self) -> bytes:
+        try:
+            packet: Any = await self._context.read()
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+            raise CarrierLost(f"connection: {type(error).__name__}") from None
+        if packet is grpc.aio.EOF:
+            raise CarrierLost("connection: closed by the device")
+        received: bytes = packet
+        return received
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+Attend = Callable[[Carrier, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]
+"""What a server does with a connection, until it ends."""
+
+
+async def listen(
+    attend: Attend, address: str, credentials: grpc.ServerCredentials | None, *, most_connections: int | None = None
+) -> tuple[grpc.aio.Server, int]:
+    """Starts a server.
+
+    Args:
+      attend: Called with each new connection.
+      address: `HOST:PORT`; port 0 takes a free one.
+      credentials: Of TLS; None for plain text.
+      most_connections: Streams at a time; more are refused by gRPC.
+
+    Returns:
+      The server and its port.
+
+    Raises:
+      OSError: The port cannot be had.
+    """
+    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=most_connections)
+
+    async def handle(_requests: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        carrier = _Called(context, intact=credentials is not None or _is_here(context.peer()))
+        serving = asyncio.ensure_future(attend(carrier, context))
+        closed = asyncio.ensure_future(carrier.closed.wait())
+        try:
+            await asyncio.wait({serving, closed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (serving, closed):
+                task.cancel()
+            ended, _ = await asyncio.gather(serving, closed, return_exceptions=True)
+            if isinstance(ended, Exception):  # a defect of ours: its device comes again, and somebody should know
+                _log.error("a connection of %s ended with an error", context.peer(), exc_info=ended)
+
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {METHOD: grpc.stream_stream_rpc_method_handler(handle)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    try:
+        port = (
+            server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        )
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from None
+    await server.start()
+    return server, port
+
+
+async def dial(
+    address: str,
+    *,
+    name: str,
+    token: str | None,
+    credentials: grpc.ChannelCredentials | None,
+) -> Carrier:
+    """Opens a stream to the server; whether anybody answers shows with the first packet.
+
+    Args:
+      address: `HOST:PORT`.
+      name: The device's.
+      token: Its proof, where it has no certificate; never sent without TLS except to this machine.
+      credentials: Of TLS; None for plain text.
+    """
+    if credentials is None:
+        channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+    metadata = [(NAME_KEY, name)] + ([(TOKEN_KEY, token)] if token else [])
+    call: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=metadata)
+    return _Calling(channel, call, intact=credentials is not None or is_loopback(address.rpartition(":")[0]))
+
+
+def dialler(
+    server: str,
+    *,
+    name: str,
+    token: str | None,
+    credentials: grpc.ChannelCredentials | None,
+    insecure: bool = False,
+) -> Dial:
+    """A device's way to its server.
+
+    Args:
+      server: `HOST:PORT`.
+      name, token, credentials: As of `dial`.
+      insecure: Whether the device's owner lets it talk to another machine without TLS.
+    """
+
+    async def call(address: str = "") -> Carrier:
+        if address.startswith(":"):
+            address = server.rpartition(":")[0] + address
+        if address and credentials is None and not insecure and not is_loopback(address.rpartition(":")[0]):
+            raise JoinError(
+                f"join: expected TLS to another machine, got none for {address}, where the server sends this device on "
+                "to. Name the fleet's ca.crt (--ca), or say --insecure."
+            )
+        return await dial(address or server, name=name, token=token, credentials=credentials)
+
+    return call
+
+
+def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:
+    """What the metadata of a call says: name and token, empty where it says none."""
+    metadata = dict(context.invocation_metadata() or ())
+    return str(metadata.get(NAME_KEY, "")), str(metadata.get(TOKEN_KEY, ""))
+
+
+def _is_here(peer: str) -> bool:
+    """Whether gRPC's word for a peer (`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`) is of this machine."""
+    return is_loopback(unquote(peer.partition(":")[2].rpartition(":")[0]))
+
+
+def _reason(code: grpc.StatusCode | None, details: str | None) -> str:
+    words = code.name.lower().replace("_", " ") if code else "ended"
+    return f"{words}: {details}" if details else words

@@ -1,0 +1,71 @@
+"""The rehearsed round is the round: the same time and the same bytes, for every method."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import tiny
+from commands import World, run
+from cutlayer.config import read_config
+from cutlayer.methods.table import TABLE
+from cutlayer.policies.plan import make_plan
+from cutlayer.run.inputs import prepare
+from cutlayer.run.loop import Logbook
+from cutlayer.run.rehearsed import rehearse
+from cutlayer.run.run import method_of, situation_of
+from cutlayer.server.server import SHARED
+
+
+@pytest.mark.parametrize("method", TABLE)
+@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
+    pruned = ["-o", "lora.targets=[all-linear]"] if method == "fedspine" else []  # it scores by LoRA's gradients
+    rehearsed_is_played(world, task, method, *pruned)
+
+
+@pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.1"])
+@pytest.mark.parametrize("method", ["memsfl", "fedlora", "splitfrozen"])
+def test_and_so_does_one_that_is_compressed(method: str, codec: str, world: World) -> None:
+    packed = [part for role in ("activations", "gradients", "adapters") for part in (f"--compress-{role}", codec)]
+    rehearsed_is_played(world, "classification", method, *packed)
+
+
+@pytest.mark.parametrize("overlap", ["--overlap", "--no-overlap"])
+@pytest.mark.parametrize("method", ["memsfl", "sfl_v1", "sl"])
+def test_and_so_does_one_of_micro_batches(method: str, overlap: str, world: World) -> None:
+    rehearsed_is_played(world, "classification", method, "--batch-size", "5", "--micro-batches", "3", overlap)
+
+
+def test_and_so_does_one_in_which_activations_are_lifted(world: World) -> None:
+    """One device lends a block, the other two: the server runs the second block for the first device."""
+    rehearsed_is_played(world, "classification", "splitfrozen", "-o", "method.deepest=2")
+
+
+def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> None:
+    for split, rows in (("train", 24), ("validation", 6)):
+        made = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
+        tiny.write_jsonl(world.folder / "equal" / f"{split}.jsonl", made)
+    lm = ["--task", "causal-lm", "--prompt", "text", "--answer", "reply"]
+    flags = [*(world.classification() if task == "classification" else [*world.causal_lm(), *lm])]
+    flags += ["--data", world.folder / "equal", "--method", method, *options]
+    assert run("train", *flags, "--quiet").code == 0
+
+    inputs = prepare(read_config(world.out / "config.yaml"))
+    first = make_plan(method_of(inputs.config).plan, 0, situation_of(inputs, Logbook()))
+    rehearsed = rehearse(inputs, method_of(inputs.config), first, num_tokens=8)
+
+    rows = [json.loads(line) for line in (world.out / "metrics.jsonl").read_text().splitlines()]
+    folds = method_of(inputs.config).fold is not None  # then the first round is unlike the others
+    row, start = (rows[1], rows[0]["virtual_seconds"]) if folds else (rows[0], 0.0)
+    if method == "fedspine":  # what a device scored while it trained goes up too, and a rehearsal trains nothing
+        assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-3)
+        assert rehearsed.bytes_down == row["bytes_down"]
+        assert 0.95 * row["bytes_up"] < rehearsed.bytes_up < row["bytes_up"]
+    else:
+        assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
+        assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
+    owners = {"memsfl": ("slow", "quick"), "sfl_v1": ("slow", "quick")}.get(method, (SHARED,))
+    assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
+    assert inputs.base.weights.bytes_read == 0

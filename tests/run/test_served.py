@@ -1,0 +1,109 @@
+"""Law 6: a fleet that dials in over gRPC trains the adapter of the simulated one, bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cutlayer.config import read_config
+from cutlayer.fleet.profile import load_fleet
+from cutlayer.gate import hub
+from cutlayer.gate.door import Admission, GrpcDoor
+from cutlayer.report.progress import NoProgress
+from cutlayer.run.inputs import prepare, prepare_server, write_shares
+from cutlayer.run.run import Outcome
+from cutlayer.run.served import serve
+from real import FLEET, one_thread, served, simulated, values_for
+
+
+def bytes_of(outcome: Outcome) -> bytes:
+    return (outcome.adapter / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_micro_batches_over_a_real_wire(overlap: bool, inputs: Path, tmp_path: Path) -> None:
+    """With two of them on their way at a time or one: the adapter of the simulated run."""
+    values = values_for(inputs, train__micro_batches=3, train__overlap=overlap)
+    other = values_for(inputs, train__micro_batches=3, train__overlap=not overlap)
+    assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(other, tmp_path / "simulated"))
+
+
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora"])
+def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
+    values = values_for(inputs, method__name=method)
+    assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+def test_devices_go_from_one_run_to_the_next(inputs: Path, tmp_path: Path) -> None:
+    """With the folder that they have, and back to the first one."""
+    for out, seed in (("first", 0), ("second", 1), ("again", 0)):
+        values = values_for(inputs, train__seed=seed)
+        there = served(values, tmp_path / out, folders=tmp_path / "devices")
+        assert bytes_of(there) == bytes_of(simulated(values, tmp_path / f"{out} simulated"))
+
+
+def test_a_server_that_comes_back_after_its_last_round_waits_for_nobody(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a simulated fault: its devices had been told that the run is over, and it waited for them for ever."""
+    monkeypatch.setattr(hub, "LINGER_SECONDS", 0.1)
+    values = values_for(inputs)
+    before = served(values, tmp_path / "run")
+    expected = bytes_of(before)
+    shutil.rmtree(before.adapter)
+    config = prepare_server(read_config(tmp_path / "run" / "config.yaml"))
+    door = GrpcDoor("127.0.0.1:0", Admission(None), None, lambda _: None)
+
+    async def again() -> Outcome:
+        async with asyncio.timeout(30.0):
+            return await serve(
+                config, load_fleet(FLEET), NoProgress(), door, min_devices=2, resume=True, machines=one_thread()
+            )
+
+    assert bytes_of(asyncio.run(again())) == expected
+
+
+def test_a_server_that_is_stopped_while_it_says_farewell_lets_nobody_stay(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a simulated fault: its connections stood, and their devices waited for it for ever."""
+    values = {**values_for(inputs), "out": str(tmp_path / "run")}
+    _, config = write_shares(prepare(read_config(None, values=values)), tmp_path / "shares")
+
+    class Door:
+        is_open = False
+
+        async def open(self, hub: hub.Hub) -> None:  # noqa: ARG002
+            self.is_open = True
+
+        async def close(self) -> None:
+            self.is_open = False
+
+        def standing(self, device: str) -> None: ...
+
+    async def stopped_twice() -> bool:
+        waiting, parting, door = asyncio.Event(), asyncio.Event(), Door()
+
+        async def wait_for(*_: object) -> None:
+            waiting.set()
+            await asyncio.Event().wait()
+
+        async def farewell(*_: object) -> None:  # to a device that does not listen
+            parting.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(hub.Hub, "wait_for", wait_for)
+        monkeypatch.setattr(hub.Hub, "farewell", farewell)
+        serving = asyncio.ensure_future(serve(prepare_server(config), load_fleet(FLEET), NoProgress(), door))
+        await waiting.wait()
+        assert door.is_open
+        serving.cancel()
+        await parting.wait()
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return door.is_open
+
+    assert not asyncio.run(stopped_twice())
