@@ -18,11 +18,11 @@ from cutlayer.model.base import Base
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.merged import dispatch, merge, merged
 from cutlayer.server.server import SHARED, Server
+from cutlayer.testing.playground import FlatCosts, fleet_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients
 from ends import activations_for, server_for
-from playground import FlatCosts, fleet_of
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

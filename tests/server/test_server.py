@@ -22,11 +22,11 @@ from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
 from cutlayer.policies.order import ORDERS
 from cutlayer.server.server import SHARED, Server, Tally, one_for_all, one_per_device
+from cutlayer.testing.playground import fleet_of, learning_rate, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients, Update
 from ends import activations_for, server_for
-from playground import fleet_of, learning_rate, play, streams_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")
