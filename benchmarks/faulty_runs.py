@@ -29,7 +29,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from cutlayer import join as joining
+from cutlayer import joining
 from cutlayer.config import RunConfig, read_config
 from cutlayer.device import own_link
 from cutlayer.device.own_data import read_own_data

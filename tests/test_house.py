@@ -33,10 +33,10 @@ NOUNS = {"types", "files", "errors"}
 TESTED_IN = {
     "__init__.py": "test_init.py",
     "run/loop.py": "test_every_method.py",  # whole runs
-    "compare/one_run.py": "cli/test_compare.py",  # runs of a comparison
-    "compare/reports.py": "cli/test_compare.py",  # the files that it writes
+    "comparing/one_run.py": "cli/test_compare.py",  # runs of a comparison
+    "comparing/reports.py": "cli/test_compare.py",  # the files that it writes
     "run/desk.py": "run/test_served.py",
-    "join.py": "run/test_served.py",  # a server and its devices, over loopback
+    "joining.py": "run/test_served.py",  # a server and its devices, over loopback
     "settings.py": "run/test_inputs.py",
     "run/up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
@@ -117,7 +117,7 @@ def test_imports_point_one_way(module: Path) -> None:
 
 
 def test_the_device_side_never_imports_the_server_side() -> None:
-    todo, seen = [m for m in modules() if room_of(m) in ("device", "join")], set()
+    todo, seen = [m for m in modules() if room_of(m) in ("device", "joining")], set()
     while todo:
         module = todo.pop()
         seen.add(module)
@@ -135,7 +135,7 @@ def test_the_device_side_never_imports_the_server_side() -> None:
 
 
 def test_a_device_process_holds_no_server_module() -> None:
-    code = "import sys, cutlayer.join; print(*(m for m in sys.modules if m.startswith('cutlayer')), sep='\\n')"
+    code = "import sys, cutlayer.joining; print(*(m for m in sys.modules if m.startswith('cutlayer')), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     rooms = {name.split(".")[1] for name in done.stdout.split() if "." in name}
     assert "device" in rooms

@@ -16,8 +16,8 @@ from cutlayer.cli.terminal import console, table
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cutlayer.compare.comparison import Comparison
-    from cutlayer.compare.results import Results
+    from cutlayer.comparing.comparison import Comparison
+    from cutlayer.comparing.results import Results
 
 DEFAULT_OUT = "runs/compare"
 
@@ -50,10 +50,10 @@ def compare(
     comparison = _comparison(given, methods, seeds, metric, target)
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
-    from cutlayer.compare.comparison import alone
-    from cutlayer.compare.pool import carry_out, error_of, share_out
-    from cutlayer.compare.progress import Progress
-    from cutlayer.compare.reports import write_reports
+    from cutlayer.comparing.comparison import alone
+    from cutlayer.comparing.pool import carry_out, error_of, share_out
+    from cutlayer.comparing.progress import Progress
+    from cutlayer.comparing.reports import write_reports
     from cutlayer.fleet.profile import load_fleet
 
     terminal = console()
@@ -81,9 +81,9 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
     """
     if seeds < 1:
         raise ConfigError(f"--seeds: expected at least 1, got {seeds}. Change it.")
-    from cutlayer.compare.comparison import Comparison
-    from cutlayer.compare.entry import parse_entries
-    from cutlayer.compare.metric import metric_of
+    from cutlayer.comparing.comparison import Comparison
+    from cutlayer.comparing.entry import parse_entries
+    from cutlayer.comparing.metric import metric_of
     from cutlayer.config import read_config
 
     entries, config = parse_entries(methods), given.config()
@@ -122,7 +122,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
 
 
 def _tell(results: Results, folder: Path) -> None:
-    from cutlayer.compare.tables import budget_table, target_table
+    from cutlayer.comparing.tables import budget_table, target_table
 
     terminal = console()
     for shown in (target_table(results), budget_table(results)):

@@ -59,8 +59,8 @@ def join(
     from random import Random
 
     from cutlayer.device.token import read_token
-    from cutlayer.join import Joining
-    from cutlayer.join import join as join_run
+    from cutlayer.joining import Joining
+    from cutlayer.joining import join as join_run
     from cutlayer.transport.allocator import keep_freed_memory
     from cutlayer.transport.grpc_carrier import dialler
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from compared import ACCURACY, method_figures, row, run_figures
-from cutlayer.compare.comparison import Run
-from cutlayer.compare.entry import parse_entry
-from cutlayer.compare.results import Spent, curve, first_at, read_run, stat
+from cutlayer.comparing.comparison import Run
+from cutlayer.comparing.entry import parse_entry
+from cutlayer.comparing.results import Spent, curve, first_at, read_run, stat
 from cutlayer.config import RunConfig
+from made_up_figures import ACCURACY, method_figures, row, run_figures
 
 
 def test_a_curve_begins_untrained_and_adds_up_what_was_spent() -> None:

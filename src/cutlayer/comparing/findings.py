@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cutlayer.compare.results import MethodFigures, Results
-from cutlayer.compare.tables import NOTHING, alike, plain, whole_bytes
+from cutlayer.comparing.results import MethodFigures, Results
+from cutlayer.comparing.tables import NOTHING, alike, plain, whole_bytes
 from cutlayer.report.human import human_flops, human_seconds
 
 Figure = Callable[[MethodFigures], float | None]

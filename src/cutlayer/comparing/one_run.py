@@ -1,6 +1,6 @@
 """One run of a comparison in a process of its own: what `cutlayer train` does, and it ends with the one who asked.
 
-    python -m cutlayer.compare.one_run    with the config as one line of JSON on standard input
+    python -m cutlayer.comparing.one_run    with the config as one line of JSON on standard input
 
 Standard input stays open as long as the comparison lives. When it ends, so does the run, wherever it is: its
 checkpoint is what the next command goes on from, and no two processes ever write to one run folder.

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from cutlayer.compare.comparison import Run
-from cutlayer.compare.memory import available_bytes, cores, resident_and_peak_bytes
+from cutlayer.comparing.comparison import Run
+from cutlayer.comparing.memory import available_bytes, cores, resident_and_peak_bytes
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.run.inputs import RunInputs
 from cutlayer.types import DevicePlan
 
-COMMAND = (sys.executable, "-m", "cutlayer.compare.one_run")
+COMMAND = (sys.executable, "-m", "cutlayer.comparing.one_run")
 POLL_SECONDS = 0.2
 MARGIN = 1.1
 """Two runs of one shape do not take the same memory to the byte."""

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from cutlayer.compare import pool
-from cutlayer.compare.comparison import Run
-from cutlayer.compare.entry import parse_entry
-from cutlayer.compare.pool import Failure, Share, carry_out, error_of
+from cutlayer.comparing import pool
+from cutlayer.comparing.comparison import Run
+from cutlayer.comparing.entry import parse_entry
+from cutlayer.comparing.pool import Failure, Share, carry_out, error_of
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError, CutlayerError
 

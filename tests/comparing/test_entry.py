@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cutlayer.compare.entry import Entry, parse_entries, parse_entry
+from cutlayer.comparing.entry import Entry, parse_entries, parse_entry
 from cutlayer.errors import ConfigError
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from cutlayer.compare.comparison import Comparison, Run
-from cutlayer.compare.markdown import report_md
-from cutlayer.compare.page import report_html
-from cutlayer.compare.results import Results, read_results
+from cutlayer.comparing.comparison import Comparison, Run
+from cutlayer.comparing.markdown import report_md
+from cutlayer.comparing.page import report_html
+from cutlayer.comparing.results import Results, read_results
 from cutlayer.files import write_atomically
 from cutlayer.fleet.profile import Fleet
 from cutlayer.report.json_lines import to_json

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cutlayer.compare.results import Results
-from cutlayer.compare.tables import Table, budget_table, target_table
+from cutlayer.comparing.results import Results
+from cutlayer.comparing.tables import Table, budget_table, target_table
 
 
 def report_md(results: Results) -> str:

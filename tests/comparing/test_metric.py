@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cutlayer.compare.metric import METRICS, Metric, metric_of
+from cutlayer.comparing.metric import METRICS, Metric, metric_of
 from cutlayer.errors import ConfigError
 from cutlayer.report.metrics import ClassificationMetrics, LanguageMetrics
 

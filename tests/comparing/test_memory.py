@@ -8,7 +8,7 @@ from unittest import mock
 
 import psutil
 
-from cutlayer.compare.memory import available_bytes, cores, resident_and_peak_bytes
+from cutlayer.comparing.memory import available_bytes, cores, resident_and_peak_bytes
 
 MIB = 2**20
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cutlayer.compare.results import MethodFigures, Results, Stat
+from cutlayer.comparing.results import MethodFigures, Results, Stat
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
 
 NOT_REACHED = "not reached"

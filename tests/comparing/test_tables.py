@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compared import results_of
-from cutlayer.compare.tables import budget_table, target_table
+from cutlayer.comparing.tables import budget_table, target_table
+from made_up_figures import results_of
 
 CURVES = {
     "memsfl": [[0.2, 0.5, 0.6], [0.2, 0.6, 0.8]],

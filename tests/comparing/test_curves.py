@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from cutlayer.compare.curves import (
+from cutlayer.comparing.curves import (
     BYTES,
     HEIGHT,
     SECONDS,

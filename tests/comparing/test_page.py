@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from browser import open_page
-from compared import results_of
-from cutlayer.compare.page import CHARTS, report_html
-from cutlayer.compare.results import Results, stat
+from cutlayer.comparing.page import CHARTS, report_html
+from cutlayer.comparing.results import Results, stat
 from cutlayer.fleet.profile import Fleet
 from cutlayer.testing.playground import fleet_of
 from cutlayer.types import Event
+from made_up_figures import results_of
 
 CURVES = {
     "memsfl:order=fifo": [[0.2, 0.5, 0.6], [0.2, 0.6, 0.8]],

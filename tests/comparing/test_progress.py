@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cutlayer.compare.comparison import Run
-from cutlayer.compare.entry import parse_entry
-from cutlayer.compare.progress import Progress
+from cutlayer.comparing.comparison import Run
+from cutlayer.comparing.entry import parse_entry
+from cutlayer.comparing.progress import Progress
 from cutlayer.config import RunConfig
 
 

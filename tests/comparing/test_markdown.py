@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compared import results_of
-from cutlayer.compare.markdown import report_md
+from cutlayer.comparing.markdown import report_md
+from made_up_figures import results_of
 
 
 def test_the_page() -> None:

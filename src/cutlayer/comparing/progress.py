@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cutlayer.compare.comparison import Run
+from cutlayer.comparing.comparison import Run
 from cutlayer.report.human import human_seconds
 from cutlayer.report.screen import Screen
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from compared import results_of
-from cutlayer.compare.findings import Finding, findings
+from cutlayer.comparing.findings import Finding, findings
+from made_up_figures import results_of
 
 
 def test_the_best_and_the_next() -> None:

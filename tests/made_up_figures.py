@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cutlayer.compare.comparison import Run
-from cutlayer.compare.entry import parse_entry
-from cutlayer.compare.metric import Metric
-from cutlayer.compare.results import MethodFigures, Results, RunFigures, curve, first_at, over_seeds
+from cutlayer.comparing.comparison import Run
+from cutlayer.comparing.entry import parse_entry
+from cutlayer.comparing.metric import Metric
+from cutlayer.comparing.results import MethodFigures, Results, RunFigures, curve, first_at, over_seeds
 from cutlayer.config import RunConfig
 
 ACCURACY = Metric("accuracy", more_is_better=True)

@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from cutlayer.compare.entry import Entry
-from cutlayer.compare.metric import Metric
+from cutlayer.comparing.entry import Entry
+from cutlayer.comparing.metric import Metric
 from cutlayer.config import MethodSection, RunConfig, read_config
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically

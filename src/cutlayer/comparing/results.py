@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cutlayer.compare.comparison import Comparison, Run
-from cutlayer.compare.metric import Metric
+from cutlayer.comparing.comparison import Comparison, Run
+from cutlayer.comparing.metric import Metric
 from cutlayer.report.json_lines import JsonLines
 
 

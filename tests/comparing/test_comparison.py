@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cutlayer.compare.comparison import Comparison, alone
-from cutlayer.compare.entry import parse_entries
-from cutlayer.compare.metric import Metric
+from cutlayer.comparing.comparison import Comparison, alone
+from cutlayer.comparing.entry import parse_entries
+from cutlayer.comparing.metric import Metric
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError
 

@@ -15,10 +15,10 @@ from xml.etree import ElementTree as ET
 
 import yaml
 
-from cutlayer.compare.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
-from cutlayer.compare.findings import findings
-from cutlayer.compare.results import MethodFigures, Point, Results, Stat
-from cutlayer.compare.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
+from cutlayer.comparing.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
+from cutlayer.comparing.findings import findings
+from cutlayer.comparing.results import MethodFigures, Point, Results, Stat
+from cutlayer.comparing.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
 from cutlayer.fleet.profile import Fleet
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
