@@ -93,5 +93,5 @@ def stopped_after_a_round(*arguments: object) -> Ran:
         save_checkpoint(folder, snapshot, run)
         raise KeyboardInterrupt
 
-    with mock.patch("cutlayer.run.save_checkpoint", save_and_stop):
+    with mock.patch("cutlayer.run.run.save_checkpoint", save_and_stop):
         return run(*arguments)
