@@ -241,7 +241,8 @@ def test_the_readme_lists_the_method_table() -> None:
     from cutlayer.methods.table import TABLE
 
     rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", (PROJECT / "README.md").read_text(), re.MULTILINE)
-    assert rows == [(name, row.summary, row.paper, row.evidence) for name, row in TABLE.items()]
+    expected = [(name, row.summary, row.paper, row.evidence) for name, row in TABLE.items()]
+    assert rows == expected, "run python docs/methods.py"
 
 
 def test_every_make_target_says_what_it_does() -> None:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 from cutlayer.errors import ConfigError
@@ -156,16 +165,40 @@ class WireSection(Section):
         return name
 
 
+class MethodSource(Section):
+    """Which text a method was that is not of the method table: a run goes on with no other."""
+
+    at: str
+    """Its file, or its module."""
+    sha256: str = Field(pattern="[0-9a-f]{64}")
+    """Of the text."""
+
+
 class MethodSection(BaseModel):
-    """The method's name, and its own options beside it; the method table knows which there are."""
+    """The method's name, and its own options beside it; the method itself knows which there are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "memsfl"
+    """Of the method table, FILE.py:FUNCTION, MODULE:FUNCTION, or a name that an installed package offers."""
+    source: MethodSource | None = None
+    """A run writes it down; a method of the table has none."""
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    @property
+    def sha256(self) -> str | None:
+        """The digest that the method's text must have; None takes any."""
+        return None if self.source is None else self.source.sha256
+
+    @model_serializer(mode="wrap")
+    def _without_a_source_that_is_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if self.source is None:
+            content.pop("source", None)
+        return content
 
 
 class RunConfig(Section):
@@ -198,6 +231,7 @@ class RunConfig(Section):
             update={
                 "model": self.model.model_copy(update={"name": _absolute(self.model.name)}),
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "method": self.method.model_copy(update={"name": _absolute_file(self.method.name)}),
                 "fleet": write_out(self.fleet),
             }
         )
@@ -207,6 +241,12 @@ def _absolute(name: str) -> str:
     """A path that is there, from the root; other names (of the hub, built-in) as they are."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
+
+
+def _absolute_file(method: str) -> str:
+    """FILE.py:FUNCTION with the file from the root; other methods as they are."""
+    file, _, function = method.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}:{function}" if file.endswith(".py") else method
 
 
 def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:

@@ -1,4 +1,7 @@
-"""What is compared: a method with its options, as one word of the command line, `memsfl:order=fifo,cut=2`."""
+"""What is compared: a method with its options, as one word of the command line, `memsfl:order=fifo,cut=2`.
+
+Somebody's own method has a colon in its name, and options behind another: `./mine.py:mine:cut=2`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import yaml
 
 from cutlayer.errors import ConfigError
+from cutlayer.methods.table import TABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,7 @@ class Entry:
 
     Attributes:
       label: as it was typed; how tables and charts call it.
-      method: a row of the method table.
+      method: its name in a config.
       options: those that its word gives.
     """
 
@@ -28,8 +32,8 @@ class Entry:
 
     @property
     def slug(self) -> str:
-        """The label as a file name."""
-        return re.sub(r"[^A-Za-z0-9._=,-]+", "-", self.label)
+        """The label as a file name, which is not hidden."""
+        return re.sub(r"[^A-Za-z0-9._=,-]+", "-", self.label).lstrip(".-") or "-"
 
 
 def parse_entries(words: Sequence[str]) -> tuple[Entry, ...]:
@@ -52,8 +56,10 @@ def parse_entry(word: str) -> Entry:
     Example:
       >>> parse_entry("memsfl:order=fifo,cut=2").options
       {'order': 'fifo', 'cut': 2}
+      >>> parse_entry("./mine.py:mine:cut=2").method
+      './mine.py:mine'
     """
-    method, colon, rest = word.partition(":")
+    method, colon, rest = _split(word)
     options: dict[str, Any] = {}
     for pair in rest.split(",") if colon else ():
         key, equals, text = pair.partition("=")
@@ -67,3 +73,12 @@ def parse_entry(word: str) -> Entry:
         except yaml.YAMLError as error:
             raise ConfigError(f"compare {word}: expected a YAML value, got {text!r}. Quote it.") from error
     return Entry(word, method, options)
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    """Method, colon and options. A colon belongs to the method where a function stands behind it (`found`)."""
+    first, colon, rest = word.partition(":")
+    function, second, options = rest.partition(":")
+    if first not in TABLE and function.isidentifier():
+        return f"{first}:{function}", second, options
+    return first, colon, rest
