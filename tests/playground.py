@@ -30,8 +30,10 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Coordinator, Logbook
+from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.state import State
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
@@ -55,11 +57,11 @@ class ListedBatches:
         self._next += 1
         return self._batches[self._next - 1]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
+    def state(self) -> State:
+        return State({"next": self._next})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
+    def load(self, state: State) -> None:
+        self._next = state.facts["next"]
 
     @property
     def all(self) -> list[Batch]:
@@ -218,11 +220,11 @@ class TappedAggregate:
         self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
         return self._aggregate(broadcast, contributions)
 
-    def state(self) -> Adapter:
+    def state(self) -> State:
         return self._aggregate.state()
 
-    def load_state(self, state: Adapter) -> None:
-        self._aggregate.load_state(state)
+    def load(self, state: State) -> None:
+        self._aggregate.load(state)
 
 
 @dataclass
@@ -291,6 +293,7 @@ def play(
             learning_rate,
             Forecast(fleet, costs, compression),
             10,
+            scope=method.scope,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
@@ -317,6 +320,7 @@ def play(
         coordinator = Coordinator(
             method,
             server,
+            Aggregation(method.aggregate),
             Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, situation),
             played.logbook,
             rounds=rounds,

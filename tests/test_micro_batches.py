@@ -28,7 +28,7 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import deadline
 from cutlayer.run.inputs import completed
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.server import one_per_device
+from cutlayer.server.owners import one_per_device
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link

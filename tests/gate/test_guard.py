@@ -21,7 +21,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.stragglers import Late, Stragglers, quorum
-from cutlayer.server.server import one_per_device
+from cutlayer.server.owners import one_per_device
 from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Measured, Message, Recall, Update

@@ -15,7 +15,7 @@ from cutlayer.run.inputs import prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
 from cutlayer.run.run import method_of, situation_of
-from cutlayer.server.server import SHARED
+from cutlayer.server.owners import SHARED
 
 
 @pytest.mark.parametrize("method", TABLE)
