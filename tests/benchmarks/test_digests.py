@@ -37,14 +37,30 @@ def test_a_run_is_reproduced_and_another_table_is_not(tmp_path: Path, capsys: py
     content = json.loads(table.read_text())
     assert list(content["lines"]) == [f"{PACKED}/bert/0"]
     assert content["lines"][f"{PACKED}/bert/0"].keys() == {"adapter", "metrics", "events"}
-    content["lines"]["gone/bert/0"] = {"adapter": "0"}
+    assert content["broken"] == []
+    capsys.readouterr()
+    assert code_of("compare", table, "--only", PACKED) == 0
+    content["lines"]["gone/bert/0"] = content["lines"]["sl/bert/0"] = {"adapter": "0"}
     content["lines"][f"{PACKED}/bert/0"]["adapter"] = "0"
     table.write_text(json.dumps(content))
     capsys.readouterr()
     assert code_of("compare", table, "--only", PACKED) == 1
     *differing, summary = capsys.readouterr().out.splitlines()
-    assert differing == [f"{PACKED}/bert/0: other adapter"], "the other digests are as they were"
-    assert summary.startswith("1 lines: 0 as in ")
+    assert differing == [f"{PACKED}/bert/0: other adapter", "gone/bert/0: not played"]
+    assert summary.startswith("2 lines of ")
+
+
+def test_a_promise_may_stay_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, lines = tmp_path / "digests.json", {"sl/bert/0": {"adapter": "1"}}
+    plays = [play for play in digests.plays_of(["sl"]) if play.name == "sl/bert/0"]
+    monkeypatch.setattr(digests, "play_all", lambda _plays: (lines, ["a: broken."]))
+    assert not digests.write(table, plays)
+    assert digests.compare(table, plays)
+    assert "known: a: broken." in capsys.readouterr().out
+    monkeypatch.setattr(digests, "play_all", lambda _plays: (lines, ["a: broken.", "b: broken."]))
+    assert not digests.compare(table, plays)
 
 
 def test_what_a_run_left_is_seen(tmp_path: Path) -> None:
@@ -111,7 +127,7 @@ def test_promises_that_are_broken() -> None:
 
 
 def test_every_method_is_played() -> None:
-    plays = digests.plays_of([], grpc=True)
+    plays = digests.plays_of([])
     assert len({play.name for play in plays}) == len(plays), "each line has a name of its own"
     assert {play.case.method for play in plays if not play.case.variant} == set(TABLE)
     assert {play.case.method for play in plays if not play.grpc} == set(TABLE)
@@ -121,6 +137,6 @@ def test_every_method_is_played() -> None:
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--only: expected some of .*splitlora.*, got splitlore\. Correct it\."):
-        digests.plays_of(["splitlore"], grpc=False)
+        digests.plays_of(["splitlore"])
     with pytest.raises(ConfigError, match=r"none\.json: expected a table of digests, got .* Make one with `write`\."):
-        digests.compare(tmp_path / "none.json", [], grpc=False)
+        digests.compare(tmp_path / "none.json", [])
