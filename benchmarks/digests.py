@@ -46,10 +46,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import tiny
 import torch
 import yaml
 
-import tiny
 from cutlayer.cli import main as cutlayer
 from cutlayer.errors import ConfigError
 from cutlayer.methods.table import TABLE

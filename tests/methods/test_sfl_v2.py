@@ -13,7 +13,7 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.server.owners import SHARED
-from playground import Played, fleet_of, play, streams_for
+from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -23,11 +23,20 @@ from cutlayer.model.part import model_inputs
 from cutlayer.policies.plan import Situation
 from cutlayer.server.server import Server
 from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.playground import (
+    FlatCosts,
+    ListedBatches,
+    Played,
+    fleet_of,
+    learning_rate,
+    play,
+    streams_for,
+    with_rows,
+)
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, History
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Finish, Recall, Update
-from playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for, with_rows
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 2, 3

@@ -24,11 +24,11 @@ from cutlayer.policies.order import random_order
 from cutlayer.rounds.split import split
 from cutlayer.server.server import Server
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
+from cutlayer.testing.playground import fleet_of, play, streams_for
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Update
 from ends import device_for, server_for
-from playground import fleet_of, play, streams_for
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 FINISH = Finish("run", 1, "done")

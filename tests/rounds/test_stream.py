@@ -20,11 +20,11 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.stream import MIB, stream
 from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.playground import FlatCosts, fleet_of, with_rows
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Recall, Update
 from ends import activations_for, device_for, server_for
-from playground import FlatCosts, fleet_of, with_rows
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 FINISH = Finish("run", 1, "done")

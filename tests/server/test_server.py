@@ -24,11 +24,11 @@ from cutlayer.policies.order import ORDERS
 from cutlayer.server.ledger import Tally
 from cutlayer.server.owners import SHARED, one_for_all, one_per_device
 from cutlayer.server.server import Server
+from cutlayer.testing.playground import fleet_of, learning_rate, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients, Update
 from ends import activations_for, server_for
-from playground import fleet_of, learning_rate, play, streams_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")
@@ -105,7 +105,9 @@ def test_a_step_trains_what_the_server_holds(cut: int, bert: Base) -> None:
     arrived = activations_for(bert, BATCH, cut)
     answer = step(server, arrived)
     trained = whole_step(bert, bert.initial_adapter(0), [BATCH], server.settings)
-    assert_same(server.adapters._trainables["device-0"].adapter(), {name: trained[name] for name in bert.server_names(cut)})
+    assert_same(
+        server.adapters.trainable("device-0").adapter(), {name: trained[name] for name in bert.server_names(cut)}
+    )
     assert (answer.run, answer.round, answer.step, answer.device) == ("run", 0, 0, "device-0")
     bert.whole().use(bert.initial_adapter(0))
     assert answer.loss == float(bert.whole().loss_and_logits(BATCH)[0])
@@ -124,7 +126,7 @@ def test_a_devices_step_touches_only_its_owners_adapter(bert: Base) -> None:
     server.begin(plan_of(1, 1), one_per_device)
     step(server, activations_for(bert, BATCH, 1, device="device-1"))
     start = {name: bert.initial_adapter(0)[name] for name in bert.server_names(1)}
-    assert_same(server.adapters._trainables["device-0"].adapter(), start)
+    assert_same(server.adapters.trainable("device-0").adapter(), start)
     assert not torch.equal(
         server.adapters._trainables["device-1"].adapter()["base_model.model.classifier.weight"],
         start["base_model.model.classifier.weight"],
@@ -156,7 +158,9 @@ def test_clipping_and_weight_decay_reach_the_servers_optimizer(bert: Base) -> No
     server = server_for(bert, fleet_of(1), settings=settings)
     server.begin(plan_of(0), one_per_device)
     step(server, activations_for(bert, BATCH, 0))
-    assert_same(server.adapters._trainables["device-0"].adapter(), whole_step(bert, bert.initial_adapter(0), [BATCH], settings))
+    assert_same(
+        server.adapters.trainable("device-0").adapter(), whole_step(bert, bert.initial_adapter(0), [BATCH], settings)
+    )
 
 
 def test_a_server_that_is_done_lets_go_of_its_model(bert: Base) -> None:
@@ -293,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_the_step(value: float, bert: Base) -> N
     text = str(error.value)
     assert "\n" not in text
     assert "device device-0, round 3, step 1: expected a finite loss, got nan. Lower the learning rate" in text
-    trained = server.adapters._trainables["device-0"].adapter()
+    trained = server.adapters.trainable("device-0").adapter()
     assert all(torch.equal(trained[name], server.adapter[name]) for name in trained), "nothing was stepped"
     assert server.ledger.take_tallies() == {}
 

@@ -16,11 +16,11 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
 from cutlayer.server.share import share_of, take_share, take_yield, yield_of
+from cutlayer.testing.playground import fleet_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
 from ends import activations_for, server_for
-from playground import fleet_of
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")

@@ -19,11 +19,11 @@ from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import SHARED
 from cutlayer.server.server import Server
 from cutlayer.server.steps.merged import dispatch, merge, merged
+from cutlayer.testing.playground import FlatCosts, fleet_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients
 from ends import activations_for, server_for
-from playground import FlatCosts, fleet_of
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -14,9 +14,9 @@ from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.server.steps.schedule import schedule
 from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch
 from ends import activations_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]

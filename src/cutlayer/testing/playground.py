@@ -23,6 +23,7 @@ from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
+from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.aggregate import Aggregate, Contribution
@@ -34,16 +35,18 @@ from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.state import State
+from cutlayer.testing.reference import plain_peft_model
+from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
-from tiny import LABELS, random_batch
 
 WAIT_ALL = wait_all()
 LEARNING_RATES = (1e-2, 5e-3, 2e-3, 1e-3)
 
 
 def learning_rate(round: int, step: int) -> float:
+    """The rate of a local step, another for each of a round and for neighbouring rounds."""
     return LEARNING_RATES[(2 * round + step) % len(LEARNING_RATES)]
 
 
@@ -344,7 +347,8 @@ def play(
                     committing.attach(device, device_end)
                 tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
             await coordinator.run()
-        played.adapter = server.exported()
+        views = list(server.adapters.views().values())
+        played.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
 
     run_virtual(run())
     return played
@@ -365,9 +369,6 @@ def plain_training(
 
     Returns the adapter and the optimizer's state, so that training can go on.
     """
-    from cutlayer.model.part import model_inputs
-    from reference import plain_peft_model
-
     model, inside = plain_peft_model(base)
     with torch.no_grad():
         for name, value in start.items():
