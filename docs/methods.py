@@ -18,9 +18,9 @@ HEAD = """\
 # Methods
 
 Made by `docs/methods.py` from the docstrings of the method files; do not edit it here. `cutlayer methods` prints the
-short form, `cutlayer methods NAME` this of one method, `-o method.KEY=VALUE` sets an option, and `cutlayer compare` holds
-methods against each other ([how](comparing.md)). The options are those of the method alone: learning rates, steps and
-rounds belong to the run.
+short form, `cutlayer methods NAME` this of one method, `-o method.KEY=VALUE` sets an option, and `cutlayer compare`
+holds methods against each other ([how](comparing.md)). The options are those of the method alone: learning rates, steps
+and rounds belong to the run.
 
 *How sure* says where the facts come from. A method file says more, step by step of its paper.
 """

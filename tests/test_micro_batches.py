@@ -28,7 +28,7 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import deadline
 from cutlayer.run.inputs import completed
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.server import one_per_device
+from cutlayer.server.owners import one_per_device
 from cutlayer.testing.playground import (
     FlatCosts,
     LeavingLink,

@@ -21,7 +21,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.stragglers import Late, Stragglers, quorum
-from cutlayer.server.server import one_per_device
+from cutlayer.server.owners import one_per_device
 from cutlayer.testing.playground import WAIT_ALL, Played, fleet_of, play, with_rows
 from cutlayer.testing.tiny import LABELS, VOCABULARY, random_batch
 from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan

@@ -26,7 +26,7 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.select import everyone
 from cutlayer.rounds.split import split
-from cutlayer.server.merged import merged
+from cutlayer.server.steps.merged import merged
 from cutlayer.testing.playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import random_batch

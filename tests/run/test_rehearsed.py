@@ -14,7 +14,7 @@ from cutlayer.run.inputs import prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
 from cutlayer.run.run import method_of, situation_of
-from cutlayer.server.server import SHARED
+from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
 
 

@@ -31,8 +31,10 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Coordinator, Logbook
+from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
@@ -58,11 +60,11 @@ class ListedBatches:
         self._next += 1
         return self._batches[self._next - 1]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
+    def state(self) -> State:
+        return State({"next": self._next})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
+    def load(self, state: State) -> None:
+        self._next = state.facts["next"]
 
     @property
     def all(self) -> list[Batch]:
@@ -221,11 +223,11 @@ class TappedAggregate:
         self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
         return self._aggregate(broadcast, contributions)
 
-    def state(self) -> Adapter:
+    def state(self) -> State:
         return self._aggregate.state()
 
-    def load_state(self, state: Adapter) -> None:
-        self._aggregate.load_state(state)
+    def load(self, state: State) -> None:
+        self._aggregate.load(state)
 
 
 @dataclass
@@ -294,6 +296,7 @@ def play(
             learning_rate,
             Forecast(fleet, costs, compression),
             10,
+            scope=method.scope,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
@@ -320,6 +323,7 @@ def play(
         coordinator = Coordinator(
             method,
             server,
+            Aggregation(method.aggregate),
             Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, situation),
             played.logbook,
             rounds=rounds,
@@ -343,7 +347,8 @@ def play(
                     committing.attach(device, device_end)
                 tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
             await coordinator.run()
-        played.adapter = server.exported()
+        views = list(server.adapters.views().values())
+        played.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
 
     run_virtual(run())
     return played
