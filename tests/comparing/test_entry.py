@@ -38,3 +38,25 @@ def test_the_same_word_twice() -> None:
     with pytest.raises(ConfigError, match="expected different methods, got memsfl twice"):
         parse_entries(["memsfl", "vanilla", "memsfl"])
     assert [entry.method for entry in parse_entries(["memsfl", "memsfl:cut=1"])] == ["memsfl", "memsfl"]
+
+
+@pytest.mark.parametrize(
+    ("word", "method", "options", "slug"),
+    [
+        ("./mine.py:mine", "./mine.py:mine", {}, "mine.py-mine"),
+        ("../a b/mine.py:mine:cut=2,order=a:b", "../a b/mine.py:mine", {"cut": 2, "order": "a:b"}, None),
+        ("package.module:mine", "package.module:mine", {}, "package.module-mine"),
+        ("package.module:mine:cut=2", "package.module:mine", {"cut": 2}, "package.module-mine-cut=2"),
+        ("offered:cut=2", "offered", {"cut": 2}, "offered-cut=2"),
+    ],
+)
+def test_a_method_of_others(word: str, method: str, options: dict[str, object], slug: str | None) -> None:
+    entry = parse_entry(word)
+    assert (entry.label, entry.method, entry.options) == (word, method, options)
+    assert slug is None or entry.slug == slug
+
+
+@pytest.mark.parametrize("word", ["./mine.py:mine:", "./mine.py:mine:cut", "package.module:mine:cut=1,"])
+def test_what_is_no_option_of_a_method_of_others(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected METHOD:KEY=VALUE,KEY=VALUE with each key once, got "):
+        parse_entry(word)

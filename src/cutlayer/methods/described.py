@@ -133,7 +133,7 @@ def _option(argument: ast.arg, default: ast.expr | None, help: str, where: str) 
         )
     if argument.arg in RESERVED:
         raise ConfigError(
-            f"{where}: expected another name for the option {argument.arg}, which a run file means itself."
+            f"{where}: expected options that a run file does not mean itself, got {argument.arg}. Rename it."
         )
     if default is None:
         raise ConfigError(f"{where}: expected a default for the option {argument.arg}, got none. Write one.")
