@@ -8,7 +8,7 @@ method: {name: memsfl, order: optimal}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -249,13 +249,20 @@ def _absolute_file(method: str) -> str:
     return f"{Path(file).expanduser().resolve()}:{function}" if file.endswith(".py") else method
 
 
-def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
+def read_config(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    *,
+    where: str = "flags",
+) -> RunConfig:
     """Reads a run file and lays flags over it.
 
     Args:
       path: The run file; None starts from the defaults.
       overrides: `KEY=VALUE` with dotted keys, such as `method.order=fifo`; values are read as YAML.
       values: More of the same, already read; these come first.
+      where: By which messages name what is laid over the file.
 
     Raises:
       ConfigError: No such file, not YAML, an unknown key, or a value out of its range.
@@ -270,14 +277,46 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mappin
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"-o {override}: expected a YAML value, got {text!r}. Quote it.") from error
-    for key, value in given.items():
-        _set(content, key, value)
+    return _laid_over(content, given, where, where if path is None else str(path))
+
+
+def changed_config(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
+    """The config with other values.
+
+    Args:
+      config: Which stays as it is.
+      values: By dotted key.
+      where: By which messages name what is laid over it.
+
+    Raises:
+      ConfigError: An unknown key, or a value out of its range.
+    """
+    return _laid_over(config.model_dump(mode="json"), values, where, where)
+
+
+def _laid_over(content: dict[str, Any], values: Mapping[str, Any], where: str, origin: str) -> RunConfig:
+    for key, value in values.items():
+        _set(content, key, value, where)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         at = ".".join(map(str, error.errors()[0]["loc"])) + "."
-        from_flags = any(at.startswith(f"{key}.") for key in given)
-        raise ConfigError(_one_line("flags" if path is None or from_flags else str(path), error)) from error
+        laid = any(at.startswith(f"{key}.") for key in values)
+        raise ConfigError(_one_line(where if laid else origin, error)) from error
+
+
+def differences(one: Any, other: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys at which two contents differ, with both values.
+
+    Example:
+      >>> list(differences({"train": {"lr": 1, "seed": 0}}, {"train": {"lr": 2, "seed": 0}}))
+      [('train.lr', 1, 2)]
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(key), other.get(key), f"{at}.{key}" if at else str(key))
+    elif one != other:
+        yield at, one, other
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -299,12 +338,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
+def _set(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ConfigError(f"flags: {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
+            raise ConfigError(f"{where}: {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
     content[key] = value
 
 

@@ -50,27 +50,23 @@ def compare(
     comparison = _comparison(given, methods, seeds, metric, target)
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
-    from cutlayer.comparing.comparison import alone
-    from cutlayer.comparing.pool import carry_out, error_of, share_out
+    from cutlayer.comparing.carried_out import carried_out
+    from cutlayer.comparing.pool import error_of
     from cutlayer.comparing.progress import Progress
-    from cutlayer.comparing.reports import write_reports
-    from cutlayer.fleet.profile import load_fleet
 
     terminal = console()
-    with terminal.status("reading the data"):
-        inputs = comparison.check()
-    comparison.write()
-    runs = comparison.runs()
-    share = share_out(len(runs), jobs, inputs)
-    with alone(comparison.folder), _interruptible(comparison.folder):
-        with Progress(terminal, runs, comparison.metric.name, share.jobs) as display:
-            failed = carry_out(runs, display, share)
-        fleet, command = load_fleet(comparison.shared.fleet), _command(comparison, given)
-        results = write_reports(comparison, fleet, command, {one.run.name: one.problem for one in failed})
-        if results is not None:
-            _tell(results, comparison.folder)
+    with _interruptible(comparison.folder):
+        results, failed = carried_out(
+            comparison,
+            jobs,
+            lambda runs, at_once: Progress(terminal, runs, comparison.metric.name, at_once),
+            _command(comparison, given),
+            terminal.status("reading the data"),
+        )
+    if results is not None:
+        _tell(results, comparison.folder)
     if failed:
-        raise error_of(failed, len(runs))
+        raise error_of(failed, len(comparison.runs()))
 
 
 def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None, target: float | None) -> Comparison:
@@ -117,7 +113,8 @@ def _interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
+        if (folder / "compare.yaml").exists():
+            print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
         raise
 
 

@@ -21,7 +21,7 @@ import yaml
 
 from cutlayer.comparing.entry import Entry
 from cutlayer.comparing.metric import Metric
-from cutlayer.config import MethodSection, RunConfig, read_config
+from cutlayer.config import MethodSection, RunConfig, differences, read_config
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically
 from cutlayer.run.inputs import RunInputs, completed, prepare
@@ -140,7 +140,7 @@ class Comparison:
         """Raises ConfigError if the folder holds other runs than these."""
         path = self.folder / "compare.yaml"
         if path.exists():
-            for key, old, new in _differences(_shared(read_config(path)), self.shared_content()):
+            for key, old, new in differences(_shared(read_config(path)), self.shared_content()):
                 raise ConfigError(
                     f"--out: expected a folder of this comparison, got {self.folder} whose {key} is {old}, not {new}. "
                     "Use another --out."
@@ -148,7 +148,7 @@ class Comparison:
         for run in runs:
             if (run.folder / "config.yaml").exists():
                 stored = completed(read_config(run.folder / "config.yaml", values={"out": run.config.out}))
-                for key, old, new in _differences(stored.model_dump(mode="json"), run.config.model_dump(mode="json")):
+                for key, old, new in differences(stored.model_dump(mode="json"), run.config.model_dump(mode="json")):
                     raise ConfigError(
                         f"--out: expected {run.folder} to hold this run, got one whose {key} is {old}, not {new}. "
                         "Use another --out, or remove that folder."
@@ -193,12 +193,3 @@ def _shared(config: RunConfig) -> dict[str, Any]:
     content = config.model_dump(mode="json", exclude={"method", "out"})
     del content["train"]["seed"]
     return content
-
-
-def _differences(one: Any, other: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The dotted keys at which two contents differ, with both values."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        for key in dict.fromkeys([*one, *other]):
-            yield from _differences(one.get(key), other.get(key), f"{at}.{key}" if at else str(key))
-    elif one != other:
-        yield at, one, other
