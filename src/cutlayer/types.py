@@ -53,7 +53,13 @@ def adapted_blocks(ranks: tuple[int, ...]) -> frozenset[int] | None:
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """What one device does in one round."""
+    """What one device does in one round.
+
+    Example:
+      >>> from cutlayer import DevicePlan
+      >>> DevicePlan("pi-1", cut=2, ranks=(8, 8, 4)).blocks == {0, 1, 2}
+      True
+    """
 
     device: str
     cut: int = 0
@@ -111,6 +117,13 @@ class RoundPlan:
 
     `ranks` is the rank of the full adapter on each block, of which a device's are at most as large; empty for the
     run's rank everywhere. It is the same in every round of a run.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> from cutlayer import DevicePlan, RoundPlan
+      >>> plan = RoundPlan(0, (DevicePlan("pi-1"), DevicePlan("pi-2")))
+      >>> [device.cut for device in plan.with_each(lambda device: replace(device, cut=2)).devices]
+      [2, 2]
     """
 
     round: int

@@ -27,7 +27,7 @@ from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.aggregate import Aggregate, Contribution
-from cutlayer.policies.plan import Situation
+from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Coordinator, Logbook
@@ -36,8 +36,8 @@ from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
-from cutlayer.testing.tiny import LABELS, random_batch
-from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
+from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
 
@@ -126,6 +126,34 @@ def fleet_of(num_devices: int, *, max_blocks: Sequence[int] = (1, 2, 3)) -> Flee
             for index in range(num_devices)
         ),
     )
+
+
+def planned(*planners: Planner, num_devices: int = 3, round: int = 0, **changes: Any) -> RoundPlan:
+    """The plan that planners make for unequal devices of a model of three blocks, without a run.
+
+    Args:
+      planners: In their order.
+      num_devices: Of `fleet_of`.
+      round: Which is planned.
+      changes: Fields of the situation.
+
+    Example:
+      >>> from cutlayer import cut_at, everyone
+      >>> [(device.device, device.cut) for device in planned(everyone(), cut_at(2), num_devices=2).devices]
+      [('device-0', 2), ('device-1', 2)]
+    """
+    situation = Situation(
+        **{
+            "fleet": fleet_of(num_devices),
+            "costs": FlatCosts(BLOCKS),
+            "history": History(),
+            "num_tokens": 10,
+            "batch_size": 4,
+            "local_steps": 2,
+            **changes,
+        }
+    )
+    return make_plan(planners, round, situation)
 
 
 def streams_for(
