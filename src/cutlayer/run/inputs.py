@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cutlayer.config import MethodSection, RunConfig
+from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
@@ -21,7 +21,7 @@ from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
-from cutlayer.methods.table import TABLE, build_method
+from cutlayer.methods.table import found
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
@@ -265,12 +265,14 @@ def completed(config: RunConfig) -> RunConfig:
     """The config as a run writes it down: readable from anywhere, with every option of its method.
 
     Raises:
-      ConfigError: There is no such fleet, method or option, or the method takes no micro-batches.
+      ConfigError: There is no such fleet, method or option, the method is another than the config says, or takes no
+        micro-batches.
     """
-    name, options = config.method.name, config.method.options
-    build_method(name, options, config.train.seed).check_micro_batches(config.train.micro_batches)
-    method = MethodSection(name=name, **(TABLE[name].options | options))
-    return config.self_contained().model_copy(update={"method": method})
+    row, options = found(config.method.name, config.method.sha256), config.method.options
+    row.built(options, config.train.seed).check_micro_batches(config.train.micro_batches)
+    source = None if row.ours else MethodSource(at=row.source.at, sha256=row.source.sha256)
+    section = MethodSection(name=row.name, source=source, **(row.options | options))
+    return config.self_contained().model_copy(update={"method": section})
 
 
 def _check_positions(files: ModelFiles, max_length: int) -> None:

@@ -67,7 +67,8 @@ def situation_of(inputs: RunInputs, logbook: Logbook) -> Situation:
 
 def method_of(config: RunConfig) -> Method:
     """The method that the config names, with its options."""
-    return build_method(config.method.name, config.method.options, config.train.seed)
+    method = config.method
+    return build_method(method.name, method.options, config.train.seed, method.sha256)
 
 
 def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> RoundPlan:

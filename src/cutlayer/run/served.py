@@ -1,4 +1,4 @@
-"""A run with a real fleet: the server's process. Devices come by network (`join.py`); the rounds are the simulator's.
+"""A run with a real fleet: the server's process. Devices come by network (`joining.py`); rounds are the simulator's.
 
 device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
 
