@@ -44,15 +44,14 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes of devices too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import tiny
 import torch
 import yaml
 
 from cutlayer.cli import main as cutlayer
 from cutlayer.errors import ConfigError
 from cutlayer.methods.table import TABLE
+from cutlayer.testing import tiny
 
 
 class RunFailed(Exception):

@@ -10,23 +10,48 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.scope import Scope, shared
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.steps.train import answer, train
 from cutlayer.testing.playground import FlatCosts, ListedBatches, learning_rate
 from cutlayer.types import Batch, Event
-from cutlayer.wire.messages import Activations
+from cutlayer.wire.messages import Activations, Gradients
 
 ADAMW = TrainSettings(OptimizerSettings())
 
 
-def server_for(base: Base, fleet: Fleet, events: list[Event] | None = None, settings: TrainSettings = ADAMW) -> Server:
+def server_for(
+    base: Base,
+    fleet: Fleet,
+    events: list[Event] | None = None,
+    settings: TrainSettings = ADAMW,
+    *,
+    scope: Scope = shared,
+) -> Server:
     """A server of this fleet, at 30 GFLOP/s, on the costs of the playground."""
     costs = FlatCosts(base.num_blocks)
     record = (events if events is not None else []).append
     machine = ModelledMachine("server", fleet.server.effective_flops, record)
     start = base.initial_adapter(0)
     forecast = Forecast(fleet, costs)  # type: ignore[arg-type]
-    return Server("run", base, start, machine, costs, settings, learning_rate, forecast, 10)  # type: ignore[arg-type]
+    return Server(
+        "run",
+        base,
+        start,
+        machine,
+        costs,  # type: ignore[arg-type]
+        settings,
+        learning_rate,
+        forecast,
+        10,
+        scope=scope,
+    )
+
+
+async def served(server: Server, arrived: Activations) -> Gradients:
+    """The server's answer to one device's activations, as of a step that serves one device at a time."""
+    return answer(server, arrived, *await train(server, arrived, server.ledger.device(arrived.device)))
 
 
 def device_for(

@@ -15,11 +15,11 @@ from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
 from cutlayer.device.agent import Agent, Asking, Prepare, asking
 from cutlayer.device.commit import CommittingLink
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
 from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.device.shape import shape_by_name
 from cutlayer.device.store import FolderStore
 from cutlayer.device.told import Told
 from cutlayer.fleet.clock import now
@@ -181,7 +181,7 @@ class _Attendance:
         notice: Callable[[str], None],
     ) -> None:
         self._joining, self._welcome, self._rates, self._files = joining, welcome, rates, files
-        self._conversation = conversation_by_name(welcome.conversation)
+        self._shape = shape_by_name(welcome.shape)
         config = RunConfig.model_validate_json(welcome.config)
         self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
         self.session = Session(
@@ -203,14 +203,14 @@ class _Attendance:
         tokenizer = load_tokenizer(files)
         pad_id = pad_token_id(tokenizer)
         settings = model_settings(config, len(self._welcome.labels), pad_id)
-        base, self._costs = Base(settings, where), cost_model(settings)
+        base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)
         probed = probe(where, base.dtype)
         self._device = Device(
-            self._joining.name, base, data.batches(), self.machine, self._costs, train_settings(config)
+            self._joining.name, base, data.batches(), self.machine, self._costs, train_settings(config), self._shape
         )
-        self._packed = packed(self._committing, packing(config), base, self._costs)
+        self._packed = packed(self._committing, packing(config), base, self._costs, self._shape)
         self._committing.attach(self._device, self._packed)
         self.ready = Ready(
             device=self._joining.name,
@@ -236,7 +236,7 @@ class _Attendance:
     async def converse(self) -> None:
         """See `agent.Attendance`."""
         try:
-            await self._conversation(self._packed, self._device)
+            await self._device.converse(self._packed)
         finally:
             self.machine.close()
 

@@ -24,9 +24,9 @@ from cutlayer.methods.method import Method
 from cutlayer.policies.cut import whole_model
 from cutlayer.policies.ranks import ranks_by_budget
 from cutlayer.policies.select import everyone, random_fraction
-from cutlayer.policies.self_prune import self_pruning
+from cutlayer.policies.self_prune import ranks_that_are_left, self_pruning
 from cutlayer.policies.zero_pad import zero_pad
-from cutlayer.rounds.local import local
+from cutlayer.rounds.shrinking import shrinking
 
 
 def hetlora(
@@ -58,6 +58,7 @@ def hetlora(
             whole_model(),
             self_pruning(gamma, lam, lowest=lowest),
         ),
-        round=local(),
+        round=shrinking(),
         aggregate=zero_pad(by_norm=by_norm, owners_only=owners_only),
+        observe=ranks_that_are_left,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import Term
 from cutlayer.state import State, Stateless
-from cutlayer.types import Adapter, Kept
+from cutlayer.types import Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,7 @@ class Contribution:
       device: whose they are; empty where several devices trained them.
       round: the round in which they were begun.
       where: of tensors that hold a part of the full one: the axis, and which positions along it they hold.
-      kept: the structure of a pruned model.
-      importance: of its units, by `<block>.heads` and `<block>.channels`, 0 for those it never had a gradient of.
+      facts: what else the device said, by name (`Update.facts`).
 
     Example:
       >>> import torch
@@ -45,8 +44,7 @@ class Contribution:
     device: str = ""
     round: int = 0
     where: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
-    kept: Kept | None = None
-    importance: Adapter = field(default_factory=dict)
+    facts: Adapter = field(default_factory=dict)
 
 
 def terms_of(contributions: Sequence[Contribution], b: str, a: str) -> list[Term]:

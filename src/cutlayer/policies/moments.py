@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from cutlayer.policies.plan import Planner, Situation
-from cutlayer.types import RoundPlan
+from cutlayer.types import Clause, RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class FreshMoments(Clause):
+    """AdamW's moments begin anew in this round, on the device and on the server."""
 
 
 def fresh_moments() -> Planner:
@@ -23,6 +28,6 @@ def fresh_moments() -> Planner:
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:  # noqa: ARG001
-        return plan.with_each(lambda device: replace(device, fresh_moments=True))
+        return plan.with_each(lambda device: device.having(FreshMoments()))
 
     return planner

@@ -16,13 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cutlayer.model.structure import CHANNELS, HEADS, IMPORTANCE, KEPT
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.prune import most_important
 from cutlayer.state import State
 from cutlayer.types import Adapter, Kept
-
-LEFT = "left"
-"""Beside the importance, by unit name, in the state: how many heads and channels of a block are left."""
 
 
 class Scatter:
@@ -79,19 +77,16 @@ class Scatter:
     def _learn(self, contributions: Sequence[Contribution]) -> None:
         """Takes in what pruned devices say of their units, and how many they have left."""
         pruned = [
-            (part.kept, part.importance, self._weight(part, next(iter(part.weights))))
+            (part.facts, importance, self._weight(part, next(iter(part.weights))))
             for part in contributions
-            if part.kept is not None and part.importance
+            if (importance := _importance(part))
         ]
         total = sum(weight for _, _, weight in pruned)
         if not total:
             return
         heads, channels = (
-            math.ceil(sum(weight * len(units[0]) for units, weight in group) / total - 1e-9)
-            for group in (
-                [(kept.heads, weight) for kept, _, weight in pruned],
-                [(kept.channels, weight) for kept, _, weight in pruned],
-            )
+            math.ceil(sum(weight * len(facts[f"{KEPT}0.{group}"]) for facts, _, weight in pruned) / total - 1e-9)
+            for group in (HEADS, CHANNELS)
         )
         self._left = heads, channels
         first, *others = (
@@ -119,6 +114,11 @@ def scatter(*, weighted: bool = True) -> Scatter:
       'the mean over owners'
     """
     return Scatter(weighted=weighted)
+
+
+def _importance(part: Contribution) -> Adapter:
+    """The importance of each unit that a pruned device says, by unit; none of a device that has not scored."""
+    return {name.removeprefix(IMPORTANCE): v for name, v in part.facts.items() if name.startswith(IMPORTANCE)}
 
 
 def _places(name: str, part: Contribution) -> tuple[slice | Tensor, ...]:

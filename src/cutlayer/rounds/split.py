@@ -13,7 +13,7 @@
 Devices run at the same time, each at its own pace; only the end of the round is a barrier.
 
 A step may go up and down in parts (micro-batches), one after the other or two at a time (docs/decisions/0023).
-The device's end of this and every other shape is in `device/conversations.py`.
+The device's end of this and every other shape is in the file of the same name in `device/talks/`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 
+from cutlayer.device.talks.split import SHAPE
 from cutlayer.errors import DeviceGone
+from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.turn import Turn
@@ -51,12 +53,19 @@ def split(*, server_step: ServerStep) -> Round:
     return _Split(server_step)
 
 
+def script(plan: DevicePlan, forms: Forms) -> Script:
+    """A batch for each local step, whole or in parts, then the update."""
+    for step in range(plan.local_steps):
+        yield from forms.batch(step)
+    yield forms.update()
+
+
 class _Split:
-    conversation = "up-and-down"
     keeps_activations = False
 
     def __init__(self, server_step: ServerStep) -> None:
-        self._server_step = server_step
+        self._server_step, self.shape = server_step, SHAPE
+        self.script: ScriptOf = script
         self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
         self.cuts_batches = server_step.cuts_batches
         self.divisible = server_step.owner is one_per_device

@@ -161,10 +161,7 @@ def _summary(
             late=row.late,
         )
     records = logbook.history.records
-    saved = {
-        "saved_flops": sum(record.saved_flops for record in records),
-        "saved_bytes": sum(record.saved_bytes for record in records),
-    }
+    saved = {name: sum(record.facts.get(name, 0) for record in records) for name in ("saved_flops", "saved_bytes")}
     virtual = {"rounds": logbook.rounds_done, "virtual_seconds": seconds["virtual_seconds"]}
     return {
         "metrics": logbook.metrics,

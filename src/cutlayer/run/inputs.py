@@ -18,11 +18,12 @@ from cutlayer.data.source import Tables, load_tables, load_validation, require_c
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
+from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
-from cutlayer.methods.table import found
+from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.cost import CostModel, cost_model
+from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
@@ -68,8 +69,15 @@ class ServerInputs:
         return Base(self.model_settings, hardware(self.config.hardware))
 
     @cached_property
-    def costs(self) -> CostModel:
-        return cost_model(self.model_settings)
+    def shape(self) -> Shape:
+        """The shape of the run's rounds."""
+        method = self.config.method
+        return build_method(method.name, method.options, self.config.train.seed, method.sha256).round.shape
+
+    @cached_property
+    def costs(self) -> ShapedCosts:
+        """What steps of the run's rounds cost."""
+        return cost_model(self.model_settings).of(self.shape.flow)
 
     def load(self) -> None:
         """Reads the weights and counts what every connection asks for: now, and where models are built."""
@@ -87,7 +95,7 @@ class ServerInputs:
 
     def compressed(self, link: Link) -> CompressedLink:
         """An end of a link, of a device or the server, as the run packs what goes through it."""
-        return packed(link, self.compression, self.base, self.costs)
+        return packed(link, self.compression, self.base, self.costs, self.shape)
 
     @property
     def card(self) -> AdapterCard:

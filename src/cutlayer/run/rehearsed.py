@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
@@ -68,14 +67,13 @@ class _Rehearsal:
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
-        conversation = conversation_by_name(self._method.round.conversation)
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
                 device_end, links[profile.name] = map(self._inputs.compressed, modelled_link(profile, _ignore))
                 device = self._device(profile.name, profile.effective_flops)
-                tasks.create_task(conversation(device_end, device), name=profile.name)
+                tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
             result = Rehearsed(
                 seconds=now(),
@@ -106,7 +104,8 @@ class _Rehearsal:
     def _device(self, name: str, effective_flops: float) -> Device:
         machine = _IdleMachine(name, effective_flops, _ignore)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
-        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings)
+        shape = self._method.round.shape
+        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""

@@ -81,8 +81,8 @@ def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> Ro
     train = inputs.config.train
     check(stragglers_by_name(train.stragglers, train.late), method.round)
     plan = method.make_plan(0, situation)
-    if any(device.prune or device.score for device in plan.devices):
-        _ = inputs.base.structure  # raises where this model cannot be pruned
+    for device in plan.devices:
+        method.round.shape.prepare(inputs.base, device)
     return plan
 
 

@@ -273,12 +273,12 @@ class _Serving:
         """How the devices are; for any thread."""
         if (switchboard := self._switchboard) is not None:
             return lambda: switchboard.roll_call(self._expected)
-        loop, counts_steps = asyncio.get_running_loop(), self._method.round.conversation != "alone"
+        loop = asyncio.get_running_loop()
 
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            return roll_call(members, self._expected, server, counts_steps=counts_steps, round_seconds=since, now=time)
+            return roll_call(members, self._expected, server, round_seconds=since, now=time)
 
         return call
 

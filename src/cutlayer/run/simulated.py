@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from cutlayer.device.commit import CommittingLink, device_state
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import DeviceGone
@@ -155,7 +154,7 @@ class _Simulation:
 
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
-        device = Device(profile.name, inputs.base, batches, machine, costs, settings)
+        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
         device_end, server_end = modelled_link(profile, record)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
@@ -164,8 +163,8 @@ class _Simulation:
         return player
 
     def _start(self, name: str, tasks: asyncio.TaskGroup) -> None:
-        player, conversation = self._players[name], conversation_by_name(self._method.round.conversation)
-        player.task = tasks.create_task(conversation(player.device_end, player.device), name=name)
+        player = self._players[name]
+        player.task = tasks.create_task(player.device.converse(player.device_end), name=name)
 
     def _start_anew(self, tasks: asyncio.TaskGroup) -> None:
         """Puts a new one in the place of each device that the last round has dropped."""

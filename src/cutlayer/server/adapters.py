@@ -6,8 +6,7 @@ tensors that are its own, and takes the rest, or what it has not trained yet, fr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -15,12 +14,21 @@ from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.scope import EVERYONE, Scope
 from cutlayer.server.ledger import Ledger
 from cutlayer.server.owners import Owner
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
+
+Places = Callable[[Base, Update], Mapping[str, tuple[int, Tensor]]]
+"""Of an update, the tensors that hold a part of the full one: the axis, and which positions along it they hold."""
+
+
+def nowhere_else(_base: Base, _update: Update) -> Mapping[str, tuple[int, Tensor]]:
+    """All tensors are whole."""
+    return {}
 
 
 class Adapters:
@@ -58,7 +66,7 @@ class Adapters:
         """
         self._owner, self._before = owner, {}
         self._check_one_adapter_each(plan)
-        fresh = {owner(device.device) for device in plan.devices if device.fresh_moments}
+        fresh = {owner(device.device) for device in plan.devices if device.clause(FreshMoments)}
         shares: dict[str, Adapter] = {}
         for device in plan.devices:
             names = self._base.server_names(device.cut, device.blocks, head=device.head)
@@ -96,7 +104,7 @@ class Adapters:
         """Those who have a server adapter."""
         return tuple(self._trainables)
 
-    def contributions(self, ledger: Ledger) -> list[Contribution]:
+    def contributions(self, ledger: Ledger, places: Places) -> list[Contribution]:
         """The adapters of a round, each tensor with the weight of what was trained into it.
 
         Where a device has a server adapter of its own, the two joined are its full adapter. A server adapter that
@@ -106,6 +114,10 @@ class Adapters:
         Of those who left there is none; where everybody did, there is none at all.
 
         The server's own tensors are not copied: aggregate before the next round is opened.
+
+        Args:
+          ledger: Who stayed, with what.
+          places: Where the tensors of an update lie in the full ones.
         """
         self._forget(ledger)
         round = ledger.plan.round
@@ -120,7 +132,8 @@ class Adapters:
             else:
                 served.setdefault(owner, []).append((device, weight))
             weights = dict.fromkeys(adapter, weight)
-            result.append(Contribution(adapter, weights, device.device, round, **self._structure(update)))
+            where = places(self._base, update)
+            result.append(Contribution(adapter, weights, device.device, round, where, update.facts))
         for owner, devices in sorted(served.items()):
             adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
@@ -146,19 +159,6 @@ class Adapters:
         for owner in {self._owner(device) for device in ledger.gone} - stayed:
             if owner in self._trainables:
                 self.trainable(owner).load_moments(self._before.get(owner, {}))
-
-    def _structure(self, update: Update) -> dict[str, Any]:
-        """Where the tensors of a pruned device lie in the full ones, and what it says of its units."""
-        if not update.structure:
-            return {}
-        structure = self._base.structure
-        kept, importance = structure.from_tensors(update.structure, update.device)
-        places = {name: structure.where(name, kept) for name in update.adapter}
-        return {
-            "where": {name: place for name, place in places.items() if place is not None},
-            "kept": kept,
-            "importance": importance,
-        }
 
     def _on_server(self, name: str, cut: int) -> bool:
         block = self._base.block_of(name)

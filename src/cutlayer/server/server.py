@@ -17,7 +17,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.scope import Scope, shared
-from cutlayer.server.adapters import Adapters
+from cutlayer.server.adapters import Adapters, Places, nowhere_else
 from cutlayer.server.engine import Engine
 from cutlayer.server.folds import Folds
 from cutlayer.server.forecast import Forecast
@@ -136,9 +136,9 @@ class Server:
         assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
         self.ledger.leave(device)
 
-    def contributions(self) -> list[Contribution]:
+    def contributions(self, places: Places = nowhere_else) -> list[Contribution]:
         """The adapters of the round under way. See `Adapters.contributions`."""
-        return self.adapters.contributions(self.ledger)
+        return self.adapters.contributions(self.ledger, places)
 
     def exported(self) -> Adapter:
         """The full adapter as it is on the base as stored, which folds have not changed."""

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from cutlayer.device.commit import CommittingLink
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
@@ -25,7 +24,7 @@ from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, what_is_left
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.stragglers import Stragglers, wait_all
@@ -331,13 +330,19 @@ def play(
             return packing(TappedLink(link, sent))
 
         def packing(link: Link) -> CompressedLink:
-            started_from = what_is_left(base)
+            started_from = method.round.shape.started_from(base)
             return CompressedLink(link, compression, hidden_size=16, dtype=base.dtype, started_from=started_from)
 
         def server_end(name: str, link: Link) -> Link:
             if guard is None:
                 return end(link, played.sent_down)
-            facts = {"hidden_size": 16, "longest_tokens": 10, "compression": compression, "holds": method.round.holds}
+            facts = {
+                "hidden_size": 16,
+                "longest_tokens": 10,
+                "compression": compression,
+                "holds": method.round.holds,
+                "script": method.round.script,
+            }
             return guarded(TappedLink(link, played.sent_down), guard(name, "play", base, **facts), packing)
 
         async def no_metrics(_adapter: Adapter) -> dict[str, float]:
@@ -366,14 +371,14 @@ def play(
             for profile in fleet.devices:
                 machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
                 own = Base(base.settings) if apart else base
-                device = Device(profile.name, own, streams[profile.name], machine, costs, settings)
+                device = Device(profile.name, own, streams[profile.name], machine, costs, settings, method.round.shape)
                 if stores is None:
                     device_end = end(ends[profile.name][0], played.sent_up)
                 else:
                     committing = CommittingLink(TappedLink(ends[profile.name][0], played.sent_up), stores[profile.name])
                     device_end = packing(committing)
                     committing.attach(device, device_end)
-                tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
+                tasks.create_task(device.converse(device_end))
             await coordinator.run()
         views = list(server.adapters.views().values())
         played.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()

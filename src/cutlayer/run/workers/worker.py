@@ -251,8 +251,8 @@ class WorkerProcess:
         take_share(server, share)
         for device in devices:
             server.forecast.step(device, device.batch_size, server.longest_tokens)
-        if any(device.prune or device.score for device in devices):
-            _ = server.base.structure
+        for device in devices:
+            self._method.round.shape.prepare(server.base, device)
 
     async def _contributions(self, share: Share) -> list[Contribution]:
         links = {member.name: member.link for member in self._hub.everybody}
@@ -269,7 +269,6 @@ class WorkerProcess:
             members,
             [],
             self._server,
-            counts_steps=self._method.round.conversation != "alone",
             round_seconds=now() - self._began,
             now=now(),
         )
