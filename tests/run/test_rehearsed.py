@@ -10,10 +10,10 @@ from commands import World, run
 from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
 from cutlayer.policies.plan import make_plan
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
-from cutlayer.run.run import method_of, situation_of
+from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
 

@@ -20,9 +20,11 @@ from cutlayer.device.shape import Shape
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.optimizers import Rule
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.moments import FreshMoments
+from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Batch, Costs
 from cutlayer.wire.link import Link
@@ -74,6 +76,7 @@ class Device:
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
         self._drawn_from = State()  # the place in its data where the last batch began
+        self._rule: Rule | None = None  # where the plan says something else than AdamW
         self._talk = shape.talk(self)
 
     async def converse(self, link: Link) -> None:
@@ -103,6 +106,7 @@ class Device:
         self.trainable.load(self.broadcast)
         if assignment.plan.clause(FreshMoments) or not self.settings.keep_moments:
             self.trainable.load_moments({})
+        self._rule = rule_of(assignment.plan, self.settings.optimizer) if assignment.plan.clause(Trains) else None
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0
         self._busy_before = self.machine.busy_seconds
@@ -205,7 +209,7 @@ class Device:
         def work() -> None:
             h_BTD.backward(grad_BTD)
             if moves:
-                self.trainable.step(self.now.learning_rates[step])
+                self.trainable.step(self.now.learning_rates[step], self._rule)
 
         cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
         await self.machine.run(
@@ -254,7 +258,7 @@ class Device:
             loss = None  # while the time of this passes, other devices of this process need the memory of its graph
             if before_step is not None:
                 before_step()
-            self.trainable.step(now.learning_rates[step])
+            self.trainable.step(now.learning_rates[step], self._rule)
             if after_step is not None:
                 after_step()
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
+from cutlayer.model.optimizers import Rule
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.scope import EVERYONE, Scope
+from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.server.ledger import Ledger
 from cutlayer.server.owners import Owner
 from cutlayer.state import State, joined
@@ -54,6 +56,7 @@ class Adapters:
         self._scopes_of: dict[str, tuple[str, ...]] = {}  # by device, those that not all share
         self._trainables: dict[str, Trainable] = {}
         self._owner: Owner = str
+        self._rules: dict[str, Rule] = {}  # by owner, where a plan says something else than AdamW
         self._before: dict[str, Adapter] = {}  # AdamW's moments as the round began, by owner
 
     # ------------------------------------------------------------------ a round
@@ -65,6 +68,11 @@ class Adapters:
           ConfigError: Devices of unequal ranks, or of unequal scopes, would train one tensor.
         """
         self._owner, self._before = owner, {}
+        self._rules = {
+            owner(device.device): rule_of(device, self._settings.optimizer)
+            for device in plan.devices
+            if device.clause(Trains)
+        }
         self._check_one_adapter_each(plan)
         fresh = {owner(device.device) for device in plan.devices if device.clause(FreshMoments)}
         shares: dict[str, Adapter] = {}
@@ -98,6 +106,10 @@ class Adapters:
         if owner not in self._trainables:
             self._trainables[owner] = Trainable({}, self._settings.optimizer)
         return self._trainables[owner]
+
+    def rule(self, owner: str) -> Rule | None:
+        """How an owner's adapter is stepped in this round; None for AdamW."""
+        return self._rules.get(owner)
 
     @property
     def owners(self) -> tuple[str, ...]:

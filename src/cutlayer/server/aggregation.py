@@ -27,7 +27,7 @@ class Aggregation:
         """Makes the next adapter of each scope to which somebody contributed."""
         for scope, parts in sorted(_by_scope(adapters, contributions, plan).items()):
             broadcast = adapters.broadcast(scope, plan)
-            adapters.put(scope, self._of(scope)(broadcast, parts), plan)
+            adapters.put(scope, self._of(scope)(broadcast, parts, plan), plan)
 
     def state(self) -> State:
         """What the aggregates carry, by scope."""
