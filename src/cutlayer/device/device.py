@@ -19,7 +19,7 @@ from torch import Tensor
 from cutlayer.device.shape import Shape
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
-from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.dropout import seeded_dropout, still
 from cutlayer.model.optimizers import Rule
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
@@ -150,14 +150,27 @@ class Device:
 
     # ------------------------------------------------------------------ below a cut
 
-    async def bottom(self, batch: Batch, step: int, micro_batch: int = 0) -> Tensor:
-        """Runs a batch, or a part of one, up to the cut: (B, T, D), with its graph where something here trains."""
+    async def bottom(
+        self, batch: Batch, step: int, micro_batch: int = 0, *, graph: bool = True, share: float = 1.0
+    ) -> Tensor:
+        """Runs a batch, or a part of one, up to the cut: (B, T, D).
+
+        Args:
+          batch: The batch, or the part.
+          step: The local step.
+          micro_batch: Which part.
+          graph: Whether its graph is kept where something here trains; without one nothing drops out either.
+          share: Of the step's forward passes, by their FLOPs.
+        """
         now = self.now
         part = self.base.device_part(now.plan.cut, now.plan.blocks)
         at = (step, micro_batch) if micro_batch else (step,)
 
         def work() -> Tensor:
             part.use(self.trainable.parameters)
+            if not graph:
+                with torch.no_grad(), still(part.model):
+                    return part.forward(model_inputs(batch, self.base.device))
             with seeded_dropout(self._drops, self.settings.seed, "device", self.name, now.round, *at):
                 return part.forward(model_inputs(batch, self.base.device))
 
@@ -167,7 +180,7 @@ class Device:
             work,
             like=lambda: torch.empty(shape_BTD, dtype=self.base.dtype, device=self.base.device),
             what="forward",
-            flops=cost.forward_flops,
+            flops=share * cost.forward_flops,
             round=now.round,
             step=step,
         )
