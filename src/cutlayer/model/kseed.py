@@ -77,7 +77,8 @@ class Walk:
         self._scalars.append(0.0)
 
         def decide(plus: float, minus: float) -> float:
-            scalar = np.float32((plus - minus) / (2 * epsilon))
+            with np.errstate(over="ignore"):  # infinite then, and skipped
+                scalar = np.float32((plus - minus) / (2 * epsilon))
             moved = self.own_K.clone()
             _add(moved, index, scalar, rate)
             total = float(self._start_K[index] + moved[index])

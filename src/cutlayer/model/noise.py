@@ -128,7 +128,7 @@ def in_groups(items: Sequence[T], num_elements: int) -> Iterator[Sequence[T]]:
 def to_normal(bits_N: Tensor) -> Tensor:
     """Normal numbers from random 32-bit patterns (int32), fp32 of the same shape."""
     signed_N = bits_N.to(torch.float32).add_(0.5)
-    x_N = signed_N.abs().sqrt_().sqrt_().sqrt_().sub_(_MIDDLE)
+    x_N = _root(_root(_root(signed_N.abs()))).sub_(_MIDDLE)
     return _polynomial(_ABOVE, x_N).div_(_polynomial(_BELOW, x_N)).copysign_(signed_N)
 
 
@@ -185,6 +185,14 @@ def _signed(word: int) -> int:
     """The signed number of the same 64 bits."""
     word &= _ALL
     return word - 2**64 if word >> 63 else word
+
+
+def _root(x_N: Tensor) -> Tensor:
+    """The square root, rounded as IEEE 754 rounds it. On a CPU torch's own is its vector library's, which is not."""
+    if x_N.device.type == "cpu":
+        return torch.from_numpy(np.sqrt(x_N.numpy()))
+    # right even where fp64 errs by a unit: a root of 24 bits is never that near to half-way between two of 24
+    return x_N.double().sqrt_().float()
 
 
 def _polynomial(coefficients: Sequence[float], x_N: Tensor) -> Tensor:

@@ -49,8 +49,9 @@ class Recurrence:
         """
         noise = directions({name: ends[0] for name, ends in self._plus_Q.items()}, self._plus_Q, seeds)
         for name, step in self._turn(rate, slopes).items():
-            self._plus_Q[name].add_(noise[name] * self._epsilon - step)
-            self._minus_Q[name].sub_(noise[name] * self._epsilon + step)
+            away_Q = noise[name].to(step.dtype) * self._epsilon
+            self._plus_Q[name].add_(away_Q - step)
+            self._minus_Q[name].sub_(away_Q + step)
         return {name: torch.cat([self._plus_Q[name], self._minus_Q[name]]) for name in self._plus_Q}
 
     def end(self, rate: float, slopes: Sequence[float]) -> Adapter:

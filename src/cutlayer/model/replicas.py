@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
+from cutlayer.model.dropout import still
 from cutlayer.model.part import Part
 
 
@@ -39,7 +40,6 @@ def replicated(part: Part, adapter: Mapping[str, Tensor], replicas: Mapping[str,
     count = {len(tensor) for tensor in replicas.values()}
     assert len(count) == 1, "replicas are made together"
     changed: list[nn.Linear] = []
-    part.model.eval()
     try:
         if count == {1}:
             part.use({**adapter, **{name: tensor[0] for name, tensor in replicas.items()}})
@@ -47,13 +47,12 @@ def replicated(part: Part, adapter: Mapping[str, Tensor], replicas: Mapping[str,
             for module, tensors in _by_module(part, replicas).items():
                 _replace_forward(module, tensors, count.copy().pop())
                 changed.append(module)
-        with torch.no_grad():
+        with still(part.model):
             yield
     finally:
         for module in changed:
             del module.forward
         part.use(adapter)
-        part.model.train()
 
 
 def _by_module(part: Part, replicas: Mapping[str, Tensor]) -> dict[nn.Linear, dict[str, Tensor]]:

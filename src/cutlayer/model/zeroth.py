@@ -60,7 +60,9 @@ def directions(adapter: Mapping[str, Tensor], names: Collection[str], seeds: Seq
 def perturbed(
     adapter: Mapping[str, Tensor], noise: Mapping[str, Tensor], places: Sequence[tuple[int, float]]
 ) -> Adapter:
-    """The tensors at several places: by name, of shape (R, ...), value + distance x noise, made in fp32 and then cast.
+    """The tensors at several places: by name, of shape (R, ...), value + distance x noise.
+
+    They are made in fp32, or in the tensor's own dtype if that is wider, and then cast.
 
     Args:
       adapter: The values.
@@ -70,9 +72,10 @@ def perturbed(
     chosen = [index for index, _ in places]
     moved = {}
     for name, z_S in noise.items():
-        far_R = torch.tensor([distance for _, distance in places], device=z_S.device)
-        step_R = z_S[chosen] * far_R.view(-1, *[1] * (z_S.dim() - 1))
-        moved[name] = (adapter[name].detach().float() + step_R).to(adapter[name].dtype)
+        wide = torch.promote_types(adapter[name].dtype, torch.float32)
+        far_R = torch.tensor([distance for _, distance in places], dtype=wide, device=z_S.device)
+        step_R = z_S[chosen].to(wide) * far_R.view(-1, *[1] * (z_S.dim() - 1))
+        moved[name] = (adapter[name].detach() + step_R).to(adapter[name].dtype)
     return moved
 
 
@@ -142,12 +145,13 @@ def surrogate(
       at_once: Directions in one forward pass; at 1 by the kernels that gave `h_BTD`.
     """
     noise, scalars = directions(adapter, names, seeds), []
+    wide = torch.promote_types(h_BTD.dtype, torch.float32)
     for first in range(0, len(seeds), at_once):
         some = [(index, mu) for index in range(first, min(len(seeds), first + at_once))]
         with replicated(part, adapter, perturbed(adapter, noise, some)):
             moved = part.forward(repeated(inputs, len(some)))
         for moved_BTD in moved.chunk(len(some)):
-            product_BTD = (moved_BTD.float() - h_BTD.detach().float()) * grad_BTD.float()
+            product_BTD = (moved_BTD.to(wide) - h_BTD.detach().to(wide)) * grad_BTD.to(wide)
             scalars.append(float(product_BTD.sum(dtype=torch.float64)))
     return scalars
 
