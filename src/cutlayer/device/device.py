@@ -11,7 +11,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Batch, Costs
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Update
+
+T = TypeVar("T")
 
 
 class BatchStream(Keeper, Protocol):
@@ -133,13 +135,18 @@ class Device:
             self._steps += 1
             self._loss_sum += loss * batch.weight
 
-    def update(self, facts: Adapter | None = None) -> Update:
-        """What the device trained in this round, and what else the talk has to say."""
+    def update(self, facts: Adapter | None = None, *, adapter: Adapter | None = None) -> Update:
+        """What the device trained in this round.
+
+        Args:
+          facts: What else the talk has to say.
+          adapter: What of the adapter is sent; None for all of it.
+        """
         return Update(
             run=self.now.run,
             round=self.now.round,
             device=self.name,
-            adapter=self.trainable.adapter(),
+            adapter=self.trainable.adapter() if adapter is None else adapter,
             steps=self._steps,
             samples=self._samples,
             weight=self._weight,
@@ -232,6 +239,23 @@ class Device:
             flops=cost.backward_flops,
             round=self.now.round,
             step=step,
+        )
+
+    async def forwards(
+        self, work: Callable[[], T], batch: Batch, step: int, *, like: Callable[[], T], share: float = 1.0
+    ) -> T:
+        """Does work that is made of forward passes over a batch.
+
+        Args:
+          work: The work.
+          batch: The batch.
+          step: The local step.
+          like: What the work would return of nothing.
+          share: Of the step's forward passes, by their FLOPs.
+        """
+        cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
+        return await self.machine.run(
+            work, like=like, what="forward", flops=share * cost.forward_flops, round=self.now.round, step=step
         )
 
     # ------------------------------------------------------------------ the whole model

@@ -35,7 +35,9 @@ class Turn:
       late: whether the device was told to end early.
     """
 
-    def __init__(self, server: Server, link: Link, device: DevicePlan, *kinds: type[Any] | tuple[type[Any], ...]) -> None:
+    def __init__(
+        self, server: Server, link: Link, device: DevicePlan, *kinds: type[Any] | tuple[type[Any], ...]
+    ) -> None:
         self._server, self._link, self._device = server, link, device
         self._kinds = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
         self._local_steps = device.local_steps if kinds else 0
