@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import random_batch
 from torch import Tensor
 
 from bases import moved_adapter, open_base
@@ -17,7 +18,6 @@ from cutlayer.model.noise import normal
 from cutlayer.model.standing import Standing
 from cutlayer.policies.seed_sums import by_share, gathered
 from cutlayer.types import Adapter
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 SEEDS = (11, 10**11, 7, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import random_batch
 from torch import Tensor
 
 from bases import moved_adapter, open_base
@@ -16,7 +17,6 @@ from cutlayer.model.replicas import replicated
 from cutlayer.model.trainable import Trainable
 from cutlayer.model.zeroth import directions, lora_fa, mean_terms, two_sided
 from cutlayer.types import Adapter
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 EPSILON, RATE, STEPS = 1e-2, 1e-2, 6

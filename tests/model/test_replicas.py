@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import random_batch
 from torch import Tensor, nn
 
 from bases import moved_adapter, open_base
@@ -18,7 +19,6 @@ from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import Part, WholePart, model_inputs, repeated
 from cutlayer.model.replicas import replicated
 from cutlayer.types import Adapter
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 KINDS = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]

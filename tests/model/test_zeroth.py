@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import random_batch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,7 +21,6 @@ from cutlayer.model.part import DevicePart, model_inputs
 from cutlayer.model.trainable import Trainable
 from cutlayer.model.zeroth import directions, lora_fa, mean_terms, perturbed, surrogate, two_sided
 from cutlayer.types import Adapter
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 KINDS = [("bert", "classification"), ("llama", "causal-lm"), ("gpt2", "causal-lm"), ("llama", "classification")]

@@ -411,7 +411,8 @@ def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, be
     for name, stream in given.items():
         records = played.logbook.history.of(name)
         counted = max((record.round for record in records if record.samples), default=None)
-        drawn = stream.all[: stores[name].load(counted).cursor["next"]]
+        data = stores[name].load(counted).branch("device").branch("data")
+        drawn = stream.all[: data.facts["next"]]
         assert sum(record.samples for record in records) == sum(batch.num_samples for batch in drawn)
         assert sum(record.weight for record in records) == sum(batch.weight for batch in drawn)
         assert sum(record.steps for record in records) == len(drawn)
