@@ -115,6 +115,12 @@ ROWS = (
         "the authors' code; the order per step is our reading",
     ),
     MethodRow(
+        "sfpl",
+        "all devices' samples pooled and shuffled, one server adapter stepped on mixed mini-batches",
+        "arXiv 2307.13266",
+        "abstract; mini-batches recalled, schedule and averaging are our reading",
+    ),
+    MethodRow(
         "sl",
         "sequential split learning, the devices in a fresh random order every round",
         "arXiv 1812.00564",
