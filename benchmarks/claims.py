@@ -168,7 +168,21 @@ def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def sfpl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        ours = f"{accuracy(system) / accuracy(other):.2f} x ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        paper = "8.52 to 51.54 x" if other["label"].startswith("sfl_") else "-"
+        lines += [
+            Line("accuracy, one class per device", paper, ours, other["label"]),
+            Line("training time", "-", less(system, other, "virtual_seconds"), other["label"]),
+        ]
+    return lines
+
+
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
+MERGED = "mergesfl:cut=3,batch=fixed"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
     "splitfrozen": (
@@ -201,6 +215,10 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
             )
             for spread in ("dirichlet:1.0", "dirichlet:0.5", "dirichlet:0.1")
         ),
+    ),
+    "sfpl": (
+        sfpl,
+        (Trial("emotion", ("sfpl:cut=3", "sfl_v1:cut=3", "sfl_v2:cut=3", MERGED, "splitfrozen:cut=3"), ONE_CLASS, 16),),
     ),
     "legend": (
         legend,
