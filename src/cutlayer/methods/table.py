@@ -49,6 +49,12 @@ ROWS = (
         "no published system",
     ),
     MethodRow(
+        "epsl",
+        "parallel split learning; a share phi of the gradients is averaged over devices, bottoms stay personal",
+        "arXiv 2303.15991",
+        "abstract; formulas recalled, where a mean gradient passes back and pairing are ours",
+    ),
+    MethodRow(
         "fedlora",
         "federated averaging: every device trains the whole model's adapter, A and B averaged by samples",
         "arXiv 2305.05644",
