@@ -103,6 +103,12 @@ ROWS = (
         "training from the authors' code; control recalled",
     ),
     MethodRow(
+        "reindsplit",
+        "split learning whose cuts move: one Q table for all devices weighs their work against a latency threshold",
+        "arXiv 2506.13935",
+        "abstract; states, reward and aggregation are our reading",
+    ),
+    MethodRow(
         "sfl_v1",
         "a server copy for every device; both sides averaged every round, unweighted",
         "arXiv 2004.12088",
