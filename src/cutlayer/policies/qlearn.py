@@ -243,7 +243,8 @@ def epsilon(round: int, rounds: float) -> float:
     """
     if rounds == 0:
         return 0.0
-    return max(LAST_EPSILON, FIRST_EPSILON - (FIRST_EPSILON - LAST_EPSILON) * round / rounds)
+    passed = min(1.0, round / rounds)
+    return (1 - passed) * FIRST_EPSILON + passed * LAST_EPSILON
 
 
 def learnt(
@@ -372,7 +373,7 @@ def _beside(value: float, reference: float) -> int:
 
 
 def _bin(value: float, low: float, high: float) -> int:
-    return (value > low) + (value > high)
+    return int(value > low) + int(value > high)
 
 
 def _check(option: str, value: object, holds: bool, expected: str) -> None:
