@@ -12,9 +12,9 @@ from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.testing.playground import FlatCosts, ListedBatches, learning_rate
 from cutlayer.types import Batch, Event
 from cutlayer.wire.messages import Activations
-from playground import FlatCosts, ListedBatches, learning_rate
 
 ADAMW = TrainSettings(OptimizerSettings())
 

@@ -45,6 +45,9 @@ TESTED_IN = {
     "flower/client_app.py": "flower/test_server_app.py",
     "gate/door.py": "run/test_served.py",
     "gate/reception.py": "run/test_served.py",
+    "testing/playground.py": "test_every_method.py",
+    "testing/reference.py": "model/test_parity.py",
+    "testing/tiny.py": "model/test_parity.py",
     "transport/carrier.py": "transport/test_session.py",  # an interface
     "transport/handshake.py": "run/test_served.py",
     "run/run.py": "run/test_simulated.py",  # what whole runs have in common

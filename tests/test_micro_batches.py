@@ -28,13 +28,8 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import deadline
 from cutlayer.run.inputs import completed
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.server import one_per_device
-from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
-from cutlayer.wire.frames import frame_bytes
-from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Finish, Gradients
-from ends import server_for
-from playground import (
+from cutlayer.server.owners import one_per_device
+from cutlayer.testing.playground import (
     FlatCosts,
     LeavingLink,
     ListedBatches,
@@ -45,7 +40,12 @@ from playground import (
     play,
     streams_for,
 )
-from tiny import BLOCKS, random_batch
+from cutlayer.testing.tiny import BLOCKS, random_batch
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
+from cutlayer.wire.frames import frame_bytes
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Activations, Finish, Gradients
+from ends import server_for
 
 CUTTING = ["memsfl", "sfl_v1", "sl", "vanilla"]
 """Those whose rounds take batches in parts."""

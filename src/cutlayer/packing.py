@@ -25,7 +25,7 @@ lost is added to the next, unless it is said not to be (error feedback):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from torch import Tensor
 
 from cutlayer.errors import DivergedError, MalformedMessage
 from cutlayer.model.base import Base
+from cutlayer.state import State
 from cutlayer.types import Adapter
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
 from cutlayer.wire.link import Around, Link
@@ -173,13 +174,13 @@ class CompressedLink(Around):
             self._lost = {}  # it belongs to factors that are gone
         return message
 
-    def state(self) -> Adapter:
+    def state(self) -> State:
         """What packing the last update lost: the device's end needs it to go on as this one would."""
-        return dict(self._lost)
+        return State(tensors=dict(self._lost))
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: State) -> None:
         """Goes on from a `state`."""
-        self._lost = dict(state)
+        self._lost = dict(state.tensors)
 
     def _pack(self, message: Message, lost: Adapter) -> Message:
         """The message as it travels; what packing an update loses goes into `lost`."""

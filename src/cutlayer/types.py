@@ -147,6 +147,9 @@ class Costs(Protocol):
     @property
     def num_blocks(self) -> int: ...
 
+    @property
+    def hidden_size(self) -> int: ...
+
     def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """One step of the device's part under this plan, on `num_samples` x `num_tokens`, padding included."""
 

@@ -15,8 +15,8 @@ from compared import results_of
 from cutlayer.compare.page import CHARTS, report_html
 from cutlayer.compare.results import Results, stat
 from cutlayer.fleet.profile import Fleet
+from cutlayer.testing.playground import fleet_of
 from cutlayer.types import Event
-from playground import fleet_of
 
 CURVES = {
     "memsfl:order=fifo": [[0.2, 0.5, 0.6], [0.2, 0.6, 0.8]],

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cutlayer.data.batches import POOL_BATCHES, Batches, evaluation_batches, parts_of
 from cutlayer.data.tasks import Ragged, Samples
 from cutlayer.errors import CheckpointError, DataError
-from tiny import random_batch
+from cutlayer.testing.tiny import random_batch
 
 PAD = 99
 

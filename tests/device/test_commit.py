@@ -17,10 +17,10 @@ from cutlayer.errors import CheckpointError
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.packing import CompressedLink, compression
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.messages import Assignment, Close, Message, Update
 from ends import device_for
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCHES = [random_batch("classification", seed=seed) for seed in range(12)]

@@ -15,10 +15,10 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, Event
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall
 from ends import ADAMW, device_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCHES = [random_batch("classification", seed=seed, samples=2 + seed) for seed in range(4)]

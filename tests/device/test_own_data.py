@@ -22,8 +22,8 @@ from cutlayer.run.inputs import (
     write_shares,
 )
 from cutlayer.settings import load_tokenizer
+from cutlayer.testing.tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 from cutlayer.types import Batch
-from tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 
 PAIRS = ("data.text=text", "data.text_pair=site")
 SPEC = DataSpec("classification", Columns(text="text", label="label"), CLASSES, 32, pad_id=0, batch_size=4, seed=3)

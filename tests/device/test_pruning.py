@@ -18,10 +18,10 @@ from cutlayer.model.base import Base
 from cutlayer.model.importance import magnitudes, smooth, unit_scores
 from cutlayer.model.trainable import Trainable
 from cutlayer.policies.prune import most_important
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.messages import Assignment, Update
 from ends import ADAMW, device_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCHES = [random_batch("classification", seed=seed, samples=3) for seed in range(8)]

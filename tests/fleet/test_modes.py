@@ -13,8 +13,8 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.fleet.modes import always_fast, speed_mode
 from cutlayer.fleet.profile import DeviceProfile, load_fleet
+from cutlayer.testing.playground import fleet_of
 from cutlayer.types import Event
-from playground import fleet_of
 
 MODES = (1.0, 0.6, 0.3)
 

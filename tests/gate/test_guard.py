@@ -21,13 +21,13 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.stragglers import Late, Stragglers, quorum
-from cutlayer.server.server import one_per_device
+from cutlayer.server.owners import one_per_device
+from cutlayer.testing.playground import WAIT_ALL, Played, fleet_of, play, with_rows
+from cutlayer.testing.tiny import LABELS, VOCABULARY, random_batch
 from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Measured, Message, Recall, Update
 from ends import activations_for, server_for
-from playground import WAIT_ALL, Played, fleet_of, play, with_rows
-from tiny import LABELS, VOCABULARY, random_batch
 
 STEPS, LONGEST = 2, 10
 NAN, INF = float("nan"), float("inf")

@@ -9,7 +9,8 @@ import pytest
 from cutlayer.gate.hub import Member
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.report.fleet_view import DeviceNow
-from cutlayer.server.server import Part, Server
+from cutlayer.server.ledger import Part
+from cutlayer.server.server import Server
 from cutlayer.types import DevicePlan
 
 PLAN = DevicePlan("pi", 2, 4, 50)

@@ -22,12 +22,21 @@ from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.plan import Situation
 from cutlayer.server.server import Server
-from cutlayer.server.stages import Stages
+from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.playground import (
+    FlatCosts,
+    ListedBatches,
+    Played,
+    fleet_of,
+    learning_rate,
+    play,
+    streams_for,
+    with_rows,
+)
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, History
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Finish, Recall, Update
-from playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for, with_rows
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 2, 3
@@ -291,7 +300,7 @@ def test_nothing_comes_down_and_no_adapter_goes_up(bert: Base) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_those_in_the_batch(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutlayer.server.stages.Stages.backward", lambda *_: float("nan"))
+    monkeypatch.setattr("cutlayer.server.steps.stages.Stages.backward", lambda *_: float("nan"))
     with pytest.raises(BaseExceptionGroup) as error:
         run(bert, fleet_of(2))
     found: Any = error.value.subgroup(DivergedError)

@@ -19,8 +19,8 @@ from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pooling import FRESH_POOLER_STD
+from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import Adapter
-from tiny import BLOCKS, LABELS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 POOLER = "base_model.model.bert.pooler.dense.weight"

@@ -19,11 +19,11 @@ from cutlayer.model.trainable import Trainable
 from cutlayer.packing import compression
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.self_prune import self_pruning, tail_norm
+from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Assignment, Update
 from ends import ADAMW, device_for
-from playground import FlatCosts, Played, fleet_of, play, streams_for
-from tiny import BLOCKS, random_batch
 
 BATCHES = [random_batch("classification", seed=seed, samples=2 + seed) for seed in range(2)]
 RATES = (0.01, 0.002)

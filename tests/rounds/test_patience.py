@@ -20,10 +20,19 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
 from cutlayer.run.loop import Logbook
+from cutlayer.testing.playground import (
+    LeavingLink,
+    ListedBatches,
+    Played,
+    fleet_of,
+    learning_rate,
+    plain_training,
+    play,
+    streams_for,
+)
 from cutlayer.types import Adapter
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Close, Message, Update
-from playground import LeavingLink, ListedBatches, Played, fleet_of, learning_rate, plain_training, play, streams_for
 
 METHODS = sorted(TABLE)
 MEANS = ["fedlora", "memsfl"]

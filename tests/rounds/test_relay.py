@@ -13,9 +13,9 @@ from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.rounds.relay import relay
+from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, Update
-from playground import fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-import tiny
 from commands import World, run
 from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
@@ -15,7 +14,8 @@ from cutlayer.run.inputs import prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
 from cutlayer.run.run import method_of, situation_of
-from cutlayer.server.server import SHARED
+from cutlayer.server.owners import SHARED
+from cutlayer.testing import tiny
 
 
 @pytest.mark.parametrize("method", TABLE)

@@ -14,9 +14,9 @@ from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.policies.order import Job, fifo, longest_tail, strict_ratio
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.forecast import Forecast
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations
-from playground import FlatCosts, fleet_of
 
 FLEET = fleet_of(3)
 FORECAST = Forecast(FLEET, FlatCosts(3))  # type: ignore[arg-type]

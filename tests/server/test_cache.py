@@ -14,8 +14,8 @@ from cutlayer.errors import CheckpointError, WireError
 from cutlayer.server import cache as module
 from cutlayer.server.cache import STORED, ActivationCache
 from cutlayer.server.samples import one_by_one
+from cutlayer.testing.tiny import random_batch
 from cutlayer.wire.messages import Activations, Recall
-from tiny import random_batch
 
 PLENTY = 2**24
 TASKS = ["classification", "causal-lm"]

@@ -11,7 +11,7 @@ from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from cutlayer.config import RunConfig
-    from cutlayer.run.run import Outcome
+    from cutlayer.run.ending import Outcome
 
 
 def config_of(resume: Path | None, given: Given) -> RunConfig:

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,11 +22,9 @@ from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.self_prune import tail_norm
+from cutlayer.state import State, joined
 from cutlayer.types import Adapter, Batch, Costs
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall, Update
-
-PRUNING = "pruning/"
-"""In front of the tensors of a state that are no moments."""
 
 
 class BatchStream(Protocol):
@@ -34,9 +32,9 @@ class BatchStream(Protocol):
 
     def next(self, batch_size: int | None = None) -> Batch: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state(self) -> State: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load(self, state: State) -> None: ...
 
 
 class Device:
@@ -67,7 +65,7 @@ class Device:
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
-        self._drawn_from: dict[str, Any] = {}  # the place in its data where the last batch began
+        self._drawn_from = State()  # the place in its data where the last batch began
         self._sent: set[int] = set()  # the samples whose activations the server keeps
         self._change = 0.0  # of its LoRA factors in this round, where it scores
         self._shrank = False  # the tail of its LoRA factors in this round, where it may prune it
@@ -93,7 +91,7 @@ class Device:
 
     def draw(self) -> int:
         """Draws the batch of a step; returns how many parts it has."""
-        self._drawn_from = self._batches.state_dict()
+        self._drawn_from = self._batches.state()
         batch = self._batches.next(self._now.plan.batch_size)
         self._parts = parts_of(batch, self._now.plan.parts_of(batch.num_samples))
         return len(self._parts)
@@ -114,7 +112,7 @@ class Device:
         """Puts the batch of a step that is not answered to its end back: it will be drawn again."""
         self._parts.clear()
         self._graphs.clear()
-        self._batches.load_state_dict(self._drawn_from)
+        self._batches.load(self._drawn_from)
 
     async def stream(self, step: int, *, kept: bool) -> Activations | Recall:
         """Draws a batch for a server that answers nothing: runs it up to the cut and forgets it.
@@ -144,8 +142,16 @@ class Device:
                 return part.forward(model_inputs(batch, self._base.device))
 
         at = (step, micro_batch) if micro_batch else (step,)
-        cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
-        return await self.machine.run(work, what="forward", flops=cost.forward_flops, round=now.round, step=step)
+        shape_BTD = (batch.num_samples, batch.num_tokens, self._costs.hidden_size)
+        cost = self._costs.device(now.plan, *shape_BTD[:2])
+        return await self.machine.run(
+            work,
+            like=lambda: torch.empty(shape_BTD, dtype=self._base.dtype, device=self._base.device),
+            what="forward",
+            flops=cost.forward_flops,
+            round=now.round,
+            step=step,
+        )
 
     def _activations(self, batch: Batch, h_BTD: Tensor, step: int, rows_B: Tensor | None = None) -> Activations:
         return Activations(
@@ -176,7 +182,14 @@ class Device:
                 self._trainable.step(now.learning_rates[gradients.step])
 
         cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
-        await self.machine.run(work, what="backward", flops=cost.backward_flops, round=now.round, step=gradients.step)
+        await self.machine.run(
+            work,
+            like=lambda: None,
+            what="backward",
+            flops=cost.backward_flops,
+            round=now.round,
+            step=gradients.step,
+        )
 
     async def train(self, step: int) -> None:
         """One local step of a device that holds the whole model: forward, loss, backward, adapter step."""
@@ -208,7 +221,10 @@ class Device:
             if now.plan.prune_to:
                 self._shrank = bool(self._tail(self._trainable.values()) < self._tail(self._before))
 
-        works = (Work(forward, "forward", cost.forward_flops), Work(backward, "backward", cost.backward_flops))
+        works = (
+            Work(forward, lambda: torch.zeros(()), "forward", cost.forward_flops),
+            Work(backward, lambda: None, "backward", cost.backward_flops),
+        )
         value, _ = await self.machine.run_in_turn(works, round=now.round, step=step)
         self._steps += 1
         self._samples += batch.num_samples
@@ -240,30 +256,31 @@ class Device:
             loss=self._loss_sum / self._weight if self._steps else 0.0,
             busy_seconds=self.machine.busy_seconds - self._busy_before,
             change=self._change,
-            structure=self._pruning.state() if self._pruning else {},
+            structure=self._pruning.state().tensors if self._pruning else {},
             ranks_left=now.plan.prune_to if self._shrank else now.plan.ranks if now.plan.prune_to else (),
         )
 
-    def state(self) -> tuple[dict[str, Any], Adapter]:
-        """What outlives a round: the data cursor with the samples that the server keeps; AdamW's moments.
+    def state(self) -> State:
+        """What outlives a round: the place in its data, the samples that the server keeps, moments, structure."""
+        return joined(
+            {
+                "data": self._batches.state(),
+                "sent": State({"rows": sorted(self._sent)}),
+                "moments": State(tensors=self._trainable.moments()),
+                "pruning": self._pruning.state() if self._pruning else State(),
+            }
+        )
 
-        Where the device prunes, its structure and what it scored stand beside the moments.
-        """
-        pruning = self._pruning.state() if self._pruning else {}
-        return {**self._batches.state_dict(), "sent": sorted(self._sent)}, {
-            **self._trainable.moments(),
-            **{f"{PRUNING}{name}": value for name, value in pruning.items()},
-        }
-
-    def load_state(self, cursor: dict[str, Any], moments: Mapping[str, Tensor]) -> None:
+    def load(self, state: State) -> None:
         """Goes on from a `state`."""
-        self._batches.load_state_dict({key: value for key, value in cursor.items() if key != "sent"})
-        self._sent = set(cursor["sent"])
-        pruning = {name.removeprefix(PRUNING): v for name, v in moments.items() if name.startswith(PRUNING)}
-        self._pruning = Pruning(self._base) if pruning else None
+        branches = state.branches()
+        self._batches.load(branches["data"])
+        self._sent = set(branches["sent"].facts["rows"])
+        pruning = branches["pruning"]
+        self._pruning = Pruning(self._base) if pruning.tensors else None
         if self._pruning:
-            self._pruning.load_state(pruning)
-        self._trainable.load_moments({name: v for name, v in moments.items() if not name.startswith(PRUNING)})
+            self._pruning.load(pruning)
+        self._trainable.load_moments(branches["moments"].tensors)
 
     @property
     def _now(self) -> Assignment:

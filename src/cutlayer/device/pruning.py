@@ -12,6 +12,7 @@ from cutlayer.model.importance import magnitudes, smooth, unit_scores
 from cutlayer.model.part import WholePart
 from cutlayer.model.structure import units_by_name
 from cutlayer.policies.prune import most_important
+from cutlayer.state import State
 from cutlayer.types import Adapter
 
 
@@ -48,13 +49,13 @@ class Pruning:
         """Learns from one step's gradients, before the step is taken."""
         self._importance = smooth(self._importance, unit_scores(self._base, part, parameters, self.kept))
 
-    def state(self) -> Adapter:
+    def state(self) -> State:
         """Structure and importance as tensors: what a checkpoint holds and what the server is told."""
-        return self._base.structure.to_tensors(self.kept, self._importance)
+        return State(tensors=self._base.structure.to_tensors(self.kept, self._importance))
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load(self, state: State) -> None:
         """Goes on from a `state`."""
-        self.kept, self._importance = self._base.structure.from_tensors(state, "checkpoint")
+        self.kept, self._importance = self._base.structure.from_tensors(state.tensors, "checkpoint")
 
 
 def _only(scores: Tensor, units: tuple[int, ...]) -> Tensor:

@@ -51,7 +51,7 @@ def _device(
         bytes_down=session.bytes_sent,
         silent_seconds=max(0.0, silent) if silent < math.inf else None,
     )
-    part = None if server is None else server.part(member.name)
+    part = None if server is None else server.ledger.part(member.name)
     if part is None:
         return row
     row = replace(row, cut=part.plan.cut, local_steps=part.plan.local_steps)

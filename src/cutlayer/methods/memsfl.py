@@ -24,8 +24,8 @@ from cutlayer.policies.cut import cut_at, cut_by_memory
 from cutlayer.policies.order import order_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.server import one_per_device
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
 def memsfl(

@@ -33,7 +33,7 @@ from cutlayer.policies.cohort import kl_cohort
 from cutlayer.policies.cut import cut_at
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.merged import merged
+from cutlayer.server.steps.merged import merged
 
 
 def mergesfl(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cutlayer.errors import ConfigError
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
+from cutlayer.policies.scope import Scope, shared
 from cutlayer.rounds.round import Round
 from cutlayer.types import Adapter, Kept, RoundPlan
 
@@ -20,6 +21,7 @@ class Method:
       plan: planners, in order: who joins, where each is cut, ...
       round: the shape of the conversation, with its server step.
       aggregate: many adapters to one.
+      scope: who shares which part of the adapter.
       fold: what of a round's contributions is added to the base's weights; None leaves them frozen.
       structure: what is left of the model that the run trains, after the rounds so far; None for all of it.
     """
@@ -27,6 +29,7 @@ class Method:
     plan: tuple[Planner, ...]
     round: Round
     aggregate: Aggregate
+    scope: Scope = shared
     fold: Callable[[Sequence[Contribution]], Adapter] | None = None
     structure: Callable[[], Kept | None] = lambda: None
 

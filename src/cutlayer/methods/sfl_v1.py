@@ -23,7 +23,7 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import cut_at
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.steps import a_copy_each
+from cutlayer.server.steps.one_at_a_time import a_copy_each
 
 
 def sfl_v1(*, cut: int = 1, fraction: float = 1.0) -> Method:

@@ -23,8 +23,8 @@ from cutlayer.policies.cut import cut_at
 from cutlayer.policies.order import random_order
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.server import one_for_all
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_for_all
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
 def sfl_v2(*, cut: int = 1, fraction: float = 1.0, seed: int = 0) -> Method:

@@ -24,8 +24,8 @@ from cutlayer.policies.cut import cut_at
 from cutlayer.policies.order import fifo
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.server import one_for_all
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_for_all
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
 def splitlora(*, cut: int = 1, fraction: float = 1.0) -> Method:

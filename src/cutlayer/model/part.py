@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +66,20 @@ class ServerPart(Part):
           mask_BT: True where there is a token; None where nothing is padded.
           labels: (B,) classes or (B, T) tokens with -100 where masked; int64.
         """
-        inputs = fed_inputs(h_BTD, mask_BT, self._pad_id)
+        if labels.dim() == 2:
+            return token_loss(self.logits(h_BTD, mask_BT), labels)
+        loss: Tensor = self._run(h_BTD, mask_BT, labels=labels).loss
+        return loss
+
+    def logits(self, h_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """The logits, (B, classes) or (B, T, vocabulary). See `loss`."""
+        logits: Tensor = self._run(h_BTD, mask_BT).logits
+        return logits
+
+    def _run(self, h_BTD: Tensor, mask_BT: Tensor | None, **labels: Tensor) -> Any:
         self._feed.h_BTD = h_BTD
         try:
-            if labels.dim() == 2:
-                return token_loss(self.model(**inputs).logits, labels)
-            loss: Tensor = self.model(**inputs, labels=labels).loss
-            return loss
+            return self.model(**fed_inputs(h_BTD, mask_BT, self._pad_id), **labels)
         finally:
             self._feed.h_BTD = None
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import Term
+from cutlayer.state import State, Stateless
 from cutlayer.types import Adapter, Kept
 
 
@@ -26,6 +27,8 @@ class Contribution:
     Attributes:
       adapter: values by global name.
       weights: by the same names, the loss normaliser (samples, or target tokens) that was trained into each.
+      device: whose they are; empty where several devices trained them.
+      round: the round in which they were begun.
       where: of tensors that hold a part of the full one: the axis, and which positions along it they hold.
       kept: the structure of a pruned model.
       importance: of its units, by `<block>.heads` and `<block>.channels`, 0 for those it never had a gradient of.
@@ -33,6 +36,8 @@ class Contribution:
 
     adapter: Adapter
     weights: Mapping[str, float]
+    device: str = ""
+    round: int = 0
     where: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
     kept: Kept | None = None
     importance: Adapter = field(default_factory=dict)
@@ -60,11 +65,11 @@ class Aggregate(Protocol):
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter: ...
 
-    def state(self) -> Adapter:
-        """The tensors that a resumed run needs to aggregate as this one would have."""
+    def state(self) -> State:
+        """What a resumed run needs to aggregate as this one would have."""
 
-    def load_state(self, state: Adapter) -> None:
-        """Continues from a `state`."""
+    def load(self, state: State) -> None:
+        """Goes on from a `state`."""
 
 
 def mean_per_block(*, weighted: bool = True) -> Aggregate:
@@ -100,7 +105,7 @@ def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
     return _Momentum(aggregate, momentum) if momentum else aggregate
 
 
-class _Mean:
+class _Mean(Stateless):
     name, mixed_ranks = "the mean per block", False
 
     def __init__(self, weighted: bool) -> None:
@@ -121,12 +126,6 @@ class _Mean:
         first, *others = (tensor.double() * (weight / total) for tensor, weight in parts)
         return sum(others, start=first).to(value.dtype)
 
-    def state(self) -> Adapter:
-        return {}
-
-    def load_state(self, state: Adapter) -> None:
-        """Nothing to continue from: a mean depends on its round alone."""
-
 
 class _Momentum:
     def __init__(self, aggregate: Aggregate, momentum: float) -> None:
@@ -143,8 +142,8 @@ class _Momentum:
             result[name] = value + change + self._momentum * velocity
         return result
 
-    def state(self) -> Adapter:
-        return dict(self._velocity)
+    def state(self) -> State:
+        return State(tensors=dict(self._velocity))
 
-    def load_state(self, state: Adapter) -> None:
-        self._velocity = dict(state)
+    def load(self, state: State) -> None:
+        self._velocity = dict(state.tensors)

@@ -22,12 +22,13 @@ All ties go to the device name that sorts first, so no decision depends on the o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.carlier import Job, Schedule, carlier, makespan, preemptive_bound, schrage
+from cutlayer.state import State, Stateless
 
 __all__ = [
     "ORDERS",
@@ -77,23 +78,15 @@ class Order(Protocol):
           the next arrival, and when an expected time has passed without one.
         """
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to decide as this one would have; JSON can hold it."""
+    def state(self) -> State:
+        """What a resumed run needs to decide as this one would have."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state_dict`."""
-
-
-class _Stateless:
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue from: every decision depends on the jobs alone."""
+    def load(self, state: State) -> None:
+        """Goes on from a `state`."""
 
 
 @dataclass(slots=True)
-class _Smallest(_Stateless):
+class _Smallest(Stateless):
     """Serves the arrived job with the smallest key; never lets the server idle while one waits."""
 
     name: str
@@ -104,7 +97,7 @@ class _Smallest(_Stateless):
         return min(arrived, key=lambda job: (self.key(job), job.device), default=None)
 
 
-class _StrictRatio(_Stateless):
+class _StrictRatio(Stateless):
     name = "strict_ratio"
     waits = True
 
@@ -129,11 +122,11 @@ class _Random:
         self.num_picks += 1
         return generator.choice(sorted(arrived, key=lambda job: job.device))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "num_picks": self.num_picks}
+    def state(self) -> State:
+        return State({"seed": self.seed, "num_picks": self.num_picks})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seed, self.num_picks = int(state["seed"]), int(state["num_picks"])
+    def load(self, state: State) -> None:
+        self.seed, self.num_picks = int(state.facts["seed"]), int(state.facts["num_picks"])
 
 
 class OptimalOrder:
@@ -161,11 +154,11 @@ class OptimalOrder:
         self.num_truncated += not schedule.optimal
         return here.get(schedule.sequence[0])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_truncated": self.num_truncated}
+    def state(self) -> State:
+        return State({"num_truncated": self.num_truncated})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.num_truncated = int(state["num_truncated"])
+    def load(self, state: State) -> None:
+        self.num_truncated = int(state.facts["num_truncated"])
 
 
 def fifo() -> Order:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.prune import most_important
+from cutlayer.state import State
 from cutlayer.types import Adapter, Kept
 
 LEFT = "left"
@@ -99,13 +100,13 @@ class Scatter:
         )
         self._importance = {name: sum((o[name] for o in others), start=first[name]).float() for name in first}
 
-    def state(self) -> Adapter:
-        return {**self._importance, LEFT: torch.tensor(self._left)} if self._importance else {}
+    def state(self) -> State:
+        return State({"left": self._left}, dict(self._importance)) if self._importance else State()
 
-    def load_state(self, state: Adapter) -> None:
-        self._importance = {name: scores for name, scores in state.items() if name != LEFT}
-        if state:
-            heads, channels = state[LEFT].tolist()
+    def load(self, state: State) -> None:
+        self._importance = dict(state.tensors)
+        if self._importance:
+            heads, channels = state.facts["left"]
             self._left = heads, channels
 
 

@@ -19,6 +19,7 @@ import torch
 from cutlayer.model.adapter import initial_tensor
 from cutlayer.model.low_rank import factor_names, stacked
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
+from cutlayer.state import State
 from cutlayer.types import Adapter
 
 
@@ -61,8 +62,8 @@ class _BeginAnew:
         head = self._mean({name: value for name, value in broadcast.items() if name not in fresh}, contributions)
         return {name: fresh[name] if name in fresh else head[name] for name in broadcast}
 
-    def state(self) -> Adapter:
-        return {"num_rounds": torch.tensor(self._num_rounds)}
+    def state(self) -> State:
+        return State({"num_rounds": self._num_rounds})
 
-    def load_state(self, state: Adapter) -> None:
-        self._num_rounds = int(state["num_rounds"])
+    def load(self, state: State) -> None:
+        self._num_rounds = int(state.facts.get("num_rounds", 0))

@@ -19,6 +19,7 @@ import torch
 
 from cutlayer.model.low_rank import factor_names, stacked, truncated
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
+from cutlayer.state import Stateless
 from cutlayer.types import Adapter
 
 
@@ -35,7 +36,7 @@ def svd() -> Aggregate:
     return _Svd()
 
 
-class _Svd:
+class _Svd(Stateless):
     name, mixed_ranks = "SVD", True
 
     def __init__(self) -> None:
@@ -56,9 +57,3 @@ class _Svd:
             factored[b][:, :rank], factored[a][:rank] = new_b, new_a
         head = self._mean({name: value for name, value in broadcast.items() if name not in factored}, contributions)
         return {name: factored[name] if name in factored else head[name] for name in broadcast}
-
-    def state(self) -> Adapter:
-        return {}
-
-    def load_state(self, state: Adapter) -> None:
-        """Nothing to continue from: the mean depends on its round alone."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cutlayer.model.low_rank import Term, factor_names
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
+from cutlayer.state import Stateless
 from cutlayer.types import Adapter
 
 
@@ -35,7 +36,7 @@ def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
     return _ZeroPad(by_norm, owners_only)
 
 
-class _ZeroPad:
+class _ZeroPad(Stateless):
     name, mixed_ranks = "zero-padding", True
 
     def __init__(self, by_norm: bool, owners_only: bool) -> None:
@@ -63,12 +64,6 @@ class _ZeroPad:
             reached = _sum(broadcast, [torch.full_like(value, share) for share, value in shares])
             mean = torch.where(reached > 0, mean / reached, broadcast.double())
         return mean.to(broadcast.dtype)
-
-    def state(self) -> Adapter:
-        return {}
-
-    def load_state(self, state: Adapter) -> None:
-        """Nothing to continue from: the mean depends on its round alone."""
 
 
 def _sum(like: Tensor, values: Sequence[Tensor]) -> Tensor:

@@ -220,7 +220,7 @@ class PatientLink(Around):
             with contextlib.suppress(_Interrupted):
                 message = await self._unless_interrupted(super().receive(), self._receiving)
                 if message.round < self._round:
-                    self._server.drop(self._device)
+                    self._server.ledger.drop(self._device)
                     continue
                 if isinstance(message, Update):
                     self._done = True

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.server.server import Server
+from cutlayer.state import Keeper
 from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.link import Link
 
 
-class Round(Protocol):
+class Round(Keeper, Protocol):
     """The shape of a round. The two ends share nothing but a link.
 
     Attributes:
@@ -39,9 +40,3 @@ class Round(Protocol):
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """Memory that the server needs in a round of this plan, at batches of `num_tokens`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to decide as this one would have; JSON can hold it."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state_dict`."""

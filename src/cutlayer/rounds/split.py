@@ -21,17 +21,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import Any
 
 from cutlayer.errors import DeviceGone
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
+from cutlayer.rounds.turn import Turn
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.server import Server, one_per_device
-from cutlayer.server.steps import ServerStep
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.server import Server
+from cutlayer.server.steps.step import ServerStep
+from cutlayer.state import State
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Activations, Close, Gradients, Update
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Activations, Gradients
 
 
 def split(*, server_step: ServerStep) -> Round:
@@ -73,11 +75,11 @@ class _Split:
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         return self._server_step.server_bytes(plan, costs, num_tokens)
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._server_step.state_dict()
+    def state(self) -> State:
+        return self._server_step.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._server_step.load_state_dict(state)
+    def load(self, state: State) -> None:
+        self._server_step.load(state)
 
 
 async def _answer(link: Link, gradients: Gradients, arrivals: Arrivals) -> None:
@@ -88,45 +90,20 @@ async def _answer(link: Link, gradients: Gradients, arrivals: Arrivals) -> None:
 
 
 async def _turn(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
-    """One device's round, as the server sees it. If the device leaves, nobody waits for it."""
-    try:
-        await link.send(server.assignment(device))
-        await _listen(server, link, device, arrivals)
-    except DeviceGone:
-        server.leave(device.device)
-        arrivals.leave(device.device)
+    """One device's round, as the server sees it. If the device leaves, nobody waits for it.
 
-
-async def _listen(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
-    """Takes in one device's messages of one round: its activations, then its update."""
-    step = micro_batch = 0
-    while step < device.local_steps:
-        message = await link.receive()
-        if isinstance(message, Close):
-            return await _close(server, link, device, arrivals, message)
-        if not isinstance(message, Activations) or (message.step, message.micro_batch) != (step, micro_batch):
-            raise unexpected(device.device, f"Activations of step {step}", message)
-        arrivals.put(message)
-        step, micro_batch = (step + 1, 0) if message.ends_step else (step, micro_batch + 1)
-    message = await link.receive()
-    if isinstance(message, Close):
-        return await _close(server, link, device, arrivals, message)
-    if not isinstance(message, Update):
-        raise unexpected(device.device, "an Update", message)
-    return server.accept(message)
-
-
-async def _close(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals, close: Close) -> None:
-    """Ends one device's round early: what both sides have done by now counts.
-
-    What the server is at is answered first; activations that wait, or come now, are not trained on, on neither side. A
-    step of which only some parts were answered is none: no adapter has moved, and the device takes its batch back.
+    Where it ends early, what both sides have done by then counts: what the server is at is answered first; activations
+    that wait, or come later, are not trained on, on neither side. A step of which only some parts were answered is
+    none: no adapter has moved, and the device takes its batch back.
     """
-    arrivals.leave(device.device)
-    await arrivals.settled(device.device)
-    await link.send(close)
-    while isinstance(message := await link.receive(), Activations):
-        pass
-    if not isinstance(message, Update):
-        raise unexpected(device.device, "an Update", message)
-    server.accept(message, late=True)
+    turn = Turn(server, link, device, Activations)
+
+    async def take(activations: Activations) -> None:
+        if not turn.late:
+            arrivals.put(activations)
+
+    async def settle() -> None:
+        arrivals.leave(device.device)
+        await arrivals.settled(device.device)
+
+    await turn.hold(take, closing=settle, gone=lambda: arrivals.leave(device.device))

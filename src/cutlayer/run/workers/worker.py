@@ -75,7 +75,7 @@ class Report:
       life: of the worker: another one after it died.
       made: reports of this life before it.
       version: goes up when one has come or gone.
-      members: as a checkpoint keeps them (`Hub.state`).
+      members: as a checkpoint keeps them (`Hub.rows`).
       here: who is connected and ready.
       rows: as a person sees them.
       refusals: by device and reason, how often, in this life of the worker.
@@ -147,7 +147,7 @@ class WorkerProcess:
 
         Args:
           share: The share.
-          members: What is known of its devices (`Hub.state`).
+          members: What is known of its devices (`Hub.rows`).
 
         Raises:
           UserError: Training diverged.
@@ -213,7 +213,7 @@ class WorkerProcess:
         """The server, with all of its weights, where models are built."""
         setup = self._setup
         setup.inputs.load()
-        return server_of(setup.inputs, {}, self._machine, setup.declared, setup.scratch)
+        return server_of(setup.inputs, self._method, {}, self._machine, setup.declared, setup.scratch)
 
     def _admission(self, roster: Register | None) -> Admission:
         return _Expecting(roster, self._expected)
@@ -230,7 +230,7 @@ class WorkerProcess:
     async def _hold(self, share: Share, members: Sequence[Mapping[str, Any]]) -> Held:
         self._began = now()
         known = {member.name for member in self._hub.everybody}
-        self._hub.load_state([row for row in members if row["name"] not in known])
+        self._hub.take_in([row for row in members if row["name"] not in known])
         profiles = tuple(member.profile for member in self._hub.everybody if member.profile is not None)
         fleet = self._setup.declared.model_copy(update={"devices": profiles})
         inputs = self._setup.inputs
@@ -275,9 +275,7 @@ class WorkerProcess:
         )
         here = frozenset(member.name for member in members if member.here)
         self._made += 1
-        return Report(
-            self._life, self._made, self._version, self._hub.state(), here, rows, self._hub.refusals.as_dict()
-        )
+        return Report(self._life, self._made, self._version, self._hub.rows(), here, rows, self._hub.refusals.as_dict())
 
 
 class _Expecting(Admission):

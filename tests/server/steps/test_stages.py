@@ -12,11 +12,11 @@ from torch import nn
 from bases import moved_adapter, open_base
 from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
-from cutlayer.server.schedule import schedule
-from cutlayer.server.stages import Stages
+from cutlayer.server.steps.schedule import schedule
+from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch
 from ends import activations_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.server.shuffle import ShuffleBuffer
+from cutlayer.server.steps.shuffle import ShuffleBuffer
 
 
 def emptied(arrivals: list[list[int]], window: int, batch_size: int, seed: int = 0) -> list[list[int]]:

@@ -13,13 +13,13 @@ from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.model.base import Base
 from cutlayer.policies.order import fifo, longest_tail, random_order
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.server import one_for_all, one_per_device
-from cutlayer.server.steps import a_copy_each, one_device_at_a_time
+from cutlayer.server.owners import one_for_all, one_per_device
+from cutlayer.server.steps.one_at_a_time import a_copy_each, one_device_at_a_time
+from cutlayer.testing.playground import fleet_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Gradients
 from ends import activations_for, server_for
-from playground import fleet_of
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -2,7 +2,7 @@
 
 SplitFrozen decomposes the backward pass: a stage first computes the gradient of its input, for which the stage below
 waits, and later the gradients of its weights. On one machine, as here, the stages work one piece at a time in the
-order of `schedule`, and the gradients are those of the ordinary backward pass (`tests/server/test_stages.py`).
+order of `schedule`, and the gradients are those of the ordinary backward pass (`tests/server/steps/test_stages.py`).
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from cutlayer.model.base import Base, Blocks
 from cutlayer.model.part import MiddlePart, Part, ServerPart
 from cutlayer.server.samples import weight_of
-from cutlayer.server.schedule import Piece, schedule
+from cutlayer.server.steps.schedule import Piece, schedule
 
 
 @dataclass(frozen=True, slots=True)

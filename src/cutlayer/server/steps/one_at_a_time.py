@@ -1,43 +1,15 @@
-"""Server steps: how arriving activations are processed on the one base model."""
+"""One device's activations after the other: adapters are swapped on one base, in an order."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
-
 from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.server import Owner, Server, one_per_device
+from cutlayer.server.owners import Owner, one_per_device
+from cutlayer.server.server import Server
+from cutlayer.server.steps.step import Reply, ServerStep
+from cutlayer.server.steps.train import answer, train
+from cutlayer.state import State
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.messages import Gradients
-
-Reply = Callable[[Gradients], Awaitable[None]]
-
-
-class ServerStep(Protocol):
-    """Empties a round's queue.
-
-    Attributes:
-      owner: who owns the server adapter that a device's activations train.
-      equal_cuts: whether all devices must be cut at the same block.
-      together: whether a device may have to wait for what another has not sent.
-      cuts_batches: whether parts of one device's batch may be served with others' activations between them.
-    """
-
-    owner: Owner
-
-    equal_cuts: bool
-    together: bool
-    cuts_batches: bool
-
-    async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None: ...
-
-    def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
-        """Memory that the server needs, at batches of `num_tokens`."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> ServerStep:
@@ -69,8 +41,9 @@ class _OneAtATime:
         self.cuts_batches = owner is one_per_device  # a shared adapter would move in the middle of a batch
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
-        while (activations := await arrivals.pick(self._order)) is not None:
-            await reply(await server.step(activations))
+        while (arrived := await arrivals.pick(self._order)) is not None:
+            loss, grad_BTD = await train(server, arrived, server.ledger.device(arrived.device))
+            await reply(answer(server, arrived, loss, grad_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """One model and one step, every other owner's adapter at rest, and a queue in which everyone else waits.
@@ -85,11 +58,11 @@ class _OneAtATime:
         queue = sum(costs.activation_bytes(device.samples_in_flight, num_tokens) for device in plan.devices)
         return step + sum(largest.values()) - max(largest.values()) + queue
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._order.state_dict()
+    def state(self) -> State:
+        return self._order.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._order.load_state_dict(state)
+    def load(self, state: State) -> None:
+        self._order.load(state)
 
 
 class _ACopyEach(_OneAtATime):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.server.schedule import Piece, Slot, schedule
+from cutlayer.server.steps.schedule import Piece, Slot, schedule
 
 sizes = {"stages": st.integers(1, 4), "micro_batches": st.integers(1, 6), "decomposed": st.booleans()}
 

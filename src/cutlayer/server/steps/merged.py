@@ -16,17 +16,19 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
 from cutlayer.model.loss import MASKED
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.concat import concat
-from cutlayer.server.server import SHARED, Owner, Server, one_for_all
-from cutlayer.server.steps import Reply, ServerStep
+from cutlayer.server.owners import SHARED, Owner, one_for_all
+from cutlayer.server.server import Server
+from cutlayer.server.steps.step import Reply, ServerStep
+from cutlayer.server.steps.train import answer, train
+from cutlayer.state import Stateless
 from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.messages import Activations
 
@@ -36,7 +38,7 @@ def merged() -> ServerStep:
     return _Merged()
 
 
-class _Merged:
+class _Merged(Stateless):
     owner: Owner = staticmethod(one_for_all)
 
     equal_cuts = together = True
@@ -44,21 +46,15 @@ class _Merged:
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while arrived := await arrivals.everybody():
-            loss, grad_BTD = await server.train(merge(arrived), server.open.device(arrived[0].device))
+            loss, grad_BTD = await train(server, merge(arrived), server.ledger.device(arrived[0].device))
             for activations, rows_BTD in zip(arrived, dispatch(grad_BTD, arrived), strict=True):
-                await reply(server.answer(activations, loss, rows_BTD))
+                await reply(answer(server, activations, loss, rows_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """One model and one step on the merged batch, and the activations that it is made of."""
         num_samples = sum(device.batch_size for device in plan.devices)
         step = costs.server(plan.devices[0], num_samples, num_tokens)
         return step.memory_bytes + costs.activation_bytes(num_samples, num_tokens)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue from: everybody is served together."""
 
 
 def merge(arrived: Sequence[Activations]) -> Activations:

@@ -16,13 +16,14 @@ from cutlayer.errors import DivergedError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.model.base import Base
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.merged import dispatch, merge, merged
-from cutlayer.server.server import SHARED, Server
+from cutlayer.server.owners import SHARED
+from cutlayer.server.server import Server
+from cutlayer.server.steps.merged import dispatch, merge, merged
+from cutlayer.testing.playground import FlatCosts, fleet_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients
 from ends import activations_for, server_for
-from playground import FlatCosts, fleet_of
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 
@@ -116,7 +117,7 @@ def test_a_merged_loss_that_is_not_finite(bert: Base) -> None:
     with pytest.raises(DivergedError) as error:
         serve(server, plan_of(1, 1), messages)
     assert str(error.value).startswith("all devices, round 0, step 0: expected a finite loss, got nan. Lower")
-    assert server.take_tallies() == {}
+    assert server.ledger.take_tallies() == {}
 
 
 def test_memory_is_one_model_and_the_merged_batch() -> None:

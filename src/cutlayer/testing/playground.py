@@ -23,6 +23,7 @@ from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
+from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, what_is_left
 from cutlayer.policies.aggregate import Aggregate, Contribution
@@ -30,18 +31,22 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Coordinator, Logbook
+from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.state import State
+from cutlayer.testing.reference import plain_peft_model
+from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
-from tiny import LABELS, random_batch
 
 WAIT_ALL = wait_all()
 LEARNING_RATES = (1e-2, 5e-3, 2e-3, 1e-3)
 
 
 def learning_rate(round: int, step: int) -> float:
+    """The rate of a local step, another for each of a round and for neighbouring rounds."""
     return LEARNING_RATES[(2 * round + step) % len(LEARNING_RATES)]
 
 
@@ -55,11 +60,11 @@ class ListedBatches:
         self._next += 1
         return self._batches[self._next - 1]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
+    def state(self) -> State:
+        return State({"next": self._next})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
+    def load(self, state: State) -> None:
+        self._next = state.facts["next"]
 
     @property
     def all(self) -> list[Batch]:
@@ -218,11 +223,11 @@ class TappedAggregate:
         self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
         return self._aggregate(broadcast, contributions)
 
-    def state(self) -> Adapter:
+    def state(self) -> State:
         return self._aggregate.state()
 
-    def load_state(self, state: Adapter) -> None:
-        self._aggregate.load_state(state)
+    def load(self, state: State) -> None:
+        self._aggregate.load(state)
 
 
 @dataclass
@@ -291,6 +296,7 @@ def play(
             learning_rate,
             Forecast(fleet, costs, compression),
             10,
+            scope=method.scope,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
@@ -317,6 +323,7 @@ def play(
         coordinator = Coordinator(
             method,
             server,
+            Aggregation(method.aggregate),
             Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, situation),
             played.logbook,
             rounds=rounds,
@@ -340,7 +347,8 @@ def play(
                     committing.attach(device, device_end)
                 tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
             await coordinator.run()
-        played.adapter = server.exported()
+        views = list(server.adapters.views().values())
+        played.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
 
     run_virtual(run())
     return played
@@ -361,9 +369,6 @@ def plain_training(
 
     Returns the adapter and the optimizer's state, so that training can go on.
     """
-    from cutlayer.model.part import model_inputs
-    from reference import plain_peft_model
-
     model, inside = plain_peft_model(base)
     with torch.no_grad():
         for name, value in start.items():
