@@ -37,8 +37,8 @@ from cutlayer.policies.qlearn import (
     step_seconds,
 )
 from cutlayer.policies.select import everyone
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import History, RoundPlan, StepRecord
-from playground import FlatCosts, fleet_of
 
 BLOCKS, STEPS, MIB = 6, 2, 2**20
 NAN = float("nan")

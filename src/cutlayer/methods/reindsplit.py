@@ -31,8 +31,8 @@ from cutlayer.policies.order import fifo
 from cutlayer.policies.qlearn import Weights, cut_by_qlearning
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.server import one_per_device
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
 def reindsplit(
