@@ -256,7 +256,7 @@ def test_nobody_is_given_more_than_memory_holds_or_its_owner_lends() -> None:
     assert allowed([1, 2, 4], plan, lending) == {"small": [1, 2], "large": [1, 2]}
 
     starved = [
-        record(device, round, cut=cut, busy_seconds=1e-3 * cut, waiting_seconds=0.0)
+        record(device, round, cut=cut, busy_seconds=1e-3 * cut)
         for round, (device, cut) in enumerate(itertools.product(memory, [1, 2, 4, 2, 1, 4]))
     ]
     seen = Counter[tuple[str, int]]()
@@ -387,11 +387,11 @@ def test_what_is_learnt_is_what_the_round_before_led_to() -> None:
         record("a", 2, cut=1, busy_seconds=0.5),
     )
     table, states = learnt(situation_of(ALIKE, *history), {"a": [1, 3, 5]}, discount=0.0)
-    first = State(1, 1, 0, 3, 1)  # 2 s a step, which is the threshold
-    assert table.value(first, 5) == pytest.approx(-((5.0 / 2 - 1) + 0.5 * (4.0 / 2 - HIGH)))
+    first = State(1, 1, 0, 3, 1)  # 1.5 s a step, which is the threshold
+    assert table.value(first, 5) == pytest.approx(-((4.5 / 1.5 - 1) + 0.5 * (4.0 / 1.5 - HIGH)))
     second = State(0, 1, 0, 5, 2)
-    assert table.value(second, 1) == pytest.approx(-0.5 * (LOW - 0.25 / 2))
-    assert states == {"a": State(2, 1, 0, 1, 1)}
+    assert table.value(second, 1) == pytest.approx(-0.5 * (LOW - 0.25 / 1.5))
+    assert states == {"a": State(2, 1, 0, 1, 0)}
     assert [cut for cut in (1, 3, 5) if table.value(first, cut) or table.value(second, cut)] == [1, 5]
 
 
@@ -399,15 +399,10 @@ def test_what_is_learnt_is_what_the_round_before_led_to() -> None:
 
 
 def test_what_a_step_takes() -> None:
-    """Computing, network and what the server took, for which whoever was last has waited; over the steps."""
-    cohort = [
-        record("a", busy_seconds=2.0, network_seconds=1.0, waiting_seconds=4.0),
-        record("b", busy_seconds=6.0, network_seconds=0.5, waiting_seconds=0.5),
-        record("c", busy_seconds=1.0, network_seconds=1.0, waiting_seconds=5.0, steps=1, late=True),
-        missed("d", 0),
-    ]
-    assert step_seconds(cohort) == {"a": 3.5 / 2, "b": 7.0 / 2, "c": 2.5}
-    assert step_seconds(cohort[:1]) == {"a": 3.5}, "one device waits for the server alone"
+    """Computing and network over the steps, however long the device waited for others."""
+    one = record("a", busy_seconds=2.0, network_seconds=1.0)
+    assert step_seconds(one) == step_seconds(replace(one, waiting_seconds=9.0)) == 1.5
+    assert step_seconds(replace(one, steps=1, late=True)) == 3.0
 
 
 def test_the_threshold_is_the_median_of_the_first_round_that_measured_anything() -> None:
@@ -415,9 +410,9 @@ def test_the_threshold_is_the_median_of_the_first_round_that_measured_anything()
     assert reference_of(History(history)) is None
     assert list(observed(History(history), {"a": GIB})) == []
     history += [
-        record("a", 1, busy_seconds=2.0, waiting_seconds=0.0),
-        record("b", 1, busy_seconds=8.0, waiting_seconds=0.0, flops=8.0, network_seconds=2.0),
-        record("c", 1, busy_seconds=4.0, waiting_seconds=0.0, bytes_up=2),
+        record("a", 1, busy_seconds=2.0),
+        record("b", 1, busy_seconds=8.0, flops=8.0, network_seconds=2.0),
+        record("c", 1, busy_seconds=4.0, bytes_up=2),
         record("a", 2, busy_seconds=100.0),
     ]
     expected = Reference(speed=10.0, rate=15.0, seconds=2.5)
@@ -427,7 +422,7 @@ def test_the_threshold_is_the_median_of_the_first_round_that_measured_anything()
 
 def state_after(memory_bytes: int = GIB, threshold: float | None = None, **values: Any) -> State:
     """The state of a device that in round 1 measured this, when in round 0 three like it measured what is usual."""
-    history = History([*(record(name, waiting_seconds=0.0) for name in "abc"), record("a", 1, **values)])
+    history = History([*(record(name) for name in "abc"), record("a", 1, **values)])
     *_, last = observed(history, {"a": memory_bytes, "b": GIB, "c": GIB}, threshold)
     assert last.after is not None
     return last.after
@@ -435,18 +430,16 @@ def state_after(memory_bytes: int = GIB, threshold: float | None = None, **value
 
 def test_the_bins_of_what_the_round_before_measured() -> None:
     usual = State(speed=1, link=1, memory=0, cut=2, latency=1)
-    assert state_after(waiting_seconds=0.0) == usual
+    assert state_after() == usual
     for flops, speed in ((26.0, 0), (27.0, 1), (60.0, 1), (61.0, 2)):
-        assert state_after(waiting_seconds=0.0, flops=flops) == usual._replace(speed=speed)
+        assert state_after(flops=flops) == usual._replace(speed=speed)
     for num_bytes, link in ((9, 0), (11, 1), (35, 1), (36, 2)):
-        assert state_after(waiting_seconds=0.0, bytes_up=num_bytes) == usual._replace(link=link)
+        assert state_after(bytes_up=num_bytes) == usual._replace(link=link)
     for size, memory in ((4 * MIB, 0), (2 * MIB, 1), (MIB, 2)):
-        assert state_after(size, waiting_seconds=0.0) == usual._replace(memory=memory)
-    for waiting, latency in ((0.0, 1), (0.01, 2)):
-        assert state_after(waiting_seconds=waiting) == usual._replace(latency=latency)
+        assert state_after(size) == usual._replace(memory=memory)
     for threshold, latency in ((3.0, 0), (2.9, 1), (1.5, 1), (1.4, 2)):
-        assert state_after(waiting_seconds=0.0, threshold=threshold) == usual._replace(latency=latency)
-    assert state_after(waiting_seconds=0.0, cut=5) == usual._replace(cut=5)
+        assert state_after(threshold=threshold) == usual._replace(latency=latency)
+    assert state_after(cut=5) == usual._replace(cut=5)
 
 
 def test_what_was_not_measured_stays_as_it_was() -> None:
@@ -455,7 +448,7 @@ def test_what_was_not_measured_stays_as_it_was() -> None:
     history = History([*slow, record("a", 1, flops=0.0, busy_seconds=0.0, network_seconds=0.0)])
     *_, last = observed(history, dict.fromkeys("abc", GIB))
     assert (last.before, last.after) == (State(0, 0, 0, 2, 1), State(0, 0, 0, 2, 0))
-    nothing = History([record("a", 0, busy_seconds=0.0, network_seconds=0.0, waiting_seconds=0.0, flops=0.0)])
+    nothing = History([record("a", 0, busy_seconds=0.0, network_seconds=0.0, flops=0.0)])
     assert reference_of(nothing) == Reference(0.0, 0.0, 1.0)
     [seen] = observed(nothing, {"a": GIB})
     assert seen.after == State(1, 1, 0, 2, 0)

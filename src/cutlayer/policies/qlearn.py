@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from statistics import median
 from typing import NamedTuple
 
@@ -290,57 +289,42 @@ def observed(history: History, memories: Mapping[str, int], threshold: float | N
         return
     threshold = threshold or reference.seconds
     states, losses = dict[str, State](), dict[str, float]()
-    for cohort in rounds_of(history):
-        seconds = step_seconds(cohort)
-        for record in cohort:
-            device = record.device
-            if device not in memories:
-                continue
-            before, drop, latency, load = states.get(device), 0.0, LATE, LATE
-            if record.steps:
-                latency, load = seconds[device] / threshold, record.busy_seconds / record.steps / threshold
-                states[device] = _state(record, memories[device], reference, latency, before)
-                old = losses.get(device, record.loss)
-                losses[device] = KEEP * old + (1 - KEEP) * record.loss
-                drop = (old - losses[device]) / abs(old) if old else 0.0
-            elif before is not None:
-                states[device] = before._replace(cut=record.cut, latency=2)
-            yield Seen(device, record.round, record.cut, drop, latency, load, before, states.get(device))
+    for record in sorted(history.records, key=lambda record: record.round):
+        device = record.device
+        if device not in memories:
+            continue
+        before, drop, latency, load = states.get(device), 0.0, LATE, LATE
+        if record.steps:
+            latency, load = step_seconds(record) / threshold, record.busy_seconds / record.steps / threshold
+            states[device] = _state(record, memories[device], reference, latency, before)
+            old = losses.get(device, record.loss)
+            losses[device] = KEEP * old + (1 - KEEP) * record.loss
+            drop = (old - losses[device]) / abs(old) if old else 0.0
+        elif before is not None:
+            states[device] = before._replace(cut=record.cut, latency=2)
+        yield Seen(device, record.round, record.cut, drop, latency, load, before, states.get(device))
 
 
-def rounds_of(history: History) -> Iterator[list[StepRecord]]:
-    """The records of each round, in the order of the rounds."""
-    ordered = sorted(history.records, key=lambda record: record.round)
-    for _, cohort in groupby(ordered, key=lambda record: record.round):
-        yield list(cohort)
+def step_seconds(record: StepRecord) -> float:
+    """Seconds of a local step: the round's computing and transfers over its steps.
 
-
-def step_seconds(cohort: Sequence[StepRecord]) -> dict[str, float]:
-    """Seconds of a local step of each device of a round of which a step counted.
-
-    A round's computing, transfers and waiting for the server, over its steps. All that a device waited is no figure of
-    its own: with it everybody's round takes as long as the slowest's. Whoever was last waited for the server alone, so
-    the least that anybody waited stands for what the server took.
+    What the device waited is left out. With all of it everybody's round takes as long as the slowest's, and what of it
+    was for the server is not known: on a real fleet it holds the building of parts, too.
     """
-    server = min(record.waiting_seconds for record in cohort)
-    return {
-        record.device: (record.busy_seconds + record.network_seconds + server) / record.steps
-        for record in cohort
-        if record.steps
-    }
+    return (record.busy_seconds + record.network_seconds) / record.steps
 
 
 def reference_of(history: History) -> Reference | None:
     """What later rounds are held against; None while nothing has been measured."""
-    for cohort in rounds_of(history):
-        counted = [record for record in cohort if record.steps]
-        if counted:
-            return Reference(
-                speed=median(_over(record.flops, record.busy_seconds) for record in counted),
-                rate=median(_over(_num_bytes(record), record.network_seconds) for record in counted),
-                seconds=median(step_seconds(cohort).values()) or 1.0,
-            )
-    return None
+    first = min((record.round for record in history.records if record.steps), default=None)
+    counted = [record for record in history.records if record.round == first and record.steps]
+    if not counted:
+        return None
+    return Reference(
+        speed=median(_over(record.flops, record.busy_seconds) for record in counted),
+        rate=median(_over(_num_bytes(record), record.network_seconds) for record in counted),
+        seconds=median(map(step_seconds, counted)) or 1.0,
+    )
 
 
 def _state(record: StepRecord, memory_bytes: int, reference: Reference, latency: float, before: State | None) -> State:
