@@ -31,6 +31,9 @@ class MovedWeights(Protocol):
           seed: The run's.
         """
 
+    def made_from(self, seed: int) -> dict[str, Any]:
+        """What the seeds are made from, beside the run's seed: numbers and names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
