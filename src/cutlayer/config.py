@@ -118,8 +118,9 @@ class TrainSection(Section):
     """Largest gradient norm per owner and side; 0 is none."""
     keep_moments: bool = True
     """AdamW's moments outlive the end of a round."""
-    stragglers: str = "wait_all"
-    """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION."""
+    stragglers: str | None = None
+    """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION; None leaves it to the
+    method, and most wait for all."""
     late: Late = "drop"
     """What becomes of the work of a device that is late: drop, or use what it has done (docs/decisions/0021)."""
     eval_every: int = Field(1, ge=1)
@@ -129,9 +130,10 @@ class TrainSection(Section):
 
     @field_validator("stragglers")
     @classmethod
-    def _is_a_policy(cls, name: str) -> str:
+    def _is_a_policy(cls, name: str | None) -> str | None:
         try:
-            stragglers_by_name(name)
+            if name is not None:
+                stragglers_by_name(name)
         except ConfigError:
             raise PydanticCustomError("stragglers", STRAGGLERS) from None
         return name
@@ -139,7 +141,7 @@ class TrainSection(Section):
     @field_validator("late")
     @classmethod
     def _somebody_may_be_late(cls, late: Late, info: ValidationInfo) -> Late:
-        if late != "drop" and info.data.get("stragglers") == "wait_all":
+        if late != "drop" and info.data.get("stragglers") in (None, "wait_all"):
             raise PydanticCustomError("late", "drop where nobody is late (train.stragglers is wait_all)")
         return late
 

@@ -12,6 +12,7 @@ import pytest
 from cutlayer.errors import ConfigError
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method, found, offered
+from cutlayer.state import State
 
 
 def message(error: pytest.ExceptionInfo[ConfigError]) -> str:
@@ -46,13 +47,13 @@ def test_each_build_is_a_method_of_its_own() -> None:
     """An order that counts its picks belongs to one run."""
     one, other = (build_method("memsfl", {"order": "random"}, seed=3) for _ in range(2))
     assert one.round is not other.round
-    assert one.round.state_dict() == {"seed": 3, "num_picks": 0}
+    assert one.round.state() == State({"seed": 3, "num_picks": 0})
 
 
 def test_an_option_reaches_the_method() -> None:
-    random = build_method("memsfl", {"order": "random"}, seed=5).round.state_dict()
+    random = build_method("memsfl", {"order": "random"}, seed=5).round.state().facts
     assert random["seed"] == 5
-    assert "seed" not in build_method("memsfl", {"order": "fifo"}, seed=5).round.state_dict()
+    assert "seed" not in build_method("memsfl", {"order": "fifo"}, seed=5).round.state().facts
 
 
 def test_a_method_that_is_not_there() -> None:

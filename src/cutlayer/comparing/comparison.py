@@ -24,9 +24,9 @@ from cutlayer.comparing.metric import Metric
 from cutlayer.config import MethodSection, RunConfig, differences, read_config
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically
-from cutlayer.run.inputs import RunInputs, completed, prepare
+from cutlayer.run.inputs import RunInputs, completed, method_of, prepare
 from cutlayer.run.loop import Logbook
-from cutlayer.run.run import method_of, situation_of
+from cutlayer.run.run import situation_of
 
 
 @dataclass(frozen=True, slots=True)

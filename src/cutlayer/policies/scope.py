@@ -48,3 +48,12 @@ def personal_below_the_cut(device: DevicePlan, block: int | None) -> str:
       ['pi-1', 'pi-1', '*', '*']
     """
     return device.device if block is not None and block < device.cut else EVERYONE
+
+
+def lowest_blocks_personal(num_blocks: int) -> Scope:
+    """What a device holds of the lowest `num_blocks` blocks is its own, the rest shared; 0 is one adapter for all."""
+
+    def scope(device: DevicePlan, block: int | None) -> str:
+        return device.device if block is not None and block < min(num_blocks, device.cut) else EVERYONE
+
+    return scope

@@ -21,6 +21,7 @@ from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
+from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
@@ -29,6 +30,7 @@ from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
+from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
 from cutlayer.settings import (
     columns_of,
     data_spec,
@@ -71,8 +73,7 @@ class ServerInputs:
     @cached_property
     def shape(self) -> Shape:
         """The shape of the run's rounds."""
-        method = self.config.method
-        return build_method(method.name, method.options, self.config.train.seed, method.sha256).round.shape
+        return method_of(self.config).round.shape
 
     @cached_property
     def costs(self) -> ShapedCosts:
@@ -259,6 +260,20 @@ def _task(config: RunConfig, rows: Rows, where: str) -> Task:
     if labels:
         raise ConfigError(f"data.labels: expected none for {task.kind}, got {list(labels)}. Leave it out.")
     return task
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method that the config names, with its options."""
+    method = config.method
+    return build_method(method.name, method.options, config.train.seed, method.sha256)
+
+
+def stragglers_of(config: RunConfig, method: Method) -> Stragglers:
+    """How long the run's rounds wait: what the run file says, else the method, else for all."""
+    train = config.train
+    if train.stragglers is None:
+        return method.patience or wait_all()
+    return stragglers_by_name(train.stragglers, train.late)
 
 
 def completed(config: RunConfig) -> RunConfig:

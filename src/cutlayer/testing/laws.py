@@ -45,7 +45,7 @@ from cutlayer.testing.playground import (
     tiny_base,
 )
 from cutlayer.testing.tiny import BLOCKS, save_inputs, scratch
-from cutlayer.types import Adapter, Event, History
+from cutlayer.types import Adapter, Event, History, RoundPlan
 from cutlayer.wire.frames import encode
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Finish, Message
@@ -213,7 +213,7 @@ def _keeps_one_adapter(subject: Subject) -> bool:
     start = tiny_base().initial_adapter(0)
     moved = {name: value + 0.125 for name, value in start.items()}
     part = Contribution(moved, dict.fromkeys(moved, 3.0), device="device-0")
-    joined = subject.build(**subject.plain()).aggregate(start, [part])
+    joined = subject.build(**subject.plain()).aggregate(start, [part], RoundPlan(0))
     return joined.keys() == moved.keys() and all(torch.equal(joined[name], moved[name]) for name in moved)
 
 

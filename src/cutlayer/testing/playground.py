@@ -16,7 +16,7 @@ from cutlayer.device.device import Device
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.gate.guard import Guard
@@ -247,10 +247,10 @@ class TappedAggregate:
         self.name, self.mixed_ranks = aggregate.name, aggregate.mixed_ranks
         self._aggregate, self._given = aggregate, given
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         copies = [{name: value.clone() for name, value in part.adapter.items()} for part in contributions]
         self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
-        return self._aggregate(broadcast, contributions)
+        return self._aggregate(broadcast, contributions, plan)
 
     def state(self) -> State:
         return self._aggregate.state()
@@ -338,6 +338,7 @@ def play(
             Forecast(fleet, costs, compression),
             10,
             scope=method.scope,
+            broadcast=method.broadcast,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
@@ -366,7 +367,8 @@ def play(
             happened.rows.append(row)
             happened.events.extend(done)
 
-        ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
+        gateway = Gateway(fleet.server)
+        ends = {profile.name: modelled_link(profile, events.append, gateway) for profile in fleet.devices}
         coordinator = Coordinator(
             method,
             server,
