@@ -13,8 +13,6 @@ import yaml
 from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 
-WORDS = ("holds", "broken", "does not apply")
-
 
 def check(
     method: Annotated[
@@ -26,12 +24,15 @@ def check(
     ] = None,
 ) -> None:
     """Hold a method to the laws: tiny models, a few rounds each. Exits with 1 if one is broken."""
+    import torch
+
     from cutlayer.methods.table import found
     from cutlayer.testing.laws import LAWS, Subject, judge, sentence
 
     options = dict(_read(word) for word in option or ())
     subject = Subject(found(method), options)
     subject.build()  # what is no method at all is told in one line
+    torch.set_num_threads(1)  # equalities are to the last bit
     terminal, began, words = console(), time.perf_counter(), Counter[str]()
     terminal.print(f"{subject.row.name}: {subject.row.summary or 'says nothing of itself'}", soft_wrap=True)
     with warnings.catch_warnings():
@@ -41,7 +42,7 @@ def check(
             terminal.print(f"{verdict.word:<16}{sentence(LAWS[verdict.law])}", soft_wrap=True)
             if verdict.why:
                 terminal.print(f"{'':<16}{verdict.why}", soft_wrap=True)
-    said = ", ".join(f"{words[word]} {word}" for word in WORDS)
+    said = f"{words['holds']} hold, {words['broken']} are broken, {words['does not apply']} do not apply"
     terminal.print(f"{said} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
     if words["broken"]:
         raise typer.Exit(1)

@@ -44,6 +44,8 @@ def methods(
 
 def _show(row: MethodRow) -> None:
     """One method: title, origin, options, notes."""
+    from cutlayer.methods.described import spelled
+
     said, terminal = row.description, console()
     for line in (
         said.title,
@@ -56,5 +58,8 @@ def _show(row: MethodRow) -> None:
         for key, option in said.options.items():
             shown.add_row(key, option.kind, option.typed, option.help)
         terminal.print(shown)
+    if said.neutral:
+        options = ", ".join(f"{key}={spelled(value)}" for key, value in said.neutral.items())
+        terminal.print(f"One device trains as ordinary training does with {options}.", highlight=False)
     for note in said.notes:
         terminal.print(note, highlight=False)

@@ -11,7 +11,7 @@
     What is certain, what is our reading.          notes
 
     Neutral: KEY=VALUE, KEY=VALUE.                 options with which one device trains as ordinary training does,
-                                                   where its defaults do more
+                                                   where its defaults do more; or `Neutral: none, WHY.`
 
     Evidence: how sure its facts are.
 
@@ -26,6 +26,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from cutlayer.errors import ConfigError
 
@@ -54,8 +56,12 @@ class Option:
     @property
     def typed(self) -> str:
         """The default as -o takes it."""
-        value = self.default
-        return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        return spelled(self.default)
+
+
+def spelled(value: Any) -> str:
+    """A plain value as -o takes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Description:
       evidence: how sure its facts are.
       notes: the paragraphs under the table: what is certain, what is our reading, what is ours.
       neutral: options with which one device trains as ordinary training does, where the defaults do more.
+      never_plain: why there are none; empty where there are.
       options: the builder's keyword arguments, but for the seed.
       seeded: whether the builder takes the run's seed.
     """
@@ -79,6 +86,7 @@ class Description:
     evidence: str
     notes: tuple[str, ...]
     neutral: Mapping[str, Any]
+    never_plain: str
     options: dict[str, Option]
     seeded: bool
 
@@ -109,13 +117,15 @@ def described(text: str, function: str, where: str) -> Description:
     seeded = options.pop("seed", None) is not None
     plain, said = _paragraphs(ast.get_docstring(module) or "")
     title, notes = _title_and_notes(plain)
+    neutral, never_plain = _neutral(said.get("Neutral", ""), options, where)
     return Description(
         title=title,
         summary=(title.partition(": ")[2] or title).removesuffix("."),
         paper=_paper(" ".join(plain[1] if len(plain) > 1 else [])),
         evidence=said.get("Evidence", "not said"),
         notes=notes,
-        neutral=_neutral(said.get("Neutral", ""), options, where),
+        neutral=neutral,
+        never_plain=never_plain,
         options=options,
         seeded=seeded,
     )
@@ -187,24 +197,25 @@ def _title_and_notes(paragraphs: list[list[str]]) -> tuple[str, tuple[str, ...]]
     return title, tuple(" ".join(map(str.strip, lines)) for lines in paragraphs[after:])
 
 
-def _neutral(text: str, options: Mapping[str, Option], where: str) -> dict[str, Any]:
-    """The options of `Neutral:`.
+def _neutral(text: str, options: Mapping[str, Option], where: str) -> tuple[dict[str, Any], str]:
+    """The options of `Neutral:`, read as -o reads them, or why there are none.
 
     Raises:
-      ConfigError: One of them is none of the method's, or no plain value.
+      ConfigError: One of them is none of the method's.
     """
+    none, comma, reason = text.partition(", ")
+    if none == "none" and comma:
+        return {}, reason
     neutral: dict[str, Any] = {}
     for pair in text.split(", ") if text else ():
-        name, _, value = pair.partition("=")
-        try:
-            neutral[name] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
-            value = ""
-        if name not in options or not value:
+        name, equals, value = pair.partition("=")
+        if name not in options or not equals:
             raise ConfigError(
-                f"{where}: expected Neutral: KEY=VALUE, KEY=VALUE with options of the method, got {pair!r}. Correct it."
+                f"{where}: expected Neutral: KEY=VALUE, KEY=VALUE with options of the method, or Neutral: none, WHY, "
+                f"got {pair!r}. Correct it."
             )
-    return neutral
+        neutral[name] = yaml.safe_load(value)
+    return neutral, ""
 
 
 def _paper(paragraph: str) -> str:

@@ -20,6 +20,8 @@ counter (`model/noise.py`), so that CPU and GPU agree; weights on a grid, so tha
 weights of who stepped there, to the bit; a round has the rate of its first step; devices count by what they trained in
 the round, where the code counts the batches that they have.
 
+Neutral: none, weights move along random directions and not along the gradient.
+
 Evidence: the authors' code.
 """
 

@@ -19,6 +19,8 @@ all devices must hold the same blocks); the server's adapter is stepped by AdamW
 descent at `scale` times the run's rate. The paper has no table of rates for LoRA: ours were tried on two data sets
 (docs/lab-log.md).
 
+Neutral: none, a device moves along random directions and not along its gradient.
+
 Evidence: a detailed reading of the paper by others; rates, seeds per device and averaging per round are ours.
 """
 

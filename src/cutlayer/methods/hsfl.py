@@ -19,6 +19,8 @@ the planner is put together (`policies/latency_plan.py`).
 With personal parts there are as many models as devices: metrics are means over the devices' own views, an evaluation
 costs as much, and a run ends with an adapter for each (`adapters/NAME/`).
 
+Neutral: server=copies.
+
 Evidence: abstract; the server's step, what is personal and all of the planner's formulas are our reading.
 """
 

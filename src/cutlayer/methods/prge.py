@@ -17,6 +17,8 @@ Certain, from the authors' code: the forms, LoRA-FA, eps 1e-2, descent without m
 code is not repeated: its dual mode with q = 1 forgets the slope. Ours: the paper trains on one device, and here devices
 do so between two averagings of B, as in federated averaging; the head's tensors move too, where there is one.
 
+Neutral: none, a device moves along random directions and not along its gradient.
+
 Evidence: the authors' code; averaging over devices is ours.
 """
 

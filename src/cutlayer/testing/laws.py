@@ -18,6 +18,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from cutlayer.config import read_config
@@ -48,7 +49,7 @@ from cutlayer.testing.tiny import BLOCKS, save_inputs, scratch
 from cutlayer.types import Adapter, Event, History, RoundPlan
 from cutlayer.wire.frames import encode
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Finish, Message
+from cutlayer.wire.messages import Activations, Assignment, Finish, Message
 
 ROUNDS, STEPS = 2, 2
 
@@ -149,10 +150,10 @@ def expect_same(one: Adapter, other: Adapter, otherwise: str) -> None:
 @law
 def one_device_is_plain_training(subject: Subject) -> str | None:
     """One device, nothing compressed: ordinary PEFT training of its batches, bit for bit, at every cut."""
-    if not _keeps_one_adapter(subject):
-        return "its aggregate makes other factors even of one adapter"
     if (reason := _not_all_trained(subject)) is not None:
         return reason
+    if not _keeps_one_adapter(subject):
+        return "its aggregate makes other factors even of one adapter"
     held = 0
     for options in _cuts(subject):
         for base in (tiny_base(), tiny_base("llama", "causal-lm")):
@@ -183,21 +184,17 @@ def _expect_plain(run: Played, base: Base, otherwise: str) -> None:
 @law
 def one_device_trains_the_products_of_plain_training(subject: Subject) -> str | None:
     """One device, one round: the products B A of ordinary PEFT training, up to rounding, whatever their factors."""
-    if _keeps_one_adapter(subject):
-        return "its aggregate leaves one adapter as it is, and the law of plain training says more"
     if (reason := _not_all_trained(subject)) is not None:
         return reason
+    if _keeps_one_adapter(subject):
+        return "its aggregate leaves one adapter as it is, and the law of plain training says more"
     base = tiny_base()
     run = played(subject.build(**subject.plain()), num_devices=1, rounds=1, local_steps=STEPS, samples=lambda _: 4)
     rates = [learning_rate(0, step) for step in range(STEPS)]
     plain, _ = plain_training(base, base.initial_adapter(0), run.streams["device-0"].given, rates)
-    pairs = factor_names(plain)
-    for b, a in pairs:
-        one, other = run.adapter[b] @ run.adapter[a], plain[b] @ plain[a]
+    for name, one, other in _learnt(run.adapter, plain):
         close = torch.allclose(one, other, rtol=1e-5, atol=1e-7)
-        expect(close, f"the product of {b} and its A is {float((one - other).abs().max()):.2g} off")
-    heads = plain.keys() - {name for pair in pairs for name in pair}
-    expect_same({k: run.adapter[k] for k in heads}, {k: plain[k] for k in heads}, "the head against plain PEFT")
+        expect(close, f"{name}, against plain PEFT, is {float((one - other).abs().max()):.2g} off")
     return None
 
 
@@ -219,6 +216,8 @@ def _keeps_one_adapter(subject: Subject) -> bool:
 
 def _not_all_trained(subject: Subject) -> str | None:
     """Why ordinary training, of everything, is not what one device's could be."""
+    if reason := subject.row.description.never_plain:
+        return f"its file says: {reason}"
     plan = subject.build(**subject.plain()).make_plan(0, _situation(1))
     if any(0 in ranks for ranks in (plan.ranks, *(device.ranks for device in plan.devices))):
         return "some blocks have no adapter, so less is trained than by ordinary training"
@@ -236,7 +235,7 @@ def _situation(num_devices: int, history: History | None = None) -> Situation:
 
 @law
 def every_sample_counts_once(subject: Subject) -> str | None:
-    """Every sample that a device draws is trained on and counts once, and every device takes all of its local steps."""
+    """Every sample that a device draws is trained on and counts once, and devices take all steps of their plans."""
     run = subject.run
     for device, stream in run.streams.items():
         records = run.logbook.history.of(device)
@@ -244,16 +243,66 @@ def every_sample_counts_once(subject: Subject) -> str | None:
         for what in ("samples", "weight"):
             counted = sum(getattr(record, what) for record in records)
             expect(counted == drawn, f"{device} drew {drawn} samples, and {counted} count as its {what}")
-        steps = [record.steps for record in records]
-        expect(steps == [STEPS] * len(steps), f"{device} took {steps} steps in its rounds, of {STEPS} each")
+        steps, planned = [record.steps for record in records], _planned_steps(run, device)
+        expect(steps == planned, f"{device} took {steps} steps in its rounds, of {planned} that were planned")
         expect(len(stream.given) == sum(steps), f"{device} drew {len(stream.given)} batches for {sum(steps)} steps")
     of_rounds, drawn = sum(row["samples"] for row in run.rows), sum(_drawn(run))
     expect(of_rounds == drawn > 0, f"devices drew {drawn} samples, and the rounds say {of_rounds}")
     return None
 
 
+def _planned_steps(run: Played, device: str) -> list[int]:
+    """The local steps of each round that the device was in."""
+    assigned = [one.plan for one in run.sent_down if isinstance(one, Assignment)]
+    return [plan.local_steps for plan in assigned if plan.device == device]
+
+
 def _drawn(run: Played) -> list[int]:
     return [batch.num_samples for stream in run.streams.values() for batch in stream.given]
+
+
+@law
+def devices_that_agree_are_followed(subject: Subject) -> str | None:
+    """Where all devices end with one adapter, that is the next one: nobody counts twice, nothing shrinks or grows."""
+    method, start = subject.build(), tiny_base().initial_adapter(0)
+    if method.fold is not None:
+        return "what devices learnt is folded into the base, and adapters begin anew"
+    moved = {name: value + 0.125 for name, value in start.items()}
+    parts = [
+        Contribution(dict(moved), dict.fromkeys(moved, float(weight)), device=f"device-{weight}")
+        for weight in (1, 2, 5)
+    ]
+    joined = method.aggregate(start, parts, RoundPlan(0))
+    for name, one, other in _learnt(joined, moved):
+        close = torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+        expect(close, f"all devices end with one {name}, and the next is {float((one - other).abs().max()):.2g} off")
+    return None
+
+
+@law
+def nobody_counts_by_place(subject: Subject) -> str | None:
+    """The next adapter does not depend on the order in which contributions are handed over, but for rounding."""
+    if subject.build().fold is not None:
+        return "what devices learnt is folded into the base, and adapters begin anew"
+    start, generator = tiny_base().initial_adapter(0), torch.Generator().manual_seed(0)
+    parts = []
+    for weight in (1.0, 2.0, 5.0):
+        moved = {name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in start.items()}
+        parts.append(Contribution(moved, dict.fromkeys(moved, weight), device=f"device-{weight:.0f}"))
+    one, other = (subject.build().aggregate(start, given, RoundPlan(0)) for given in (parts, parts[::-1]))
+    for name, this, that in _learnt(one, other):
+        close = torch.allclose(this, that, rtol=1e-4, atol=1e-5)
+        expect(close, f"{name} is {float((this - that).abs().max()):.2g} off when contributions come in reverse")
+    return None
+
+
+def _learnt(one: Adapter, other: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What two adapters do: the product of each pair of factors, and what is no factor."""
+    pairs = factor_names(other)
+    for b, a in pairs:
+        yield f"product of {b} and its A", one[b] @ one[a], other[b] @ other[a]
+    for name in other.keys() - {name for pair in pairs for name in pair}:
+        yield name, one[name], other[name]
 
 
 @law
@@ -282,8 +331,8 @@ def who_leaves_holds_up_nobody(subject: Subject) -> str | None:
 
     run = play(base, subject.build(), fleet, streams, rounds=ROUNDS, local_steps=STEPS, link_of=leaving)
     for device in ("device-0", "device-2"):
-        steps = [record.steps for record in run.logbook.history.of(device)]
-        expect(steps == [STEPS] * len(steps), f"device-1 left, and {device} took {steps} steps, of {STEPS} a round")
+        steps, planned = [record.steps for record in run.logbook.history.of(device)], _planned_steps(run, device)
+        expect(steps == planned, f"device-1 left, and {device} took {steps} steps, of {planned} that were planned")
     return None
 
 
@@ -327,16 +376,37 @@ def planning_changes_nothing(subject: Subject) -> str | None:
 
 @law
 def stop_and_resume_is_never_stopped(subject: Subject) -> str | None:
-    """Stop after a round and resume: the run that never stopped, adapter and events to the byte."""
+    """Stop after a round and resume: the run that never stopped, adapter and events to the bit."""
     here = Path(mkdtemp(dir=scratch()))
     _run(subject, here / "whole")
     with contextlib.suppress(_Stopped):
         _run(subject, here / "stopped", _StopAfterARound())
     _run(subject, here / "stopped", resume=True)
-    for file in ("adapter/adapter_model.safetensors", "events.jsonl"):
-        whole, stopped = ((here / name / file).read_bytes() for name in ("whole", "stopped"))
-        expect(whole == stopped, f"{file} of the stopped and resumed run is another than that of the whole run")
+    whole, stopped = _files(here / "whole"), _files(here / "stopped")
+    expect(whole.keys() == stopped.keys(), f"one of them alone has {sorted(whole.keys() ^ stopped.keys())}")
+    expect(any(name.endswith(".safetensors") for name in whole), "a run leaves nothing that was trained")
+    different = [name for name, content in whole.items() if stopped[name] != content]
+    expect(not different, f"the stopped and resumed run has another {', '.join(different)} than the whole run")
     return None
+
+
+def _files(run: Path) -> dict[str, bytes]:
+    """What a run leaves and does not say how long it took, or where it is."""
+    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
+    told = {str(path.relative_to(run)): path for path in files}
+    timed = ("config.yaml", "metrics.jsonl", "summary.json", "tensorboard/", "checkpoint/")
+    return {name: _content(path) for name, path in told.items() if not name.startswith(timed)}
+
+
+def _content(path: Path) -> bytes:
+    """A file to the byte; of safetensors, whose words about itself have no order, what they hold."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, "np") as file:
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+        said = sorted((file.metadata() or {}).items())
+    facts = (said, [(name, array.shape, str(array.dtype)) for name, array in tensors.items()])
+    return repr(facts).encode() + b"".join(array.tobytes() for array in tensors.values())
 
 
 class _Stopped(Exception):
@@ -382,8 +452,11 @@ def _run(subject: Subject, out: Path, display: NoProgress | None = None, *, resu
 @law
 def frozen_weights_never_change(subject: Subject) -> str | None:
     """The base's weights are after a run what they were before it."""
-    if subject.build().fold is not None:
-        return "its method folds what was learnt into the base's weights"
+    method = subject.build()
+    if method.fold is not None:
+        return "it folds what was learnt into the base's weights"
+    if method.moved is not None:
+        return "it moves the base's own weights"
     base = Base(tiny_base().settings)
     base.whole()
     before = {name: value.clone() for name, value in base.weights.loaded.items()}
