@@ -25,6 +25,7 @@ def check(
 ) -> None:
     """Hold a method to the laws: tiny models, a few rounds each. Exits with 1 if one is broken."""
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from cutlayer.methods.table import found
     from cutlayer.testing.laws import LAWS, Subject, judge, sentence
@@ -33,6 +34,7 @@ def check(
     subject = Subject(found(method), options)
     subject.build()  # what is no method at all is told in one line
     torch.set_num_threads(1)  # equalities are to the last bit
+    disable_progress_bar()  # of reading tiny models
     terminal, began, words = console(), time.perf_counter(), Counter[str]()
     terminal.print(f"{subject.row.name}: {subject.row.summary or 'says nothing of itself'}", soft_wrap=True)
     with warnings.catch_warnings():
