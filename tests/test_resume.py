@@ -109,6 +109,12 @@ OPTIONS = {
         "wire.adapters=topk:0.5",
     ),
     "folds, a part of the fleet": ("method.name=flora", "method.fraction=0.5", "train.rounds=4"),
+    "a connection that is shared": (
+        "fleet={server: {tflops: 1, efficiency: 0.3, memory_gib: 4, up_mbit: 0.5, down_mbit: 0.3}, defaults: "
+        "{efficiency: 0.3, up_mbit: 1, down_mbit: 1, latency_ms: 5, memory_gib: 1}, devices: [{name: a, tflops: 1.0e-5}, "
+        "{name: b, tflops: 3.0e-5, count: 2}]}",
+        "method.cut=latency",
+    ),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",
