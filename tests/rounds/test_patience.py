@@ -39,7 +39,7 @@ MEANS = ["fedlora", "memsfl"]
 """Those whose round is the mean of plain trainings (`test_every_method.py`)."""
 SPLIT = [name for name in METHODS if {"cut", "window"} & TABLE[name].options.keys()]
 """Those whose devices say something in every step."""
-SHARED = ["mergesfl", "sfl_v2", "splitlora", "splitfrozen", "centralized"]
+SHARED = ["mergesfl", "sfl_v2", "sfpl", "splitlora", "splitfrozen", "centralized"]
 """Those with a server adapter that all devices train."""
 ROUNDS, STEPS = 2, 3
 ModelMaker = Callable[[str, str], Path]
