@@ -141,12 +141,14 @@ class RoundPlan:
     """Who takes part in a round and how. Planners map a plan to a better plan.
 
     `ranks` is the rank of the full adapter on each block, of which a device's are at most as large; empty for the
-    run's rank everywhere. It is the same in every round of a run.
+    run's rank everywhere. It is the same in every round of a run. `deadline_seconds` closes this round after so long,
+    whatever the policy for stragglers says of rounds in general; None leaves it to the policy.
     """
 
     round: int
     devices: tuple[DevicePlan, ...] = ()
     ranks: tuple[int, ...] = ()
+    deadline_seconds: float | None = None
 
     def with_each(self, change: Callable[[DevicePlan], DevicePlan]) -> RoundPlan:
         return replace(self, devices=tuple(change(device) for device in self.devices))

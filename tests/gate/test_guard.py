@@ -22,6 +22,7 @@ from cutlayer.model.structure import units_by_name
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.stragglers import Late, Stragglers, quorum
 from cutlayer.server.owners import one_per_device
+from cutlayer.state import State
 from cutlayer.testing.playground import WAIT_ALL, Played, fleet_of, play, with_rows
 from cutlayer.testing.tiny import LABELS, VOCABULARY, random_batch
 from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
@@ -67,11 +68,11 @@ class PlannedBatches:
             random_batch(self._task, seed=self._seed + number, samples=size, tokens=tokens), first=size * (number % 2)
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
+    def state(self) -> State:
+        return State({"next": self._next})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
+    def load(self, state: State) -> None:
+        self._next = state.facts["next"]
 
 
 class Watched(Guard):

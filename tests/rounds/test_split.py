@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from cutlayer.device.conversations import up_and_down
 
 from bases import open_base
-from cutlayer.device.conversations import up_and_down
 from cutlayer.device.device import Device
 from cutlayer.errors import WireError
 from cutlayer.fleet.clock import now, run_virtual
@@ -24,6 +24,7 @@ from cutlayer.policies.order import random_order
 from cutlayer.rounds.split import split
 from cutlayer.server.server import Server
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
+from cutlayer.state import State
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
@@ -249,6 +250,6 @@ def test_a_rounds_state_is_its_orders(bert: Base) -> None:
         assert now() > 0
 
     run_virtual(program())
-    assert one.state_dict() == {"seed": 0, "num_picks": 4}
-    other.load_state_dict(one.state_dict())
-    assert other.state_dict() == one.state_dict()
+    assert one.state() == State({"seed": 0, "num_picks": 4})
+    other.load(one.state())
+    assert other.state() == one.state()

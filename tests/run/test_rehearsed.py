@@ -10,10 +10,10 @@ from commands import World, run
 from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
 from cutlayer.policies.plan import make_plan
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
-from cutlayer.run.run import method_of, situation_of
+from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
 
@@ -66,6 +66,6 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     else:
         assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
         assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
-    owners = {"memsfl": ("slow", "quick"), "sfl_v1": ("slow", "quick")}.get(method, (SHARED,))
+    owners = ("slow", "quick") if method in ("memsfl", "reindsplit", "sfl_v1") else (SHARED,)
     assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
     assert inputs.base.weights.bytes_read == 0

@@ -11,7 +11,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,14 +19,18 @@ from torch import Tensor
 from cutlayer.device.shape import Shape
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
-from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.dropout import seeded_dropout, still
+from cutlayer.model.optimizers import Rule
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.moments import FreshMoments
+from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Batch, Costs
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Update
+
+T = TypeVar("T")
 
 
 class BatchStream(Keeper, Protocol):
@@ -74,6 +78,7 @@ class Device:
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
         self._drawn_from = State()  # the place in its data where the last batch began
+        self._rule: Rule | None = None  # where the plan says something else than AdamW
         self._talk = shape.talk(self)
 
     async def converse(self, link: Link) -> None:
@@ -103,6 +108,7 @@ class Device:
         self.trainable.load(self.broadcast)
         if assignment.plan.clause(FreshMoments) or not self.settings.keep_moments:
             self.trainable.load_moments({})
+        self._rule = rule_of(assignment.plan, self.settings.optimizer) if assignment.plan.clause(Trains) else None
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0
         self._busy_before = self.machine.busy_seconds
@@ -129,13 +135,18 @@ class Device:
             self._steps += 1
             self._loss_sum += loss * batch.weight
 
-    def update(self, facts: Adapter | None = None) -> Update:
-        """What the device trained in this round, and what else the talk has to say."""
+    def update(self, facts: Adapter | None = None, *, adapter: Adapter | None = None) -> Update:
+        """What the device trained in this round.
+
+        Args:
+          facts: What else the talk has to say.
+          adapter: What of the adapter is sent; None for all of it.
+        """
         return Update(
             run=self.now.run,
             round=self.now.round,
             device=self.name,
-            adapter=self.trainable.adapter(),
+            adapter=self.trainable.adapter() if adapter is None else adapter,
             steps=self._steps,
             samples=self._samples,
             weight=self._weight,
@@ -146,14 +157,27 @@ class Device:
 
     # ------------------------------------------------------------------ below a cut
 
-    async def bottom(self, batch: Batch, step: int, micro_batch: int = 0) -> Tensor:
-        """Runs a batch, or a part of one, up to the cut: (B, T, D), with its graph where something here trains."""
+    async def bottom(
+        self, batch: Batch, step: int, micro_batch: int = 0, *, graph: bool = True, share: float = 1.0
+    ) -> Tensor:
+        """Runs a batch, or a part of one, up to the cut: (B, T, D).
+
+        Args:
+          batch: The batch, or the part.
+          step: The local step.
+          micro_batch: Which part.
+          graph: Whether its graph is kept where something here trains; without one nothing drops out either.
+          share: Of the step's forward passes, by their FLOPs.
+        """
         now = self.now
         part = self.base.device_part(now.plan.cut, now.plan.blocks)
         at = (step, micro_batch) if micro_batch else (step,)
 
         def work() -> Tensor:
             part.use(self.trainable.parameters)
+            if not graph:
+                with torch.no_grad(), still(part.model):
+                    return part.forward(model_inputs(batch, self.base.device))
             with seeded_dropout(self._drops, self.settings.seed, "device", self.name, now.round, *at):
                 return part.forward(model_inputs(batch, self.base.device))
 
@@ -163,7 +187,7 @@ class Device:
             work,
             like=lambda: torch.empty(shape_BTD, dtype=self.base.dtype, device=self.base.device),
             what="forward",
-            flops=cost.forward_flops,
+            flops=share * cost.forward_flops,
             round=now.round,
             step=step,
         )
@@ -205,7 +229,7 @@ class Device:
         def work() -> None:
             h_BTD.backward(grad_BTD)
             if moves:
-                self.trainable.step(self.now.learning_rates[step])
+                self.trainable.step(self.now.rate(step), self._rule)
 
         cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
         await self.machine.run(
@@ -215,6 +239,23 @@ class Device:
             flops=cost.backward_flops,
             round=self.now.round,
             step=step,
+        )
+
+    async def forwards(
+        self, work: Callable[[], T], batch: Batch, step: int, *, like: Callable[[], T], share: float = 1.0
+    ) -> T:
+        """Does work that is made of forward passes over a batch.
+
+        Args:
+          work: The work.
+          batch: The batch.
+          step: The local step.
+          like: What the work would return of nothing.
+          share: Of the step's forward passes, by their FLOPs.
+        """
+        cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
+        return await self.machine.run(
+            work, like=like, what="forward", flops=share * cost.forward_flops, round=self.now.round, step=step
         )
 
     # ------------------------------------------------------------------ the whole model
@@ -254,7 +295,7 @@ class Device:
             loss = None  # while the time of this passes, other devices of this process need the memory of its graph
             if before_step is not None:
                 before_step()
-            self.trainable.step(now.learning_rates[step])
+            self.trainable.step(now.rate(step), self._rule)
             if after_step is not None:
                 after_step()
 

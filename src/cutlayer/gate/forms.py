@@ -169,7 +169,8 @@ class Forms:
         """The update that ends the round.
 
         Args:
-          facts: What it says beside its adapter; None for nothing, and for an adapter of the shapes that were sent.
+          facts: What it says beside its adapter, and the shapes of that; None for nothing, and for an adapter of the
+            shapes that were sent. `Listed` are facts of known shapes.
         """
         said = facts or _Nothing(self)
         return Form(Update, "an Update", lambda message: self._check_update(message, said), lambda: self._update(said))
@@ -403,6 +404,36 @@ class Forms:
 
     def _form_of_update(self, shape: Shape) -> Tensor:
         return packed_form(self._compression.update, shape, torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Facts that are always said, all of known shapes.
+
+    Attributes:
+      forms: of the round.
+      facts: by name, tensors of the shape and dtype that each must have, that hold nothing.
+      adapter: the shapes of the adapter that goes with them, by name.
+      values: raises Refused where finite values do not fit.
+    """
+
+    forms: Forms
+    facts: Adapter
+    adapter: Mapping[str, Shape]
+    values: Callable[[Adapter], None] = lambda _facts: None
+
+    def largest(self) -> Adapter:
+        """See `Facts.largest`."""
+        return self.facts
+
+    def check(self, facts: Adapter, *, diverged: bool) -> None:  # noqa: ARG002
+        """See `Facts.check`."""
+        self.forms.check_tensors("facts", facts, self.facts)
+        self.values(facts)
+
+    def shapes(self, facts: Adapter | None) -> Mapping[str, Shape]:  # noqa: ARG002
+        """See `Facts.shapes`."""
+        return self.adapter
 
 
 class _Nothing:

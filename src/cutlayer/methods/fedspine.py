@@ -1,4 +1,4 @@
-"""FedSpine: federated LoRA on models that shrink, ratio and rank chosen for each device by a bandit.
+"""FedSpine: federated on models that shrink; heads and channels pruned, ratio and rank chosen per device by a bandit.
 
 Efficient Deployment of Large Language Models on Resource-constrained Devices
     Zhiwei Yao, Yang Xu, Hongli Xu, Yunming Liao, Zuan Xie. 2025. https://arxiv.org/abs/2501.02438
@@ -17,6 +17,8 @@ compatible before they are weighted. Our reading: the importance is LoRAPrune's 
 E-UCB from memory, its reward (`policies/bandit.py`), that each block loses the same share, that ratios grow from 0 to
 the target, the weights of the aggregation and its mean over owners, and that the one model at the end keeps the units
 that matter most to the devices on average. What S-UCB adds to E-UCB is not known here.
+
+Evidence: reviews; importance from LoRAPrune's code, bandit from memory, its reward is our reading.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HETLoRA: devices of unequal ranks, truncated on the way down, zero-padded and averaged on the way up.
+"""HETLoRA: federated, unequal ranks; adapters truncated on the way down, zero-padded and averaged on the way up.
 
 Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models
     Yae Jee Cho, Luyang Liu, Zheng Xu, Aldi Fahrezi, Gauri Joshi. EMNLP 2024. https://arxiv.org/abs/2401.06432
@@ -14,6 +14,8 @@ Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models
 From general knowledge of the paper and third-party code, not from its text. Our reading: the norm is taken module by
 module, who gets which rank, and that a device prunes all of its blocks or none (`policies/self_prune.py`). The paper's
 gamma and lambda are not known here, so pruning is off by default. `owners_only` is not the paper's.
+
+Evidence: general knowledge of the paper, third-party code.
 """
 
 from __future__ import annotations

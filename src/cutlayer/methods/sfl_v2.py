@@ -1,4 +1,4 @@
-"""SFL-V2: one server-side model, stepped by the devices in random order; only device sides are averaged.
+"""SFL-V2: one shared server adapter, stepped by the devices in random order; device adapters averaged.
 
 SplitFed: When Federated Learning Meets Split Learning
     Chandra Thapa, M. A. P. Chamikara, Seyit Camtepe, Lichao Sun. AAAI 2022. https://arxiv.org/abs/2004.12088
@@ -13,6 +13,8 @@ SplitFed: When Federated Learning Meets Split Learning
 Our reading of the order: at every step anyone of those whose activations are here, so the server never waits; the
 code lets one client finish its epoch before the next begins. A slip of that code is not repeated: a new Adam for every
 batch, so that no moments gather. Its local work is one epoch; here it is train.local_steps.
+
+Evidence: the authors' code; the order per step is our reading.
 """
 
 from __future__ import annotations

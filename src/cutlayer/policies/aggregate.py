@@ -17,7 +17,7 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import Term
 from cutlayer.state import State, Stateless
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,14 @@ class Aggregate(Protocol):
     name: str
     mixed_ranks: bool
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter: ...
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
+        """The next adapter.
+
+        Args:
+          broadcast: From what the round's devices began.
+          contributions: Of those who did not leave.
+          plan: The round's, those who left included.
+        """
 
     def state(self) -> State:
         """What a resumed run needs to aggregate as this one would have."""
@@ -109,7 +116,7 @@ class _Mean(Stateless):
     def __init__(self, weighted: bool) -> None:
         self._weighted = weighted
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:  # noqa: ARG002
         return {name: self._mean(name, value, contributions) for name, value in broadcast.items()}
 
     def _mean(self, name: str, value: Tensor, contributions: Sequence[Contribution]) -> Tensor:
@@ -131,8 +138,8 @@ class _Momentum:
         self._aggregate, self._momentum = aggregate, momentum
         self._velocity: Adapter = {}
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-        mean, result = self._aggregate(broadcast, contributions), {}
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
+        mean, result = self._aggregate(broadcast, contributions, plan), {}
         for name, value in broadcast.items():
             change = mean[name] - value
             velocity = self._momentum * self._velocity.get(name, torch.zeros_like(value)) + change

@@ -20,7 +20,7 @@ from cutlayer.model.structure import CHANNELS, HEADS, IMPORTANCE, KEPT
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.prune import most_important
 from cutlayer.state import State
-from cutlayer.types import Adapter, Kept
+from cutlayer.types import Adapter, Kept, RoundPlan
 
 
 class Scatter:
@@ -39,7 +39,7 @@ class Scatter:
         self._importance: Adapter = {}
         self._left = (0, 0)
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:  # noqa: ARG002
         self._learn(contributions)
         return {name: self._mean(name, value, contributions) for name, value in broadcast.items()}
 

@@ -20,7 +20,7 @@ from cutlayer.model.adapter import initial_tensor
 from cutlayer.model.low_rank import factor_names, stacked
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
 from cutlayer.state import State
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 def stack(contributions: Sequence[Contribution]) -> Adapter:
@@ -53,13 +53,13 @@ class _BeginAnew:
         self._seed, self._num_rounds = seed, 0
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         self._num_rounds += 1
         fresh: Adapter = {}
         for b, a in factor_names(broadcast):
             draw = initial_tensor(f"{a}#{self._num_rounds}", broadcast[a].shape, seed=self._seed, std=0.0)
             fresh[b], fresh[a] = torch.zeros_like(broadcast[b]), draw.to(broadcast[a])
-        head = self._mean({name: value for name, value in broadcast.items() if name not in fresh}, contributions)
+        head = self._mean({name: value for name, value in broadcast.items() if name not in fresh}, contributions, plan)
         return {name: fresh[name] if name in fresh else head[name] for name in broadcast}
 
     def state(self) -> State:

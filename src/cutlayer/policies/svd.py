@@ -20,7 +20,7 @@ import torch
 from cutlayer.model.low_rank import factor_names, stacked, truncated
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
 from cutlayer.state import Stateless
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 def svd() -> Aggregate:
@@ -42,7 +42,7 @@ class _Svd(Stateless):
     def __init__(self) -> None:
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         factored: Adapter = {}
         for b, a in factor_names(broadcast):
             terms = terms_of(contributions, b, a)
@@ -55,5 +55,7 @@ class _Svd(Stateless):
             # Beyond the rank that the sum can have, A keeps its rows: with B = 0 they change nothing, but can learn.
             factored[b], factored[a] = torch.zeros_like(broadcast[b]), broadcast[a].clone()
             factored[b][:, :rank], factored[a][:rank] = new_b, new_a
-        head = self._mean({name: value for name, value in broadcast.items() if name not in factored}, contributions)
+        head = self._mean(
+            {name: value for name, value in broadcast.items() if name not in factored}, contributions, plan
+        )
         return {name: factored[name] if name in factored else head[name] for name in broadcast}

@@ -18,7 +18,7 @@ from torch import Tensor
 from cutlayer.model.low_rank import Term, factor_names
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
 from cutlayer.state import Stateless
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
@@ -43,7 +43,7 @@ class _ZeroPad(Stateless):
         self._by_norm, self._owners_only = by_norm, owners_only
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         padded: Adapter = {}
         for b, a in factor_names(broadcast):
             terms = terms_of(contributions, b, a)
@@ -51,7 +51,7 @@ class _ZeroPad(Stateless):
                 terms = _weighted_by_norm(terms)
             padded[b] = self._average(broadcast[b], [(weight, value) for weight, value, _ in terms])
             padded[a] = self._average(broadcast[a], [(weight, value) for weight, _, value in terms])
-        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions)
+        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions, plan)
         return {name: padded[name] if name in padded else head[name] for name in broadcast}
 
     def _average(self, broadcast: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tensor:

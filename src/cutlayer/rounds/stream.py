@@ -186,7 +186,7 @@ async def _turn(
 
     If it is late, what it has sent by the time it hears so is trained on, and counts.
     """
-    turn = Turn(server, link, device, *((Activations,) if cache is None else (Activations, Recall)))
+    turn = Turn(server, link, device, Activations if cache is None else (Activations, Recall))
 
     async def take(message: Activations | Recall) -> None:
         if isinstance(message, Recall):

@@ -46,6 +46,11 @@ class Outcome:
     devices: list[DeviceRow]
     summary: dict[str, Any]
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one for each round."""
+        return RunFolder(self.folder).read_rows()
+
 
 def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[str, float], kept: Kept | None) -> Path:
     """Writes the adapter; where devices have views of their own, one for each, and the best of them as the adapter.
@@ -155,6 +160,7 @@ def _summary(
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_cuda_bytes": peak_cuda_bytes(),
         "versions": versions(),
+        "method": inputs.config.method.model_dump(include={"name", "source"}),
         "seed": inputs.config.train.seed,
         "run": inputs.run_id,
     }

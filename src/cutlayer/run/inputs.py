@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cutlayer.config import MethodSection, RunConfig
+from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
@@ -21,7 +21,8 @@ from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
-from cutlayer.methods.table import TABLE, build_method
+from cutlayer.methods.method import Method
+from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
@@ -29,6 +30,7 @@ from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
+from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
 from cutlayer.settings import (
     columns_of,
     data_spec,
@@ -71,8 +73,7 @@ class ServerInputs:
     @cached_property
     def shape(self) -> Shape:
         """The shape of the run's rounds."""
-        method = self.config.method
-        return build_method(method.name, method.options, self.config.train.seed).round.shape
+        return method_of(self.config).round.shape
 
     @cached_property
     def costs(self) -> ShapedCosts:
@@ -261,16 +262,32 @@ def _task(config: RunConfig, rows: Rows, where: str) -> Task:
     return task
 
 
+def method_of(config: RunConfig) -> Method:
+    """The method that the config names, with its options."""
+    method = config.method
+    return build_method(method.name, method.options, config.train.seed, method.sha256)
+
+
+def stragglers_of(config: RunConfig, method: Method) -> Stragglers:
+    """How long the run's rounds wait: what the run file says, else the method, else for all."""
+    train = config.train
+    if train.stragglers is None:
+        return method.patience or wait_all()
+    return stragglers_by_name(train.stragglers, train.late)
+
+
 def completed(config: RunConfig) -> RunConfig:
     """The config as a run writes it down: readable from anywhere, with every option of its method.
 
     Raises:
-      ConfigError: There is no such fleet, method or option, or the method takes no micro-batches.
+      ConfigError: There is no such fleet, method or option, the method is another than the config says, or takes no
+        micro-batches.
     """
-    name, options = config.method.name, config.method.options
-    build_method(name, options, config.train.seed).check_micro_batches(config.train.micro_batches)
-    method = MethodSection(name=name, **(TABLE[name].options | options))
-    return config.self_contained().model_copy(update={"method": method})
+    row, options = found(config.method.name, config.method.sha256), config.method.options
+    row.built(options, config.train.seed).check_micro_batches(config.train.micro_batches)
+    source = None if row.ours else MethodSource(at=row.source.at, sha256=row.source.sha256)
+    section = MethodSection(name=row.name, source=source, **(row.options | options))
+    return config.self_contained().model_copy(update={"method": section})
 
 
 def _check_positions(files: ModelFiles, max_length: int) -> None:

@@ -99,6 +99,7 @@ class _Rehearsal:
             Forecast(inputs.fleet, inputs.costs, inputs.compression),
             inputs.config.data.max_length,
             scope=self._method.scope,
+            broadcast=self._method.broadcast,
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:

@@ -24,13 +24,12 @@ from cutlayer.fleet.modes import speed_mode
 from cutlayer.methods.method import Method
 from cutlayer.packing import CompressedLink
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.ending import Outcome
-from cutlayer.run.inputs import RunInputs
+from cutlayer.run.inputs import RunInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
-from cutlayer.run.run import Run, first_error, first_plan, method_of, situation_of
+from cutlayer.run.run import Run, first_error, first_plan, situation_of
 from cutlayer.run.state import open_folder
 from cutlayer.state import State, joined
 from cutlayer.types import Event
@@ -111,8 +110,8 @@ class _Simulation:
     ) -> None:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
         self._events: list[Event] = []
-        fleet, train = inputs.fleet, inputs.config.train
-        may_leave = not stragglers_by_name(train.stragglers, train.late).waits_for_all
+        fleet, _train = inputs.fleet, inputs.config.train
+        may_leave = not stragglers_of(inputs.config, method).waits_for_all
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
         self._run = Run(

@@ -132,10 +132,14 @@ class Ledger:
           device: Its name.
           facts: Numbers to add to the device's, by name.
         """
-        tally = self._tallies[device]
-        tally.steps += 1
+        self._tallies[device].steps += 1
+        self.note(device, **facts)
+
+    def note(self, device: str, **facts: float) -> None:
+        """Adds numbers to the facts of a device's round, by name."""
+        told = self._tallies[device].facts
         for name, number in facts.items():
-            tally.facts[name] = tally.facts.get(name, 0) + number
+            told[name] = told.get(name, 0) + number
 
     def learnt(self, device: str, loss: float, weight: int) -> None:
         """The server has trained on something of a device in a batch that is not its own."""

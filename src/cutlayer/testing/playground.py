@@ -36,7 +36,7 @@ from cutlayer.server.server import Server
 from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import LABELS, random_batch
-from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, RoundPlan
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
 
@@ -217,10 +217,10 @@ class TappedAggregate:
         self.name, self.mixed_ranks = aggregate.name, aggregate.mixed_ranks
         self._aggregate, self._given = aggregate, given
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         copies = [{name: value.clone() for name, value in part.adapter.items()} for part in contributions]
         self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
-        return self._aggregate(broadcast, contributions)
+        return self._aggregate(broadcast, contributions, plan)
 
     def state(self) -> State:
         return self._aggregate.state()
@@ -296,6 +296,7 @@ def play(
             Forecast(fleet, costs, compression),
             10,
             scope=method.scope,
+            broadcast=method.broadcast,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:

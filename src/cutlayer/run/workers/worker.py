@@ -30,12 +30,11 @@ from cutlayer.gate.hub import Hub
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.desk import RunHost
-from cutlayer.run.inputs import ServerInputs
-from cutlayer.run.run import first_error, method_of, server_of
+from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
+from cutlayer.run.run import first_error, server_of
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.share import Share, Yield, take_share, yield_of
@@ -190,8 +189,7 @@ class WorkerProcess:
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         inputs, self._method = setup.inputs, method_of(setup.inputs.config)
-        train = inputs.config.train
-        self._patience = Patience(stragglers_by_name(train.stragglers, train.late))
+        self._patience = Patience(stragglers_of(inputs.config, self._method))
         self._machine = self._machines(setup.declared.server.name, self._events.append)
         self._server = await self._machine.aside(self._made_server)
         self._door = door_of(setup.address, setup.roster, self._set_port, self._admission)
