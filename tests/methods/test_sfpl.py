@@ -19,10 +19,10 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.scope import EVERYONE, lowest_blocks_personal
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
-from cutlayer.run.run import method_of, situation_of
+from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.server.steps import pooled as step_module
 from cutlayer.server.steps.train import train
@@ -260,8 +260,8 @@ def flags(made: World, task: str, out: Path, *more: object) -> list[object]:
 
 
 def adapters_in(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))
-            if path.parts[len(folder.parts)].startswith("adapter")}  # fmt: skip
+    found = [*folder.glob("adapter/*.safetensors"), *folder.glob("adapters/*/*.safetensors")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(found)}
 
 
 @pytest.mark.parametrize(
