@@ -264,7 +264,6 @@ FLEETS: dict[str, dict[str, Any]] = {
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
 SHORT_STEPS = "--local-steps 1 --batch-size 8 --eval-every 100 --spread iid"
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
-MERGED = "mergesfl:cut=3,batch=fixed"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
     "splitfrozen": (
@@ -300,7 +299,14 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
     ),
     "sfpl": (
         sfpl,
-        (Trial("emotion", ("sfpl:cut=3", "sfl_v1:cut=3", "sfl_v2:cut=3", MERGED, "splitfrozen:cut=3"), ONE_CLASS, 16),),
+        (
+            Trial(
+                "emotion",
+                ("sfpl:cut=3", "sfl_v1:cut=3", "sfl_v2:cut=3", "mergesfl:cut=3,batch=fixed", "splitfrozen:cut=3"),
+                f"{ONE_CLASS} --batch-size 8 --max-length 32 --eval-every 6",
+                6,
+            ),
+        ),
     ),
     "legend": (
         legend,
