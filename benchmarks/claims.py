@@ -18,6 +18,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,35 @@ def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def epsl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Every share and variant against phi=0, which is parallel split learning."""
+    psl, *others = figures
+    lines = []
+    for one in others:
+        against = f"{one['label']} against {psl['label']}, {trial.data}"
+        points = 100 * (accuracy(one) - accuracy(psl))
+        facts = [figure["facts"] for figure in (one, psl)]
+        down = [figure["bytes_down"]["mean"] for figure in (one, psl)]
+        once = [all_down - fact["repeated_bytes"] for all_down, fact in zip(down, facts, strict=True)]
+        backward = [fact["server_backward_flops"] for fact in facts]
+        ours = f"{points:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(psl):.3f})"
+        lines += [
+            Line("server's backward pass", "phi/C + 1 - phi", ratio(*backward), against),
+            Line("bytes that devices get", "-", ratio(*down), against),
+            Line("bytes that the server sends, if it can broadcast", "towards phi/C + 1 - phi", ratio(*once), against),
+            Line("final accuracy, points", "close to PSL", ours, against),
+        ]
+    return lines
+
+
+def ratio(one: float, other: float) -> str:
+    return f"x {one / other:.3f}"
+
+
+def spread(one: Figures) -> float:
+    return float(one["final"]["accuracy"]["spread"] or 0.0)
+
+
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
@@ -200,6 +230,28 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 target=0.6,
             )
             for spread in ("dirichlet:1.0", "dirichlet:0.5", "dirichlet:0.1")
+        ),
+    ),
+    "epsl": (
+        epsl,
+        (
+            Trial(
+                "emotion",
+                tuple(
+                    f"epsl:average=true,{options}"
+                    for options in (
+                        "phi=0",
+                        "phi=0.25",
+                        "phi=0.5",
+                        "phi=1",
+                        "phi=0.5,pairing=false",
+                        "phi=0.5,variant=sample",
+                        "phi=0.5,variant=wire",
+                    )
+                ),
+                "--fleet memsfl-six --lr 4e-3 --batch-size 8 --local-steps 4 --max-length 24 --eval-every 100",
+                4,
+            ),
         ),
     ),
     "legend": (
@@ -235,7 +287,18 @@ def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: 
     subprocess.run([sys.executable, "-m", *words], check=True)
     content = json.loads((out / "compare.json").read_text())
     shown = shlex.join(words).replace(str(work), "WORK")
-    return shown, content["methods"]
+    return shown, [{**figures, "facts": facts_of(out, figures)} for figures in content["methods"]]
+
+
+def facts_of(out: Path, figures: Figures) -> dict[str, float]:
+    """What a method's rounds have noted of its devices, as numbers by name, summed over a run; the mean over runs."""
+    result: Counter[str] = Counter()
+    for run in figures["runs"]:
+        for line in (out / run["folder"] / "metrics.jsonl").read_text().splitlines():
+            for device in json.loads(line)["devices"].values():
+                numbers = {name: fact for name, fact in device["facts"].items() if isinstance(fact, int | float)}
+                result.update({name: fact / len(figures["runs"]) for name, fact in numbers.items()})  # type: ignore[arg-type]
+    return dict(result)
 
 
 def table_of(system: str, lines: Sequence[Line]) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ def figures(label: str, *, accuracy: float, seconds: float, sooner: float | None
     spent = {key: {"mean": seconds} for key in ("virtual_seconds", "bytes", "flops")}
     return {
         "label": label,
-        "final": {"accuracy": {"mean": accuracy}},
+        "final": {"accuracy": {"mean": accuracy, "spread": None}},
         "totals": spent,
         "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}},
         "server_bytes": int(seconds * 100),
+        "bytes_down": {"mean": 100 * seconds},
+        "facts": {"server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
     }
 
 
@@ -50,3 +54,20 @@ def test_the_gain_of_splitfrozen_is_relative() -> None:
     system = figures("splitfrozen", accuracy=0.9, seconds=1.0)
     first, *_ = figure(trial, [system, figures("fedlora", accuracy=0.6, seconds=2.0)])
     assert first.ours == "+50.0 % (0.900 / 0.600)"
+
+
+def test_a_broadcast_is_counted_once() -> None:
+    figure, (trial,) = claims.CLAIMS["epsl"]
+    psl, shared = figures("a", accuracy=0.5, seconds=1.0), figures("b", accuracy=0.6, seconds=1.5)
+    backward, received, sent, accuracy = figure(trial, [psl, shared])
+    assert (backward.ours, received.ours) == ("x 1.500", "x 1.500")
+    assert sent.ours == "x 1.250"
+    assert accuracy.ours == "+10.0 +- 0.0 (0.600 / 0.500)"
+
+
+def test_facts_are_summed_over_a_run_and_averaged_over_runs(tmp_path: Path) -> None:
+    for run, numbers in (("one", (1, 2)), ("two", (3, 4))):
+        (tmp_path / run).mkdir()
+        rows = [{"devices": {"a": {"facts": {"bytes": number}}, "b": {"facts": {"ranks": [1]}}}} for number in numbers]
+        (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert claims.facts_of(tmp_path, {"runs": [{"folder": "one"}, {"folder": "two"}]}) == {"bytes": 5.0}
