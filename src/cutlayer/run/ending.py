@@ -39,6 +39,17 @@ class Outcome:
       metrics: metrics of the trained one.
       devices: what each machine did, the server last.
       summary: what summary.json holds.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from cutlayer import Outcome, simulate
+      >>> from cutlayer.testing.tiny import save_inputs
+      >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=24)
+      >>> data, train = {"path": here / "data", "max_length": 16}, {"rounds": 2, "local_steps": 1, "batch_size": 4}
+      >>> outcome: Outcome = simulate(model=here / "model", data=data, train=train, out=here / "run")
+      >>> sorted(outcome.metrics), [row["round"] for row in outcome.rows], len(outcome.devices)
+      (['accuracy', 'loss', 'macro_f1'], [0, 1], 7)
     """
 
     folder: Path
