@@ -20,12 +20,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import yaml
 from datasets import load_dataset
 from rich.table import Table
 
+from cutlayer.policies.qlearn import LOW, reference_of, step_seconds
+from cutlayer.report.json_lines import JsonLines
+from cutlayer.report.round_row import records_of
+from cutlayer.types import History, StepRecord
 from tables import publish
 
 VALIDATION_ROWS = 500
@@ -39,7 +46,7 @@ EVERYWHERE = "-o lora.targets=[all-linear]"
 TENTH = "fraction=0.125"  # ten of the eighty
 
 Figures = Mapping[str, Any]
-"""A method's entry in compare.json."""
+"""A method's entry in compare.json, and `folders`, those of its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,81 @@ def sfpl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """How long rounds and steps take, of all rounds and, in brackets, of the second half, when a table has been learnt.
+
+    The latency threshold of a seed is that of the system, the median of its first round, for the fixed cuts too.
+    """
+    system, *others = figures
+    thresholds = [threshold_of(folder) for folder in system["folders"]]
+
+    def rounds(one: Figures, *, half: bool) -> str:
+        return f"{fmean(seconds for folder in one['folders'] for seconds in round_seconds(folder, half=half)):.2f} s"
+
+    def steps(one: Figures, share: Callable[[StepRecord, float], float], *, half: bool) -> float:
+        runs = zip(one["folders"], thresholds, strict=True)
+        return fmean(share(step, limit) for folder, limit in runs for step in records_in(folder, half=half))
+
+    lines = []
+    for other in others:
+        against = f"{other['label']}, {trial.flags.split()[1]}"
+        values = [rounds(one, half=half) for half in (False, True) for one in (system, other)]
+        lines.append(Line("a round", "-", "{} / {} ({} / {})".format(*values), against))
+        for claim, (form, share) in STEPS.items():
+            values = [form.format(steps(one, share, half=half)) for half in (False, True) for one in (system, other)]
+            lines.append(Line(claim, "-", "{} / {} ({} / {})".format(*values), against))
+    return lines
+
+
+STEPS: dict[str, tuple[str, Callable[[StepRecord, float], float]]] = {
+    "steps over the latency threshold": ("{:.1%}", lambda step, limit: step_seconds(step) > limit),
+    "steps that starve their device": ("{:.1%}", lambda step, limit: step.busy_seconds / step.steps < LOW * limit),
+    "blocks on a device": ("{:.2f}", lambda step, _limit: step.cut),
+}
+"""Means over what each device measured in each round, and how they are written."""
+
+
+def rows_in(folder: Path, *, half: bool) -> list[dict[str, Any]]:
+    """The rounds of a run, or their second half."""
+    rows = list(JsonLines(folder / "metrics.jsonl").read())
+    return rows[len(rows) // 2 :] if half else rows
+
+
+def records_in(folder: Path, *, half: bool) -> list[StepRecord]:
+    """What devices measured in them."""
+    return [record for row in rows_in(folder, half=half) for record in records_of(row)]
+
+
+def threshold_of(folder: Path) -> float:
+    """Seconds of a local step: the median of the run's first round."""
+    reference = reference_of(History(records_in(folder, half=False)))
+    assert reference is not None, "a run that is done has measured something"
+    return reference.seconds
+
+
+def round_seconds(folder: Path, *, half: bool) -> list[float]:
+    """Virtual seconds of each round."""
+    ends = [0.0, *(row["virtual_seconds"] for row in rows_in(folder, half=False))]
+    seconds = [after - before for before, after in pairwise(ends)]
+    return seconds[len(seconds) // 2 :] if half else seconds
+
+
+FLEETS: dict[str, dict[str, Any]] = {
+    "field-ten": {
+        "source": "insect traps: ten machines as weak as Raspberry Pis that grow hot; all of it our choice",
+        "server": {"tflops": 1.0, "efficiency": 0.3, "memory_gib": 8},
+        "defaults": {"efficiency": 0.3, "up_mbit": 20, "down_mbit": 20, "latency_ms": 10}
+        | {"modes": [1.0, 0.6, 0.3], "mode_rounds": 10},
+        "devices": [
+            {"name": "trap-zero", "count": 4, "tflops": 0.016, "memory_gib": 0.5},
+            {"name": "trap-4", "count": 3, "tflops": 0.048, "memory_gib": 2},
+            {"name": "trap-5", "count": 3, "tflops": 0.153, "memory_gib": 4},
+        ],
+    }
+}
+"""By name, fleets of this file alone: where computing decides about time, and not the network."""
+FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
+SHORT_STEPS = "--local-steps 1 --batch-size 8 --eval-every 100 --spread iid"
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 MERGED = "mergesfl:cut=3,batch=fixed"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
@@ -224,6 +306,18 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
         legend,
         (Trial("emotion", (f"legend:{TENTH}", f"fedlora:{TENTH}", f"hetlora:{TENTH}"), f"{JETSONS} iid", 12, 0.6),),
     ),
+    "reindsplit": (
+        reindsplit,
+        tuple(
+            Trial(
+                "emotion",
+                tuple(f"reindsplit:{','.join((*cut, *part))}".rstrip(":") for cut in ((), *FIXED_CUTS)),
+                f"--fleet {fleet} {SHORT_STEPS}",
+                80,
+            )
+            for fleet, part in (("field-ten", ()), ("jetson-80", (TENTH,)))
+        ),
+    ),
     "fedspine": (
         fedspine,
         (Trial("emotion", (f"fedspine:{TENTH}", f"hetlora:{TENTH}"), f"{JETSONS} iid {EVERYWHERE}", 12, 0.6),),
@@ -247,13 +341,22 @@ def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: 
     out = work / ("full" if full else "quick") / trial.name
     words = ["cutlayer", "compare", *trial.methods, "--data", str(with_short_validation(data / trial.data, work))]
     words += [*COLUMNS[trial.data], "--rounds", str(trial.rounds if full else 3), "--eval-every", "2", *COMMON]
-    words += [*shlex.split(trial.flags), "--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
+    words += [fleet_file(word, work) if word in FLEETS else word for word in shlex.split(trial.flags)]
+    words += ["--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
     if trial.target is not None:
         words += ["--target", str(trial.target)]
     subprocess.run([sys.executable, "-m", *words], check=True)
     content = json.loads((out / "compare.json").read_text())
     shown = shlex.join(words).replace(str(work), "WORK")
-    return shown, content["methods"]
+    return shown, [{**one, "folders": [out / run["folder"] for run in one["runs"]]} for one in content["methods"]]
+
+
+def fleet_file(name: str, work: Path) -> str:
+    """The file of a fleet of `FLEETS`, written here."""
+    path = work / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(FLEETS[name]))
+    return str(path)
 
 
 def table_of(system: str, lines: Sequence[Line]) -> Table:

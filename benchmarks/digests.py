@@ -89,6 +89,7 @@ MEASURED = {
     "fedspine": "its bandit is rewarded by measured times",
     "legend": "its depths follow measured speed",
     "mergesfl": "its batch sizes follow measured speed",
+    "reindsplit": "its cuts follow measured times",
     "sfl_v2": "its order is that of arrival",
 }
 """Methods that promise no simulated adapter over gRPC, and why."""
@@ -203,6 +204,8 @@ CASES = (
     Case("mergesfl", "changing", ("--fleet", "CHANGING", *option("method.d_max=8")), BOTH),
     Case("mergesfl", "fixed", option("method.batch=fixed"), grpc=True),
     Case("mergesfl", "chosen", option("method.fraction=0.7", "method.max_kl=0.01", "method.ingress_mbit=1")),
+    Case("reindsplit", "changing", ("--fleet", "CHANGING"), BOTH),
+    Case("reindsplit", "fresh-moments", option("train.keep_moments=false"), grpc=True),
     Case("local_only", "packed", PACKED),
 )
 

@@ -47,7 +47,7 @@ from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Finish, Gradients
 from ends import served, server_for
 
-CUTTING = ["memsfl", "sfl_v1", "sl", "vanilla"]
+CUTTING = ["memsfl", "reindsplit", "sfl_v1", "sl", "vanilla"]
 """Those whose rounds take batches in parts."""
 ROUNDS, STEPS = 2, 2
 ModelMaker = Callable[[str, str], Path]

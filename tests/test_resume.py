@@ -187,8 +187,9 @@ def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -
     assert result_of(tmp_path / "stopped") == expected
 
 
-def test_a_plan_made_of_measurements(inputs: Path, tmp_path: Path) -> None:
-    """Devices change their speed, LEGEND measures it and changes their depths: a resumed run plans the same."""
+@pytest.mark.parametrize("method", ["legend", "reindsplit"])
+def test_a_plan_made_of_measurements(method: str, inputs: Path, tmp_path: Path) -> None:
+    """Devices change their speed, which changes their depths or cuts: a resumed run plans the same."""
     fleet = {
         "server": {"tflops": 1, "efficiency": 1.0, "memory_gib": 1},
         "defaults": {"efficiency": 1.0, "memory_gib": 1, "up_mbit": 100, "down_mbit": 100, "latency_ms": 0.1},
@@ -197,11 +198,11 @@ def test_a_plan_made_of_measurements(inputs: Path, tmp_path: Path) -> None:
             {"name": "fast", "tflops": 0.001},
         ],
     }
-    options = ("method.name=legend", "train.rounds=8", f"fleet={json.dumps(fleet)}")
+    options = (f"method.name={method}", "train.rounds=8", f"fleet={json.dumps(fleet)}")
     run(config_for(inputs, tmp_path / "whole", *options))
     rounds = [json.loads(line)["devices"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    depths = [tuple(sum(rank > 0 for rank in device["ranks"]) for device in round.values()) for round in rounds]
-    assert len(set(depths)) > 2, "it goes on to learn"
+    plans = [tuple((device["cut"], *device["ranks"]) for device in round.values()) for round in rounds]
+    assert len(set(plans)) > 2, "it goes on to learn"
     expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
     for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):
         config = config_for(inputs, tmp_path / f"stopped-{number}", *options)

@@ -66,6 +66,6 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     else:
         assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
         assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
-    owners = {"memsfl": ("slow", "quick"), "sfl_v1": ("slow", "quick")}.get(method, (SHARED,))
+    owners = ("slow", "quick") if method in ("memsfl", "reindsplit", "sfl_v1") else (SHARED,)
     assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
     assert inputs.base.weights.bytes_read == 0

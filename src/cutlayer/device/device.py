@@ -229,7 +229,7 @@ class Device:
         def work() -> None:
             h_BTD.backward(grad_BTD)
             if moves:
-                self.trainable.step(self.now.learning_rates[step], self._rule)
+                self.trainable.step(self.now.rate(step), self._rule)
 
         cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
         await self.machine.run(
@@ -295,7 +295,7 @@ class Device:
             loss = None  # while the time of this passes, other devices of this process need the memory of its graph
             if before_step is not None:
                 before_step()
-            self.trainable.step(now.learning_rates[step], self._rule)
+            self.trainable.step(now.rate(step), self._rule)
             if after_step is not None:
                 after_step()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from cutlayer.errors import ConfigError
+from cutlayer.model.base import Base
+from cutlayer.model.standing import Standing
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.scope import Scope, shared
@@ -16,6 +18,18 @@ from cutlayer.rounds.round import Round
 from cutlayer.server.server import Broadcast, the_adapter
 from cutlayer.types import Adapter, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.messages import Update
+
+
+class MovedWeights(Protocol):
+    """Whoever moves the base's own weights from round to round."""
+
+    def stand(self, base: Base, seed: int) -> Standing:
+        """Moves the weights of this process to where the run stands.
+
+        Args:
+          base: The model.
+          seed: The run's.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +44,7 @@ class Method:
       patience: how long a round waits for its devices, and what becomes of late work; None waits for all. A run file
         that says something of stragglers overrides it.
       trains: the rule by which both sides step adapters; None is AdamW.
+      moved: whoever moves the base's own weights, which a run evaluates and exports where it stands.
       broadcast: what a device is sent when a round opens: of its adapter, what it is sent of it, and facts beside it.
       observe: what planners may learn of a device beside what every round measures: facts of its update that JSON can
         hold, by name.
@@ -43,6 +58,7 @@ class Method:
     scope: Scope = shared
     patience: Stragglers | None = None
     trains: Trains | None = None
+    moved: MovedWeights | None = None
     broadcast: Broadcast = the_adapter
     fold: Callable[[Sequence[Contribution]], Adapter] | None = None
     structure: Callable[[], Kept | None] = lambda: None

@@ -22,21 +22,21 @@ from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.cut import cut_at
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
 from cutlayer.server.steps.one_at_a_time import a_copy_each
 
 
-def sfl_v1(*, cut: int = 1, fraction: float = 1.0) -> Method:
+def sfl_v1(*, cut: int | str = 1, fraction: float = 1.0) -> Method:
     """Builds SFL-V1.
 
     Args:
-      cut: Blocks on every device.
+      cut: Blocks on every device; or memory, as many as each holds, or latency, as many as make the round short.
       fraction: Of the fleet, drawn anew every round.
     """
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_name(cut)),
         round=split(server_step=a_copy_each()),
         aggregate=mean_per_block(weighted=False),
     )

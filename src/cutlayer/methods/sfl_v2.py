@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.cut import cut_at
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.order import random_order
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
@@ -29,16 +29,16 @@ from cutlayer.server.owners import one_for_all
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
-def sfl_v2(*, cut: int = 1, fraction: float = 1.0, seed: int = 0) -> Method:
+def sfl_v2(*, cut: int | str = 1, fraction: float = 1.0, seed: int = 0) -> Method:
     """Builds SFL-V2.
 
     Args:
-      cut: Blocks on every device.
+      cut: Blocks on every device; or memory, as many as each holds, or latency, as many as make the round short.
       fraction: Of the fleet, drawn anew every round.
       seed: Of the random order.
     """
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_name(cut)),
         round=split(server_step=one_device_at_a_time(random_order(seed), owner=one_for_all)),
         aggregate=mean_per_block(weighted=False),
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.cut import cut_at
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.order import fifo
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
@@ -30,15 +30,15 @@ from cutlayer.server.owners import one_for_all
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
-def splitlora(*, cut: int = 1, fraction: float = 1.0) -> Method:
+def splitlora(*, cut: int | str = 1, fraction: float = 1.0) -> Method:
     """Builds SplitLoRA.
 
     Args:
-      cut: Blocks on every device.
+      cut: Blocks on every device; or memory, as many as each holds, or latency, as many as make the round short.
       fraction: Of the fleet, drawn anew every round; the paper has everyone.
     """
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_name(cut)),
         round=split(server_step=one_device_at_a_time(fifo(), owner=one_for_all)),
         aggregate=mean_per_block(weighted=False),
     )

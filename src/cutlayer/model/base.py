@@ -278,8 +278,8 @@ class Base:
                     weight.copy_(weight + (product.T if self.transposed else product))
                     self._folded[path] = number + 1
 
-    def standing(self, seeds: Sequence[int], adapter: Mapping[str, Tensor]) -> Standing:
-        """The weights of the whole model as sums of seeded noise move them, in place and so in all parts.
+    def standing(self, seeds: Sequence[int], adapter: Mapping[str, Tensor], *, frozen: bool = True) -> Standing:
+        """Weights as sums of seeded noise move them: of the whole model, in place and so in all parts.
 
         All machines that one process plays share them. The first call puts the weights on their grids, which
         rounds them (`model/grid.py`); the files stay as they are, and `unfold` reads them again.
@@ -288,6 +288,7 @@ class Base:
           seeds: The run's.
           adapter: Trainable tensors that move along with the base's, such as a head's; the parts must `use` the
             standing's own, `Standing.tensors`.
+          frozen: Whether the base's weights move at all; else `adapter` moves alone.
 
         Raises:
           ModelError: The weights are not fp32.
@@ -295,8 +296,10 @@ class Base:
         known = self._standing
         if known is None or known.seeds != tuple(seeds) or not adapter.keys() <= known.tensors.keys():
             self.unfold()
-            frozen = {} if self.device.type == "meta" else {name: self._stored(name) for name in self._frozen_names()}
-            known = Standing({**frozen, **{name: value.clone() for name, value in adapter.items()}}, seeds)
+            base = {}
+            if frozen and self.device.type != "meta":
+                base = {name: self._stored(name) for name in self._frozen_names()}
+            known = Standing({**base, **{name: value.clone() for name, value in adapter.items()}}, seeds)
             self._standing = known
         return known
 

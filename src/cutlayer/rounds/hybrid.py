@@ -98,5 +98,5 @@ def moved(server: Server, device: DevicePlan, slopes: list[Tensor]) -> Adapter:
     trainable = Trainable(assignment.adapter, settings.optimizer)
     for step, slopes_P in enumerate(slopes):
         seeds = step_seeds(settings.seed, device.device, round, step, directions_of(device).count)
-        move(trainable, settings, device, assignment.learning_rates[step], seeds, slopes_P)
+        move(trainable, settings, device, assignment.rate(step), seeds, slopes_P)
     return trainable.adapter()

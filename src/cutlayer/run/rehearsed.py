@@ -10,15 +10,16 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
@@ -32,6 +33,8 @@ from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish
 
 T = TypeVar("T")
+
+EQUAL: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +56,31 @@ class Rehearsed:
     fold_bytes: int = 0
 
 
-def rehearse(inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> Rehearsed:
-    """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight."""
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens).play())
+def rehearse(
+    inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, bandwidth_shares: Mapping[str, float] = EQUAL
+) -> Rehearsed:
+    """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
+
+    Args:
+      inputs: What the run is made of.
+      method: The run's.
+      plan: Of the round.
+      num_tokens: Of every batch.
+      bandwidth_shares: By device, of the server's connection where the fleet has one that is shared
+        (`Gateway.share_by`).
+    """
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares).play())
 
 
 class _Rehearsal:
     """The wiring of one round."""
 
-    def __init__(self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> None:
+    def __init__(
+        self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, shares: Mapping[str, float]
+    ) -> None:
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
+        self._gateway = Gateway(inputs.fleet.server)
+        self._gateway.share_by(shares)
         self._base = Base(inputs.model_settings, device="meta")
 
     async def play(self) -> Rehearsed:
@@ -71,7 +89,8 @@ class _Rehearsal:
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
-                device_end, links[profile.name] = map(self._inputs.compressed, modelled_link(profile, _ignore))
+                ends = modelled_link(profile, _ignore, self._gateway)
+                device_end, links[profile.name] = map(self._inputs.compressed, ends)
                 device = self._device(profile.name, profile.effective_flops)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)

@@ -207,6 +207,8 @@ class Run:
         return {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
 
     def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
+        if self._method.moved is not None:
+            self._method.moved.stand(self._inputs.base, self._inputs.config.train.seed)
         metrics = evaluate(self._inputs.base, adapter, self._validation, self._method.structure())
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(

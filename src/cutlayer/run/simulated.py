@@ -18,7 +18,7 @@ from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
 from cutlayer.methods.method import Method
@@ -110,8 +110,9 @@ class _Simulation:
     ) -> None:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
         self._events: list[Event] = []
-        fleet, _train = inputs.fleet, inputs.config.train
+        fleet = inputs.fleet
         may_leave = not stragglers_of(inputs.config, method).waits_for_all
+        self._gateway = Gateway(fleet.server)
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
         self._run = Run(
@@ -154,7 +155,7 @@ class _Simulation:
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
         device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
-        device_end, server_end = modelled_link(profile, record)
+        device_end, server_end = modelled_link(profile, record, self._gateway)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
         if committing:

@@ -109,7 +109,7 @@ class Server:
             round=round,
             device=device.device,
             plan=device,
-            learning_rates=tuple(self.learning_rate(round, step) for step in range(device.local_steps)),
+            learning_rates=_shortened([self.learning_rate(round, step) for step in range(device.local_steps)]),
             adapter=adapter,
             folds=self.folds.missed(device.device, self.base.device_names(device.cut)),
             facts=facts,
@@ -173,3 +173,10 @@ class Server:
         self.adapters.load(branches["adapters"])
         self.folds.load(branches["folds"].moved(self.base.device))
         self.ledger.load(branches["ledger"])
+
+
+def _shortened(rates: list[float]) -> tuple[float, ...]:
+    """The rates without those at the end that repeat the one before them."""
+    while len(rates) > 1 and rates[-1] == rates[-2]:
+        rates.pop()
+    return tuple(rates)

@@ -15,7 +15,7 @@ from cutlayer.device.device import Device
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.gate.guard import Guard
@@ -325,7 +325,8 @@ def play(
             played.rows.append(row)
             played.events.extend(done)
 
-        ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
+        gateway = Gateway(fleet.server)
+        ends = {profile.name: modelled_link(profile, events.append, gateway) for profile in fleet.devices}
         coordinator = Coordinator(
             method,
             server,

@@ -42,6 +42,7 @@ DTYPES = {
     "fp16": torch.float16,
     "int64": torch.int64,
     "int32": torch.int32,
+    "int16": torch.int16,
     "uint8": torch.uint8,
     "bool": torch.bool,
 }

@@ -30,7 +30,7 @@ class Assignment:
       round: the round that it opens.
       device: whom it is for.
       plan: the device's part of the round's plan.
-      learning_rates: the rate of each local step; as many as `plan.local_steps`.
+      learning_rates: the rate of each local step; the last holds for all that follow it.
       adapter: the tensors of the blocks that the device holds, by global name.
       folds: what is to be added to their frozen weights first, all that the device has not had (`model/folds.py`);
         empty where frozen weights stay frozen.
@@ -48,6 +48,10 @@ class Assignment:
     folds: Adapter = field(default_factory=dict)
     facts: Adapter = field(default_factory=dict)
     counted: int | None = None
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a local step."""
+        return self.learning_rates[min(step, len(self.learning_rates) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class Hybrid(Stateless):
                     part, inputs, adapter, adapter, seeds, asked.mu, h_BTD, grad_BTD, at_once=asked.at_once
                 )
             slopes_P = torch.tensor([value / asked.mu for value in grown], dtype=torch.float32)
-            move(device.trainable, device.settings, plan, now.learning_rates[step], seeds, slopes_P)
+            move(device.trainable, device.settings, plan, now.rate(step), seeds, slopes_P)
             return slopes_P
 
         return await device.forwards(

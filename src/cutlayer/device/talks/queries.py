@@ -82,7 +82,7 @@ class QueriesTalk(Stateless):
             part, batch, parameters, lora_fa(parameters), seeds, asked.epsilon, at_once=asked.at_once
         )
         moving = {name: parameters[name] for name in lora_fa(parameters)}
-        zeroth(mean_terms(seeds, slopes))(moving, {}, device.now.learning_rates[step])
+        zeroth(mean_terms(seeds, slopes))(moving, {}, device.now.rate(step))
         return loss
 
     def _recur(self, batch: Batch, seeds: Sequence[int], step: int) -> float:
@@ -96,7 +96,7 @@ class QueriesTalk(Stateless):
             losses_2Q = part.losses(batch, asked.passes)
         plus_Q, minus_Q = losses_2Q[: asked.count].tolist(), losses_2Q[asked.count :].tolist()
         slopes = [(plus - minus) / (2 * asked.epsilon) for plus, minus in zip(plus_Q, minus_Q, strict=True)]
-        self._last = device.now.learning_rates[step], slopes
+        self._last = device.now.rate(step), slopes
         return float(losses_2Q.mean())
 
     def _update(self) -> Update:
