@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_batch
 from torch import Tensor
 
 from bases import moved_adapter, open_base
@@ -17,6 +16,7 @@ from cutlayer.model.kseed import SKIPPED, Walk, sums_of
 from cutlayer.model.noise import normal
 from cutlayer.model.standing import Standing
 from cutlayer.policies.seed_sums import by_share, gathered
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
 ModelMaker = Callable[[str, str], Path]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_batch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -20,6 +19,7 @@ from cutlayer.model.optimizers import sgd, zeroth
 from cutlayer.model.part import DevicePart, model_inputs
 from cutlayer.model.trainable import Trainable
 from cutlayer.model.zeroth import directions, lora_fa, mean_terms, perturbed, surrogate, two_sided
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
 ModelMaker = Callable[[str, str], Path]
