@@ -18,14 +18,22 @@ import json
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import yaml
 from datasets import load_dataset
 from rich.table import Table
 
+from cutlayer.policies.qlearn import LOW, reference_of, step_seconds
+from cutlayer.report.json_lines import JsonLines
+from cutlayer.report.round_row import records_of
+from cutlayer.types import History, StepRecord
 from tables import publish
 
 VALIDATION_ROWS = 500
@@ -39,7 +47,7 @@ EVERYWHERE = "-o lora.targets=[all-linear]"
 TENTH = "fraction=0.125"  # ten of the eighty
 
 Figures = Mapping[str, Any]
-"""A method's entry in compare.json."""
+"""A method's entry in compare.json, and `folders`, those of its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +176,125 @@ def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def sfpl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        ours = f"{accuracy(system) / accuracy(other):.2f} x ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        paper = "8.52 to 51.54 x" if other["label"].startswith("sfl_") else "-"
+        lines += [
+            Line("accuracy, one class per device", paper, ours, other["label"]),
+            Line("training time", "-", less(system, other, "virtual_seconds"), other["label"]),
+        ]
+    return lines
+
+
+def epsl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Every share and variant against phi=0, which is parallel split learning."""
+    psl, *others = figures
+    lines = []
+    for one in others:
+        against = f"{one['label']} against {psl['label']}, {trial.data}"
+        points = 100 * (accuracy(one) - accuracy(psl))
+        facts = [figure["facts"] for figure in (one, psl)]
+        down = [figure["bytes_down"]["mean"] for figure in (one, psl)]
+        once = [all_down - fact["repeated_bytes"] for all_down, fact in zip(down, facts, strict=True)]
+        backward = [fact["server_backward_flops"] for fact in facts]
+        ours = f"{points:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(psl):.3f})"
+        lines += [
+            Line("server's backward pass", "phi/C + 1 - phi", ratio(*backward), against),
+            Line("bytes that devices get", "-", ratio(*down), against),
+            Line("bytes that the server sends, if it can broadcast", "towards phi/C + 1 - phi", ratio(*once), against),
+            Line("final accuracy, points", "close to PSL", ours, against),
+        ]
+    return lines
+
+
+def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """How long rounds and steps take, of all rounds and, in brackets, of the second half, when a table has been learnt.
+
+    The latency threshold of a seed is that of the system, the median of its first round, for the fixed cuts too.
+    """
+    system, *others = figures
+    thresholds = [threshold_of(folder) for folder in system["folders"]]
+
+    def rounds(one: Figures, *, half: bool) -> str:
+        return f"{fmean(seconds for folder in one['folders'] for seconds in round_seconds(folder, half=half)):.2f} s"
+
+    def steps(one: Figures, share: Callable[[StepRecord, float], float], *, half: bool) -> float:
+        runs = zip(one["folders"], thresholds, strict=True)
+        return fmean(share(step, limit) for folder, limit in runs for step in records_in(folder, half=half))
+
+    lines = []
+    for other in others:
+        against = f"{other['label']}, {trial.flags.split()[1]}"
+        values = [rounds(one, half=half) for half in (False, True) for one in (system, other)]
+        lines.append(Line("a round", "-", "{} / {} ({} / {})".format(*values), against))
+        for claim, (form, share) in STEPS.items():
+            values = [form.format(steps(one, share, half=half)) for half in (False, True) for one in (system, other)]
+            lines.append(Line(claim, "-", "{} / {} ({} / {})".format(*values), against))
+    return lines
+
+
+STEPS: dict[str, tuple[str, Callable[[StepRecord, float], float]]] = {
+    "steps over the latency threshold": ("{:.1%}", lambda step, limit: step_seconds(step) > limit),
+    "steps that starve their device": ("{:.1%}", lambda step, limit: step.busy_seconds / step.steps < LOW * limit),
+    "blocks on a device": ("{:.2f}", lambda step, _limit: step.cut),
+}
+"""Means over what each device measured in each round, and how they are written."""
+
+
+def rows_in(folder: Path, *, half: bool) -> list[dict[str, Any]]:
+    """The rounds of a run, or their second half."""
+    rows = list(JsonLines(folder / "metrics.jsonl").read())
+    return rows[len(rows) // 2 :] if half else rows
+
+
+def records_in(folder: Path, *, half: bool) -> list[StepRecord]:
+    """What devices measured in them."""
+    return [record for row in rows_in(folder, half=half) for record in records_of(row)]
+
+
+def threshold_of(folder: Path) -> float:
+    """Seconds of a local step: the median of the run's first round."""
+    reference = reference_of(History(records_in(folder, half=False)))
+    assert reference is not None, "a run that is done has measured something"
+    return reference.seconds
+
+
+def round_seconds(folder: Path, *, half: bool) -> list[float]:
+    """Virtual seconds of each round."""
+    ends = [0.0, *(row["virtual_seconds"] for row in rows_in(folder, half=False))]
+    seconds = [after - before for before, after in pairwise(ends)]
+    return seconds[len(seconds) // 2 :] if half else seconds
+
+
+FLEETS: dict[str, dict[str, Any]] = {
+    "field-ten": {
+        "source": "insect traps: ten machines as weak as Raspberry Pis that grow hot; all of it our choice",
+        "server": {"tflops": 1.0, "efficiency": 0.3, "memory_gib": 8},
+        "defaults": {"efficiency": 0.3, "up_mbit": 20, "down_mbit": 20, "latency_ms": 10}
+        | {"modes": [1.0, 0.6, 0.3], "mode_rounds": 10},
+        "devices": [
+            {"name": "trap-zero", "count": 4, "tflops": 0.016, "memory_gib": 0.5},
+            {"name": "trap-4", "count": 3, "tflops": 0.048, "memory_gib": 2},
+            {"name": "trap-5", "count": 3, "tflops": 0.153, "memory_gib": 4},
+        ],
+    }
+}
+"""By name, fleets of this file alone: where computing decides about time, and not the network."""
+FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
+SHORT_STEPS = "--local-steps 1 --batch-size 8 --eval-every 100 --spread iid"
+
+
+def ratio(one: float, other: float) -> str:
+    return f"x {one / other:.3f}"
+
+
+def spread(one: Figures) -> float:
+    return float(one["final"]["accuracy"]["spread"] or 0.0)
+
+
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
@@ -202,9 +329,54 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
             for spread in ("dirichlet:1.0", "dirichlet:0.5", "dirichlet:0.1")
         ),
     ),
+    "sfpl": (
+        sfpl,
+        (
+            Trial(
+                "emotion",
+                ("sfpl:cut=3", "sfl_v1:cut=3", "sfl_v2:cut=3", "mergesfl:cut=3,batch=fixed", "splitfrozen:cut=3"),
+                f"{ONE_CLASS} --batch-size 8 --max-length 32 --eval-every 6",
+                6,
+            ),
+        ),
+    ),
+    "epsl": (
+        epsl,
+        (
+            Trial(
+                "emotion",
+                tuple(
+                    f"epsl:average=true,{options}"
+                    for options in (
+                        "phi=0",
+                        "phi=0.25",
+                        "phi=0.5",
+                        "phi=1",
+                        "phi=0.5,pairing=false",
+                        "phi=0.5,variant=sample",
+                        "phi=0.5,variant=wire",
+                    )
+                ),
+                "--fleet memsfl-six --lr 4e-3 --batch-size 8 --local-steps 4 --max-length 24 --eval-every 100",
+                4,
+            ),
+        ),
+    ),
     "legend": (
         legend,
         (Trial("emotion", (f"legend:{TENTH}", f"fedlora:{TENTH}", f"hetlora:{TENTH}"), f"{JETSONS} iid", 12, 0.6),),
+    ),
+    "reindsplit": (
+        reindsplit,
+        tuple(
+            Trial(
+                "emotion",
+                tuple(f"reindsplit:{','.join((*cut, *part))}".rstrip(":") for cut in ((), *FIXED_CUTS)),
+                f"--fleet {fleet} {SHORT_STEPS}",
+                80,
+            )
+            for fleet, part in (("field-ten", ()), ("jetson-80", (TENTH,)))
+        ),
     ),
     "fedspine": (
         fedspine,
@@ -229,13 +401,36 @@ def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: 
     out = work / ("full" if full else "quick") / trial.name
     words = ["cutlayer", "compare", *trial.methods, "--data", str(with_short_validation(data / trial.data, work))]
     words += [*COLUMNS[trial.data], "--rounds", str(trial.rounds if full else 3), "--eval-every", "2", *COMMON]
-    words += [*shlex.split(trial.flags), "--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
+    words += [fleet_file(word, work) if word in FLEETS else word for word in shlex.split(trial.flags)]
+    words += ["--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
     if trial.target is not None:
         words += ["--target", str(trial.target)]
     subprocess.run([sys.executable, "-m", *words], check=True)
     content = json.loads((out / "compare.json").read_text())
     shown = shlex.join(words).replace(str(work), "WORK")
-    return shown, content["methods"]
+    methods = content["methods"]
+    return shown, [
+        {**one, "folders": [out / run["folder"] for run in one["runs"]], "facts": facts_of(out, one)} for one in methods
+    ]
+
+
+def fleet_file(name: str, work: Path) -> str:
+    """The file of a fleet of `FLEETS`, written here."""
+    path = work / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(FLEETS[name]))
+    return str(path)
+
+
+def facts_of(out: Path, figures: Figures) -> dict[str, float]:
+    """What a method's rounds have noted of its devices, as numbers by name, summed over a run; the mean over runs."""
+    result: Counter[str] = Counter()
+    for run in figures["runs"]:
+        for line in (out / run["folder"] / "metrics.jsonl").read_text().splitlines():
+            for device in json.loads(line)["devices"].values():
+                numbers = {name: fact for name, fact in device["facts"].items() if isinstance(fact, int | float)}
+                result.update({name: fact / len(figures["runs"]) for name, fact in numbers.items()})  # type: ignore[arg-type]
+    return dict(result)
 
 
 def table_of(system: str, lines: Sequence[Line]) -> Table:

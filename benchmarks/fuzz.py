@@ -42,7 +42,8 @@ from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression, what_is_left
 from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.server.forecast import Forecast
-from cutlayer.server.server import Server, one_per_device
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.server import Server
 from cutlayer.types import DevicePlan, Kept, RoundPlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import DTYPES, decode, encode

@@ -43,7 +43,8 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import longest_tail
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.server import Server, one_per_device
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.server import Server
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
 from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches

@@ -27,9 +27,9 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from cutlayer.device.conversations import up_and_down
 from rich.table import Table
 
-from cutlayer.device.conversations import up_and_down
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.model.adapter import LoraSettings
@@ -38,7 +38,7 @@ from cutlayer.model.cost import CostModel
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import longest_tail
 from cutlayer.rounds.split import split
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 from cutlayer.types import Batch, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Finish
 from jobs import JOBS, Job, PlainLoop, load_adapter, plain_model, random_batches
@@ -112,7 +112,7 @@ class SplitRun:
         contributions = await self._round.server_end(self.server, {self._profile.name: self._link}, plan)
         self.server.adapter = self._aggregate(self.server.adapter, contributions)
         self._rounds += 1
-        return self.server.take_tallies()[self._profile.name].loss
+        return self.server.ledger.take_tallies()[self._profile.name].loss
 
 
 def measure(job: Job, pairs: int, steps: int, device: str) -> list[Row]:

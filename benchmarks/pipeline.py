@@ -2,14 +2,14 @@
 
     python benchmarks/pipeline.py
 
-`server.stages` on the server side of each job, forward and backward of one batch, without the optimizer's step: 1, 2
-and 3 stages, the batch whole or in four micro-batches, the backward pass in one piece or in two. All contenders hold
-the same base and adapter and take turns in one fresh process with one thread; every turn's ratio is to the ordinary
-pass (one stage, one micro-batch) of the same round of turns, so neighbours in time are compared. Medians.
+`server.steps.stages` on the server side of each job, forward and backward of one batch, without the optimizer's step:
+1, 2 and 3 stages, the batch whole or in four micro-batches, the backward pass in one piece or in two. All contenders
+hold the same base and adapter and take turns in one fresh process with one thread; every turn's ratio is to the
+ordinary pass (one stage, one micro-batch) of the same round of turns, so neighbours in time are compared. Medians.
 
 Two figures, of which only the first is a measurement of a run:
 - here: processor time of all pieces, one after the other, as cutlayer does them. What the default follows.
-- machines: the makespan of `server.schedule` if every stage had a machine like this one and sending took no time,
+- machines: the makespan of `server.steps.schedule` if every stage had a machine like this one and sending took no time,
   made of the medians of the measured pieces. What staging could bring at best.
 """
 
@@ -30,8 +30,8 @@ from torch import nn
 
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
-from cutlayer.server.schedule import Piece, schedule
-from cutlayer.server.stages import Stages
+from cutlayer.server.steps.schedule import Piece, schedule
+from cutlayer.server.steps.stages import Stages
 from jobs import JOBS, Job, random_batches
 from models import model_folder
 from tables import in_fresh_process, publish

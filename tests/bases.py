@@ -10,8 +10,8 @@ import torch
 
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import Structure
+from cutlayer.testing.tiny import LABELS
 from cutlayer.types import Adapter, Kept
-from tiny import LABELS
 
 
 def settings_for(folder: Path, task: str, **changes: Any) -> ModelSettings:

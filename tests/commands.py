@@ -10,7 +10,8 @@ from typing import Any
 from unittest import mock
 
 from cutlayer.cli import main
-from cutlayer.server.checkpoint import Snapshot, save_checkpoint
+from cutlayer.server.checkpoint import save_checkpoint
+from cutlayer.state import State
 
 FLEET: dict[str, Any] = {
     "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},
@@ -89,9 +90,9 @@ class World:
 def stopped_after_a_round(*arguments: object) -> Ran:
     """Runs `cutlayer` until the first checkpoint is written; then Ctrl-C."""
 
-    def save_and_stop(folder: Path, snapshot: Snapshot, run: str) -> None:
-        save_checkpoint(folder, snapshot, run)
+    def save_and_stop(folder: Path, state: State, run: str) -> None:
+        save_checkpoint(folder, state, run)
         raise KeyboardInterrupt
 
-    with mock.patch("cutlayer.run.save_checkpoint", save_and_stop):
+    with mock.patch("cutlayer.run.run.save_checkpoint", save_and_stop):
         return run(*arguments)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
-import tiny
+from cutlayer.testing import tiny
 
 torch.set_num_threads(1)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
 
 from cutlayer.device.device import Device
 from cutlayer.fleet.machine import ModelledMachine
@@ -10,23 +13,48 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.scope import Scope, shared
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.steps.train import answer, train
+from cutlayer.testing.playground import FlatCosts, ListedBatches, learning_rate
 from cutlayer.types import Batch, Event
-from cutlayer.wire.messages import Activations
-from playground import FlatCosts, ListedBatches, learning_rate
+from cutlayer.wire.messages import Activations, Gradients
 
 ADAMW = TrainSettings(OptimizerSettings())
 
 
-def server_for(base: Base, fleet: Fleet, events: list[Event] | None = None, settings: TrainSettings = ADAMW) -> Server:
+def server_for(
+    base: Base,
+    fleet: Fleet,
+    events: list[Event] | None = None,
+    settings: TrainSettings = ADAMW,
+    *,
+    scope: Scope = shared,
+) -> Server:
     """A server of this fleet, at 30 GFLOP/s, on the costs of the playground."""
     costs = FlatCosts(base.num_blocks)
     record = (events if events is not None else []).append
     machine = ModelledMachine("server", fleet.server.effective_flops, record)
     start = base.initial_adapter(0)
     forecast = Forecast(fleet, costs)  # type: ignore[arg-type]
-    return Server("run", base, start, machine, costs, settings, learning_rate, forecast, 10)  # type: ignore[arg-type]
+    return Server(
+        "run",
+        base,
+        start,
+        machine,
+        costs,  # type: ignore[arg-type]
+        settings,
+        learning_rate,
+        forecast,
+        10,
+        scope=scope,
+    )
+
+
+async def served(server: Server, arrived: Activations) -> Gradients:
+    """The server's answer to one device's activations, as of a step that serves one device at a time."""
+    return answer(server, arrived, *await train(server, arrived, server.ledger.device(arrived.device)))
 
 
 def device_for(
@@ -49,3 +77,16 @@ def activations_for(base: Base, batch: Batch, cut: int, *, device: str = "device
     part.use(base.initial_adapter(0))
     h_BTD = part.forward(model_inputs(batch)).detach()
     return Activations("run", 0, step, device, h_BTD, batch.attention_mask_BT.bool(), batch.labels.int(), batch.weight)
+
+
+@contextmanager
+def rehearsing(server: Server) -> Iterator[None]:
+    """Within it, the server's machine does no work: each piece returns what it says that it would return of nothing."""
+    machine = server.machine
+    run = machine.run
+
+    async def idle(fn: Callable[[], Any], *, like: Callable[[], Any], **facts: Any) -> Any:
+        return await run(like, like=like, **facts)
+
+    with mock.patch.object(machine, "run", idle):
+        yield

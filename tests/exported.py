@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cutlayer.model.base import Base
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.part import model_inputs
+from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter
-from tiny import LABELS, random_batch
 
 
 def card_for(base: Base) -> AdapterCard:

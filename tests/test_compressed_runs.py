@@ -12,10 +12,10 @@ from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
+from cutlayer.testing.playground import Played, fleet_of, play, streams_for
+from cutlayer.testing.tiny import LABELS
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations, Finish, Gradients, Message
-from playground import Played, fleet_of, play, streams_for
-from tiny import LABELS
 
 METHODS = sorted(TABLE)
 CODECS = ["bf16", "int8", "topk:0.25"]

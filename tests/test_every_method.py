@@ -19,10 +19,7 @@ from cutlayer.model.low_rank import factor_names
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import ORDERS
-from cutlayer.types import Adapter, DevicePlan
-from cutlayer.wire.frames import encode
-from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Update
-from playground import (
+from cutlayer.testing.playground import (
     ListedBatches,
     Played,
     fleet_of,
@@ -31,7 +28,10 @@ from playground import (
     play,
     streams_for,
 )
-from tiny import BLOCKS, LABELS
+from cutlayer.testing.tiny import BLOCKS, LABELS
+from cutlayer.types import Adapter, DevicePlan
+from cutlayer.wire.frames import encode
+from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Update
 
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]

@@ -110,12 +110,18 @@ OPTIONS = {
     ),
     "folds, a part of the fleet": ("method.name=flora", "method.fraction=0.5", "train.rounds=4"),
     "a connection that is shared": (
-        "fleet={server: {tflops: 1, efficiency: 0.3, memory_gib: 4, up_mbit: 0.5, down_mbit: 0.3}, defaults: "
-        "{efficiency: 0.3, up_mbit: 1, down_mbit: 1, latency_ms: 5, memory_gib: 1}, devices: [{name: a, tflops: 1.0e-5}, "
-        "{name: b, tflops: 3.0e-5, count: 2}]}",
+        "fleet={server: {tflops: 1, efficiency: 0.3, memory_gib: 4, up_mbit: 0.5, down_mbit: 0.3}, "
+        "defaults: {efficiency: 0.3, up_mbit: 1, down_mbit: 1, latency_ms: 5, memory_gib: 1}, "
+        "devices: [{name: a, tflops: 0.00001}, {name: b, tflops: 0.00003, count: 2}]}",
         "method.cut=latency",
     ),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
+    "gradients averaged at one device's": (
+        "method.name=epsl",
+        "method.variant=sample",
+        "model.base_dropout=true",
+        "lora.dropout=0.1",
+    ),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",
         "method.fraction=0.5",
@@ -193,8 +199,9 @@ def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -
     assert result_of(tmp_path / "stopped") == expected
 
 
-def test_a_plan_made_of_measurements(inputs: Path, tmp_path: Path) -> None:
-    """Devices change their speed, LEGEND measures it and changes their depths: a resumed run plans the same."""
+@pytest.mark.parametrize("method", ["legend", "reindsplit"])
+def test_a_plan_made_of_measurements(method: str, inputs: Path, tmp_path: Path) -> None:
+    """Devices change their speed, which changes their depths or cuts: a resumed run plans the same."""
     fleet = {
         "server": {"tflops": 1, "efficiency": 1.0, "memory_gib": 1},
         "defaults": {"efficiency": 1.0, "memory_gib": 1, "up_mbit": 100, "down_mbit": 100, "latency_ms": 0.1},
@@ -203,11 +210,11 @@ def test_a_plan_made_of_measurements(inputs: Path, tmp_path: Path) -> None:
             {"name": "fast", "tflops": 0.001},
         ],
     }
-    options = ("method.name=legend", "train.rounds=8", f"fleet={json.dumps(fleet)}")
+    options = (f"method.name={method}", "train.rounds=8", f"fleet={json.dumps(fleet)}")
     run(config_for(inputs, tmp_path / "whole", *options))
     rounds = [json.loads(line)["devices"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    depths = [tuple(sum(rank > 0 for rank in device["ranks"]) for device in round.values()) for round in rounds]
-    assert len(set(depths)) > 2, "it goes on to learn"
+    plans = [tuple((device["cut"], *device["ranks"]) for device in round.values()) for round in rounds]
+    assert len(set(plans)) > 2, "it goes on to learn"
     expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
     for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):
         config = config_for(inputs, tmp_path / f"stopped-{number}", *options)

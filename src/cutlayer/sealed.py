@@ -1,47 +1,41 @@
-"""A folder of facts and tensors that appears whole or not at all, and shows whether it is as it was written.
+"""A folder with a state that appears whole or not at all, and shows whether it is as it was written.
 
-state.json            the facts
-tensors.safetensors   the tensors, each under its kind: `<kind>/<name>`
+state.json            whose it is, and the facts
+tensors.safetensors   the tensors
 SHA256SUMS            the digests of both, for `sha256sum -c` too
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cutlayer.errors import CheckpointError
 from cutlayer.files import sha256, write_folder_atomically
-from cutlayer.types import Adapter
+from cutlayer.state import State
 
 FACTS, TENSORS, DIGESTS = "state.json", "tensors.safetensors", "SHA256SUMS"
 
 
-def seal(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Adapter]) -> None:
-    """Replaces `folder` by one that holds these; a crash leaves the old one or the new one.
+def seal(folder: Path, owner: Mapping[str, object], state: State) -> None:
+    """Replaces `folder` by one that holds a state; a crash leaves the old one or the new one.
 
     Args:
       folder: Where.
-      facts: What JSON can hold.
-      tensors: By kind and name.
+      owner: Facts by which `unseal` knows whose it is.
+      state: What JSON and safetensors can hold.
 
     Raises:
       OSError: There is no room for it; the old one stays.
     """
-    flat = {
-        f"{kind}/{name}": value.detach().cpu().contiguous()
-        for kind, named in tensors.items()
-        for name, value in named.items()
-    }
+    flat = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
 
     def fill(temporary: Path) -> None:
-        (temporary / FACTS).write_text(json.dumps(facts, sort_keys=True))
+        (temporary / FACTS).write_text(json.dumps({**owner, "facts": state.facts}, sort_keys=True))
         try:
             save_file(flat, temporary / TENSORS)
         except SafetensorError as error:  # its own word for what the system said
@@ -51,10 +45,8 @@ def seal(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Adapter])
     write_folder_atomically(folder, fill)
 
 
-def unseal(
-    folder: Path, owner: Mapping[str, object], *, foreign: Mapping[str, str], torn: str
-) -> tuple[dict[str, Any], Mapping[str, Adapter]]:
-    """The facts and tensors in a folder that `seal` wrote; a kind of which there are no tensors is empty.
+def unseal(folder: Path, owner: Mapping[str, object], *, foreign: Mapping[str, str], torn: str) -> State:
+    """The state in a folder that `seal` wrote.
 
     Args:
       folder: Which.
@@ -66,17 +58,13 @@ def unseal(
       CheckpointError: It is somebody else's, or not as it was written.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text())
+        said = json.loads((folder / FACTS).read_text())
         for key, expected in owner.items():
-            if facts[key] != expected:
-                raise CheckpointError(f"{folder}: expected {key} {expected}, got {facts[key]}. {foreign[key]}")
+            if said[key] != expected:
+                raise CheckpointError(f"{folder}: expected {key} {expected}, got {said[key]}. {foreign[key]}")
         if (folder / DIGESTS).read_text() != _digests(folder):
             raise ValueError(f"files of which {DIGESTS} says otherwise")
-        tensors: defaultdict[str, Adapter] = defaultdict(dict)
-        for path, value in load_file(folder / TENSORS).items():
-            kind, _, name = path.partition("/")
-            tensors[kind][name] = value
-        return facts, tensors
+        return State(said["facts"], load_file(folder / TENSORS))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: expected it as it was written, got {type(error).__name__}: {error}. It is torn. {torn}"

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import claims
+from cutlayer.fleet.profile import load_fleet
+from cutlayer.report.json_lines import JsonLines
+from cutlayer.report.round_row import round_row
+from cutlayer.types import StepRecord
 
 
-def figures(label: str, *, accuracy: float, seconds: float, sooner: float | None = None) -> dict[str, Any]:
-    """A method's entry in compare.json, as far as it is read."""
+def figures(
+    label: str, *, accuracy: float, seconds: float, sooner: float | None = None, folders: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """A method's entry in compare.json, as far as it is read, and the folders of its runs."""
     spent = {key: {"mean": seconds} for key in ("virtual_seconds", "bytes", "flops")}
     return {
         "label": label,
-        "final": {"accuracy": {"mean": accuracy}},
+        "final": {"accuracy": {"mean": accuracy, "spread": None}},
         "totals": spent,
         "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}},
         "server_bytes": int(seconds * 100),
+        "folders": folders,
+        "bytes_down": {"mean": 100 * seconds},
+        "facts": {"server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
     }
+
+
+def run_folder(folder: Path, *cuts: int) -> Path:
+    """A run of a device that takes two seconds for a block and one for the network, with these cuts in its rounds."""
+    like = StepRecord(0, "pi", 2, 8, 8, 1.0, 0.0, 2.0, 0.5, 10, 10, flops=1.0)
+    rows, end = JsonLines(folder / "metrics.jsonl"), 0.0
+    folder.mkdir(parents=True)
+    for number, cut in enumerate(cuts):
+        record = replace(like, round=number, cut=cut, busy_seconds=4.0 * cut)
+        end += record.busy_seconds + record.network_seconds + record.waiting_seconds
+        facts = {"wall_seconds": 1.0, "server_memory_bytes": 1, "validation": {}}
+        rows.append([round_row([record], round=number, virtual_seconds=end, **facts)])  # type: ignore[arg-type]
+    return folder
 
 
 def test_savings_and_speed_ups() -> None:
@@ -32,10 +57,11 @@ def test_savings_and_speed_ups() -> None:
 
 
 @pytest.mark.parametrize("system", sorted(claims.CLAIMS))
-def test_every_system_has_lines_against_every_other(system: str) -> None:
+def test_every_system_has_lines_against_every_other(system: str, tmp_path: Path) -> None:
     figure, trials = claims.CLAIMS[system]
+    folder = run_folder(tmp_path / "run", 1, 2)
     for trial in trials:
-        entries = [figures(word, accuracy=0.5, seconds=1.0, sooner=1.0) for word in trial.methods]
+        entries = [figures(word, accuracy=0.5, seconds=1.0, sooner=1.0, folders=(folder,)) for word in trial.methods]
         lines = figure(trial, entries)
         assert {word for word in trial.methods[1:] if any(word in line.against for line in lines)} == {
             *trial.methods[1:]
@@ -50,3 +76,41 @@ def test_the_gain_of_splitfrozen_is_relative() -> None:
     system = figures("splitfrozen", accuracy=0.9, seconds=1.0)
     first, *_ = figure(trial, [system, figures("fedlora", accuracy=0.6, seconds=2.0)])
     assert first.ours == "+50.0 % (0.900 / 0.600)"
+
+
+def test_steps_are_held_against_the_threshold_of_the_system_and_its_seed(tmp_path: Path) -> None:
+    """The system learns that one block is enough: 3 s a step; its first round, with two blocks, took 5 s."""
+    system = figures("reindsplit", accuracy=0.5, seconds=1.0, folders=(run_folder(tmp_path / "a", 2, 3, 1, 1),))
+    fixed = figures("reindsplit:cut=3", accuracy=0.5, seconds=1.0, folders=(run_folder(tmp_path / "b", 3, 3, 3, 3),))
+    figure, (trial, *_) = claims.CLAIMS["reindsplit"]
+    lines = {line.claim: line.ours for line in figure(trial, [system, fixed])}
+    assert lines == {
+        "a round": "9.50 s / 14.50 s (6.50 s / 14.50 s)",
+        "steps over the latency threshold": "25.0% / 100.0% (0.0% / 100.0%)",
+        "steps that starve their device": "50.0% / 0.0% (100.0% / 0.0%)",
+        "blocks on a device": "1.75 / 3.00 (1.00 / 3.00)",
+    }
+
+
+def test_a_fleet_of_its_own_is_written_where_runs_are_kept(tmp_path: Path) -> None:
+    for name in claims.FLEETS:
+        fleet = load_fleet(claims.fleet_file(name, tmp_path))
+        assert fleet.name == name
+        assert any(len(device.modes) > 1 for device in fleet.devices)
+
+
+def test_a_broadcast_is_counted_once() -> None:
+    figure, (trial,) = claims.CLAIMS["epsl"]
+    psl, shared = figures("a", accuracy=0.5, seconds=1.0), figures("b", accuracy=0.6, seconds=1.5)
+    backward, received, sent, accuracy = figure(trial, [psl, shared])
+    assert (backward.ours, received.ours) == ("x 1.500", "x 1.500")
+    assert sent.ours == "x 1.250"
+    assert accuracy.ours == "+10.0 +- 0.0 (0.600 / 0.500)"
+
+
+def test_facts_are_summed_over_a_run_and_averaged_over_runs(tmp_path: Path) -> None:
+    for run, numbers in (("one", (1, 2)), ("two", (3, 4))):
+        (tmp_path / run).mkdir()
+        rows = [{"devices": {"a": {"facts": {"bytes": number}}, "b": {"facts": {"ranks": [1]}}}} for number in numbers]
+        (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert claims.facts_of(tmp_path, {"runs": [{"folder": "one"}, {"folder": "two"}]}) == {"bytes": 5.0}

@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 import yaml
 
-import tiny
 from commands import FLEET, World, run
+from cutlayer.testing import tiny
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-import tiny
 from commands import FLEET, Ran, World, run, stopped_after_a_round
 from cutlayer.methods.table import TABLE
+from cutlayer.testing import tiny
 
 Wrong = Callable[[World], list[object]]
 """Makes something wrong in a world and gives the flags that lead there."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import tiny
 from commands import World, run
+from cutlayer.testing import tiny
 
 
 def last_metrics(out: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
 from cutlayer.data.source import Columns, load_tables
 from cutlayer.data.tasks import Ragged, Task, task_from
-from tiny import save_tiny_tokenizer
+from cutlayer.testing.tiny import save_tiny_tokenizer
 
 TEXTS = ["n1 n2", "", ' "n3"\tn4\n\u2028 \0', "null", "n5 " * 30, "n6"]
 PLAIN = Columns(text="text", label="label")

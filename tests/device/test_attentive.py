@@ -7,8 +7,8 @@ import asyncio
 from cutlayer.device.attentive import Attentive
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import modelled_link
+from cutlayer.testing.playground import fleet_of
 from cutlayer.wire.messages import Close, Finish
-from playground import fleet_of
 
 PROFILE = fleet_of(1).devices[0]
 CLOSE, FINISH = Close("run", 0, True, "deadline"), Finish("run", 1, "done")

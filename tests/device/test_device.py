@@ -15,10 +15,11 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
+from cutlayer.state import State
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, Event
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall
 from ends import ADAMW, device_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCHES = [random_batch("classification", seed=seed, samples=2 + seed) for seed in range(4)]
@@ -195,7 +196,7 @@ def test_dropout_is_drawn_for_each_step_of_each_device(tiny_model: ModelMaker) -
 
 
 def steps_in(device: Device) -> set[float]:
-    return {float(value) for name, value in device.state()[1].items() if name.endswith("#step")}
+    return {float(value) for name, value in device.state().branch("moments").tensors.items() if name.endswith("#step")}
 
 
 @pytest.mark.parametrize(("keep", "count"), [(True, 4.0), (False, 2.0)])
@@ -233,10 +234,9 @@ def test_a_device_goes_on_from_its_state(bert: Base) -> None:
     one.begin(assignment(bert, 2))
     for step in range(2):
         local_step(one, step)
-    cursor, moments = one.state()
-    moments = {name: value.clone() for name, value in moments.items()}
+    state = one.state().copied()
     other = device_for(bert, BATCHES)
-    other.load_state(dict(cursor), moments)
+    other.load(state)
     (sent, trained), (again, retrained) = second_round(one), second_round(other)
     assert torch.equal(sent, again)
     assert all(torch.equal(trained[name], retrained[name]) for name in trained)
@@ -292,8 +292,8 @@ def test_what_was_sent_is_in_its_state(bert: Base) -> None:
     one.begin(frozen(bert))
     for step in range(2):
         run_virtual(one.stream(step, kept=True))
-    cursor, moments = one.state()
-    assert cursor["sent"] == list(range(8))
-    other.load_state(cursor, moments)
+    state = one.state()
+    assert state.branch("sent") == State({"rows": list(range(8))})
+    other.load(state)
     other.begin(frozen(bert, round=1))
     assert isinstance(run_virtual(other.stream(0, kept=True)), Recall)

@@ -22,8 +22,8 @@ from cutlayer.run.inputs import (
     write_shares,
 )
 from cutlayer.settings import load_tokenizer
+from cutlayer.testing.tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 from cutlayer.types import Batch
-from tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 
 PAIRS = ("data.text=text", "data.text_pair=site")
 SPEC = DataSpec("classification", Columns(text="text", label="label"), CLASSES, 32, pad_id=0, batch_size=4, seed=3)
@@ -96,7 +96,7 @@ def test_devices_with_their_own_files_and_a_server_without_are_the_simulated_run
             one, other = mine.next(), its.next()
             assert_same(one, other)
             assert [simulated.parts[index][row] for row in one.indices] == list(other.indices)
-            assert mine.state_dict() == its.state_dict()
+            assert mine.state() == its.state()
 
 
 def read(inputs: Path, path: Path, spec: DataSpec = SPEC) -> OwnData:

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from cutlayer.device.pruning import Pruning
 from torch import nn
 
 from bases import moved_adapter, open_base
 from cutlayer.device.device import Device
-from cutlayer.device.pruning import Pruning
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.importance import magnitudes, smooth, unit_scores
 from cutlayer.model.trainable import Trainable
 from cutlayer.policies.prune import most_important
+from cutlayer.state import State
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.messages import Assignment, Update
 from ends import ADAMW, device_for
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 BATCHES = [random_batch("classification", seed=seed, samples=3) for seed in range(8)]
@@ -88,16 +89,15 @@ def test_the_change_of_a_round_is_the_norm_of_its_lora_factors(bert: Base) -> No
 def test_a_device_that_never_prunes_says_nothing_of_its_structure(bert: Base) -> None:
     device = device_for(bert, BATCHES)
     assert hold_round(device, bert, 0, 0.0, score=False).structure == {}
-    assert not any("pruning" in name for name in device.state()[1])
+    assert device.state().branch("pruning") == State()
 
 
 def test_it_goes_on_from_its_state(bert: Base) -> None:
     first = device_for(bert, BATCHES)
     for round, ratio in enumerate((0.0, 0.3)):
         hold_round(first, bert, round, ratio)
-    cursor, tensors = first.state()
     second = device_for(bert, BATCHES)
-    second.load_state(cursor, {name: tensor.clone() for name, tensor in tensors.items()})
+    second.load(first.state().copied())
     one, other = hold_round(first, bert, 2, 0.6), hold_round(second, bert, 2, 0.6)
     for ours, theirs in ((one.adapter, other.adapter), (one.structure, other.structure)):
         assert ours.keys() == theirs.keys()
@@ -116,4 +116,4 @@ def test_without_any_gradient_the_size_of_the_weights_decides(bert: Base) -> Non
     part.use(parameters)
     part.loss(BATCHES[0]).backward()
     pruning.observe(part, parameters)
-    assert sum(name.startswith("importance/") for name in pruning.state()) == 2 * BLOCKS
+    assert sum(name.startswith("importance/") for name in pruning.state().tensors) == 2 * BLOCKS

@@ -13,8 +13,8 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.fleet.modes import always_fast, speed_mode
 from cutlayer.fleet.profile import DeviceProfile, load_fleet
+from cutlayer.testing.playground import fleet_of
 from cutlayer.types import Event
-from playground import fleet_of
 
 MODES = (1.0, 0.6, 0.3)
 
@@ -56,8 +56,8 @@ def test_work_takes_longer_in_a_slower_mode() -> None:
     async def program() -> None:
         machine = ModelledMachine("jetson-1", 2e9, events.append, mode)
         for round in range(0, 40, 2):
-            await machine.run(int, what="forward", flops=3e9, round=round, step=0)
-            await machine.run_in_turn([Work(int, "backward", 3e9)], round=round + 1, step=0)
+            await machine.run(int, like=int, what="forward", flops=3e9, round=round, step=0)
+            await machine.run_in_turn([Work(int, int, "backward", 3e9)], round=round + 1, step=0)
 
     run_virtual(program())
     lasted = [event.end_seconds - event.start_seconds for event in events]

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cutlayer.config import read_config
 from cutlayer.run.inputs import prepare, write_shares
+from cutlayer.testing.tiny import CLASSES
 from cutlayer.transport.certificates import issue_server, make_authority
 from real import simulated, values_for
-from tiny import CLASSES
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,8 +11,8 @@ import torch
 from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
+from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.wire.messages import Activations
-from playground import Played, fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -20,10 +20,10 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.part import WholePart
+from cutlayer.testing.playground import Played, fleet_of, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, Update
-from playground import Played, fleet_of, play, streams_for
-from tiny import BLOCKS, reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 4, 2

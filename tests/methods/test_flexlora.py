@@ -10,8 +10,8 @@ import torch
 from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.low_rank import factor_names
+from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.wire.messages import Assignment
-from playground import fleet_of, play, streams_for
 
 
 def test_the_next_round_starts_from_the_truncated_mean_of_the_products(tiny_model: Callable[[str, str], Path]) -> None:

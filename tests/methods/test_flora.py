@@ -16,11 +16,11 @@ from cutlayer.model.base import Base
 from cutlayer.model.export import read_adapter, save_adapter
 from cutlayer.model.low_rank import factor_names
 from cutlayer.policies.plan import Planner, Situation
+from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
 from cutlayer.types import History, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Assignment
 from exported import card_for, logits_of, plain_peft, whole_logits
-from playground import FlatCosts, Played, fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2

@@ -15,9 +15,9 @@ from cutlayer.model.adapter import at_rank
 from cutlayer.model.base import Base
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.zero_pad import zero_pad
+from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
 from cutlayer.types import History
 from cutlayer.wire.messages import Assignment, Update
-from playground import FlatCosts, Played, fleet_of, play, streams_for
 
 RANKS = {"device-0": 1, "device-1": 4, "device-2": 8}
 """Of the playground's speeds, 1 : 3 : 5."""

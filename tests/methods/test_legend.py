@@ -26,10 +26,10 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import whole_model
 from cutlayer.policies.select import everyone
 from cutlayer.rounds.local import local
+from cutlayer.testing.playground import Played, fleet_of, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import DevicePlan
 from cutlayer.wire.messages import Update
-from playground import Played, fleet_of, play, streams_for
-from tiny import BLOCKS, LABELS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2

@@ -10,8 +10,8 @@ import torch
 
 from bases import open_base
 from cutlayer.methods.table import build_method
+from cutlayer.testing.playground import fleet_of, learning_rate, plain_training, play, streams_for
 from cutlayer.wire.messages import Update
-from playground import fleet_of, learning_rate, plain_training, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2

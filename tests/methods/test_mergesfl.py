@@ -26,12 +26,12 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.select import everyone
 from cutlayer.rounds.split import split
-from cutlayer.server.merged import merged
+from cutlayer.server.steps.merged import merged
+from cutlayer.testing.playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for
+from cutlayer.testing.reference import plain_peft_model
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Activations, Gradients
-from playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for
-from reference import plain_peft_model
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2

@@ -16,9 +16,9 @@ from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.self_prune import self_pruning
 from cutlayer.policies.stack import begin_anew, stack
 from cutlayer.rounds.stream import stream
+from cutlayer.testing.playground import FlatCosts, fleet_of
+from cutlayer.testing.tiny import BLOCKS
 from cutlayer.types import History, RoundPlan
-from playground import FlatCosts, fleet_of
-from tiny import BLOCKS
 
 SITUATION = Situation(fleet_of(3), FlatCosts(BLOCKS), History(), num_tokens=10, batch_size=4, local_steps=2, rounds=4)
 FLORA = build_method("flora", {}, seed=0)

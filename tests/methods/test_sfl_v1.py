@@ -14,8 +14,8 @@ from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution, mean_per_block
+from cutlayer.testing.playground import FlatCosts, fleet_of, learning_rate, plain_training, play, streams_for
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
-from playground import FlatCosts, fleet_of, learning_rate, plain_training, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 4, 2

@@ -22,12 +22,22 @@ from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.plan import Situation
 from cutlayer.server.server import Server
-from cutlayer.server.stages import Stages
+from cutlayer.server.steps.mixed import train_mixed
+from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.playground import (
+    FlatCosts,
+    ListedBatches,
+    Played,
+    fleet_of,
+    learning_rate,
+    play,
+    streams_for,
+    with_rows,
+)
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, History
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Finish, Recall, Update
-from playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for, with_rows
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 2, 3
@@ -215,14 +225,14 @@ def test_lifting_costs_the_blocks_between_the_cuts(bert: Base) -> None:
 def test_the_loss_of_a_round_is_that_of_its_batches_by_weight(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens for causal LM: every device's part adds up to what the server lost."""
     lost: list[tuple[int, float]] = []
-    train, backward = Server.train_mixed, Stages.backward
+    backward = Stages.backward
     monkeypatch.setattr(Stages, "backward", lambda *given: lost.append((0, backward(*given))) or lost[-1][1])
 
-    async def watched(self: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
-        await train(self, samples, stages, **named)
+    async def watched(server: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
+        await train_mixed(server, samples, stages, **named)
         lost[-1] = (sum(sample.weight for sample in samples), lost[-1][1])
 
-    monkeypatch.setattr(Server, "train_mixed", watched)
+    monkeypatch.setattr("cutlayer.rounds.stream.train_mixed", watched)
     [row] = run(base, fleet_of(3), rounds=1).rows
     assert row["loss"] == pytest.approx(sum(weight * loss for weight, loss in lost) / row["weight"])
     assert row["weight"] == sum(weight for weight, _ in lost)
@@ -234,15 +244,14 @@ def test_every_sample_is_trained_on_once_an_epoch(
 ) -> None:
     seen: list[tuple[int, tuple[str, str]]] = []
     batches: Counter[int] = Counter()
-    train = Server.train_mixed
 
-    async def watched(self: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
-        round = self.open.plan.round
+    async def watched(server: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
+        round = server.ledger.plan.round
         seen.extend((round, (sample.device, str(without_padding(sample.labels[0])))) for sample in samples)
         batches[round] += 1
-        await train(self, samples, stages, **named)
+        await train_mixed(server, samples, stages, **named)
 
-    monkeypatch.setattr(Server, "train_mixed", watched)
+    monkeypatch.setattr("cutlayer.rounds.stream.train_mixed", watched)
     fleet = fleet_of(3)
     streams = epochs(base, fleet, same=False)
     played = run(base, fleet, streams=streams, **options)
@@ -266,14 +275,13 @@ def without_padding(label: torch.Tensor) -> list[int]:
 def test_the_schedule_of_learning_rates_is_passed_once_a_round(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """With three devices each place of it lasts three server steps."""
     places: list[int] = []
-    train = Server.train_mixed
 
-    async def watched(self: Server, samples: Any, stages: Any, *, step: int, local_step: int) -> None:
+    async def watched(server: Server, samples: Any, stages: Any, *, step: int, local_step: int) -> None:
         assert step == len(places)
         places.append(local_step)
-        await train(self, samples, stages, step=step, local_step=local_step)
+        await train_mixed(server, samples, stages, step=step, local_step=local_step)
 
-    monkeypatch.setattr(Server, "train_mixed", watched)
+    monkeypatch.setattr("cutlayer.rounds.stream.train_mixed", watched)
     fleet = fleet_of(3)
     run(bert, fleet, rounds=1, streams=epochs(bert, fleet, same=True))
     assert places == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -291,7 +299,7 @@ def test_nothing_comes_down_and_no_adapter_goes_up(bert: Base) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_those_in_the_batch(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutlayer.server.stages.Stages.backward", lambda *_: float("nan"))
+    monkeypatch.setattr("cutlayer.server.steps.stages.Stages.backward", lambda *_: float("nan"))
     with pytest.raises(BaseExceptionGroup) as error:
         run(bert, fleet_of(2))
     found: Any = error.value.subgroup(DivergedError)

@@ -22,7 +22,7 @@ from cutlayer.model.adapter import (
     put,
     split_adapter,
 )
-from tiny import BLOCKS
+from cutlayer.testing.tiny import BLOCKS
 
 ModelMaker = Callable[[str, str], Path]
 A, B = f"{PREFIX}h.0.attn.lora_A.weight", f"{PREFIX}h.0.attn.lora_B.weight"

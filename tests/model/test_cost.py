@@ -18,8 +18,8 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, HEAP_SLACK, TRANSIENTS, CostModel, cost_model
 from cutlayer.model.part import Part, model_inputs
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Cost, DevicePlan, Kept
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]

@@ -13,7 +13,7 @@ from bases import open_base
 from cutlayer.errors import ModelError
 from cutlayer.model.cut import Feed, Pass, Skip, Zeros, check_cut
 from cutlayer.model.families import FAMILIES
-from tiny import BLOCKS
+from cutlayer.testing.tiny import BLOCKS
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]

@@ -20,9 +20,9 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.export import load_finetuned, read_adapter, read_card, save_adapter
 from cutlayer.model.families import FAMILIES
+from cutlayer.testing.playground import fleet_of, plain_training, play, streams_for
 from cutlayer.types import Adapter
 from exported import card_for, logits_of, plain_peft, whole_logits
-from playground import fleet_of, plain_training, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]

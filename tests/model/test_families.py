@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cutlayer.errors import ModelError
 from cutlayer.model.cut import head_modules
 from cutlayer.model.families import FAMILIES, family_of
-from tiny import CONFIGS
+from cutlayer.testing.tiny import CONFIGS
 
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 

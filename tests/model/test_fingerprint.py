@@ -19,7 +19,7 @@ from cutlayer.errors import MalformedMessage, ModelError
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceServer, PieceStore
 from cutlayer.model.source import MINILM, ModelFiles
-from tiny import save_tiny_model, save_tiny_tokenizer
+from cutlayer.testing.tiny import save_tiny_model, save_tiny_tokenizer
 
 ONE = Fingerprint("c", "t", "n", "v")
 

@@ -14,8 +14,8 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.importance import magnitudes, smooth, unit_scores
 from cutlayer.model.structure import units_by_name
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Kept
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
+from cutlayer.testing.reference import plain_peft_model
+from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import Adapter, Batch
-from reference import plain_peft_model
-from tiny import BLOCKS, LABELS, random_batch
 
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 

@@ -15,7 +15,7 @@ from cutlayer.errors import ModelError
 from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
-from tiny import BLOCKS, VOCABULARY, random_batch
+from cutlayer.testing.tiny import BLOCKS, VOCABULARY, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -25,7 +25,7 @@ from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import Part
 from cutlayer.model.pieces import EMBEDDINGS, INDEX, Piece, PieceServer, PieceStore, manifest_bytes, read_manifest
 from cutlayer.model.source import MINILM
-from tiny import BLOCKS, save_tiny_model, save_tiny_tokenizer
+from cutlayer.testing.tiny import BLOCKS, save_tiny_model, save_tiny_tokenizer
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]

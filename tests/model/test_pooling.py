@@ -13,7 +13,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pooling import choose_pooling, masked_mean
-from tiny import random_batch
+from cutlayer.testing.tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -18,8 +18,8 @@ from cutlayer.model.export import AdapterCard, load_finetuned, read_adapter, rea
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pruned import save_pruned
+from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch, save_tiny_tokenizer
 from cutlayer.types import Adapter, Kept
-from tiny import BLOCKS, LABELS, random_batch, save_tiny_tokenizer
 
 ModelMaker = Callable[[str, str], Path]
 ALL = LoraSettings(rank=4, targets=("all-linear",))

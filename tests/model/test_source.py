@@ -27,7 +27,7 @@ from cutlayer.files import sha256
 from cutlayer.model import source
 from cutlayer.model.base import Base
 from cutlayer.model.source import MINILM, ModelFiles, Weights
-from tiny import BLOCKS, save_tiny_model
+from cutlayer.testing.tiny import BLOCKS, save_tiny_model
 
 ModelMaker = Callable[[str, str], Path]
 

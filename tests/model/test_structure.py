@@ -18,8 +18,8 @@ from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.importance import magnitudes
 from cutlayer.model.structure import Structure
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Kept
-from tiny import BLOCKS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 ALL = LoraSettings(rank=4, targets=("all-linear",))

@@ -11,8 +11,8 @@ import pytest
 from cutlayer.policies.bandit import Arm, Leaf, Tree, ratio_and_rank_by_bandit, rewards
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, StepRecord
-from playground import FlatCosts, fleet_of
 
 
 def record(device: str, round: int, **values: object) -> StepRecord:

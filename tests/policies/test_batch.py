@@ -20,8 +20,8 @@ from cutlayer.policies.batch import (
 from cutlayer.policies.label_mix import label_distributions, label_kl
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.select import everyone
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import History, RoundPlan, StepRecord
-from playground import FlatCosts, fleet_of
 
 
 def measured(device: int, seconds: float, *, round: int = 0, samples: int = 8, sending: float = 0.0) -> StepRecord:

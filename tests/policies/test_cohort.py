@@ -12,8 +12,8 @@ from cutlayer.errors import ConfigError
 from cutlayer.policies.cohort import _priorities, _Search, kl_cohort
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, RoundPlan, StepRecord
-from playground import FlatCosts, fleet_of
 
 MBIT_PER_SAMPLE = 4 * 10 * 16 * 8 / 1e6
 

@@ -13,8 +13,8 @@ from cutlayer.errors import BudgetError, ConfigError
 from cutlayer.fleet.profile import Fleet
 from cutlayer.policies.cut import cut_at, cut_by_capacity, cut_by_memory
 from cutlayer.policies.plan import Situation
+from cutlayer.testing.playground import fleet_of
 from cutlayer.types import Cost, DevicePlan, History, RoundPlan
-from playground import fleet_of
 
 MIB = 2**20
 BLOCKS = 6

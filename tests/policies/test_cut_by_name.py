@@ -16,8 +16,8 @@ from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.latency_plan import cut_by_latency
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
+from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
 from cutlayer.types import History, RoundPlan
-from playground import FlatCosts, Played, fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 METHODS = ["memsfl", "sfl_v1", "sfl_v2", "splitlora"]

@@ -15,8 +15,8 @@ from cutlayer.policies.depth import KEEP, Capacity, best_depths, depth_by_time, 
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.ranks import arithmetic_ranks
 from cutlayer.policies.select import everyone
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import History, RoundPlan, StepRecord
-from playground import FlatCosts, fleet_of
 
 BLOCKS, STEPS = 4, 3
 RANKS = (5, 6, 7, 8)

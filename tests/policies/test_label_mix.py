@@ -11,8 +11,8 @@ import pytest
 from cutlayer.errors import ConfigError
 from cutlayer.policies.label_mix import label_distributions, label_kl
 from cutlayer.policies.plan import Situation
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import History
-from playground import FlatCosts, fleet_of
 
 
 def situation_of(**label_counts: tuple[int, ...]) -> Situation:

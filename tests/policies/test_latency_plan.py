@@ -21,9 +21,9 @@ from cutlayer.policies.latency_plan import LatencyPlan, cut_by_latency, latency_
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
 from cutlayer.server.forecast import Forecast
+from cutlayer.testing.playground import FlatCosts, ListedBatches, play, with_rows
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, History, RoundPlan
-from playground import FlatCosts, ListedBatches, play, with_rows
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 MIB = 2**20

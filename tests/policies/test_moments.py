@@ -15,8 +15,8 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.moments import fresh_moments
+from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.types import Adapter
-from playground import fleet_of, play, streams_for
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cutlayer.policies.plan import Situation, make_plan
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import Cost, DevicePlan, History, RoundPlan
-from playground import FlatCosts, fleet_of
 
 
 def situation_of(num_devices: int = 2) -> Situation:

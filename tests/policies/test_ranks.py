@@ -9,8 +9,8 @@ import pytest
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.ranks import arithmetic_ranks, ranks_above_deepest_cut, ranks_by_budget, uniform_ranks
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, RoundPlan
-from playground import FlatCosts, fleet_of
 
 SITUATION = Situation(fleet_of(2), FlatCosts(4), History(), num_tokens=8, batch_size=2, local_steps=1, rank=6)
 PLAN = RoundPlan(0, (DevicePlan("device-0", cut=1), DevicePlan("device-1", cut=3)))

@@ -7,8 +7,8 @@ import pytest
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.repeat import activations_repeat
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, RoundPlan
-from playground import FlatCosts, fleet_of
 
 
 def situation(*, base_dropout: bool = False) -> Situation:

@@ -9,8 +9,8 @@ import pytest
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone, in_random_order, random_fraction
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, RoundPlan
-from playground import FlatCosts, fleet_of
 
 
 def situation_of(num_devices: int, seed: int = 0) -> Situation:

@@ -19,11 +19,11 @@ from cutlayer.model.trainable import Trainable
 from cutlayer.packing import compression
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.self_prune import self_pruning, tail_norm
+from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Assignment, Update
 from ends import ADAMW, device_for
-from playground import FlatCosts, Played, fleet_of, play, streams_for
-from tiny import BLOCKS, random_batch
 
 BATCHES = [random_batch("classification", seed=seed, samples=2 + seed) for seed in range(2)]
 RATES = (0.01, 0.002)
@@ -263,9 +263,9 @@ def test_moments_of_what_is_left_go_on(bert: Base) -> None:
     device.begin(assignment(bert, penalty=0.7))
     for step in range(2):
         run_virtual(device.train(step))
-    whole = {name: value.clone() for name, value in device.state()[1].items()}
+    whole = {name: value.clone() for name, value in device.state().branch("moments").tensors.items()}
     device.update()
-    left = device.state()[1]
+    left = device.state().branch("moments").tensors
     assert left.keys() == whole.keys()
     for name, value in left.items():
         if name.endswith("#step"):
@@ -275,7 +275,8 @@ def test_moments_of_what_is_left_go_on(bert: Base) -> None:
     plan = replace(assignment(bert, penalty=0.0).plan, ranks=(5,) * BLOCKS, prune_to=())
     device.begin(Assignment("run", 1, "device-0", plan, RATES, bert.at_ranks(moved_adapter(bert), (5, 5, 5))))
     run_virtual(device.train(0))
-    assert {float(value) for name, value in device.state()[1].items() if name.endswith("#step")} == {3.0}
+    moments = device.state().branch("moments").tensors
+    assert {float(value) for name, value in moments.items() if name.endswith("#step")} == {3.0}
 
 
 def test_with_no_penalty_and_no_pruning_it_trains_the_same(bert: Base) -> None:

@@ -12,9 +12,9 @@ from bases import open_base
 from cutlayer.errors import DivergedError
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
+from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, Finish, Update
-from playground import Played, fleet_of, play, streams_for
 
 ModelMaker = Callable[[str, str], Path]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from cutlayer.device.conversations import up_and_down
 
 from bases import open_base
-from cutlayer.device.conversations import up_and_down
 from cutlayer.device.device import Device
 from cutlayer.errors import WireError
 from cutlayer.fleet.clock import now, run_virtual
@@ -23,12 +23,13 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.order import random_order
 from cutlayer.rounds.split import split
 from cutlayer.server.server import Server
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
+from cutlayer.state import State
+from cutlayer.testing.playground import fleet_of, play, streams_for
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Update
 from ends import device_for, server_for
-from playground import fleet_of, play, streams_for
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 FINISH = Finish("run", 1, "done")
@@ -169,7 +170,7 @@ def test_a_server_answers_every_step_and_collects_every_update(bert: Base) -> No
         answers = [message for message in link.heard if isinstance(message, Gradients)]
         assert [(answer.device, answer.step) for answer in answers] == [(name, 0), (name, 1)]
     assert len(contributions) == 2
-    tallies = server.take_tallies()
+    tallies = server.ledger.take_tallies()
     assert {name: (tally.steps, tally.samples) for name, tally in tallies.items()} == dict.fromkeys(names, (2, 8))
 
 
@@ -249,6 +250,6 @@ def test_a_rounds_state_is_its_orders(bert: Base) -> None:
         assert now() > 0
 
     run_virtual(program())
-    assert one.state_dict() == {"seed": 0, "num_picks": 4}
-    other.load_state_dict(one.state_dict())
-    assert other.state_dict() == one.state_dict()
+    assert one.state() == State({"seed": 0, "num_picks": 4})
+    other.load(one.state())
+    assert other.state() == one.state()

@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from cutlayer.device.conversations import conversation_by_name
 
 from bases import open_base
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.errors import ConfigError, WireError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.stream import MIB, stream
-from cutlayer.server.stages import Stages
+from cutlayer.server.steps.stages import Stages
+from cutlayer.testing.playground import FlatCosts, fleet_of, with_rows
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Recall, Update
 from ends import activations_for, device_for, server_for
-from playground import FlatCosts, fleet_of, with_rows
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 FINISH = Finish("run", 1, "done")
@@ -140,7 +140,7 @@ def test_the_server_sends_an_assignment_and_no_more(bert: Base) -> None:
     shared = contributions[-1]
     assert shared.adapter.keys() == server.adapter.keys()
     assert set(shared.weights.values()) == {16.0}
-    tallies = server.take_tallies()
+    tallies = server.ledger.take_tallies()
     assert {name: (t.steps, t.samples, t.weight) for name, t in tallies.items()} == dict.fromkeys(said, (2, 8, 8))
 
 
@@ -152,7 +152,7 @@ def test_a_loss_is_shared_by_weight(bert: Base) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stages, "backward", lambda *given: losses.append(backward(*given)) or losses[-1])
         _, (server, _) = run_server(bert, said, cache=False, server_batch=3)
-    tallies = server.take_tallies().values()
+    tallies = server.ledger.take_tallies().values()
     assert len(losses) == 6
     assert sum(t.loss_sum for t in tallies) == pytest.approx(3 * sum(losses[:5]) + losses[5])
 

@@ -12,7 +12,7 @@ from cutlayer.errors import UserError
 from cutlayer.run.inputs import prepare, prepare_server
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
-from tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
+from cutlayer.testing.tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,16 @@ import json
 import pytest
 import yaml
 
-import tiny
 from commands import FLEET, World, run
 from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
 from cutlayer.policies.plan import make_plan
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
-from cutlayer.run.run import method_of, situation_of
-from cutlayer.server.server import SHARED
+from cutlayer.run.run import situation_of
+from cutlayer.server.owners import SHARED
+from cutlayer.testing import tiny
 
 
 @pytest.mark.parametrize("method", TABLE)
@@ -48,6 +48,7 @@ def test_and_so_does_one_in_which_activations_are_lifted(world: World) -> None:
 def test_and_so_does_one_whose_devices_share_the_servers_connection(method: str, world: World) -> None:
     """Less than the devices have together, both ways."""
     shared = FLEET | {"server": FLEET["server"] | {"up_mbit": 0.02, "down_mbit": 0.05}}
+    world.fleet.unlink()  # a link to what all tests read
     world.fleet.write_text(yaml.safe_dump(shared))
     rehearsed_is_played(world, "classification", method)
 
@@ -55,6 +56,7 @@ def test_and_so_does_one_whose_devices_share_the_servers_connection(method: str,
 def test_planned_shares_of_the_connection_are_rehearsed(world: World) -> None:
     """The slow device is done sooner where it has most of the connection, and later where it has little."""
     shared = FLEET | {"server": FLEET["server"] | {"up_mbit": 0.02, "down_mbit": 0.05}}
+    world.fleet.unlink()  # a link to what all tests read
     world.fleet.write_text(yaml.safe_dump(shared))
     flags = [*world.classification(), "--method", "memsfl", "-o", "train.rounds=1"]
     assert run("train", *flags, "--quiet").code == 0
@@ -92,6 +94,6 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     else:
         assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
         assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
-    owners = {"memsfl": ("slow", "quick"), "sfl_v1": ("slow", "quick")}.get(method, (SHARED,))
+    owners = ("slow", "quick") if method in ("memsfl", "reindsplit", "sfl_v1") else (SHARED,)
     assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
     assert inputs.base.weights.bytes_read == 0

@@ -18,7 +18,7 @@ from cutlayer.model.part import WholePart
 from cutlayer.report.progress import NoProgress
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import RunInputs, prepare
-from tiny import save_inputs
+from cutlayer.testing.tiny import save_inputs
 
 
 @pytest.fixture(scope="module")

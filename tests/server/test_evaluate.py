@@ -14,9 +14,9 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.server.evaluate import evaluate
+from cutlayer.testing.reference import plain_peft_model
+from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter, Batch
-from reference import plain_peft_model
-from tiny import LABELS, random_batch
 
 ModelMaker = Callable[[str, str], Path]
 

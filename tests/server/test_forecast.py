@@ -10,8 +10,8 @@ import pytest
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.packing import compression
 from cutlayer.server.forecast import Forecast, StepTimes
+from cutlayer.testing.playground import FlatCosts
 from cutlayer.types import DevicePlan
-from playground import FlatCosts
 
 SLOW = DeviceProfile(
     name="slow",

@@ -12,9 +12,9 @@ from bases import moved_adapter, open_base
 from cutlayer.model.loss import MASKED
 from cutlayer.server.concat import concat
 from cutlayer.server.samples import one_by_one, weight_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.wire.messages import Activations
 from ends import activations_for
-from tiny import random_batch
 
 ModelMaker = Callable[[str, str], Path]
 TASKS = {"bert": "classification", "llama": "causal-lm", "gpt2": "causal-lm"}

@@ -21,12 +21,15 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
 from cutlayer.policies.order import ORDERS
-from cutlayer.server.server import SHARED, Server, Tally, one_for_all, one_per_device
+from cutlayer.server.ledger import Tally
+from cutlayer.server.owners import SHARED, one_for_all, one_per_device
+from cutlayer.server.server import Server
+from cutlayer.state import State
+from cutlayer.testing.playground import fleet_of, learning_rate, play, streams_for
+from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients, Update
-from ends import activations_for, server_for
-from playground import fleet_of, learning_rate, play, streams_for
-from tiny import BLOCKS, random_batch
+from ends import activations_for, served, server_for
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")
@@ -42,7 +45,7 @@ def plan_of(*cuts: int, steps: int = 2, round: int = 0) -> RoundPlan:
 
 
 def step(server: Server, arrived: Activations) -> Gradients:
-    return run_virtual(server.step(arrived))
+    return run_virtual(served(server, arrived))
 
 
 def whole_step(base: Base, start: Adapter, batches: list[Batch], settings: TrainSettings) -> Adapter:
@@ -86,7 +89,7 @@ def test_server_adapters_start_from_the_broadcast(owner: Callable[[str], str], b
     server.begin(plan_of(1, 3), owner)  # a round before: other values, other cuts
     server.adapter = moved_adapter(bert)
     server.begin(plan_of(3, 2), owner)
-    adapters = {name: trainable.adapter() for name, trainable in server._trainables.items()}
+    adapters = {name: server.adapters.trainable(name).adapter() for name in server.adapters.owners}
     lowest = {"device-0": 3, "device-1": 2} if owner is one_per_device else {SHARED: 2}
     assert adapters.keys() == lowest.keys()
     for name, cut in lowest.items():
@@ -102,8 +105,10 @@ def test_a_step_trains_what_the_server_holds(cut: int, bert: Base) -> None:
     server.begin(plan_of(cut), one_per_device)
     arrived = activations_for(bert, BATCH, cut)
     answer = step(server, arrived)
-    trained = whole_step(bert, bert.initial_adapter(0), [BATCH], server._settings)
-    assert_same(server._trainables["device-0"].adapter(), {name: trained[name] for name in bert.server_names(cut)})
+    trained = whole_step(bert, bert.initial_adapter(0), [BATCH], server.settings)
+    assert_same(
+        server.adapters.trainable("device-0").adapter(), {name: trained[name] for name in bert.server_names(cut)}
+    )
     assert (answer.run, answer.round, answer.step, answer.device) == ("run", 0, 0, "device-0")
     bert.whole().use(bert.initial_adapter(0))
     assert answer.loss == float(bert.whole().loss_and_logits(BATCH)[0])
@@ -122,9 +127,9 @@ def test_a_devices_step_touches_only_its_owners_adapter(bert: Base) -> None:
     server.begin(plan_of(1, 1), one_per_device)
     step(server, activations_for(bert, BATCH, 1, device="device-1"))
     start = {name: bert.initial_adapter(0)[name] for name in bert.server_names(1)}
-    assert_same(server._trainables["device-0"].adapter(), start)
+    assert_same(server.adapters.trainable("device-0").adapter(), start)
     assert not torch.equal(
-        server._trainables["device-1"].adapter()["base_model.model.classifier.weight"],
+        server.adapters.trainable("device-1").adapter()["base_model.model.classifier.weight"],
         start["base_model.model.classifier.weight"],
     )
     assert_same(server.adapter, bert.initial_adapter(0))
@@ -136,8 +141,8 @@ def test_steps_of_all_train_a_shared_adapter(bert: Base) -> None:
     batches = [BATCH, random_batch("classification", seed=5)]
     for number, batch in enumerate(batches):
         step(server, activations_for(bert, batch, 0, device=f"device-{number}", step=number))
-    trained = whole_step(bert, bert.initial_adapter(0), batches, server._settings)
-    assert_same(server._trainables[SHARED].adapter(), trained)
+    trained = whole_step(bert, bert.initial_adapter(0), batches, server.settings)
+    assert_same(server.adapters.trainable(SHARED).adapter(), trained)
 
 
 def test_a_step_takes_the_servers_time_and_is_recorded(bert: Base) -> None:
@@ -154,7 +159,9 @@ def test_clipping_and_weight_decay_reach_the_servers_optimizer(bert: Base) -> No
     server = server_for(bert, fleet_of(1), settings=settings)
     server.begin(plan_of(0), one_per_device)
     step(server, activations_for(bert, BATCH, 0))
-    assert_same(server._trainables["device-0"].adapter(), whole_step(bert, bert.initial_adapter(0), [BATCH], settings))
+    assert_same(
+        server.adapters.trainable("device-0").adapter(), whole_step(bert, bert.initial_adapter(0), [BATCH], settings)
+    )
 
 
 def test_a_server_that_is_done_lets_go_of_its_model(bert: Base) -> None:
@@ -177,10 +184,10 @@ def test_a_tally_is_weighted_by_what_was_trained(bert: Base) -> None:
     batches = [BATCH, random_batch("classification", seed=5, samples=2)]
     losses = [step(server, activations_for(bert, batch, 1, step=n)).loss for n, batch in enumerate(batches)]
     server.accept(Update("run", 0, "device-0", {}, steps=0, samples=6, weight=6, loss=0.0, busy_seconds=0.0))
-    tally = server.take_tallies()["device-0"]
+    tally = server.ledger.take_tallies()["device-0"]
     assert (tally.steps, tally.samples, tally.weight) == (2, 6, 6)
     assert tally.loss == pytest.approx((4 * losses[0] + 2 * losses[1]) / 6)
-    assert server.take_tallies() == {}, "each round counts anew"
+    assert server.ledger.take_tallies() == {}, "each round counts anew"
     assert math.isnan(Tally().loss)
 
 
@@ -250,30 +257,31 @@ def test_moments_live_on_or_not_from_round_to_round(bert: Base) -> None:
         for _ in range(2):
             server.begin(plan_of(1), one_per_device)
             step(server, activations_for(bert, BATCH, 1))
-        return {name: value for name, value in server.moments()["device-0"].items() if name.endswith("#step")}
+        moments = server.adapters.moments().branch("device-0").tensors
+        return {name: value for name, value in moments.items() if name.endswith("#step")}
 
     assert {float(value) for value in two_rounds(True).values()} == {2.0}
     assert {float(value) for value in two_rounds(False).values()} == {1.0}
 
 
 def test_a_server_goes_on_from_moments(bert: Base) -> None:
-    def begun(moments: dict[str, Adapter] | None) -> Server:
+    def begun(moments: State | None) -> Server:
         server = server_for(bert, fleet_of(2))
         if moments is not None:
-            server.load_moments(moments)
+            server.adapters.load_moments(moments)
         server.begin(plan_of(1, 2), one_per_device)
         return server
 
     one = begun(None)
     step(one, activations_for(bert, BATCH, 1))
-    other = begun({owner: {k: v.clone() for k, v in tensors.items()} for owner, tensors in one.moments().items()})
+    other = begun(one.adapters.moments().copied())
     one.begin(plan_of(1, 2), one_per_device)
     for server in (one, other):
         step(server, activations_for(bert, random_batch("classification", seed=6), 1))
-    assert_same(one._trainables["device-0"].adapter(), other._trainables["device-0"].adapter())
-    assert one.moments().keys() == other.moments().keys()
-    for owner, moments in one.moments().items():
-        assert_same(moments, other.moments()[owner])
+    assert_same(one.adapters.trainable("device-0").adapter(), other.adapters.trainable("device-0").adapter())
+    moments, others = one.adapters.moments(), other.adapters.moments()
+    assert moments.branches().keys() == others.branches().keys() == {"device-0", "device-1"}
+    assert_same(moments.tensors, others.tensors)
 
 
 # ------------------------------------------------------------------ divergence
@@ -291,9 +299,9 @@ def test_a_loss_that_is_not_finite_stops_the_step(value: float, bert: Base) -> N
     text = str(error.value)
     assert "\n" not in text
     assert "device device-0, round 3, step 1: expected a finite loss, got nan. Lower the learning rate" in text
-    trained = server._trainables["device-0"].adapter()
+    trained = server.adapters.trainable("device-0").adapter()
     assert all(torch.equal(trained[name], server.adapter[name]) for name in trained), "nothing was stepped"
-    assert server.take_tallies() == {}
+    assert server.ledger.take_tallies() == {}
 
 
 @pytest.mark.parametrize("method", ["memsfl", "splitlora", "vanilla"])

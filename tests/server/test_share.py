@@ -13,13 +13,14 @@ from bases import moved_adapter, open_base
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.server.server import Server, one_per_device
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.server import Server
 from cutlayer.server.share import share_of, take_share, take_yield, yield_of
+from cutlayer.testing.playground import fleet_of
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
-from ends import activations_for, server_for
-from playground import fleet_of
-from tiny import random_batch
+from ends import activations_for, served, server_for
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")
@@ -41,7 +42,7 @@ def hold(server: Server, plan: RoundPlan, *, gone: str = "") -> dict[str, int | 
     for device in plan.devices:
         for step in range(2):
             arrived = activations_for(server.base, BATCH, 1, device=device.device, step=step)
-            run_virtual(server.step(replace(arrived, round=plan.round)))
+            run_virtual(served(server, replace(arrived, round=plan.round)))
             if device.device == gone:
                 server.leave(gone)
                 break
@@ -62,7 +63,7 @@ def test_two_servers_that_share_a_round_are_one_round_after_round(bert: Base) ->
     for round in range(3):
         gone = "device-1" if round == 1 else ""
         told = hold(alone, plan_of(round, "device-0", "device-1", "device-2"), gone=gone)
-        expected, expected_tallies = alone.contributions(), alone.take_tallies()
+        expected, expected_tallies = alone.contributions(), alone.ledger.take_tallies()
         found: dict[str, Contribution] = {}
         for worker, names in zip(workers, [("device-0", "device-2"), ("device-1",)], strict=True):
             take_share(worker, share_of(head, plan_of(round, *names)))
@@ -70,8 +71,8 @@ def test_two_servers_that_share_a_round_are_one_round_after_round(bert: Base) ->
             found |= take_yield(head, yield_of(worker, worker.contributions()))
         assert sorted(found) == ["device-0", "device-2"] if gone else ["device-0", "device-1", "device-2"]
         assert all(same(found[name], one) for name, one in zip(sorted(found), expected, strict=True))
-        assert head.take_tallies() == expected_tallies
-        assert head.counted == alone.counted
+        assert head.ledger.take_tallies() == expected_tallies
+        assert head.ledger.counted == alone.ledger.counted
         alone.adapter = head.adapter = moved_adapter(bert, seed=round)
         if round == 1:  # a worker that was begun again knows nothing
             workers[0] = server_for(bert, fleet_of(3))
@@ -83,10 +84,11 @@ def test_what_is_shared_is_a_copy(bert: Base) -> None:
     share = share_of(head, plan)
     worker = server_for(bert, fleet_of(1))
     take_share(worker, share)
-    before = {name: value.clone() for name, value in share.adapter.items()}
+    before = share.state.copied()
     hold(worker, plan)
     done = yield_of(worker, worker.contributions())
     kept = {name: value.clone() for name, value in done.contributions["device-0"].adapter.items()}
     hold(worker, plan)
-    assert all(torch.equal(value, before[name]) for name, value in share.adapter.items())
+    assert share.state.facts == before.facts
+    assert all(torch.equal(value, before.tensors[name]) for name, value in share.state.tensors.items())
     assert all(torch.equal(value, kept[name]) for name, value in done.contributions["device-0"].adapter.items())

@@ -5,7 +5,7 @@ Shapes: N samples, B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cutlayer.data.tasks import MASKED, Ragged, Samples
 from cutlayer.errors import CheckpointError, DataError
+from cutlayer.state import State
 from cutlayer.types import Batch
 
 POOL_BATCHES = 32
@@ -72,20 +73,20 @@ class Batches:
             self._epoch, self._position, self._order = self._epoch + 1, 0, self._order_of(self._epoch + 1)
         return batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state(self) -> State:
         """The place in the stream: the epoch, and how many samples of it were given out."""
-        return {"epoch": self._epoch, "position": self._position}
+        return State({"epoch": self._epoch, "position": self._position})
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes to the place that `state_dict` gave, in a stream built with the same arguments.
+    def load(self, state: State) -> None:
+        """Goes to the place that `state` gave, in a stream built with the same arguments.
 
         Raises:
           CheckpointError: the state is not a place in this stream.
         """
-        epoch, position = state.get("epoch", -1), state.get("position", -1)
+        epoch, position = state.facts.get("epoch", -1), state.facts.get("position", -1)
         if epoch < 0 or not 0 <= position < len(self._rows):
             raise CheckpointError(
-                f"batches: expected a place in a stream of {len(self._rows)} samples, got {dict(state)}. "
+                f"batches: expected a place in a stream of {len(self._rows)} samples, got {dict(state.facts)}. "
                 "Resume with the data that the run was started with."
             )
         self._epoch, self._position, self._order = epoch, position, self._order_of(epoch)

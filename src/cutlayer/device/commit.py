@@ -13,25 +13,14 @@ Kept are the point that the server named last, the one before it, and what came 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
-
-from torch import Tensor
 
 from cutlayer.device.device import Device
-from cutlayer.device.store import DeviceState, Point, Store
-from cutlayer.types import Adapter
+from cutlayer.device.store import Point, Store
+from cutlayer.policies.moments import FreshMoments
+from cutlayer.state import Keeper, State, joined
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Message, Update
-
-
-class Lossy(Protocol):
-    """What packs updates and owes what that lost (`packing.py CompressedLink`)."""
-
-    def state(self) -> Adapter: ...
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 class CommittingLink(Around):
@@ -46,16 +35,16 @@ class CommittingLink(Around):
         super().__init__(link)
         self._store = store
         self._device: Device | None = None
-        self._packing: Lossy | None = None
+        self._packing: Keeper | None = None
         self._at: Point | str = "unknown"  # the point at which the device is; unknown in the middle of a round
         self._restarted = True
 
-    def attach(self, device: Device, packing: Lossy) -> None:
+    def attach(self, device: Device, packing: Keeper) -> None:
         """Says whose commit points these are; the first is where the device is now, unless there are some.
 
         Args:
           device: The device; from now on it goes back before it begins a round.
-          packing: What lies around this end.
+          packing: What packs updates around this end, and owes what that lost.
         """
         self._device, self._packing = device, packing
         device.before_round = self._go_back
@@ -82,9 +71,9 @@ class CommittingLink(Around):
         assert self._packing is not None
         counted = assignment.counted
         if self._at != counted:
-            state = self._store.load(counted)
-            self._device.load_state(state.cursor, state.moments)
-            self._packing.load_state({} if assignment.plan.fresh_moments else state.lost)
+            branches = self._store.load(counted).branches()
+            self._device.load(branches["device"])
+            self._packing.load(State() if assignment.plan.clause(FreshMoments) else branches["packing"])
         before = [point for point in self._store.points() if _place(point) < _place(counted)]
         self._store.keep({counted, max(before, key=_place, default=counted)})
         self._at = "unknown"
@@ -94,10 +83,15 @@ class CommittingLink(Around):
             return replace(assignment, folds=self._store.folds())
         return assignment
 
-    def _state(self) -> DeviceState:
+    def _state(self) -> State:
         assert self._device is not None
         assert self._packing is not None
-        return DeviceState(*self._device.state(), self._packing.state())
+        return device_state(self._device, self._packing)
+
+
+def device_state(device: Keeper, packing: Keeper) -> State:
+    """What outlives a round on a device, with what packing its last update lost."""
+    return joined({"device": device.state(), "packing": packing.state()})
 
 
 def _place(point: Point) -> int:

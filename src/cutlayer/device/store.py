@@ -13,9 +13,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -23,29 +22,11 @@ from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder
 from cutlayer.model.folds import by_number, numbered
 from cutlayer.sealed import seal, unseal
+from cutlayer.state import State
 from cutlayer.types import Adapter
 
 Point = int | None
 """A commit point: after the round of this number, or before the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceState:
-    """What outlives a round on a device.
-
-    Attributes:
-      cursor: its place in its data.
-      moments: AdamW's, and what pruning carries (`Device.state`).
-      lost: what packing its last update lost (`CompressedLink.state`).
-    """
-
-    cursor: dict[str, Any]
-    moments: Adapter
-    lost: Adapter
-
-    def copied(self) -> DeviceState:
-        """The same, which further training does not change."""
-        return DeviceState(dict(self.cursor), _copied(self.moments), _copied(self.lost))
 
 
 class Store(Protocol):
@@ -54,14 +35,14 @@ class Store(Protocol):
     def points(self) -> set[Point]:
         """Those that it has."""
 
-    def save(self, point: Point, state: DeviceState) -> None:
+    def save(self, point: Point, state: State) -> None:
         """Keeps a state; when this returns, it outlives the process if anything here does.
 
         Raises:
           CheckpointError: There is no room for it.
         """
 
-    def load(self, point: Point) -> DeviceState:
+    def load(self, point: Point) -> State:
         """The state at a point.
 
         Raises:
@@ -86,16 +67,16 @@ class MemoryStore:
     """Commit points that end with the process."""
 
     def __init__(self) -> None:
-        self._states: dict[Point, DeviceState] = {}
+        self._states: dict[Point, State] = {}
         self._folds: Adapter = {}
 
     def points(self) -> set[Point]:
         return set(self._states)
 
-    def save(self, point: Point, state: DeviceState) -> None:
+    def save(self, point: Point, state: State) -> None:
         self._states[point] = state.copied()
 
-    def load(self, point: Point) -> DeviceState:
+    def load(self, point: Point) -> State:
         if point not in self._states:
             raise _not_there("this process", point, self.points())
         return self._states[point].copied()
@@ -130,14 +111,13 @@ class FolderStore:
         rounds: set[Point] = set(self._numbers("after"))
         return rounds | ({None} if (self._path / "start").is_dir() else set())
 
-    def save(self, point: Point, state: DeviceState) -> None:
-        self._write(_name(point), {"cursor": state.cursor}, {"moments": state.moments, "lost": state.lost})
+    def save(self, point: Point, state: State) -> None:
+        self._write(_name(point), state)
 
-    def load(self, point: Point) -> DeviceState:
+    def load(self, point: Point) -> State:
         if not (self._path / _name(point)).is_dir():
             raise _not_there(str(self._path), point, self.points())
-        facts, tensors = self._read(_name(point))
-        return DeviceState(facts["cursor"], tensors["moments"], tensors["lost"])
+        return self._read(_name(point))
 
     def keep(self, points: Collection[Point]) -> None:
         for point in self.points() - set(points):
@@ -148,7 +128,7 @@ class FolderStore:
             known = self._fold(number) if number in self._numbers("fold") else None
             _check_same(str(self._path), number, stack, known)
             if known is None or not known.keys() >= stack.keys():
-                self._write(f"fold-{number:06}", {}, {"fold": {**(known or {}), **stack}})
+                self._write(f"fold-{number:06}", State(tensors={**(known or {}), **stack}))
 
     def folds(self) -> Adapter:
         found: Adapter = {}
@@ -157,23 +137,23 @@ class FolderStore:
         return found
 
     def _fold(self, number: int) -> Adapter:
-        return self._read(f"fold-{number:06}")[1]["fold"]
+        return self._read(f"fold-{number:06}").tensors
 
     def _numbers(self, kind: str) -> list[int]:
         matches = (re.fullmatch(rf"{kind}-(\d+)", folder.name) for folder in self._path.glob(f"{kind}-*"))
         return sorted(int(match[1]) for match in matches if match)
 
-    def _write(self, name: str, facts: Mapping[str, Any], tensors: Mapping[str, Adapter]) -> None:
+    def _write(self, name: str, state: State) -> None:
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            seal(self._path / name, {**self._owner, **facts}, tensors)
+            seal(self._path / name, self._owner, state)
         except OSError as error:
             raise CheckpointError(
                 f"{self._path}: expected room for the state of this device, got {error.strerror or error}. The one "
                 "before is whole: make room, then join again under the same name."
             ) from error
 
-    def _read(self, name: str) -> tuple[dict[str, Any], Mapping[str, Adapter]]:
+    def _read(self, name: str) -> State:
         return unseal(
             self._path / name,
             self._owner,
@@ -201,7 +181,3 @@ def _check_same(where: str, number: int, stack: Adapter, known: Mapping[str, tor
             f"{where}: expected fold {number} as this device has had it, got another. The server has gone back to "
             "before that fold: delete the folder of this device's states and join under another name."
         )
-
-
-def _copied(tensors: Adapter) -> Adapter:
-    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 class Work(NamedTuple):
-    """A piece of work: what is done, the word for it in `types.Event`, and its floating-point operations."""
+    """A piece of work: what is done, what it would return of nothing, the word for it in `types.Event`, its FLOPs."""
 
     fn: Callable[[], Any]
+    like: Callable[[], Any]
     what: str
     flops: float
 
@@ -37,6 +38,7 @@ class Machine(Protocol):
         self,
         fn: Callable[[], T],
         *,
+        like: Callable[[], T],
         what: str,
         flops: float,
         round: int,
@@ -47,6 +49,8 @@ class Machine(Protocol):
 
         Args:
           fn: the work. What it raises is raised here, at once and without an event; the machine stays usable.
+          like: what the work would return of nothing: a value of the same kind and shape. A machine that only plays the
+            time (`run/rehearsed.py`) returns it, and does no work.
           what: the word for it in `types.Event`.
           flops: what it costs, floating-point operations.
           round: the round that it belongs to.
@@ -101,6 +105,7 @@ class ModelledMachine:
         self,
         fn: Callable[[], T],
         *,
+        like: Callable[[], T],  # noqa: ARG002  for a machine that does no work
         what: str,
         flops: float,
         round: int,
@@ -158,6 +163,7 @@ class RealMachine:
         self,
         fn: Callable[[], T],
         *,
+        like: Callable[[], T],  # noqa: ARG002  for a machine that does no work
         what: str,
         flops: float,
         round: int,
@@ -183,7 +189,10 @@ class RealMachine:
 
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
         """See `Machine.run_in_turn`. A process has one of these."""
-        return [await self.run(work.fn, what=work.what, flops=work.flops, round=round, step=step) for work in works]
+        return [
+            await self.run(work.fn, like=work.like, what=work.what, flops=work.flops, round=round, step=step)
+            for work in works
+        ]
 
     def close(self) -> None:
         """See `Machine.close`."""

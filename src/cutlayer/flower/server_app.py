@@ -28,8 +28,8 @@ from cutlayer.flower.calls import Calls, Reply
 from cutlayer.flower.guests import Guests
 from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.report.fleet_progress import FleetProgress
+from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare_server
-from cutlayer.run.run import Outcome
 from cutlayer.run.served import serve
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.certificates import issue_server, make_authority

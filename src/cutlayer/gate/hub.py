@@ -18,6 +18,7 @@ from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.gate.allowance import HELLO_SECONDS, MAX_STRANGERS, Allowance
 from cutlayer.gate.metered import Metered
 from cutlayer.gate.refusals import Refusals
+from cutlayer.state import State
 from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
 from cutlayer.transport.handshake import hear, say, say_goodbye
 from cutlayer.transport.session import Session, Standing
@@ -301,8 +302,12 @@ class Hub:
         """Device -> reason -> how often something was refused."""
         return self.refusals.as_dict()
 
-    def state(self) -> list[dict[str, Any]]:
-        """The fleet as a checkpoint keeps it."""
+    def state(self) -> State:
+        """The fleet as a checkpoint keeps it: what devices keep, they keep themselves."""
+        return State({"members": self.rows()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The members, as JSON can hold them."""
         return [
             {
                 "name": member.name,
@@ -315,8 +320,12 @@ class Hub:
             for member in self.everybody
         ]
 
-    def load_state(self, members: Sequence[Mapping[str, Any]]) -> None:
-        """The fleet of an earlier life of the server: all of it is away."""
+    def load(self, state: State) -> None:
+        """Takes in the fleet of an earlier life of the server: all of it is away."""
+        self.take_in(state.facts["members"])
+
+    def take_in(self, members: Sequence[Mapping[str, Any]]) -> None:
+        """Takes in members as `rows` gave them."""
         for row in members:
             self.put(row["name"], row["index"])
             self._learn(row)

@@ -1,4 +1,4 @@
-"""MemSFL: one base model on the server, an adapter per device swapped in, the order of the devices optimised.
+"""MemSFL: one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised.
 
 Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous Mobile Devices
     Xiaopei Chen, Liang Li, Fei Ji, Wen Wu. IEEE INFOCOM IEILM workshop 2025. https://arxiv.org/abs/2506.02940
@@ -14,6 +14,8 @@ Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous M
 What is certain (abstract, reviews): one full model, adapters per client, the order optimised, different cuts. Our
 reading (nothing of it could be read): the aggregation, its weights |D_u| and its interval (train.local_steps), cuts
 by memory, and the greedy rule `ratio`. `optimal` and `momentum` are ours.
+
+Evidence: abstract and reviews; aggregation inferred, order rule recalled.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.order import order_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.server import one_per_device
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
 def memsfl(

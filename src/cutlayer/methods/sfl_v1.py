@@ -1,4 +1,4 @@
-"""SFL-V1: a copy of the server-side model for every device; both sides averaged at the end of the round.
+"""SFL-V1: a server copy for every device; both sides averaged every round, unweighted.
 
 SplitFed: When Federated Learning Meets Split Learning
     Chandra Thapa, M. A. P. Chamikara, Seyit Camtepe, Lichao Sun. AAAI 2022. https://arxiv.org/abs/2004.12088
@@ -14,6 +14,8 @@ With the base frozen, copies of it are equal for ever: the arithmetic is that of
 test), and one base serves in simulation. What the copies would hold is in the memory that `cutlayer plan` reports;
 benchmarks/memory.py makes them and measures. A slip of that code is not repeated: a new Adam for every batch, so that
 no moments gather. Its local work is one epoch; here it is train.local_steps.
+
+Evidence: the authors' code.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.steps import a_copy_each
+from cutlayer.server.steps.one_at_a_time import a_copy_each
 
 
 def sfl_v1(*, cut: int | str = 1, fraction: float = 1.0) -> Method:

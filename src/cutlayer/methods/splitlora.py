@@ -1,4 +1,4 @@
-"""SplitLoRA: devices train the adapter below the cut, the server one shared adapter above it.
+"""SplitLoRA: one shared server adapter, stepped by each device; device adapters averaged every round.
 
 SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language Models
     Zheng Lin, Xuanjie Hu, Yuxin Zhang, Zhe Chen, Zihan Fang, Xianhao Chen, Ang Li, Praneeth Vepakomma, Yue Gao.
@@ -14,6 +14,8 @@ SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language 
 
 The released code is what is followed; the paper's text describes per-round adapters (recalled, not confirmed). Its
 averaging counts one client twice, a slip that is not repeated here.
+
+Evidence: the authors' code.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.order import fifo
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
-from cutlayer.server.server import one_for_all
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_for_all
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
 def splitlora(*, cut: int | str = 1, fraction: float = 1.0) -> Method:

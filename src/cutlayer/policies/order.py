@@ -22,12 +22,13 @@ All ties go to the device name that sorts first, so no decision depends on the o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.carlier import Job, Schedule, carlier, makespan, preemptive_bound, schrage
+from cutlayer.state import State, Stateless
 
 __all__ = [
     "ORDERS",
@@ -77,23 +78,15 @@ class Order(Protocol):
           the next arrival, and when an expected time has passed without one.
         """
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to decide as this one would have; JSON can hold it."""
+    def state(self) -> State:
+        """What a resumed run needs to decide as this one would have."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state_dict`."""
-
-
-class _Stateless:
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue from: every decision depends on the jobs alone."""
+    def load(self, state: State) -> None:
+        """Goes on from a `state`."""
 
 
 @dataclass(slots=True)
-class _Smallest(_Stateless):
+class _Smallest(Stateless):
     """Serves the arrived job with the smallest key; never lets the server idle while one waits."""
 
     name: str
@@ -104,7 +97,7 @@ class _Smallest(_Stateless):
         return min(arrived, key=lambda job: (self.key(job), job.device), default=None)
 
 
-class _StrictRatio(_Stateless):
+class _StrictRatio(Stateless):
     name = "strict_ratio"
     waits = True
 
@@ -129,11 +122,11 @@ class _Random:
         self.num_picks += 1
         return generator.choice(sorted(arrived, key=lambda job: job.device))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed, "num_picks": self.num_picks}
+    def state(self) -> State:
+        return State({"seed": self.seed, "num_picks": self.num_picks})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.seed, self.num_picks = int(state["seed"]), int(state["num_picks"])
+    def load(self, state: State) -> None:
+        self.seed, self.num_picks = int(state.facts["seed"]), int(state.facts["num_picks"])
 
 
 class OptimalOrder:
@@ -161,35 +154,75 @@ class OptimalOrder:
         self.num_truncated += not schedule.optimal
         return here.get(schedule.sequence[0])
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_truncated": self.num_truncated}
+    def state(self) -> State:
+        return State({"num_truncated": self.num_truncated})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.num_truncated = int(state["num_truncated"])
+    def load(self, state: State) -> None:
+        self.num_truncated = int(state.facts["num_truncated"])
 
 
 def fifo() -> Order:
-    """First come, first served."""
+    """First come, first served.
+
+    Example:
+      >>> from cutlayer import fifo
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> fifo().pick(2.0, here, expected=[]).device
+      'a'
+    """
     return _Smallest("fifo", lambda job: job.release_seconds)
 
 
 def random_order(seed: int) -> Order:
-    """Any of those here with equal chance: the n-th choice depends on the seed, n and who is here."""
+    """Any of those here with equal chance: the n-th choice depends on the seed, n and who is here.
+
+    Example:
+      >>> from cutlayer import random_order
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> random_order(seed=3).pick(2.0, here, expected=[]).device
+      'b'
+    """
     return _Random(seed)
 
 
 def longest_tail() -> Order:
-    """Of those here, the one with the longest tail: optimal where all arrive together, else within twice."""
+    """Of those here, the one with the longest tail: optimal where all arrive together, else within twice.
+
+    Example:
+      >>> from cutlayer import longest_tail
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> longest_tail().pick(2.0, here, expected=[]).device
+      'b'
+    """
     return _Smallest("longest_tail", lambda job: -job.tail_seconds)
 
 
 def ratio() -> Order:
-    """Of those here, the one with the most device-side adapters per FLOP/s of its device (recalled rule)."""
+    """Of those here, the one with the most device-side adapters per FLOP/s of its device (recalled rule).
+
+    Example:
+      >>> from cutlayer import ratio
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> ratio().pick(2.0, here, expected=[]).device
+      'b'
+    """
     return _Smallest("ratio", lambda job: -job.ratio)
 
 
 def strict_ratio() -> Order:
-    """Descending ratio over all devices: the server idles until the next in line is here."""
+    """Descending ratio over all devices: the server idles until the next in line is here.
+
+    Example:
+      >>> from cutlayer import strict_ratio
+      >>> from cutlayer.policies.carlier import Job
+      >>> here, due = Job("a", 0.0, 5.0, tail_seconds=0.0, ratio=1.0), Job("b", 0.5, 1.0, tail_seconds=9.0, ratio=2.0)
+      >>> print(strict_ratio().pick(0.0, [here], expected=[due]))  # it waits for b
+      None
+    """
     return _StrictRatio()
 
 
@@ -202,6 +235,13 @@ def optimal(*, max_nodes: int = 500) -> OptimalOrder:
       max_nodes: the search's limit per decision. Where it is hit, the best schedule found is followed, which
         is at least as good as `longest_tail` from here on, and the order's `num_truncated` counts it. Cohorts
         of up to 16 devices were not seen to reach 200; the hardest of 30 and more can reach any limit.
+
+    Example:
+      >>> from cutlayer import optimal
+      >>> from cutlayer.policies.carlier import Job
+      >>> here, due = Job("a", 0.0, 5.0, tail_seconds=0.0, ratio=1.0), Job("b", 0.5, 1.0, tail_seconds=9.0, ratio=2.0)
+      >>> print(optimal().pick(0.0, [here], expected=[due]))  # it waits for b
+      None
     """
     return OptimalOrder(max_nodes)
 
@@ -221,6 +261,13 @@ def order_by_name(name: str, seed: int) -> Order:
 
     Raises:
       ConfigError: no order has this name.
+
+    Example:
+      >>> from cutlayer import order_by_name
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> order_by_name("longest_tail", seed=0).pick(2.0, here, expected=[]).device
+      'b'
     """
     if name not in ORDERS:
         raise ConfigError(f"order: expected one of {', '.join(ORDERS)}, got {name!r}. Choose one of these.")

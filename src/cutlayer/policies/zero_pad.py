@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cutlayer.model.low_rank import Term, factor_names
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
-from cutlayer.types import Adapter
+from cutlayer.state import Stateless
+from cutlayer.types import Adapter, RoundPlan
 
 
 def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
@@ -31,18 +32,29 @@ def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
         are zero like the others; False counts devices by what they trained.
       owners_only: Each row of A and column of B is averaged over the devices whose rank reaches it, as RBLA and
         raFLoRA do; False lets the zeros of the others count, and so shrinks the highest rows.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, zero_pad
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> padded = zero_pad(by_norm=False)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> padded["q.lora_A.weight"]  # the second row: one device's and a row of zeros
+      tensor([[1.0000, 1.0000],
+              [0.5000, 0.5000]])
     """
     return _ZeroPad(by_norm, owners_only)
 
 
-class _ZeroPad:
+class _ZeroPad(Stateless):
     name, mixed_ranks = "zero-padding", True
 
     def __init__(self, by_norm: bool, owners_only: bool) -> None:
         self._by_norm, self._owners_only = by_norm, owners_only
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         padded: Adapter = {}
         for b, a in factor_names(broadcast):
             terms = terms_of(contributions, b, a)
@@ -50,7 +62,7 @@ class _ZeroPad:
                 terms = _weighted_by_norm(terms)
             padded[b] = self._average(broadcast[b], [(weight, value) for weight, value, _ in terms])
             padded[a] = self._average(broadcast[a], [(weight, value) for weight, _, value in terms])
-        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions)
+        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions, plan)
         return {name: padded[name] if name in padded else head[name] for name in broadcast}
 
     def _average(self, broadcast: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tensor:
@@ -63,12 +75,6 @@ class _ZeroPad:
             reached = _sum(broadcast, [torch.full_like(value, share) for share, value in shares])
             mean = torch.where(reached > 0, mean / reached, broadcast.double())
         return mean.to(broadcast.dtype)
-
-    def state(self) -> Adapter:
-        return {}
-
-    def load_state(self, state: Adapter) -> None:
-        """Nothing to continue from: the mean depends on its round alone."""
 
 
 def _sum(like: Tensor, values: Sequence[Tensor]) -> Tensor:

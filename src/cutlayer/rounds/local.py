@@ -12,42 +12,62 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
-from cutlayer.errors import DeviceGone
+from cutlayer.device.shape import Shape
+from cutlayer.device.talks.local import SHAPE
+from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
-from cutlayer.server.server import Server, one_per_device
+from cutlayer.rounds.turn import Turn
+from cutlayer.server.adapters import Places, nowhere_else
+from cutlayer.server.owners import one_per_device
+from cutlayer.server.server import Server
+from cutlayer.state import Stateless
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Close, Update
+from cutlayer.wire.link import Link
 
 
-def local(*, personal: bool = False) -> Round:
+def local() -> Round:
     """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`).
 
-    Args:
-      personal: Whether every device goes on from its own adapter in the next round, and not from the aggregate.
+    Example:
+      >>> from cutlayer import local
+      >>> round = local()
+      >>> round.divisible
+      True
     """
-    return _Local(personal)
+    return alone(SHAPE, script)
 
 
-class _Local:
-    conversation = "alone"
+def script(_plan: DevicePlan, forms: Forms) -> Script:
+    """One update."""
+    yield forms.update()
+
+
+def alone(shape: Shape, script: ScriptOf, places: Places = nowhere_else) -> Round:
+    """Builds a round in which every device trains by itself, whatever its talk does.
+
+    Args:
+      shape: The device's end.
+      script: What a device may send.
+      places: Where the tensors of an update lie in the full ones.
+    """
+    return _Alone(shape, script, places)
+
+
+class _Alone(Stateless):
     equal_cuts = together = keeps_activations = cuts_batches = False
     divisible = True
 
-    def __init__(self, personal: bool) -> None:
-        self._personal = personal
+    def __init__(self, shape: Shape, script: ScriptOf, places: Places) -> None:
+        self.shape, self.script, self.places = shape, script, places
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_per_device)
         async with asyncio.TaskGroup() as tasks:
             for device in plan.devices:
-                tasks.create_task(_turn(server, links[device.device], device))
-        if self._personal:
-            server.personal |= {name: update.adapter for name, update in server.open.updates.items()}
-        return server.contributions()
+                tasks.create_task(Turn(server, links[device.device], device).hold())
+        return server.contributions(self.places)
 
     def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
         return False
@@ -56,24 +76,3 @@ class _Local:
         """The full adapter and every device's: values, nothing that trains."""
         adapters = [costs.device_adapter_bytes(device) for device in plan.devices]
         return sum(adapters) + max(adapters)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to continue from: devices keep what outlives a round."""
-
-
-async def _turn(server: Server, link: Link, device: DevicePlan) -> None:
-    """One device's round, as the server sees it."""
-    try:
-        await link.send(server.assignment(device))
-        message = await link.receive()
-        if late := isinstance(message, Close):
-            await link.send(message)
-            message = await link.receive()
-    except DeviceGone:
-        return server.leave(device.device)
-    if not isinstance(message, Update):
-        raise unexpected(device.device, "an Update", message)
-    return server.accept(message, late=late)

@@ -10,20 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.order import fifo
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.split import split
-from cutlayer.server.server import Server, one_for_all
-from cutlayer.server.steps import one_device_at_a_time
+from cutlayer.server.owners import one_for_all
+from cutlayer.server.server import Server
+from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
+from cutlayer.state import State
 from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.link import Link
 
 
 def relay() -> Round:
-    """Builds the relay."""
+    """Builds the relay.
+
+    Example:
+      >>> from cutlayer import relay
+      >>> round = relay()
+      >>> round.together, round.divisible
+      (True, False)
+    """
     return _Relay()
 
 
@@ -33,7 +41,7 @@ class _Relay:
 
     def __init__(self) -> None:
         self._turn: Round = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
-        self.conversation = self._turn.conversation
+        self.shape, self.script = self._turn.shape, self._turn.script
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         broadcast = server.adapter
@@ -54,8 +62,8 @@ class _Relay:
             self._turn.server_bytes(replace(plan, devices=(device,)), costs, num_tokens) for device in plan.devices
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._turn.state_dict()
+    def state(self) -> State:
+        return self._turn.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._turn.load_state_dict(state)
+    def load(self, state: State) -> None:
+        self._turn.load(state)

@@ -23,17 +23,24 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from cutlayer.errors import ConfigError, DeviceGone
+from cutlayer.device.talks.stream import SHAPE
+from cutlayer.errors import ConfigError
+from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.repeat import Repeat
 from cutlayer.rounds.round import Round
+from cutlayer.rounds.turn import Turn
 from cutlayer.server.cache import STORED, ActivationCache
+from cutlayer.server.owners import one_for_all
 from cutlayer.server.samples import one_by_one
-from cutlayer.server.server import Server, one_for_all
-from cutlayer.server.shuffle import ShuffleBuffer
-from cutlayer.server.stages import Stages
+from cutlayer.server.server import Server
+from cutlayer.server.steps.mixed import lift, train_mixed
+from cutlayer.server.steps.shuffle import ShuffleBuffer
+from cutlayer.server.steps.stages import Stages
+from cutlayer.state import State
 from cutlayer.types import Costs, DevicePlan, RoundPlan
-from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Activations, Close, Recall, Update
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Activations, Recall
 
 MIB = 2**20
 Queue = asyncio.Queue[list[Activations] | None]
@@ -53,7 +60,8 @@ def stream(
     seed: int = 0,
 ) -> Round:
     """Builds the stream. Its plan must leave the devices nothing to train, and the server a block for every stage
-    (`policies.ranks.ranks_above_deepest_cut`).
+    (`policies.ranks.ranks_above_deepest_cut`); with a cache it must say that activations repeat
+    (`policies.repeat.activations_repeat`).
 
     Args:
       window: Samples in the shuffle buffer; None for one batch of every device of the round.
@@ -68,6 +76,12 @@ def stream(
 
     Raises:
       ConfigError: An option out of its range, or two that contradict each other.
+
+    Example:
+      >>> from cutlayer import stream
+      >>> round = stream(cache=False)
+      >>> round.keeps_activations, round.cuts_batches
+      (False, False)
     """
     least = {"window": window, "server_batch": server_batch, "cache_mib": cache_mib, "stages": stages}
     for name, value in (least | {"micro_batches": micro_batches}).items():
@@ -86,6 +100,14 @@ def stream(
     return _Stream(window, server_batch, (cache_mib * MIB, cache_dtype) if cache else None, pipeline, seed)
 
 
+def script(plan: DevicePlan, forms: Forms) -> Script:
+    """A batch for each local step, or the names of its samples where they repeat, then the update."""
+    rows = plan.clause(Repeat) is not None
+    for step in range(plan.local_steps):
+        yield from forms.batch(step, rows=rows)
+    yield forms.update()
+
+
 class _Stream:
     equal_cuts = together = cuts_batches = divisible = False
 
@@ -98,11 +120,11 @@ class _Stream:
         seed: int,
     ) -> None:
         self._window, self._server_batch, self._kept, self._pipeline = window, server_batch, kept, pipeline
-        self._seed = seed
+        self._seed, self.shape = seed, SHAPE
+        self.script: ScriptOf = script
         self.keeps_activations = kept is not None
-        self.conversation = "up-once" if self.keeps_activations else "up"
         self._cache: ActivationCache | None = None
-        self._resumed: dict[str, Any] = {}
+        self._resumed = State()
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_for_all)
@@ -129,7 +151,7 @@ class _Stream:
         most_steps = math.ceil(sum(device.batch_size * device.local_steps for device in devices) / batch_size)
         step = 0
         async for samples in _mixed(devices, arrived, buffer):
-            await server.train_mixed(samples, stages, step=step, local_step=step * local_steps // most_steps)
+            await train_mixed(server, samples, stages, step=step, local_step=step * local_steps // most_steps)
             step += 1
 
     def _cache_of(self, server: Server) -> ActivationCache | None:
@@ -142,7 +164,7 @@ class _Stream:
             self._cache = ActivationCache(
                 folder, memory_bytes=memory_bytes, stored=stored, dtype=base.dtype, per_token=per_token
             )
-            self._cache.load_state_dict(self._resumed)
+            self._cache.load(self._resumed)
         return self._cache
 
     def holds(self, device: str, row: int) -> bool:
@@ -156,59 +178,46 @@ class _Stream:
         kept = self._kept[0] if self._kept else 0
         return costs.server(shallowest, batch_size, num_tokens).memory_bytes + sent + kept
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._resumed if self._cache is None else self._cache.state_dict()
+    def state(self) -> State:
+        return self._resumed if self._cache is None else self._cache.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._resumed = dict(state)
+    def load(self, state: State) -> None:
+        self._resumed = state
 
 
 async def _turn(
     server: Server, link: Link, device: DevicePlan, deepest: int, cache: ActivationCache | None, queue: Queue
 ) -> None:
-    """One device's round, as the server sees it. If the device leaves, what of it is not mixed yet never is."""
-    try:
-        await link.send(server.assignment(device))
-        await _listen(server, link, device, deepest, cache, queue)
-    except DeviceGone:
-        server.leave(device.device)
+    """One device's round, as the server sees it. If the device leaves, what of it is not mixed yet never is.
+
+    If it is late, what it has sent by the time it hears so is trained on, and counts.
+    """
+    turn = Turn(server, link, device, Activations if cache is None else (Activations, Recall))
+
+    async def take(message: Activations | Recall) -> None:
+        if isinstance(message, Recall):
+            assert cache is not None, "nothing is recalled where nothing is kept"
+            samples, shape = cache.recall(message), (len(message.rows_B), message.num_tokens)
+            forward_flops = server.costs.device(device, *shape).forward_flops
+            saved_bytes = server.costs.activation_bytes(*shape)
+            server.ledger.arrived(device.device, saved_flops=forward_flops, saved_bytes=saved_bytes)
+        else:
+            samples = one_by_one(await lift(server, message, deepest))
+            if cache is not None and message.rows_B is not None:
+                cache.keep(samples)
+            server.ledger.arrived(device.device)
+        queue.put_nowait(samples)
+        if turn.all_steps_came:
+            queue.put_nowait(None)
+
+    def forget() -> None:
         while not queue.empty():
             queue.get_nowait()
         queue.put_nowait(None)
 
-
-async def _listen(
-    server: Server, link: Link, device: DevicePlan, deepest: int, cache: ActivationCache | None, queue: Queue
-) -> None:
-    """Takes in one device's messages of one round: its batches, then its update.
-
-    If it is late, what it has sent by the time it hears so is trained on, and counts.
-    """
-    step, late = 0, False
-    while not isinstance(message := await link.receive(), Update):
-        if isinstance(message, Close):
-            late = True
-            await link.send(message)
-            continue
-        if isinstance(message, Recall) and message.step == step < device.local_steps and cache is not None:
-            samples = cache.recall(message)
-        elif isinstance(message, Activations) and message.step == step < device.local_steps:
-            samples = one_by_one(await server.lift(message, deepest))
-            if cache is not None and message.rows_B is not None:
-                cache.keep(samples)
-        else:
-            expected = f"Activations of step {step}" if step < device.local_steps else "an Update"
-            raise unexpected(device.device, expected, message)
-        server.arrive(message)
-        queue.put_nowait(samples)
-        step += 1
-        if step == device.local_steps:
-            queue.put_nowait(None)
-    if step < device.local_steps:
-        if not late:
-            raise unexpected(device.device, f"Activations of step {step}", message)
+    stayed = await turn.hold(take, gone=forget)
+    if stayed and not turn.all_steps_came:
         queue.put_nowait(None)
-    server.accept(message, late=late)
 
 
 async def _mixed(

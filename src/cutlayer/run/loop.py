@@ -23,8 +23,10 @@ from cutlayer.policies.plan import Situation
 from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
 from cutlayer.rounds.round import Round
-from cutlayer.server.server import Server, Tally
-from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
+from cutlayer.server.aggregation import Aggregation
+from cutlayer.server.ledger import Tally
+from cutlayer.server.server import Server
+from cutlayer.types import Adapter, DevicePlan, Event, History, RoundPlan, StepRecord
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish
 
@@ -73,6 +75,7 @@ class Coordinator:
     Args:
       method: How to decide.
       server: The server's side of training.
+      aggregation: Makes the next adapter, by the method's aggregate.
       members: The devices.
       logbook: Where to start from.
       rounds: Rounds of the whole run.
@@ -88,6 +91,7 @@ class Coordinator:
         self,
         method: Method,
         server: Server,
+        aggregation: Aggregation,
         members: Members,
         logbook: Logbook,
         *,
@@ -99,7 +103,7 @@ class Coordinator:
         events: list[Event],
         hold: Hold,
     ) -> None:
-        self._method, self._server, self._members = method, server, members
+        self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
         self._events, self._hold = events, hold
@@ -117,11 +121,11 @@ class Coordinator:
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         plan = await self._server.machine.aside(lambda: self._make_plan(number, situation))
         contributions = await self._hold(self._method.round, self._server, links, plan)
-        await self._server.machine.aside(lambda: self._aggregate(contributions))
+        await self._server.machine.aside(lambda: self._aggregate(contributions, plan))
         duration = self._clock() - start
         if self._evaluate_when(number):
             self.logbook.metrics = await self._evaluate(self._server.adapter)
-        records = self._records(plan, situation, links, self._server.take_tallies(), duration, bytes_before)
+        records = self._records(plan, situation, links, self._server.ledger.take_tallies(), duration, bytes_before)
         self.logbook.history.records.extend(records)
         self.logbook.cuts |= {device.device: device.cut for device in plan.devices}
         self.logbook.rounds_done = number + 1
@@ -130,7 +134,7 @@ class Coordinator:
             round=number,
             virtual_seconds=self._clock(),
             wall_seconds=time.perf_counter() - start_wall,
-            server_memory_bytes=self._server.fold_bytes
+            server_memory_bytes=self._server.folds.num_bytes
             + self._method.round.server_bytes(plan, situation.costs, situation.num_tokens),
             validation=self.logbook.metrics if self._evaluate_when(number) else {},
         )
@@ -146,10 +150,15 @@ class Coordinator:
                 situation.costs.server(device, device.micro_batch_size, situation.num_tokens)
         return plan
 
-    def _aggregate(self, contributions: Sequence[Contribution]) -> None:
-        self._server.adapter = self._method.aggregate(self._server.adapter, contributions)
+    def _aggregate(self, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
+        self._aggregation(self._server.adapters, contributions, plan)
         if self._method.fold is not None:
-            self._server.fold(self._method.fold(contributions))
+            self._server.folds.add(self._method.fold(contributions))
+
+    def _observed(self, device: DevicePlan) -> Mapping[str, Any]:
+        """What the method makes of a device's update; nothing of one whose round did not count."""
+        update = self._server.ledger.updates.get(device.device)
+        return {} if update is None else self._method.observe(device, update)
 
     def _records(
         self,
@@ -194,11 +203,7 @@ class Coordinator:
                     flops=sum(event.flops for event in events),
                     memory_bytes=situation.device_bytes(device),
                     step_network_seconds=sum(_seconds(in_steps, what) for what in ("upload", "download")),
-                    saved_flops=tally.saved_flops,
-                    saved_bytes=tally.saved_bytes,
-                    prune=device.prune,
-                    change=tally.change,
-                    ranks_left=tally.ranks_left,
+                    facts={**tally.facts, **self._observed(device)},
                     dropped_messages=tally.dropped_messages,
                     late=tally.late,
                 )

@@ -10,17 +10,13 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import cycle
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
@@ -31,6 +27,7 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.run.inputs import RunInputs
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish
@@ -85,27 +82,24 @@ class _Rehearsal:
         self._gateway = Gateway(inputs.fleet.server)
         self._gateway.share_by(shares)
         self._base = Base(inputs.model_settings, device="meta")
-        self._devices = {device.device: device for device in plan.devices}
-        self._up, self._down = self._crossing(), self._crossing()
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
-        conversation = conversation_by_name(self._method.round.conversation)
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
-            server.fold(self._method.fold([self._contribution(device) for device in self._plan.devices]))
+            server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
                 ends = modelled_link(profile, _ignore, self._gateway)
                 device_end, links[profile.name] = map(self._inputs.compressed, ends)
                 device = self._device(profile.name, profile.effective_flops)
-                tasks.create_task(conversation(device_end, device), name=profile.name)
+                tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
             result = Rehearsed(
                 seconds=now(),
                 bytes_up=sum(link.bytes_received for link in links.values()),
                 bytes_down=sum(link.bytes_sent for link in links.values()),
-                owners=tuple(server.moments()),
-                fold_bytes=server.fold_bytes,
+                owners=server.adapters.owners,
+                fold_bytes=server.folds.num_bytes,
             )
             for link in links.values():
                 await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))
@@ -113,39 +107,25 @@ class _Rehearsal:
 
     def _server(self) -> Server:
         inputs, profile = self._inputs, self._inputs.fleet.server
-
-        def answer(what: str, device: str | None) -> Tensor | tuple[float, Tensor | None]:
-            """Activations that were lifted; or loss, and the gradient at the cut: of one device's step, or of all."""
-            if what == "forward":
-                assert device is not None, "activations that are lifted are one device's"
-                return self._hidden(self._devices[device].batch_size)
-            plan = self._plan.devices[0] if device is None else self._devices[device]
-            everybody = sum(each.batch_size for each in self._plan.devices)
-            h_BTD = self._hidden(everybody) if device is None else next(self._down[device])
-            return 0.0, h_BTD if self._base.device_names(plan.cut, plan.blocks) else None
-
         return Server(
             inputs.run_id,
             self._base,
             {name: torch.empty(shape, device="meta") for name, shape in self._base.shapes_of(self._plan.ranks).items()},
-            _IdleMachine(profile.name, profile.effective_flops, answer),
+            _IdleMachine(profile.name, profile.effective_flops, _ignore),
             inputs.costs,
             inputs.train_settings,
             lambda _round, _step: 0.0,
             Forecast(inputs.fleet, inputs.costs, inputs.compression),
             inputs.config.data.max_length,
+            scope=self._method.scope,
+            broadcast=self._method.broadcast,
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:
-        def computed(what: str, _peer: str | None) -> Tensor | None:
-            """A loss where it holds the head, else what crosses the cut."""
-            if what != "forward":
-                return None
-            return torch.zeros(()) if self._devices[name].head else next(self._up[name])
-
-        machine = _IdleMachine(name, effective_flops, computed)
+        machine = _IdleMachine(name, effective_flops, _ignore)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
-        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings)
+        shape = self._method.round.shape
+        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""
@@ -153,46 +133,28 @@ class _Rehearsal:
         adapter = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         return Contribution(adapter, dict.fromkeys(adapter, 1.0))
 
-    def _crossing(self) -> dict[str, Iterator[Tensor]]:
-        """By device, what crosses the cut one way, one part of a batch after the other."""
-        return {
-            name: map(self._hidden, cycle(device.parts_of(device.batch_size))) for name, device in self._devices.items()
-        }
-
-    def _hidden(self, num_samples: int) -> Tensor:
-        """What crosses the cut, one way."""
-        shape_BTD = (num_samples, self._num_tokens, self._inputs.costs.hidden_size)
-        return torch.empty(shape_BTD, dtype=self._base.dtype, device="meta")
-
 
 class _IdleMachine(ModelledMachine):
-    """Takes the time that work takes without doing it; the result is what `answer` has for it and the peer."""
-
-    def __init__(self, name: str, effective_flops: float, answer: Callable[[str, str | None], Any]) -> None:
-        super().__init__(name, effective_flops, _ignore)
-        self._answer = answer
+    """Takes the time that work takes without doing it; the result is what the work says that it would be like."""
 
     async def run(
         self,
         fn: Callable[[], T],  # noqa: ARG002  the work that is not done
         *,
+        like: Callable[[], T],
         what: str,
         flops: float,
         round: int,
         step: int | None,
         peer: str | None = None,
     ) -> T:
-        done: T = await super().run(
-            lambda: self._answer(what, peer), what=what, flops=flops, round=round, step=step, peer=peer
-        )
-        return done
+        return await super().run(like, like=like, what=what, flops=flops, round=round, step=step, peer=peer)
 
     async def run_in_turn(self, works: Sequence[Work], *, round: int, step: int | None) -> list[Any]:
-        idle = [work._replace(fn=partial(self._answer, work.what, None)) for work in works]
-        return await super().run_in_turn(idle, round=round, step=step)
+        return await super().run_in_turn([work._replace(fn=work.like) for work in works], round=round, step=step)
 
 
-class _AlikeBatches:
+class _AlikeBatches(Stateless):
     """A stream of batches, all of one shape, of tokens that mean nothing; no sample comes twice."""
 
     def __init__(self, task: TaskKind, num_tokens: int) -> None:
@@ -206,12 +168,6 @@ class _AlikeBatches:
         rows = range(self._num_given, self._num_given + batch_size)
         self._num_given = rows.stop
         return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=tuple(rows), weight=batch_size)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert not state, "this stream has one place only"
 
 
 def _ignore(_event: Event) -> None:

@@ -1,4 +1,4 @@
-"""A run with a real fleet: the server's process. Devices come by network (`join.py`); the rounds are the simulator's.
+"""A run with a real fleet: the server's process. Devices come by network (`joining.py`); rounds are the simulator's.
 
 device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
 
@@ -24,18 +24,19 @@ from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.desk import RunHost
-from cutlayer.run.inputs import ServerInputs
+from cutlayer.run.ending import Outcome
+from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
-from cutlayer.run.run import DeviceStates, Outcome, Run, first_error, first_plan, method_of, open_folder, situation_with
+from cutlayer.run.run import Run, first_error, first_plan, situation_with
+from cutlayer.run.state import open_folder
 from cutlayer.run.workers.divided import check_divisible, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
-from cutlayer.server.checkpoint import Snapshot
 from cutlayer.server.forecast import Forecast
+from cutlayer.state import State
 from cutlayer.types import Event
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish
@@ -143,8 +144,7 @@ class _Serving:
             scratch=Path(inputs.config.out) / "scratch",
         )
         places = {device.name: index for index, device in enumerate(fleet.devices)}
-        train = inputs.config.train
-        stragglers = stragglers_by_name(train.stragglers, train.late)
+        stragglers = stragglers_of(inputs.config, self._method)
         self._waits_for_all = stragglers.waits_for_all
         refusals, news = Refusals(now), display.device_news
         self._workers = workers
@@ -172,27 +172,27 @@ class _Serving:
         if not resume:
             await self._door.open(self.hub)
         try:
-            folder, snapshot = open_folder(config, run_id, resume=resume)
+            folder, checkpoint = open_folder(config, run_id, resume=resume)
         except BaseException:
             if not resume:
                 await self._door.close()
             raise
         try:
             if resume:  # whoever comes finds the fleet that there was
-                self.hub.load_state(snapshot.members if snapshot else [])
+                self.hub.load(checkpoint.branch("devices") if checkpoint else State({"members": []}))
                 await self._door.open(self.hub)
-            return await self._play(folder, snapshot)
+            return await self._play(folder, checkpoint)
         finally:
             folder.close()
 
-    async def _play(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+    async def _play(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
         reason = ""
         async with contextlib.AsyncExitStack() as end:  # each of these, even if the one before it is given up
             end.callback(self._machine.close)
             end.push_async_callback(self._door.close)
             end.push_async_callback(lambda: self.hub.farewell(reason))
             try:
-                return await self._played(folder, snapshot)
+                return await self._played(folder, checkpoint)
             except asyncio.CancelledError:
                 reason = "the server was stopped; it may come back"
                 raise
@@ -200,11 +200,12 @@ class _Serving:
                 reason = f"the server has ended: {error}"
                 raise
 
-    async def _played(self, folder: RunFolder, snapshot: Snapshot | None) -> Outcome:
+    async def _played(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
         train = self._inputs.config.train
-        self._zero = now() - (snapshot.clock_seconds if snapshot else 0.0)
+        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0, "rounds_done": 0}
+        self._zero = now() - so_far["clock_seconds"]
         self._display.fleet_opened(self._roll_call(), self._min_devices)
-        over = snapshot is not None and snapshot.rounds_done >= train.rounds
+        over = so_far["rounds_done"] >= train.rounds
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
         situation = self._situation(self.hub.everybody if over else self._planned)
@@ -220,11 +221,11 @@ class _Serving:
             machine=self._machine,
             clock=self._clock,
             events=self._events,
-            states=lambda: DeviceStates(members=self.hub.state()),
+            devices=self.hub,
             may_leave=True,
         )
-        if snapshot:
-            self._run.restore(snapshot)
+        if checkpoint:
+            self._run.load(checkpoint)
         names = [device.name for device in situation.fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
@@ -270,12 +271,12 @@ class _Serving:
         """How the devices are; for any thread."""
         if (switchboard := self._switchboard) is not None:
             return lambda: switchboard.roll_call(self._expected)
-        loop, counts_steps = asyncio.get_running_loop(), self._method.round.conversation != "alone"
+        loop = asyncio.get_running_loop()
 
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            return roll_call(members, self._expected, server, counts_steps=counts_steps, round_seconds=since, now=time)
+            return roll_call(members, self._expected, server, round_seconds=since, now=time)
 
         return call
 

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
-from cutlayer.device.commit import CommittingLink
-from cutlayer.device.conversations import conversation_by_name
+from cutlayer.device.commit import CommittingLink, device_state
 from cutlayer.device.device import Device
-from cutlayer.device.store import DeviceState, MemoryStore
+from cutlayer.device.store import MemoryStore
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
@@ -25,13 +24,14 @@ from cutlayer.fleet.modes import speed_mode
 from cutlayer.methods.method import Method
 from cutlayer.packing import CompressedLink
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
-from cutlayer.run.inputs import RunInputs
+from cutlayer.run.ending import Outcome
+from cutlayer.run.inputs import RunInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
-from cutlayer.run.run import DeviceStates, Outcome, Run, first_error, first_plan, method_of, open_folder, situation_of
-from cutlayer.server.checkpoint import Snapshot
+from cutlayer.run.run import Run, first_error, first_plan, situation_of
+from cutlayer.run.state import open_folder
+from cutlayer.state import State, joined
 from cutlayer.types import Event
 from cutlayer.wire.messages import Finish
 
@@ -51,10 +51,13 @@ def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = Fals
     # What does not fit, and weights that cannot be read, show before anything is written.
     ranks = first_plan(inputs, method, situation_of(inputs, logbook)).ranks
     inputs.base.whole()
-    folder, snapshot = open_folder(inputs.config, inputs.run_id, resume=resume)
+    folder, checkpoint = open_folder(inputs.config, inputs.run_id, resume=resume)
     simulation = _Simulation(inputs, method, ranks, folder, display, logbook)
     try:
-        return run_virtual(simulation.play(snapshot), start_seconds=snapshot.clock_seconds if snapshot else 0.0)
+        return run_virtual(
+            simulation.play(checkpoint),
+            start_seconds=checkpoint.branch("run").facts["clock_seconds"] if checkpoint else 0.0,
+        )
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
@@ -107,8 +110,8 @@ class _Simulation:
     ) -> None:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
         self._events: list[Event] = []
-        fleet, train = inputs.fleet, inputs.config.train
-        may_leave = not stragglers_by_name(train.stragglers, train.late).waits_for_all
+        fleet = inputs.fleet
+        may_leave = not stragglers_of(inputs.config, method).waits_for_all
         self._gateway = Gateway(fleet.server)
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
@@ -123,14 +126,15 @@ class _Simulation:
             machine=ModelledMachine(fleet.server.name, fleet.server.effective_flops, self._record),
             clock=now,
             events=self._events,
-            states=self._states,
+            devices=self,
             may_leave=may_leave,
         )
 
-    async def play(self, snapshot: Snapshot | None) -> Outcome:
+    async def play(self, checkpoint: State | None) -> Outcome:
         train, fleet = self._inputs.config.train, self._inputs.fleet
-        if snapshot:
-            self._restore(snapshot)
+        if checkpoint:
+            self._run.load(checkpoint)
+            self.load(checkpoint.branch("devices"))
         names = [device.name for device in fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         async with asyncio.TaskGroup() as tasks:
@@ -150,7 +154,7 @@ class _Simulation:
 
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
-        device = Device(profile.name, inputs.base, batches, machine, costs, settings)
+        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
         device_end, server_end = modelled_link(profile, record, self._gateway)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
@@ -159,8 +163,8 @@ class _Simulation:
         return player
 
     def _start(self, name: str, tasks: asyncio.TaskGroup) -> None:
-        player, conversation = self._players[name], conversation_by_name(self._method.round.conversation)
-        player.task = tasks.create_task(conversation(player.device_end, player.device), name=name)
+        player = self._players[name]
+        player.task = tasks.create_task(player.device.converse(player.device_end), name=name)
 
     def _start_anew(self, tasks: asyncio.TaskGroup) -> None:
         """Puts a new one in the place of each device that the last round has dropped."""
@@ -181,27 +185,21 @@ class _Simulation:
         self._events.append(event)
         self._display.event(event)
 
-    def _states(self) -> DeviceStates:
-        states = {name: self._state(name, player) for name, player in self._players.items()}
-        return DeviceStates(
-            cursors={name: state.cursor for name, state in states.items()},
-            moments={name: state.moments for name, state in states.items()},
-            lost={name: state.lost for name, state in states.items()},
-        )
+    def state(self) -> State:
+        """What outlives a round on the devices: a branch for each, as it is after its last round that counted."""
+        return joined({name: self._state_of(name, player) for name, player in self._players.items()})
 
-    def _state(self, name: str, player: _Player) -> DeviceState:
-        """What a device is after its last round that counted."""
+    def _state_of(self, name: str, player: _Player) -> State:
         if self._stores:
-            return self._stores[name].load(self._run.server.counted.get(name))
-        return DeviceState(*player.device.state(), player.device_end.state())
+            return self._stores[name].load(self._run.server.ledger.counted.get(name))
+        return device_state(player.device, player.device_end)
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        self._run.restore(snapshot)
-        where = self._inputs.base.device
-        for name, player in self._players.items():
-            lost = {key: value.to(where) for key, value in snapshot.lost[name].items()}
-            player.device.load_state(snapshot.cursors[name], snapshot.device_moments[name])
-            player.device_end.load_state(lost)
+    def load(self, state: State) -> None:
+        """Goes on from a `state`."""
+        where, counted = self._inputs.base.device, self._run.server.ledger.counted
+        for name, own in state.branches().items():
+            player, branches = self._players[name], own.branches()
+            player.device.load(branches["device"])
+            player.device_end.load(branches["packing"].moved(where))
             if self._stores:
-                state = DeviceState(snapshot.cursors[name], snapshot.device_moments[name], lost)
-                self._stores[name].save(snapshot.counted.get(name), state)
+                self._stores[name].save(counted.get(name), own)

@@ -13,8 +13,8 @@ from cutlayer.errors import JoinError
 from cutlayer.fleet.profile import Fleet
 from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.report.fleet_progress import FleetDisplay
+from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import ServerInputs
-from cutlayer.run.run import Outcome
 from cutlayer.run.served import serve
 
 MOST_STARTS = 3

@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from cutlayer.errors import CheckpointError, WireError
 from cutlayer.files import write_atomically
 from cutlayer.model.loss import MASKED
 from cutlayer.server.samples import weight_of
+from cutlayer.state import State
 from cutlayer.wire.codecs import in_steps
 from cutlayer.wire.messages import Activations, Recall
 
@@ -128,17 +129,17 @@ class ActivationCache:
             self._remember(key, sample)
         self._new, self._new_bytes = {}, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> State:
         """How many files belong to what has been flushed; they lie in the folder."""
-        return {"files": len(self._files)}
+        return State({"files": len(self._files)})
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on with the files of a `state_dict`; later ones belong to a round that begins anew.
+    def load(self, state: State) -> None:
+        """Goes on with the files of a `state`; later ones belong to a round that begins anew.
 
         Raises:
           CheckpointError: One of them is missing or torn.
         """
-        for number in range(state.get("files", 0)):
+        for number in range(state.facts.get("files", 0)):
             try:
                 self._open(number)
             except (OSError, SafetensorError) as error:

@@ -1,96 +1,32 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
-    checkpoint/state.json            run, round, clock, cursors, planner and order states, file positions
-    checkpoint/tensors.safetensors   the adapter, what the aggregate carries, folds, AdamW's moments of server and
-                                     devices, what compression owes
+    checkpoint/state.json            the facts of the tree {server, method, devices, run}
+    checkpoint/tensors.safetensors   its tensors
+    checkpoint/SHA256SUMS            the digests of both
 
-The folder appears whole or not at all, and a torn or a foreign one is refused (`sealed.py`). What rounds measured is in
-metrics.jsonl, which only grows: a checkpoint that held it too would be longer with every round.
+Each branch is what a keeper says of itself (`state.py`); this file knows none of them. The folder appears whole or not
+at all, and a torn or a foreign one is refused (`sealed.py`). What rounds measured is in metrics.jsonl, which only
+grows: a checkpoint that held it too would be longer with every round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cutlayer.files import recover_folder
-from cutlayer.report.json_lines import Position
 from cutlayer.sealed import seal, unseal
-from cutlayer.types import Adapter
+from cutlayer.state import State
 
-FORMAT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state of a run between two rounds.
-
-    Attributes:
-      rounds_done: rounds that are complete.
-      clock_seconds: the virtual clock.
-      adapter: the full adapter.
-      aggregate: what the aggregate carries.
-      folds: what was added to the base's weights.
-      folds_held: how many of the folds each device has.
-      counted: each device's last round that counted.
-      server_moments: AdamW's moments of the server's adapters, by owner.
-      device_moments: AdamW's moments of each device.
-      lost: what packing each device's last update lost.
-      personal: adapters that are never averaged, by device.
-      cursors: each device's place in its data.
-      members: of a real fleet, the devices that there are (`hub.py`).
-      round_state: what the round's policies carry.
-      totals: running sums of the summary.
-      positions: how far the run folder's growing files are.
-    """
-
-    rounds_done: int
-    clock_seconds: float
-    adapter: Adapter
-    aggregate: Adapter
-    folds: Adapter
-    folds_held: dict[str, int]
-    counted: dict[str, int]
-    server_moments: dict[str, Adapter]
-    device_moments: dict[str, Adapter]
-    lost: dict[str, Adapter]
-    personal: dict[str, Adapter]
-    cursors: dict[str, dict[str, Any]]
-    members: list[dict[str, Any]]
-    round_state: dict[str, Any]
-    totals: dict[str, Any]
-    positions: dict[str, Position]
+FORMAT = 5
+"""Raised by one whenever an older checkpoint would be misread."""
 
 
-def save_checkpoint(folder: Path, snapshot: Snapshot, run: str) -> None:
+def save_checkpoint(folder: Path, state: State, run: str) -> None:
     """Replaces the checkpoint in `folder` by this one; a crash leaves one of the two whole."""
-    owned = {
-        "server": snapshot.server_moments,
-        "device": snapshot.device_moments,
-        "lost": snapshot.lost,
-        "personal": snapshot.personal,
-    }
-    facts = {
-        "format": FORMAT,
-        "run": run,
-        "rounds_done": snapshot.rounds_done,
-        "clock_seconds": snapshot.clock_seconds,
-        "folds_held": snapshot.folds_held,
-        "counted": snapshot.counted,
-        "cursors": snapshot.cursors,
-        "members": snapshot.members,
-        "round_state": snapshot.round_state,
-        "totals": snapshot.totals,
-        "positions": snapshot.positions,
-        "owners": {kind: list(owners) for kind, owners in owned.items()},
-    }
-    tensors = {"adapter": snapshot.adapter, "aggregate": snapshot.aggregate, "folds": snapshot.folds}
-    seal(folder, facts, tensors | {kind: _of_all(owners) for kind, owners in owned.items()})
+    seal(folder, {"format": FORMAT, "run": run}, state)
 
 
-def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
+def load_checkpoint(folder: Path, run: str) -> State | None:
     """The checkpoint in `folder`; None if no round has been completed yet.
 
     Raises:
@@ -99,7 +35,7 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
     recover_folder(folder)
     if not folder.exists():
         return None
-    facts, tensors = unseal(
+    return unseal(
         folder,
         {"format": FORMAT, "run": run},
         foreign={
@@ -108,35 +44,3 @@ def load_checkpoint(folder: Path, run: str) -> Snapshot | None:
         },
         torn="Start the run again.",
     )
-    owned = {kind: _by_owner(tensors[kind], owners) for kind, owners in facts["owners"].items()}
-    return Snapshot(
-        rounds_done=facts["rounds_done"],
-        clock_seconds=facts["clock_seconds"],
-        adapter=tensors["adapter"],
-        aggregate=tensors["aggregate"],
-        folds=tensors["folds"],
-        folds_held=facts["folds_held"],
-        counted=facts["counted"],
-        server_moments=owned["server"],
-        device_moments=owned["device"],
-        lost=owned["lost"],
-        personal=owned["personal"],
-        cursors=facts["cursors"],
-        members=facts["members"],
-        round_state=facts["round_state"],
-        totals=facts["totals"],
-        positions={name: Position(*position) for name, position in facts["positions"].items()},
-    )
-
-
-def _of_all(owners: Mapping[str, Adapter]) -> Adapter:
-    return {f"{owner}/{name}": value for owner, held in owners.items() for name, value in held.items()}
-
-
-def _by_owner(tensors: Adapter, owners: Iterable[str]) -> dict[str, Adapter]:
-    """`<owner>/<name>` taken apart, in one pass: there may be a thousand owners; one without tensors has none."""
-    result: dict[str, Adapter] = {owner: {} for owner in owners}
-    for key, value in tensors.items():
-        owner, _, name = key.partition("/")
-        result[owner][name] = value
-    return result

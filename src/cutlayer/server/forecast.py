@@ -7,12 +7,14 @@ download, device backward; FLOPs over speed and bytes over rate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+import torch
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
-from cutlayer.model.cost import CostModel
 from cutlayer.packing import UNCOMPRESSED, Compression
 from cutlayer.policies.order import Job
-from cutlayer.types import DevicePlan
+from cutlayer.types import Costs, DevicePlan
 from cutlayer.wire.codecs import packed_form
 
 
@@ -41,6 +43,19 @@ class StepTimes:
         return self.head + self.server + self.tail
 
 
+class CrossingCosts(Costs, Protocol):
+    """The cost model, and what of it decides the bytes that cross the cut."""
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def adapters_on_device(self, plan: DevicePlan) -> int:
+        """Number of LoRA layers that the device trains; with none, nothing comes down to it."""
+
+
 class Forecast:
     """Predicts steps from the fleet's profiles, the cost model and how what crosses the cut is packed.
 
@@ -50,7 +65,7 @@ class Forecast:
     A real fleet is measured anew for every round, which then has a forecast of its own.
     """
 
-    def __init__(self, fleet: Fleet, costs: CostModel, compression: Compression = UNCOMPRESSED) -> None:
+    def __init__(self, fleet: Fleet, costs: CrossingCosts, compression: Compression = UNCOMPRESSED) -> None:
         self._costs, self._compression = costs, compression
         self._server_flops = fleet.server.effective_flops
         self._rates = fleet.rates

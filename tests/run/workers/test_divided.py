@@ -11,7 +11,7 @@ from cutlayer.run.workers.divided import check_divisible, divided
 from cutlayer.types import DevicePlan, RoundPlan
 
 DIVISIBLE = {
-    *("memsfl", "sfl_v1", "fedlora", "hetlora", "flexlora", "flora", "legend", "fedspine", "local_only"),
+    *("memsfl", "reindsplit", "sfl_v1", "fedlora", "hetlora", "flexlora", "flora", "legend", "fedspine", "local_only"),
 }
 
 

@@ -64,7 +64,7 @@ def holding(switchboard: Switchboard, clock: Callable[[], float], record: Record
     async def hold(_round: Round, server: Server, _links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         parts = divided(plan, switchboard.worker_of)
         shares = await server.machine.aside(lambda: {n: share_of(server, part) for n, part in parts.items()})
-        members = {row["name"]: row for row in switchboard.state()}
+        members = {row["name"]: row for row in switchboard.rows()}
 
         async def one(number: int, share: Share) -> Held:
             rows = [members[device.device] for device in share.plan.devices]

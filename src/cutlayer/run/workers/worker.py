@@ -30,12 +30,11 @@ from cutlayer.gate.hub import Hub
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.desk import RunHost
-from cutlayer.run.inputs import ServerInputs
-from cutlayer.run.run import first_error, method_of, server_of
+from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
+from cutlayer.run.run import first_error, server_of
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.share import Share, Yield, take_share, yield_of
@@ -75,7 +74,7 @@ class Report:
       life: of the worker: another one after it died.
       made: reports of this life before it.
       version: goes up when one has come or gone.
-      members: as a checkpoint keeps them (`Hub.state`).
+      members: as a checkpoint keeps them (`Hub.rows`).
       here: who is connected and ready.
       rows: as a person sees them.
       refusals: by device and reason, how often, in this life of the worker.
@@ -147,7 +146,7 @@ class WorkerProcess:
 
         Args:
           share: The share.
-          members: What is known of its devices (`Hub.state`).
+          members: What is known of its devices (`Hub.rows`).
 
         Raises:
           UserError: Training diverged.
@@ -190,8 +189,7 @@ class WorkerProcess:
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         inputs, self._method = setup.inputs, method_of(setup.inputs.config)
-        train = inputs.config.train
-        self._patience = Patience(stragglers_by_name(train.stragglers, train.late))
+        self._patience = Patience(stragglers_of(inputs.config, self._method))
         self._machine = self._machines(setup.declared.server.name, self._events.append)
         self._server = await self._machine.aside(self._made_server)
         self._door = door_of(setup.address, setup.roster, self._set_port, self._admission)
@@ -213,7 +211,7 @@ class WorkerProcess:
         """The server, with all of its weights, where models are built."""
         setup = self._setup
         setup.inputs.load()
-        return server_of(setup.inputs, {}, self._machine, setup.declared, setup.scratch)
+        return server_of(setup.inputs, self._method, {}, self._machine, setup.declared, setup.scratch)
 
     def _admission(self, roster: Register | None) -> Admission:
         return _Expecting(roster, self._expected)
@@ -230,7 +228,7 @@ class WorkerProcess:
     async def _hold(self, share: Share, members: Sequence[Mapping[str, Any]]) -> Held:
         self._began = now()
         known = {member.name for member in self._hub.everybody}
-        self._hub.load_state([row for row in members if row["name"] not in known])
+        self._hub.take_in([row for row in members if row["name"] not in known])
         profiles = tuple(member.profile for member in self._hub.everybody if member.profile is not None)
         fleet = self._setup.declared.model_copy(update={"devices": profiles})
         inputs = self._setup.inputs
@@ -251,8 +249,8 @@ class WorkerProcess:
         take_share(server, share)
         for device in devices:
             server.forecast.step(device, device.batch_size, server.longest_tokens)
-        if any(device.prune or device.score for device in devices):
-            _ = server.base.structure
+        for device in devices:
+            self._method.round.shape.prepare(server.base, device)
 
     async def _contributions(self, share: Share) -> list[Contribution]:
         links = {member.name: member.link for member in self._hub.everybody}
@@ -269,15 +267,12 @@ class WorkerProcess:
             members,
             [],
             self._server,
-            counts_steps=self._method.round.conversation != "alone",
             round_seconds=now() - self._began,
             now=now(),
         )
         here = frozenset(member.name for member in members if member.here)
         self._made += 1
-        return Report(
-            self._life, self._made, self._version, self._hub.state(), here, rows, self._hub.refusals.as_dict()
-        )
+        return Report(self._life, self._made, self._version, self._hub.rows(), here, rows, self._hub.refusals.as_dict())
 
 
 class _Expecting(Admission):

@@ -1,0 +1,189 @@
+"""The end of a run: the adapter as PEFT reads it, the chart of the last round, the summary, and what a caller gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cutlayer.errors import CheckpointError
+from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.methods.method import Method
+from cutlayer.model.export import save_adapter
+from cutlayer.model.moved import save_moved
+from cutlayer.model.pruned import save_pruned
+from cutlayer.report.devices import DeviceRow, device_ledger
+from cutlayer.report.gantt import gantt_svg
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
+from cutlayer.run.inputs import ServerInputs
+from cutlayer.run.loop import Logbook
+from cutlayer.server.server import Server
+from cutlayer.types import Event
+
+STEPS_IN_CHART = 4
+"""Of the last round, in report.svg: enough to see who waits for whom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+      folder: the run folder.
+      adapter: the PEFT folder in it.
+      before: metrics of the untrained adapter.
+      metrics: metrics of the trained one.
+      devices: what each machine did, the server last.
+      summary: what summary.json holds.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from cutlayer import Outcome, simulate
+      >>> from cutlayer.testing.tiny import save_inputs
+      >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=24)
+      >>> data, train = {"path": here / "data", "max_length": 16}, {"rounds": 2, "local_steps": 1, "batch_size": 4}
+      >>> outcome: Outcome = simulate(model=here / "model", data=data, train=train, out=here / "run")
+      >>> sorted(outcome.metrics), [row["round"] for row in outcome.rows], len(outcome.devices)
+      (['accuracy', 'loss', 'macro_f1'], [0, 1], 7)
+    """
+
+    folder: Path
+    adapter: Path
+    before: dict[str, float]
+    metrics: dict[str, float]
+    devices: list[DeviceRow]
+    summary: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one for each round."""
+        return RunFolder(self.folder).read_rows()
+
+
+def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[str, float], method: Method) -> Path:
+    """Writes the adapter; where devices have views of their own, one for each, and the best of them as the adapter.
+
+    Where the base's own weights have moved there is a whole model in place of an adapter.
+
+    Args:
+      folder: The run folder.
+      inputs: What the run was made of.
+      server: Which has the adapters.
+      losses: By device, of its own view at the last evaluation.
+      method: Which may have pruned the model, or moved its weights.
+
+    Returns:
+      The adapter's folder; or the model's.
+    """
+    base, card, views, kept = inputs.base, inputs.card, server.adapters.views(), method.structure()
+    if method.moved is not None:
+        seed = inputs.config.train.seed
+        save_moved(folder / "model", base, method.moved.stand(base, seed), method.moved.made_from(seed), card)
+        return folder / "model"
+    for name, own in views.items():
+        save_adapter(folder / "adapters" / name, own, base, card)
+    best = min(views, key=losses.__getitem__, default=None)
+    save_adapter(folder / "adapter", server.exported() if best is None else views[best], base, card)
+    if kept is not None:
+        save_pruned(folder / "pruned", server.adapter, base, card, kept)
+    return folder / "adapter"
+
+
+def write_reports(
+    folder: RunFolder,
+    inputs: ServerInputs,
+    logbook: Logbook,
+    before: dict[str, float],
+    fleet: Fleet,
+    adapter: Path,
+    seconds: Mapping[str, float],
+    refusals: Mapping[str, Mapping[str, int]],
+) -> Outcome:
+    """Writes the chart and the summary.
+
+    Args:
+      folder: The run folder.
+      inputs: What the run was made of.
+      logbook: What it measured.
+      before: Metrics of the untrained adapter.
+      fleet: The machines that took part.
+      adapter: The exported folder.
+      seconds: `virtual_seconds` and `wall_seconds` of the whole run.
+      refusals: By device and reason, how often something of it was refused.
+    """
+    machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
+    last, names = logbook.rounds_done - 1, [device.name for device in fleet.devices]
+    shown: list[Event] = []
+    rows = device_ledger(
+        _events_so_far(folder, last, shown),
+        logbook.history.records,
+        profiles={machine.name: _profile(machine) for machine in machines},
+        cuts=logbook.cuts,
+    )
+    summary = _summary(inputs, logbook, before, rows, seconds) | {"refusals": refusals}
+    with in_need_of_room(folder.path, "at its end", "its report"):
+        folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
+        folder.write_summary(summary)
+    return Outcome(folder.path, adapter, before, summary["metrics"], rows, summary)
+
+
+@contextmanager
+def in_need_of_room(folder: Path, where: str, what: str) -> Iterator[None]:
+    """A disk that is full ends the run with a word of it: the last checkpoint is whole."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}, {where}: expected room for {what}, got {error.strerror or error}. "
+            "The last checkpoint is whole: make room, then go on with --resume."
+        ) from error
+
+
+def _events_so_far(folder: RunFolder, round: int, kept: list[Event]) -> Iterator[Event]:
+    """The events one by one, for all of them would be gigabytes; those of this round are kept as they pass."""
+    for event in folder.read_events():
+        if event.round == round:
+            kept.append(event)
+        yield event
+
+
+def _summary(
+    inputs: ServerInputs,
+    logbook: Logbook,
+    before: dict[str, float],
+    rows: list[DeviceRow],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    totals = Counter[str]()
+    for row in rows[:-1]:  # the server's row repeats what the devices' hold
+        totals.update(
+            samples=row.samples,
+            steps=row.steps,
+            bytes_up=row.bytes_up,
+            bytes_down=row.bytes_down,
+            late=row.late,
+        )
+    records = logbook.history.records
+    saved = {name: sum(record.facts.get(name, 0) for record in records) for name in ("saved_flops", "saved_bytes")}
+    virtual = {"rounds": logbook.rounds_done, "virtual_seconds": seconds["virtual_seconds"]}
+    return {
+        "metrics": logbook.metrics,
+        "metrics_before": before,
+        "totals": {**totals, **saved, **virtual},
+        "wall_seconds": seconds["wall_seconds"],
+        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_cuda_bytes": peak_cuda_bytes(),
+        "versions": versions(),
+        "method": inputs.config.method.model_dump(include={"name", "source"}),
+        "seed": inputs.config.train.seed,
+        "run": inputs.run_id,
+    }
+
+
+def _profile(machine: DeviceProfile | ServerProfile) -> str:
+    return f"{machine.flops_per_second / 1e12:g} TFLOP/s"
