@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
 
 from cutlayer.device.device import Device
 from cutlayer.device.shape import Shape
@@ -79,6 +82,19 @@ def activations_for(base: Base, batch: Batch, cut: int, *, device: str = "device
     part.use(base.initial_adapter(0))
     h_BTD = part.forward(model_inputs(batch)).detach()
     return Activations("run", 0, step, device, h_BTD, batch.attention_mask_BT.bool(), batch.labels.int(), batch.weight)
+
+
+@contextmanager
+def rehearsing(server: Server) -> Iterator[None]:
+    """Within it, the server's machine does no work: each piece returns what it says that it would return of nothing."""
+    machine = server.machine
+    run = machine.run
+
+    async def idle(fn: Callable[[], Any], *, like: Callable[[], Any], **facts: Any) -> Any:
+        return await run(like, like=like, **facts)
+
+    with mock.patch.object(machine, "run", idle):
+        yield
 
 
 class ScriptedLink:

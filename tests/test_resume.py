@@ -110,6 +110,12 @@ OPTIONS = {
     ),
     "folds, a part of the fleet": ("method.name=flora", "method.fraction=0.5", "train.rounds=4"),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
+    "gradients averaged at one device's": (
+        "method.name=epsl",
+        "method.variant=sample",
+        "model.base_dropout=true",
+        "lora.dropout=0.1",
+    ),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",
         "method.fraction=0.5",

@@ -204,7 +204,14 @@ class MethodSection(BaseModel):
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run.
+
+    Example:
+      >>> from cutlayer import RunConfig
+      >>> config = RunConfig.model_validate({"train": {"rounds": 3}, "method": {"name": "fedlora"}})
+      >>> config.train.rounds, config.train.local_steps, config.method.name
+      (3, 5, 'fedlora')
+    """
 
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()

@@ -77,7 +77,13 @@ C = TypeVar("C", bound=Clause)
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """What one device does in one round. What only some methods decide is in clauses."""
+    """What one device does in one round. What only some methods decide is in clauses.
+
+    Example:
+      >>> from cutlayer import DevicePlan
+      >>> DevicePlan("pi-1", cut=2, ranks=(8, 8, 4)).blocks == {0, 1, 2}
+      True
+    """
 
     device: str
     cut: int = 0
@@ -143,6 +149,13 @@ class RoundPlan:
     `ranks` is the rank of the full adapter on each block, of which a device's are at most as large; empty for the
     run's rank everywhere. It is the same in every round of a run. `deadline_seconds` closes this round after so long,
     whatever the policy for stragglers says of rounds in general; None leaves it to the policy.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> from cutlayer import DevicePlan, RoundPlan
+      >>> plan = RoundPlan(0, (DevicePlan("pi-1"), DevicePlan("pi-2")))
+      >>> [device.cut for device in plan.with_each(lambda device: replace(device, cut=2)).devices]
+      [2, 2]
     """
 
     round: int

@@ -56,6 +56,7 @@ def compare(
     Example:
       >>> import tempfile
       >>> from pathlib import Path
+      >>> from cutlayer import compare
       >>> from cutlayer.testing.tiny import save_inputs
       >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=48)  # a tiny model, and texts to classify
       >>> results = compare(

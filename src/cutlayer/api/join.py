@@ -66,6 +66,7 @@ def join(
 
     Example:
       >>> import tempfile
+      >>> from cutlayer import join
       >>> from cutlayer.errors import JoinError
       >>> try:  # where nobody listens
       ...     join("127.0.0.1:9", data="mine.jsonl", name="pi-1", folder=tempfile.mkdtemp(), patience_seconds=0)

@@ -65,6 +65,7 @@ def serve(
     Example:
       >>> import subprocess, sys, tempfile
       >>> from pathlib import Path
+      >>> from cutlayer import serve
       >>> from cutlayer.testing.tiny import save_inputs
       >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=24)  # a tiny model, and texts to classify
       >>> def start_a_device(port: int) -> None:

@@ -35,6 +35,7 @@ def simulate(
     Example:
       >>> import tempfile
       >>> from pathlib import Path
+      >>> from cutlayer import simulate
       >>> from cutlayer.testing.tiny import save_inputs
       >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=48)  # a tiny model, and texts to classify
       >>> outcome = simulate(

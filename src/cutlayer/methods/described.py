@@ -10,6 +10,9 @@
 
     What is certain, what is our reading.          notes
 
+    Neutral: KEY=VALUE, KEY=VALUE.                 options with which one device trains as ordinary training does,
+                                                   where its defaults do more
+
     Evidence: how sure its facts are.
 
 A method is the builder of its own name in a file of its name; of another's file, the function that is named. Its
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +31,8 @@ from cutlayer.errors import ConfigError
 
 KINDS = frozenset({"int", "float", "str", "bool", "None"})
 """What an option may be: a run file and a command line must be able to say it."""
-EVIDENCE = "Evidence: "
+SAID = frozenset({"Evidence", "Neutral"})
+"""Words with which paragraphs begin that are no notes."""
 RESERVED = frozenset({"name", "source"})
 """Keys of the section `method` of a run file that are no options."""
 
@@ -63,6 +68,7 @@ class Description:
       paper: `arXiv NUMBER`, or another address, or `none`.
       evidence: how sure its facts are.
       notes: the paragraphs under the table: what is certain, what is our reading, what is ours.
+      neutral: options with which one device trains as ordinary training does, where the defaults do more.
       options: the builder's keyword arguments, but for the seed.
       seeded: whether the builder takes the run's seed.
     """
@@ -72,6 +78,7 @@ class Description:
     paper: str
     evidence: str
     notes: tuple[str, ...]
+    neutral: Mapping[str, Any]
     options: dict[str, Option]
     seeded: bool
 
@@ -100,9 +107,18 @@ def described(text: str, function: str, where: str) -> Description:
         )
     options = _options(functions[function], where)
     seeded = options.pop("seed", None) is not None
-    title, paper, evidence, notes = _parts(ast.get_docstring(module) or "")
-    summary = (title.partition(": ")[2] or title).removesuffix(".")
-    return Description(title, summary, paper, evidence, notes, options, seeded)
+    plain, said = _paragraphs(ast.get_docstring(module) or "")
+    title, notes = _title_and_notes(plain)
+    return Description(
+        title=title,
+        summary=(title.partition(": ")[2] or title).removesuffix("."),
+        paper=_paper(" ".join(plain[1] if len(plain) > 1 else [])),
+        evidence=said.get("Evidence", "not said"),
+        notes=notes,
+        neutral=_neutral(said.get("Neutral", ""), options, where),
+        options=options,
+        seeded=seeded,
+    )
 
 
 def _options(builder: ast.FunctionDef, where: str) -> dict[str, Option]:
@@ -151,19 +167,44 @@ def kinds_of(kind: str) -> set[str]:
     return {part.strip() for part in kind.split("|")}
 
 
-def _parts(docstring: str) -> tuple[str, str, str, tuple[str, ...]]:
-    """Title, paper, evidence and notes; each paragraph on one line."""
-    written = [paragraph.splitlines() for paragraph in docstring.split("\n\n")]
-    evidence = [" ".join(lines) for lines in written if lines and lines[0].startswith(EVIDENCE)]
-    paragraphs = [lines for lines in written if not (lines and lines[0].startswith(EVIDENCE))]
+def _paragraphs(docstring: str) -> tuple[list[list[str]], dict[str, str]]:
+    """The paragraphs, each as its lines; and apart from them, on one line, those that begin with a word of `SAID`."""
+    plain, said = list[list[str]](), dict[str, str]()
+    for paragraph in docstring.split("\n\n"):
+        word, colon, rest = paragraph.partition(": ")
+        if colon and word in SAID:
+            said[word] = " ".join(rest.split()).removesuffix(".")
+        else:
+            plain.append(paragraph.splitlines())
+    return plain, said
+
+
+def _title_and_notes(paragraphs: list[list[str]]) -> tuple[str, tuple[str, ...]]:
+    """The first paragraph, and those that follow the last table, each on one line."""
     tables = [index for index, lines in enumerate(paragraphs) if lines and all(line.startswith(" ") for line in lines)]
     after = max(tables, default=1) + 1  # without a table: after the paper
-    return (
-        " ".join(paragraphs[0] if paragraphs else []),
-        _paper(" ".join(paragraphs[1] if len(paragraphs) > 1 else [])),
-        evidence[0].removeprefix(EVIDENCE).removesuffix(".") if evidence else "not said",
-        tuple(" ".join(map(str.strip, lines)) for lines in paragraphs[after:]),
-    )
+    title = " ".join(paragraphs[0]) if paragraphs else ""
+    return title, tuple(" ".join(map(str.strip, lines)) for lines in paragraphs[after:])
+
+
+def _neutral(text: str, options: Mapping[str, Option], where: str) -> dict[str, Any]:
+    """The options of `Neutral:`.
+
+    Raises:
+      ConfigError: One of them is none of the method's, or no plain value.
+    """
+    neutral: dict[str, Any] = {}
+    for pair in text.split(", ") if text else ():
+        name, _, value = pair.partition("=")
+        try:
+            neutral[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            value = ""
+        if name not in options or not value:
+            raise ConfigError(
+                f"{where}: expected Neutral: KEY=VALUE, KEY=VALUE with options of the method, got {pair!r}. Correct it."
+            )
+    return neutral
 
 
 def _paper(paragraph: str) -> str:

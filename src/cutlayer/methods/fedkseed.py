@@ -25,10 +25,17 @@ Evidence: the authors' code.
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
+from cutlayer.device.talks.seeds import standing_of
 from cutlayer.methods.method import Method
+from cutlayer.model.base import Base
+from cutlayer.model.moved import read_sums
+from cutlayer.model.standing import Standing
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import whole_model
-from cutlayer.policies.seed_search import searching, seed_search
+from cutlayer.policies.seed_search import SeedSearch, searching, seed_search
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.seeds import SeedsRound
 
@@ -68,3 +75,20 @@ def fedkseed(
         broadcast=round.broadcast,
         moved=round if full else None,
     )
+
+
+def rebuilt(base: Base, sums: Path) -> Standing:
+    """The weights of a run, made again from the base and the file of its sums: a few kilobytes.
+
+    Args:
+      base: The model as it is stored, for the task and the classes of the run.
+      sums: `model/sums.safetensors` of the run.
+
+    Raises:
+      ModelError: The file holds no sums.
+    """
+    values, facts = read_sums(sums)
+    search = SeedSearch(**{field.name: facts[field.name] for field in fields(SeedSearch)})
+    standing = standing_of(base, search, facts["run_seed"])
+    standing.move(values)
+    return standing

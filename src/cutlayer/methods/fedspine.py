@@ -18,6 +18,8 @@ E-UCB from memory, its reward (`policies/bandit.py`), that each block loses the 
 the target, the weights of the aggregation and its mean over owners, and that the one model at the end keeps the units
 that matter most to the devices on average. What S-UCB adds to E-UCB is not known here.
 
+Neutral: prune=0.0, rank=8.
+
 Evidence: reviews; importance from LoRAPrune's code, bandit from memory, its reward is our reading.
 """
 

@@ -16,6 +16,8 @@ not declared, a greedy choice. From a re-implementation by others: the arithmeti
 and the mean over owners. Our reading: the time of a round, which depth the greedy choice takes, what a device does
 before it was measured, and that a head trains on every device and is averaged over all.
 
+Neutral: step=0.
+
 Evidence: reviews; rank list from a re-implementation, the choice of depths is our reading.
 """
 

@@ -31,6 +31,9 @@ class MovedWeights(Protocol):
           seed: The run's.
         """
 
+    def made_from(self, seed: int) -> dict[str, Any]:
+        """What the seeds are made from, beside the run's seed: numbers and names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -50,6 +53,12 @@ class Method:
         hold, by name.
       fold: what of a round's contributions is added to the base's weights; None leaves them frozen.
       structure: what is left of the model that the run trains, after the rounds so far; None for all of it.
+
+    Example:
+      >>> from cutlayer import Method, cut_at, everyone, mean_per_block, relay
+      >>> vanilla = Method(plan=(everyone(), cut_at(1)), round=relay(), aggregate=mean_per_block())
+      >>> vanilla.aggregate.name, vanilla.round.divisible
+      ('the mean per block', False)
     """
 
     plan: tuple[Planner, ...]

@@ -31,6 +31,12 @@ class Contribution:
       round: the round in which they were begun.
       where: of tensors that hold a part of the full one: the axis, and which positions along it they hold.
       facts: what else the device said, by name (`Update.facts`).
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution
+      >>> Contribution({"head.weight": torch.ones(2)}, {"head.weight": 8.0}, device="device-0").weights
+      {'head.weight': 8.0}
     """
 
     adapter: Adapter
@@ -56,6 +62,22 @@ class Aggregate(Protocol):
     Attributes:
       name: as an error calls it.
       mixed_ranks: whether it joins adapters of different ranks on one block.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Aggregate, Contribution
+      >>> class Last:  # whoever comes last is right
+      ...     name, mixed_ranks = "the last one", False
+      ...     def __call__(self, broadcast, contributions):
+      ...         return {**broadcast, **contributions[-1].adapter}
+      ...     def state(self):
+      ...         return State()
+      ...     def load(self, state):
+      ...         pass
+      >>> from cutlayer.state import State
+      >>> last: Aggregate = Last()
+      >>> last({"w": torch.zeros(1)}, [Contribution({"w": torch.tensor([float(n)])}, {"w": 1.0}) for n in range(3)])
+      {'w': tensor([2.])}
     """
 
     name: str
@@ -85,6 +107,15 @@ def mean_per_block(*, weighted: bool = True) -> Aggregate:
 
     Args:
       weighted: by what was trained; False counts everyone who trained anything alike.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, mean_per_block
+      >>> def of_one(value: float, samples: float) -> Contribution:
+      ...     return Contribution({"head.weight": torch.tensor([value])}, {"head.weight": samples})
+      >>> aggregate = mean_per_block()
+      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)])
+      {'head.weight': tensor([2.])}
     """
     return _Mean(weighted)
 
@@ -104,6 +135,15 @@ def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
 
     Raises:
       ConfigError: A momentum that is negative or would grow for ever.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, mean_per_block, with_momentum
+      >>> def of_one(value: float, samples: float) -> Contribution:
+      ...     return Contribution({"head.weight": torch.tensor([value])}, {"head.weight": samples})
+      >>> aggregate = with_momentum(mean_per_block(), 0.5)
+      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)])
+      {'head.weight': tensor([3.])}
     """
     if not 0 <= momentum < 1:
         raise ConfigError(f"method.momentum: expected at least 0 and below 1, got {momentum}. Change method.momentum.")

@@ -146,6 +146,13 @@ def ratio_and_rank_by_bandit(
 
     Raises:
       ConfigError: A target outside [0, 1); when planning, a rank above the run's, or a target out of reach.
+
+    Example:
+      >>> from cutlayer import everyone, ratio_and_rank_by_bandit, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model(), ratio_and_rank_by_bandit(0.5, rank=8), rounds=4)
+      >>> [(device.ranks, device.prune <= 0.25) for device in plan.devices[:1]]
+      [((8, 8, 8), True)]
     """
     check_target(target)
 

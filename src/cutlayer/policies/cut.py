@@ -21,6 +21,13 @@ def cut_at(cut: int, *, trains: bool = True) -> Planner:
     Raises (when planning):
       ConfigError: The model has fewer blocks.
       BudgetError: A device cannot hold that many.
+
+    Example:
+      >>> from cutlayer import cut_at, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_at(2))
+      >>> [device.cut for device in plan.devices]
+      [2, 2, 2]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -48,6 +55,13 @@ def cut_by_capacity(*, deepest: int | None = None, least: int = 1) -> Planner:
     Raises (when planning):
       ConfigError: `deepest` or `least` is out of range, or a device's owner lends fewer than `least`.
       BudgetError: A device cannot hold `least` blocks.
+
+    Example:
+      >>> from cutlayer import cut_by_capacity, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_by_capacity(deepest=2))
+      >>> [device.cut for device in plan.devices]
+      [1, 1, 2]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -89,6 +103,13 @@ def cut_by_memory(*, least: int = 1) -> Planner:
     Raises (when planning):
       ConfigError: The model has fewer blocks than `least`, or a device's owner lends fewer.
       BudgetError: A device cannot hold `least` blocks; names the device, the need and what would fit.
+
+    Example:
+      >>> from cutlayer import cut_by_memory, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_by_memory())
+      >>> [device.cut for device in plan.devices]  # as many as its owner lends
+      [1, 2, 3]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -118,6 +139,13 @@ def whole_model() -> Planner:
 
     Raises (when planning):
       BudgetError: A device cannot hold it.
+
+    Example:
+      >>> from cutlayer import everyone, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model())
+      >>> [(device.cut, device.head) for device in plan.devices]
+      [(3, True), (3, True), (3, True)]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:

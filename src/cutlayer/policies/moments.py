@@ -18,6 +18,13 @@ def fresh_moments() -> Planner:
 
     For aggregates after which a factor's entries are not the ones that the moments were gathered for: an SVD
     rotates them, a stack that was folded away leaves new ones.
+
+    Example:
+      >>> from cutlayer import everyone, fresh_moments
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), fresh_moments())
+      >>> [device.fresh_moments for device in plan.devices]
+      [True, True, True]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:  # noqa: ARG001

@@ -19,6 +19,15 @@ def activations_repeat() -> Planner:
 
     Raises (when planning):
       ConfigError: The base model's dropout is on, or something on a device trains.
+
+    Example:
+      >>> from cutlayer import ConfigError, activations_repeat, cut_at, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> try:
+      ...     planned(everyone(), cut_at(1), activations_repeat())  # without ranks, every block has an adapter
+      ... except ConfigError as error:
+      ...     print(str(error).partition(",")[0])
+      method.cache: expected no adapter on device device-0
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:

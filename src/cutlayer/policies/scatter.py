@@ -106,7 +106,13 @@ class Scatter:
 
 
 def scatter(*, weighted: bool = True) -> Scatter:
-    """Builds it. See `Scatter`."""
+    """Builds it. See `Scatter`.
+
+    Example:
+      >>> from cutlayer import scatter
+      >>> scatter(weighted=False).name
+      'the mean over owners'
+    """
     return Scatter(weighted=weighted)
 
 

@@ -59,6 +59,13 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
     Raises:
       ConfigError: A gamma that is not above 0 and at most 1, a negative lam, or one without a tail; when planning, a
         device that does not hold the whole model.
+
+    Example:
+      >>> from cutlayer import everyone, self_pruning, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model(), self_pruning(0.5, 0.01), rank=8)
+      >>> plan.devices[0].ranks, plan.devices[0].prune_to
+      ((8, 8, 8), (4, 4, 4))
     """
     if not 0 < gamma <= 1:
         raise ConfigError(f"method.gamma: expected above 0 and at most 1, got {gamma}. Change method.gamma.")

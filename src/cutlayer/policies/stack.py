@@ -27,6 +27,17 @@ def stack(contributions: Sequence[Contribution]) -> Adapter:
     """One stack of factors for each module: its product is the mean of the products, weighted by what was trained.
 
     The rank of a module is the sum of the ranks of those who trained it. The weight is in A alone.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, stack
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> stacked = stack([of_rank(1), of_rank(2)])
+      >>> stacked["q.lora_A.weight"].shape, stacked["q.lora_B.weight"] @ stacked["q.lora_A.weight"]
+      (torch.Size([3, 2]), tensor([[1.5000, 1.5000],
+              [1.5000, 1.5000]]))
     """
     result: Adapter = {}
     everything = dict.fromkeys(name for part in contributions for name in part.adapter)
@@ -42,6 +53,17 @@ def begin_anew(seed: int) -> Aggregate:
     """Fresh LoRA factors after each round: B = 0, A drawn by the seed, the round and the name. The head is averaged.
 
     Goes with a method's `fold=stack`, which keeps what the factors had learnt.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, begin_anew
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> fresh = begin_anew(seed=0)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> fresh["q.lora_B.weight"]
+      tensor([[0., 0.],
+              [0., 0.]])
     """
     return _BeginAnew(seed)
 

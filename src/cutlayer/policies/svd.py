@@ -32,6 +32,18 @@ def svd() -> Aggregate:
 
     The factors mean something else than those that were broadcast: let AdamW's moments begin anew
     (`policies.moments.fresh_moments`).
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, svd
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> joined = svd()(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> product = joined["q.lora_B.weight"] @ joined["q.lora_A.weight"]
+      >>> product.round(decimals=4)  # the mean of a matrix of ones and one of twos
+      tensor([[1.5000, 1.5000],
+              [1.5000, 1.5000]])
     """
     return _Svd()
 

@@ -32,6 +32,17 @@ def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
         are zero like the others; False counts devices by what they trained.
       owners_only: Each row of A and column of B is averaged over the devices whose rank reaches it, as RBLA and
         raFLoRA do; False lets the zeros of the others count, and so shrinks the highest rows.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, zero_pad
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> padded = zero_pad(by_norm=False)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> padded["q.lora_A.weight"]  # the second row: one device's and a row of zeros
+      tensor([[1.0000, 1.0000],
+              [0.5000, 0.5000]])
     """
     return _ZeroPad(by_norm, owners_only)
 

@@ -28,7 +28,14 @@ from cutlayer.wire.link import Link
 
 
 def local() -> Round:
-    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`)."""
+    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`).
+
+    Example:
+      >>> from cutlayer import local
+      >>> round = local()
+      >>> round.divisible
+      True
+    """
     return alone(SHAPE, script)
 
 

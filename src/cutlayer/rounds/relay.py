@@ -24,7 +24,14 @@ from cutlayer.wire.link import Link
 
 
 def relay() -> Round:
-    """Builds the relay."""
+    """Builds the relay.
+
+    Example:
+      >>> from cutlayer import relay
+      >>> round = relay()
+      >>> round.together, round.divisible
+      (True, False)
+    """
     return _Relay()
 
 

@@ -26,6 +26,22 @@ class Round(Keeper, Protocol):
       cuts_batches: whether the batch of a local step may come in micro-batches.
       divisible: whether several servers may hold it, each with a part of its devices: on none of them does anything
         that is trained depend on another device's activations.
+
+    Example:
+      >>> from cutlayer import Method, Round, cut_at, everyone, mean_per_block, relay
+      >>> from cutlayer.testing.playground import played
+      >>> class Told:  # a relay that says who is in a round
+      ...     def __init__(self) -> None:
+      ...         self._relay = relay()
+      ...     def __getattr__(self, name: str):
+      ...         return getattr(self._relay, name)
+      ...     async def server_end(self, server, links, plan):
+      ...         print(plan.round, [device.device for device in plan.devices])
+      ...         return await self._relay.server_end(server, links, plan)
+      >>> round: Round = Told()
+      >>> _ = played(Method((everyone(), cut_at(1)), round, mean_per_block()), num_devices=2)
+      0 ['device-0', 'device-1']
+      1 ['device-0', 'device-1']
     """
 
     shape: Shape

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +126,10 @@ class SeedsRound:
         self.sums = state.tensors[SUMS].cpu()
         if self._history is not None:
             self._history.load({name: value.cpu() for name, value in state.tensors.items() if name != SUMS})
+
+    def made_from(self, seed: int) -> dict[str, Any]:
+        """What `standing_of` makes the weights from, beside the base: the search, and the run's seed."""
+        return {**asdict(self._search), "run_seed": seed}
 
     def stand(self, base: Base, seed: int) -> Standing:
         """Moves the weights of this process to where the run stands: others of this process may have moved them."""

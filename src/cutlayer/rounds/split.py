@@ -45,6 +45,12 @@ def split(*, server_step: ServerStep) -> Round:
 
     Args:
       server_step: How arriving activations are processed on the one base model.
+
+    Example:
+      >>> from cutlayer import merged, split
+      >>> round = split(server_step=merged())
+      >>> round.equal_cuts, round.divisible
+      (True, False)
     """
     return up_and_down(SHAPE, script, hold_turn, server_step, cuts_batches=server_step.cuts_batches)
 

@@ -76,6 +76,12 @@ def stream(
 
     Raises:
       ConfigError: An option out of its range, or two that contradict each other.
+
+    Example:
+      >>> from cutlayer import stream
+      >>> round = stream(cache=False)
+      >>> round.keeps_activations, round.cuts_batches
+      (False, False)
     """
     least = {"window": window, "server_batch": server_batch, "cache_mib": cache_mib, "stages": stages}
     for name, value in (least | {"micro_batches": micro_batches}).items():

@@ -192,7 +192,7 @@ class Run:
             return await self.server.machine.aside(self._export)
 
     def _export(self) -> Path:
-        return export(self._folder.path, self._inputs, self.server, self._losses, self._method.structure())
+        return export(self._folder.path, self._inputs, self.server, self._losses, self._method)
 
     async def _evaluate(self, adapter: Adapter) -> dict[str, float]:
         """The metrics of the full adapter; where devices have views of their own, the mean over devices."""
