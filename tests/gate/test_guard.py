@@ -18,7 +18,7 @@ from cutlayer.device.talks.shrinking import RANKS_LEFT
 from cutlayer.errors import DivergedError, Refused
 from cutlayer.gate.forms import MOST_EVENTS, ScriptOf
 from cutlayer.gate.guard import Guard
-from cutlayer.methods.table import TABLE, build_method
+from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
@@ -26,18 +26,18 @@ from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.prune import Prune
 from cutlayer.policies.repeat import Repeat
 from cutlayer.policies.self_prune import SelfPrune
-from cutlayer.policies.stragglers import Late, Stragglers, quorum
+from cutlayer.policies.stragglers import Late, quorum
 from cutlayer.rounds import local, pruned, shrinking, split, stream
 from cutlayer.server.owners import one_per_device
-from cutlayer.state import State
-from cutlayer.testing.playground import WAIT_ALL, Played, fleet_of, play, with_rows
+from cutlayer.testing.playground import WAIT_ALL, fleet_of
 from cutlayer.testing.tiny import LABELS, VOCABULARY, random_batch
-from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
+from cutlayer.types import DevicePlan, Kept, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Measured, Message, Recall, Update
 from ends import activations_for, server_for
+from watched import guarded_run
 
-STEPS, LONGEST = 2, 10
+LONGEST = 10
 NAN, INF = float("nan"), float("inf")
 ModelMaker = Callable[[str, str], Path]
 
@@ -58,68 +58,6 @@ def llama(tiny_model: ModelMaker) -> Base:
 
 
 # ------------------------------------------------------------------ honest devices
-
-
-class PlannedBatches:
-    """As many samples as the plan says, as real devices draw them; two epochs over the same rows."""
-
-    def __init__(self, task: str, seed: int) -> None:
-        self._task, self._seed, self._next = task, seed, 0
-        self.all = [random_batch(task, seed=seed)]  # for the label counts of the fleet
-
-    def next(self, batch_size: int | None = None) -> Batch:
-        size, number = batch_size or 4, self._next
-        self._next += 1
-        tokens = 8 + 2 * (number % 2)
-        return with_rows(
-            random_batch(self._task, seed=self._seed + number, samples=size, tokens=tokens), first=size * (number % 2)
-        )
-
-    def state(self) -> State:
-        return State({"next": self._next})
-
-    def load(self, state: State) -> None:
-        self._next = state.facts["next"]
-
-
-class Watched(Guard):
-    """A guard that keeps what it was shown and how long a frame it allowed."""
-
-    def __init__(self, *args: Any, seen: list[tuple[Assignment, int, Message]], **facts: Any) -> None:
-        super().__init__(*args, **facts)
-        self._seen = seen
-
-    def check_form(self, message: Message) -> Message:
-        assert self._forms is not None
-        self._seen.append((self._forms.assignment, self.frame_limit(), super().check_form(message)))
-        return message
-
-
-def guarded_run(
-    base: Base,
-    method: str,
-    codecs: Compression = UNCOMPRESSED,
-    stragglers: Stragglers = WAIT_ALL,
-    micro_batches: int = 1,
-    **options: object,
-) -> tuple[Played, list[tuple[Assignment, int, Message]]]:
-    """A run of three devices whose every message passes a guard; and what the guards saw."""
-    fleet, seen = fleet_of(3), list[tuple[Assignment, int, Message]]()
-    streams: Any = {d.name: PlannedBatches(base.settings.task, 100 * i) for i, d in enumerate(fleet.devices)}
-    built = build_method(method, options, 0)
-    rounds = 3
-    return play(
-        base,
-        built,
-        fleet,
-        streams,
-        rounds=rounds,
-        local_steps=STEPS,
-        compression=codecs,
-        stragglers=stragglers,
-        micro_batches=micro_batches,
-        guard=lambda *args, **facts: Watched(*args, seen=seen, **facts),
-    ), seen
 
 
 @pytest.mark.parametrize("method", sorted(TABLE))
@@ -640,6 +578,7 @@ def test_another_adapter(bert: Base) -> None:
     ("reason", "fields"),
     [
         ("wrong-counts", {"steps": 1}),
+        ("wrong-counts", {"loss": -0.1}),
         ("wrong-counts", {"samples": 9}),
         ("wrong-counts", {"samples": 1}),
         ("wrong-weight", {"weight": 9}),
