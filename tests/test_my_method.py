@@ -60,7 +60,7 @@ def trained(python: Path, folder: Path, *words: str, command: str = "train") -> 
 
 @pytest.mark.slow
 def test_a_strangers_method_is_run_by_name(scratch: Path, tmp_path: Path) -> None:
-    """mu = 0 is federated averaging, bit for bit; another mu is not; real processes find the shape by its entry point."""
+    """mu = 0 is federated averaging, bit for bit, another mu is not; real processes find the shape too."""
     plain = trained(scratch, tmp_path, "--method", "fedlora")
     free = trained(scratch, tmp_path, "--method", "fedprox", "-o", "method.mu=0.0")
     held = trained(scratch, tmp_path, "--method", "fedprox", "-o", "method.mu=0.5")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from cutlayer.device.conversations import conversation_by_name
 
 from bases import open_base
 from cutlayer.errors import ConfigError, WireError
