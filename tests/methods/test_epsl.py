@@ -23,9 +23,10 @@ from cutlayer.policies.cut import cut_at
 from cutlayer.policies.scope import personal_below_the_cut
 from cutlayer.policies.select import everyone
 from cutlayer.rounds.split import split
-from cutlayer.run.inputs import method_of, prepare, situation_of
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
+from cutlayer.run.run import situation_of
 from cutlayer.server.steps.merged import merged
 from cutlayer.testing.playground import ListedBatches, Played, fleet_of, play, streams_for
 from cutlayer.testing.tiny import random_batch

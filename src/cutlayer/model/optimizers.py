@@ -81,15 +81,18 @@ def adamw(settings: OptimizerSettings) -> Rule:
     return rule
 
 
-def sgd(*, momentum: float = 0.0, weight_decay: float = 0.0) -> Rule:
+def sgd(*, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0) -> Rule:
     """Gradient descent, as torch's SGD does it: the first step takes the gradient for its momentum.
 
     Args:
       momentum: What is left of the last step's direction in the next; 0 remembers nothing.
       weight_decay: Added to the gradient, this much of each weight.
+      clip: See `OptimizerSettings`.
     """
 
     def rule(parameters: Mapping[str, nn.Parameter], moments: Adapter, rate: float) -> None:
+        if clip > 0:
+            nn.utils.clip_grad_norm_(parameters.values(), clip)
         for name, parameter in parameters.items():
             if parameter.grad is None:
                 continue
