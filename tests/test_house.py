@@ -29,7 +29,7 @@ RANK = {room: rank for rank, rooms in enumerate(layers()) for room in rooms}
 
 # These know nothing of the machines that the run is made of.
 KNOWS_ONLY_NOUNS = {"report", "data", "model", "wire"}
-NOUNS = {"types", "files", "errors"}
+NOUNS = {"types", "state", "files", "errors"}
 
 # Modules whose test is not the file of the same path, and where they are tested instead.
 TESTED_IN = {
@@ -43,6 +43,7 @@ TESTED_IN = {
     "run/up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_up.py",
+    "device/talks/seeds.py": "rounds/test_seeds.py",  # both ends, held to each other
     "device/own_link.py": "run/test_served.py",
     "flower/client_app.py": "flower/test_server_app.py",
     "gate/door.py": "run/test_served.py",
@@ -55,6 +56,8 @@ TESTED_IN = {
     "run/run.py": "run/test_simulated.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "rounds/round.py": "rounds/test_split.py",  # an interface
+    "server/owners.py": "server/test_server.py",  # of whole steps
+    "server/steps/step.py": "server/steps/test_one_at_a_time.py",  # an interface
     "wire/link.py": "fleet/test_link.py",  # an interface
 }
 

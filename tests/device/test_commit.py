@@ -13,10 +13,12 @@ from bases import open_base
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.store import FolderStore, MemoryStore, Store
+from cutlayer.device.talks.local import SHAPE
 from cutlayer.errors import CheckpointError
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.packing import CompressedLink, compression
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import State
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, DevicePlan
@@ -59,7 +61,7 @@ class Process:
 
     def __init__(self, base: Base, store: Store) -> None:
         self.base, self.wire = base, Wire(store)
-        self.device: Device = device_for(base, BATCHES)
+        self.device: Device = device_for(base, BATCHES, shape=SHAPE)
         committing = CommittingLink(self.wire, store)
         self.link = CompressedLink(committing, compression(adapters="topk:0.1"), hidden_size=16, dtype=torch.float32)
         committing.attach(self.device, self.link)
@@ -188,7 +190,7 @@ def test_fresh_moments_owe_nothing(bert: Base) -> None:
     process.play(0, None)
     process.play(1, 0, send=False)
     assert process.link.state().tensors
-    plan = DevicePlan("device-0", bert.num_blocks, 4, STEPS, head=True, fresh_moments=True)
+    plan = DevicePlan("device-0", bert.num_blocks, 4, STEPS, head=True).having(FreshMoments())
     adapter = bert.initial_adapter(0)
     process.device.begin(Assignment("run", 2, "device-0", plan, (1e-2,) * STEPS, adapter, counted=0))
     assert process.link.state() == State()

@@ -29,9 +29,8 @@ def tensors(seed: int, *names: str) -> Adapter:
 def state(seed: int) -> State:
     device = {
         "data": State({"epoch": seed, "position": 3}),
-        "sent": State({"rows": [1, 2]}),
         "moments": State(tensors=tensors(seed, "a#exp_avg")),
-        "pruning": State(tensors=tensors(seed + 50, "kept")),
+        "talk": State({"sent": [1, 2]}, tensors(seed + 50, "kept")),
     }
     return joined({"device": joined(device), "packing": State(tensors=tensors(seed + 100, "a"))})
 

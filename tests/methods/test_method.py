@@ -1,37 +1,38 @@
-"""What a method refuses of itself: a fold under activations or copies of weights that it would make stale.
+"""What a method says beside its plan, and what it refuses of itself: a fold under what it would make stale.
 
 Cuts, ranks and aggregates that contradict each other are in `test_mergesfl.py` and `policies/test_self_prune.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from bases import open_base
+from cutlayer.config import read_config
 from cutlayer.errors import ConfigError
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.policies.plan import Planner, Situation
-from cutlayer.policies.self_prune import self_pruning
+from cutlayer.policies.self_prune import SelfPrune, self_pruning
 from cutlayer.policies.stack import begin_anew, stack
+from cutlayer.policies.stragglers import Stragglers, deadline, quorum, wait_all
+from cutlayer.policies.trains import Trains
+from cutlayer.rounds.pruned import pruned
 from cutlayer.rounds.stream import stream
-from cutlayer.testing.playground import FlatCosts, fleet_of
+from cutlayer.run.inputs import stragglers_of
+from cutlayer.testing.playground import FlatCosts, fleet_of, play, streams_for
 from cutlayer.testing.tiny import BLOCKS
-from cutlayer.types import History, RoundPlan
+from cutlayer.types import Adapter, DevicePlan, History, StepRecord
+from cutlayer.wire.messages import Assignment, Update
+from real import values_for
 
 SITUATION = Situation(fleet_of(3), FlatCosts(BLOCKS), History(), num_tokens=10, batch_size=4, local_steps=2, rounds=4)
 FLORA = build_method("flora", {}, seed=0)
-
-
-def changed(**fields: float) -> Planner:
-    """One device's plan."""
-
-    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
-        first, second, *others = plan.devices
-        return replace(plan, devices=(first, replace(second, **fields), *others))
-
-    return planner
 
 
 def flora_with(planner: Planner) -> Method:
@@ -48,15 +49,14 @@ def test_weights_do_not_change_under_activations_that_are_kept() -> None:
     assert replace(folding, round=stream(cache=False)).make_plan(0, SITUATION), "and without keeping them it may fold"
 
 
-@pytest.mark.parametrize("fields", [{"prune": 0.25}, {"score": True}])
-def test_weights_do_not_change_under_pruned_copies(fields: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"method.fold: .* got device-1: a fold does not reach") as error:
-        flora_with(changed(**fields)).make_plan(0, SITUATION)
-    assert "\n" not in str(error.value)
+def test_weights_do_not_change_under_pruned_copies() -> None:
     spine = build_method("fedspine", {}, seed=0)
     assert spine.make_plan(0, SITUATION)
-    with pytest.raises(ConfigError, match=r"method.fold"):
+    with pytest.raises(ConfigError, match=r"method.fold: .* got the shape pruned: a fold does not reach") as error:
         replace(spine, fold=stack).make_plan(0, SITUATION)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="the shape pruned"):
+        replace(FLORA, round=pruned()).make_plan(0, SITUATION)
 
 
 def test_ranks_may_be_pruned_where_weights_change() -> None:
@@ -67,3 +67,70 @@ def test_ranks_may_be_pruned_where_weights_change() -> None:
 def test_only_a_stream_with_a_cache_keeps_activations() -> None:
     assert {name for name in TABLE if build_method(name, {}, seed=0).round.keeps_activations} == {"splitfrozen"}
     assert not build_method("splitfrozen", {"cache": False}, seed=0).round.keeps_activations
+
+
+# ------------------------------------------------------------------ what it says beside its plan
+
+
+def test_a_method_that_says_nothing_waits_for_all_and_trains_with_adamw() -> None:
+    for name in TABLE:
+        method = build_method(name, {}, seed=0)
+        assert method.patience is None
+        assert method.trains is None
+    plan = build_method("fedlora", {}, seed=0).make_plan(0, SITUATION)
+    assert all(device.clauses == () for device in plan.devices)
+    assert plan.deadline_seconds is None
+
+
+def test_how_adapters_are_stepped_is_in_every_plan() -> None:
+    """After all planners, so none of them can forget it."""
+    method = replace(build_method("hetlora", {"gamma": 0.5}, seed=0), trains=Trains(0.9))
+    plan = method.make_plan(0, SITUATION)
+    assert [device.clause(Trains) for device in plan.devices] == [Trains(0.9)] * 3
+    assert any(device.clause(SelfPrune) for device in plan.devices), "other clauses stay"
+
+
+@pytest.mark.parametrize(
+    ("written", "patience", "expected"),
+    [
+        ({}, None, wait_all()),
+        ({}, deadline(5.0, "use"), deadline(5.0, "use")),
+        ({}, quorum(0.5), quorum(0.5)),
+        ({"stragglers": "wait_all"}, deadline(5.0), wait_all()),
+        ({"stragglers": "deadline:7", "late": "use"}, deadline(5.0), deadline(7.0, "use")),
+        ({"stragglers": "quorum:0.7"}, None, quorum(0.7)),
+    ],
+)
+def test_a_run_file_overrides_a_methods_patience(
+    written: dict[str, str], patience: Stragglers | None, expected: Stragglers, inputs: Path, tmp_path: Path
+) -> None:
+    values = values_for(inputs, **{f"train__{name}": value for name, value in written.items()})
+    config = read_config(None, values={**values, "out": str(tmp_path)})
+    method = replace(build_method("fedlora", {}, seed=0), patience=patience)
+    assert stragglers_of(config, method) == expected
+
+
+def test_what_is_observed_of_an_update_is_in_the_history(tiny_model: Callable[[str, str], Path]) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification")
+
+    def seen(plan: DevicePlan, update: Update) -> dict[str, object]:
+        return {"samples here": update.samples, "who": plan.device}
+
+    method = replace(build_method("fedlora", {}, seed=0), observe=seen)
+    streams = streams_for(fleet_of(2), "classification", steps=2)
+    records: list[StepRecord] = play(base, method, fleet_of(2), streams, rounds=1).logbook.history.records
+    assert [record.facts for record in records] == [
+        {"samples here": record.samples, "who": record.device} for record in records
+    ]
+
+
+def test_a_method_may_broadcast_facts_beside_the_adapter(tiny_model: Callable[[str, str], Path]) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification")
+
+    def broadcast(adapter: Adapter, device: DevicePlan) -> tuple[Adapter, Adapter]:
+        return adapter, {"name": torch.tensor([ord(letter) for letter in device.device])}
+
+    method = replace(build_method("fedlora", {}, seed=0), broadcast=broadcast)
+    streams = streams_for(fleet_of(2), "classification", steps=2)
+    told = [m for m in play(base, method, fleet_of(2), streams, rounds=1).sent_down if isinstance(m, Assignment)]
+    assert {"".join(map(chr, message.facts["name"].tolist())) for message in told} == {"device-0", "device-1"}

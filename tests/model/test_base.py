@@ -370,6 +370,8 @@ def test_a_base_has_one_standing(tiny_model: ModelMaker) -> None:
     assert set(heads) < set(standing.tensors), "the head moves along"
     assert "classifier.weight" not in standing.tensors, "and is not there twice"
     standing.move(torch.tensor([1e-3, 0.0]))
+    base.unfold()
+    assert not base.standing(SEEDS, heads).sums.any(), "unfolded, it stands at the beginning again"
     another = base.standing((6, 7), heads)
     assert not another.sums.any()
     fresh = open_base(tiny_model("bert", "classification"), "classification").standing((6, 7), heads)

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import random_batch
 from torch import Tensor
 
 from bases import moved_adapter, open_base
@@ -17,6 +17,7 @@ from cutlayer.model.kseed import SKIPPED, Walk, sums_of
 from cutlayer.model.noise import normal
 from cutlayer.model.standing import Standing
 from cutlayer.policies.seed_sums import by_share, gathered
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
 ModelMaker = Callable[[str, str], Path]
@@ -144,6 +145,15 @@ def test_a_step_between_losses_too_far_apart_is_skipped(clip: float, taken: bool
     assert walk.step(0, lambda: torch.tensor(given.pop(0)), epsilon=1e-3, rate=1e-6, clip=clip) == 1.5
     assert (walk.facts()["seed_indices"].item() == 0) == taken
     assert bool(walk.own_K.any()) == taken
+
+
+def test_rates_and_products_are_rounded_to_fp32() -> None:
+    """As numpy's fp32 has them: what a device in another language would compute."""
+    generator = torch.Generator().manual_seed(0)
+    scalars, rates = torch.randn(200, generator=generator), torch.rand(200, generator=generator, dtype=torch.float64)
+    own = sums_of(torch.arange(200), scalars, rates.tolist(), 200)
+    assert torch.equal(own, torch.from_numpy(rates.numpy().astype(np.float32) * scalars.numpy()))
+    assert not torch.equal(own, (rates * scalars.double()).float())
 
 
 def test_sums_are_added_in_the_order_of_steps() -> None:

@@ -138,6 +138,14 @@ def test_a_zeroth_order_step_is_gradient_descent_on_the_estimate() -> None:
         torch.testing.assert_close(by_terms.adapter()[name], value, atol=1e-6, rtol=0)
 
 
+def test_only_the_tensors_named_move() -> None:
+    """LoRA-FA: every A stays as it was drawn."""
+    trainable, alone = Trainable(values(), sgd()), Trainable({"b": values()["b"]}, sgd())
+    trainable.step(0.1, zeroth(TERMS, names=["b"]))
+    alone.step(0.1, zeroth(TERMS))
+    assert_same(trainable.adapter(), {"a": values()["a"], **alone.adapter()})
+
+
 def test_a_history_of_steps_can_be_done_again() -> None:
     """HO-SFL: a device that was away replays seeds and scalars, from its own copy of where it left."""
     here, there = Trainable(values(), sgd()), Trainable(dict(reversed(values().items())), sgd())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_batch
 from torch import Tensor
 
 from bases import moved_adapter, open_base
@@ -16,6 +15,7 @@ from cutlayer.model.recurrence import Recurrence
 from cutlayer.model.replicas import replicated
 from cutlayer.model.trainable import Trainable
 from cutlayer.model.zeroth import directions, lora_fa, mean_terms, two_sided
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
 ModelMaker = Callable[[str, str], Path]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import random_batch
 from torch import Tensor, nn
 
 from bases import moved_adapter, open_base
@@ -18,6 +17,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import Part, WholePart, model_inputs, repeated
 from cutlayer.model.replicas import replicated
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
 ModelMaker = Callable[[str, str], Path]

@@ -72,6 +72,20 @@ def test_every_way_to_some_sums_ends_at_the_same_weights(way: list[Tensor]) -> N
     assert_same(standing.tensors, Standing(weights(), SEEDS).tensors)
 
 
+def test_large_sums_that_cancel_are_exact() -> None:
+    """Shares far beyond the grid's reach, in fp64 then: by hand in whole numbers, of which there is no largest."""
+    z_K = normal(SEEDS, "a", 0, 1)[:, 0]
+    sums_K = sums(3000.0, 1e-3, float(-3000.0 * z_K[0] / z_K[2]))
+    standing = Standing({"a": torch.tensor([0.1])}, SEEDS)
+    first = round(float(standing.tensors["a"]) * 2**24)
+    standing.move(sums_K)
+    shares = [round(float(c * z) * 2**24) for c, z in zip(sums_K, z_K, strict=True)]
+    assert max(shares) > 2**34
+    assert float(standing.tensors["a"]) * 2**24 == first - sum(shares)
+    standing.move(sums())
+    assert float(standing.tensors["a"]) * 2**24 == first
+
+
 def test_weights_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = at(sums(1e-3, -2e-3, 5e-4, 1e-5, 0.1))
     monkeypatch.setattr(noise, "PIECE", 999)

@@ -6,20 +6,22 @@ import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import random_batch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bases import moved_adapter, open_base
+from cutlayer.model.adapter import Slot
 from cutlayer.model.base import Base
 from cutlayer.model.noise import normal
 from cutlayer.model.optimizers import sgd, zeroth
 from cutlayer.model.part import DevicePart, model_inputs
 from cutlayer.model.trainable import Trainable
 from cutlayer.model.zeroth import directions, lora_fa, mean_terms, perturbed, surrogate, two_sided
+from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
 ModelMaker = Callable[[str, str], Path]
@@ -236,10 +238,26 @@ def test_the_surrogates_mean_approaches_the_gradient_of_the_split(bert: Base) ->
     assert cosine > 0.98 / (1 + parameter.numel() / 800) ** 0.5
 
 
-def test_the_difference_comes_before_the_product(bert: Base) -> None:
-    """Activations a thousand times as large as their change: products first would leave noise."""
-    part, inputs, adapter, h_BTD, grad_BTD = device_side(bert)
-    apart = surrogate(part, inputs, adapter, part.names, SEEDS, 1e-3, h_BTD, grad_BTD)
-    assert all(apart)
-    nowhere = surrogate(part, inputs, adapter, part.names, SEEDS, 0.0, h_BTD, 1e9 * grad_BTD)
-    assert nowhere == [0.0, 0.0, 0.0], "nothing moved, so nothing is seen, however large the gradient"
+class Offset(nn.Module):
+    """A backbone of one layer whose activations are large beside what its weight does to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 50, bias=False)
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=4096 + self.layer(x))
+
+
+def test_the_difference_comes_before_the_product() -> None:
+    """Of numbers near 4096 the difference is exact, and a product is not: by hand in fp64."""
+    generator = torch.Generator().manual_seed(0)
+    backbone, inputs = Offset(), {"x": torch.randn(14, 3, generator=generator)}
+    part = DevicePart(backbone, backbone, [Slot("a", backbone.layer, "weight")])
+    adapter, grad_BTD = {"a": torch.zeros(50, 3)}, torch.randn(14, 50, generator=generator)
+    h_BTD = torch.full((14, 50), 4096.0)
+    with torch.no_grad():
+        part.use(moved(adapter, ["a"], SEEDS[0], 1e-3))
+        moved_BTD = part.forward(inputs)
+    exact = float(((moved_BTD.double() - 4096) * grad_BTD.double()).sum())
+    assert surrogate(part, inputs, adapter, ["a"], SEEDS[:1], 1e-3, h_BTD, grad_BTD) == pytest.approx([exact], rel=1e-6)

@@ -39,7 +39,7 @@ MEANS = ["fedlora", "memsfl"]
 """Those whose round is the mean of plain trainings (`test_every_method.py`)."""
 SPLIT = [name for name in METHODS if {"cut", "window"} & TABLE[name].options.keys()]
 """Those whose devices say something in every step."""
-SHARED = ["epsl", "mergesfl", "sfl_v2", "splitlora", "splitfrozen", "centralized"]
+SHARED = ["epsl", "mergesfl", "sfl_v2", "sfpl", "splitlora", "splitfrozen", "centralized"]
 """Those with a server adapter that all devices train."""
 ROUNDS, STEPS = 2, 3
 ModelMaker = Callable[[str, str], Path]
@@ -163,7 +163,7 @@ def test_a_server_adapter_of_one_device_is_forgotten_with_its_moments(method: st
 # ------------------------------------------------------------------ policies
 
 
-TOGETHER = ["epsl", "mergesfl", "sl", "vanilla"]
+TOGETHER = ["epsl", "mergesfl", "sfpl", "sl", "vanilla"]
 """Those whose devices wait for each other."""
 APART = sorted(set(METHODS) - set(TOGETHER))
 SLOW = "device-1"

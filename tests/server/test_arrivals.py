@@ -309,3 +309,18 @@ def test_a_device_is_settled_when_what_was_served_is_answered() -> None:
         assert now() == 102.0
 
     play(program)
+
+
+def test_who_is_cancelled_when_somebody_comes_is_cancelled() -> None:
+    """At the same moment: a run that is stopped, or whose round has failed, serves nobody any more."""
+
+    async def program() -> None:
+        arrivals = arrivals_for(1, 1)
+        waiting = asyncio.ensure_future(arrivals.pick(strict_ratio()))
+        await asyncio.sleep(0.01)
+        arrivals.put(sent_by(1))
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    play(program)

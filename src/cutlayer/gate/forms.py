@@ -332,6 +332,8 @@ class Forms:
         self.expect_between("wrong-weight", "weight", least, message.weight, most)
         if not message.steps and message.loss != 0:
             raise self.refused("wrong-counts", "no loss of a device that computed none", message.loss)
+        if math.isfinite(message.loss) and message.loss < 0:
+            raise self.refused("wrong-counts", "a loss from 0 on", message.loss)
         if not (math.isfinite(message.busy_seconds) and message.busy_seconds >= 0):
             raise self.refused("not-finite", "busy_seconds from 0 on", message.busy_seconds)
 

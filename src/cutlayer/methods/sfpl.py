@@ -1,7 +1,8 @@
 """SFPL: all devices' samples pooled and shuffled, one server adapter stepped on mixed mini-batches.
 
-SFPL: SplitFed learning with only positive labels
-    Joshi, Thapa and others. 2023. https://arxiv.org/abs/2307.13266
+Federated Split Learning with Only Positive Labels for resource-constrained IoT environment
+    Praveen Joshi, Chandra Thapa, Mohammed Hasanuzzaman, Ted Scully, Haithem Afli. 2023.
+    https://arxiv.org/abs/2307.13266
 
     the paper                                       here
     -------------------------------------------     ------------------------------------------
@@ -12,17 +13,17 @@ SFPL: SplitFed learning with only positive labels
     client sides averaged, all but the norms        mean_per_block(), lowest_blocks_personal(personal_blocks)
     inference with each client's own norms          metrics are means over the devices' own adapters
 
-Certain (abstract): the pooled activations of all clients are shuffled before the server trains on them; client-side
-models are averaged without their batch normalisation, which stays local at inference. Recalled: mini-batches of b, one
-step for each, and averaging every epoch, which here is a round of train.local_steps. Our reading: samples are shuffled
-within a local step, not across several, whose gradients would be stale; each has the learning rate of its local step;
-the mean is by what devices trained on. No code is public.
+Certain (abstract): what clients send is shuffled at random before the server trains on it, and client sides have their
+own batch normalisation at inference. Recalled: a pool of all clients, mini-batches of b, one step for each, averaging
+every epoch (here a round, of train.local_steps), of all but the norms. Our reading: samples are shuffled within a
+local step, not across several, whose gradients would be stale; each has the learning rate of its local step; the mean
+is by what devices trained on. No code is public.
 
 Transformers have no batch normalisation, and no norm is trained here: adapters are LoRA factors, and the head's
 weights. What stays local in its place is an option of ours, off by default: the LoRA of the lowest blocks. Then
 there are as many models as devices, an evaluation costs as much, and a run ends with an adapter for each.
 
-Evidence: abstract; mini-batches recalled, schedule and averaging are our reading.
+Evidence: abstract; pool and mini-batches recalled, schedule and averaging are our reading.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language 
 
     the authors' code                             here
     -----------------------------------------     ------------------------------------------
-    client = embeddings + first 3 blocks          cut_at(cut)
+    client = embeddings + first 3 blocks          cut_by_name(cut)
     clients interact in turn with one server,     one_device_at_a_time(fifo(), owner=one_for_all)
       whose LoRA takes a step per client
     client LoRA averaged, unweighted,             mean_per_block(weighted=False) at the end of a round;

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-_WHOLE = 2**24
+WHOLE = 2**24
 """fp32 holds every whole number up to here."""
 
 
@@ -37,20 +37,20 @@ class Grid:
         """The grid that leaves an fp32 tensor room to double, and to reach 1 in any case."""
         largest = float(tensor.abs().max()) if tensor.numel() else 0.0
         _, exponent = math.frexp(2 * largest)  # 2 largest < 2^exponent, with no logarithm that a library rounds
-        return Grid(2.0 ** max(0, exponent) / _WHOLE)
+        return Grid(2.0 ** max(0, exponent) / WHOLE)
 
     @property
     def reach(self) -> float:
         """The largest magnitude up to which every multiple is a number of fp32."""
-        return self.unit * _WHOLE
+        return self.unit * WHOLE
 
     def snap(self, values_N: Tensor) -> None:
         """Rounds to the nearest multiples, in place."""
         values_N.copy_(self.steps(values_N).mul_(self.unit))
 
-    def steps(self, values_N: Tensor) -> Tensor:
-        """The nearest multiples, as whole numbers in fp32; of two that are as near, the even one."""
-        return (values_N * (1 / self.unit)).round_()
+    def steps(self, values_N: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """The multiples nearest to scale x values, as whole numbers in fp32; of two that are as near, the even one."""
+        return (values_N * (scale / self.unit)).round_()  # by a power of two, so it is the product that is rounded
 
     def holds(self, values_N: Tensor) -> bool:
         """Whether every element is finite and at most three quarters of the reach: the rest is for perturbations."""

@@ -14,7 +14,7 @@ checkpoint of what it remembers is that dictionary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,15 +81,18 @@ def adamw(settings: OptimizerSettings) -> Rule:
     return rule
 
 
-def sgd(*, momentum: float = 0.0, weight_decay: float = 0.0) -> Rule:
+def sgd(*, momentum: float = 0.0, weight_decay: float = 0.0, clip: float = 0.0) -> Rule:
     """Gradient descent, as torch's SGD does it: the first step takes the gradient for its momentum.
 
     Args:
       momentum: What is left of the last step's direction in the next; 0 remembers nothing.
       weight_decay: Added to the gradient, this much of each weight.
+      clip: See `OptimizerSettings`.
     """
 
     def rule(parameters: Mapping[str, nn.Parameter], moments: Adapter, rate: float) -> None:
+        if clip > 0:
+            nn.utils.clip_grad_norm_(parameters.values(), clip)
         for name, parameter in parameters.items():
             if parameter.grad is None:
                 continue
@@ -108,19 +111,21 @@ def sgd(*, momentum: float = 0.0, weight_decay: float = 0.0) -> Rule:
     return rule
 
 
-def zeroth(terms: Sequence[Term], *, weight_decay: float = 0.0) -> Rule:
+def zeroth(terms: Sequence[Term], *, names: Collection[str] | None = None, weight_decay: float = 0.0) -> Rule:
     """One step against a sum of seeded noise: what MeZO, P-RGE and HO-SFL take for a gradient.
 
-    Every tensor moves, in place and some elements at a time; its gradient is never held, nor looked at. Whoever has
-    the seeds and factors takes the same step, to the bit, on any machine.
+    Tensors move in place and some elements at a time; their gradient is never held, nor looked at. Whoever has the
+    seeds and factors takes the same step, to the bit, on any machine.
 
     Args:
       terms: Seeds and the factors of their noise, added up in this order.
+      names: The tensors that move; None for all.
       weight_decay: Added to the sum, this much of each weight.
     """
 
     def rule(parameters: Mapping[str, nn.Parameter], moments: Adapter, rate: float) -> None:  # noqa: ARG001
-        for piece in pieces(parameters):
+        moving = {name: tensor for name, tensor in parameters.items() if names is None or name in names}
+        for piece in pieces(moving):
             step_N, values_N = piece.combined(terms), piece.values_N.float()
             if weight_decay:
                 step_N.add_(values_N.mul(weight_decay))  # two operations: one might be contracted

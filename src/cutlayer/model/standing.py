@@ -136,15 +136,18 @@ class Standing:
 
     def _shift(self, indices: Sequence[int], *moves: tuple[float, Tensor]) -> None:
         """Adds `times` x the grid steps of scale x noise, for each of these seeds and each move (times, scale_S)."""
+        furthest = 7 * sum(abs(times) * float(scale_S.abs().sum()) for times, scale_S in moves)  # no noise is above 6.4
         for piece in pieces(self.tensors):
             grid = self._grids[piece.name]
-            steps_N = torch.zeros(len(piece.values_N), dtype=torch.float64, device=piece.values_N.device)
+            # sums of steps are whole numbers: exact in fp32 as long as none can be larger than it holds, else in fp64
+            dtype = torch.float32 if furthest < 0.9 * grid.reach else torch.float64
+            steps_N = torch.zeros(len(piece.values_N), dtype=dtype, device=piece.values_N.device)
             for some in in_groups(range(len(indices)), len(piece.values_N)):
                 z_SN = piece.normal([self.seeds[indices[place]] for place in some])
                 for times, scale_S in moves:
                     scale_S1 = scale_S[some[0] : some[-1] + 1, None].to(z_SN.device)
-                    steps_N.add_(grid.steps(z_SN * scale_S1).sum(0, dtype=torch.float64).mul_(times))
-            piece.values_N.copy_(piece.values_N.double().add_(steps_N.mul_(grid.unit)))
+                    steps_N.add_(grid.steps(z_SN, scale_S1).sum(0, dtype=dtype), alpha=times)
+            piece.values_N.copy_(steps_N.mul_(grid.unit).add_(piece.values_N))
 
     def _check(self) -> None:
         for piece in pieces(self.tensors):

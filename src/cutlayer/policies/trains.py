@@ -24,9 +24,9 @@ def rule_of(plan: DevicePlan, settings: OptimizerSettings) -> Rule:
 
     Args:
       plan: A device's.
-      settings: Of AdamW; the weight decay is for both.
+      settings: Of AdamW; the weight decay and the largest norm of a gradient are for both.
     """
     trains = plan.clause(Trains)
     if trains is None:
         return adamw(settings)
-    return sgd(momentum=trains.momentum, weight_decay=settings.weight_decay)
+    return sgd(momentum=trains.momentum, weight_decay=settings.weight_decay, clip=settings.clip)

@@ -56,7 +56,7 @@ class Workers(Protocol):
 
 
 class Door(Protocol):
-    """How devices come in: gRPC (`doors.py`), or a modelled network in tests."""
+    """How devices come in: gRPC (`gate/door.py`), or a modelled network in tests."""
 
     async def open(self, hub: Hub) -> None:
         """Lets devices in from now on."""

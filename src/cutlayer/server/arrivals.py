@@ -105,8 +105,9 @@ class Arrivals:
         """Until somebody arrives, or until somebody who was expected has not: the order may then decide anew."""
         self._news.clear()
         due = [job.release_seconds - now() for job in expected if job.release_seconds > now()]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), min(due, default=None))
+        with contextlib.suppress(TimeoutError):  # not `wait_for`, which forgets that it was cancelled if there is news
+            async with asyncio.timeout(min(due, default=None)):
+                await self._news.wait()
 
     def _serve(self, guest: _Guest) -> Activations:
         assert guest.waiting, "an order picks among those who have arrived"

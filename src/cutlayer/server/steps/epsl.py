@@ -46,7 +46,6 @@ from torch.nn.functional import cross_entropy
 
 from cutlayer.model.loss import token_loss
 from cutlayer.server.arrivals import Arrivals
-from cutlayer.server.concat import concat
 from cutlayer.server.engine import Engine, Span
 from cutlayer.server.owners import SHARED, Owner, one_for_all
 from cutlayer.server.samples import weight_of
@@ -384,15 +383,18 @@ class _Step:
 
     def _at_one(self, rng: np.random.Generator) -> tuple[Activations, _Place]:
         """One sample of those that stand together, drawn alike; where its text lies."""
-        rows = range(len(self._chosen[0]))
-        drawn = [int(owner) for owner in rng.integers(len(self._arrived), size=len(rows))]
-        h_mTD = concat([self._shared[owner].h_BTD[row : row + 1] for row, owner in enumerate(drawn)])
-        first_m, length_m = (
-            torch.stack([getattr(self._places[owner], name)[row] for row, owner in enumerate(drawn)])
-            for name in ("first_m", "length_m")
-        )
-        mask_mT = torch.arange(h_mTD.shape[1], device=h_mTD.device) < length_m[:, None]
-        return self._as_batch(h_mTD, mask_mT), _Place(first_m, length_m)
+        row_m = torch.arange(len(self._chosen[0]))
+        drawn_m = torch.from_numpy(rng.integers(len(self._arrived), size=len(row_m)))
+
+        def of_the_drawn(values: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(values))[drawn_m, row_m]
+
+        length_m = of_the_drawn([place.length_m for place in self._places])
+        place = _Place(of_the_drawn([place.first_m for place in self._places]), length_m)
+        own = (_Place(torch.zeros_like(place.length_m), place.length_m) for place in self._places)
+        h_mTD = of_the_drawn([at.put(part.h_BTD, self._longest) for at, part in zip(own, self._shared, strict=True)])
+        mask_mT = torch.arange(self._longest, device=h_mTD.device) < length_m[:, None]
+        return self._as_batch(h_mTD, mask_mT), place
 
     def _as_batch(self, h_mTD: Tensor, mask_mT: Tensor) -> Activations:
         """Activations of nobody's; dropout is drawn for them alone."""

@@ -1,6 +1,8 @@
 """The pooled server step: all devices' samples of a local step in one pool, shuffled, trained on in mixed mini-batches.
 
-SFPL: SplitFed learning with only positive labels (arXiv 2307.13266)
+Federated Split Learning with Only Positive Labels for resource-constrained IoT environment
+    Praveen Joshi, Chandra Thapa, Mohammed Hasanuzzaman, Ted Scully, Haithem Afli. 2023.
+    https://arxiv.org/abs/2307.13266
 
     paper                                          here
     ------------------------------------------     ------------------------------------------
