@@ -241,6 +241,8 @@ class Played:
     contributions: list[list[Contribution]]
     sent_up: list[Message] = field(default_factory=list)
     sent_down: list[Message] = field(default_factory=list)
+    views: Mapping[str, Adapter] = field(default_factory=dict)
+    """By device, the adapter as it is to this device at the end; none where all share one."""
 
 
 def play(
@@ -347,7 +349,8 @@ def play(
                     committing.attach(device, device_end)
                 tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
             await coordinator.run()
-        views = list(server.adapters.views().values())
+        played.views = server.adapters.views()
+        views = list(played.views.values())
         played.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
 
     run_virtual(run())
