@@ -44,6 +44,7 @@ from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
+from cutlayer.server.steps.train import answer, train
 from cutlayer.types import DevicePlan, Kept, RoundPlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import DTYPES, decode, encode
@@ -199,7 +200,8 @@ def trained(scene: Scene, message: Message) -> str:
     scene.server.begin(RoundPlan(0, (scene.assignment.plan,)), one_per_device)
     try:
         if isinstance(message, Activations):
-            run_virtual(scene.server.step(message))
+            device = scene.server.ledger.device(message.device)
+            answer(scene.server, message, *run_virtual(train(scene.server, message, device)))
         elif isinstance(message, Update) and message.samples:
             scene.server.accept(message)
             scene.server.contributions()

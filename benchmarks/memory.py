@@ -45,6 +45,8 @@ from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
+from cutlayer.server.steps.train import train
+from cutlayer.state import State, joined
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
 from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches
@@ -115,14 +117,15 @@ async def _hold_round(server: Server, plan: RoundPlan, job: Job) -> None:
     order = longest_tail()
     server.begin(plan, one_per_device)
     held = {device.device: server.base.server_names(device.cut) for device in plan.devices}
-    server.load_moments({name: some_moments(split_adapter(server.adapter, names)) for name, names in held.items()})
+    moments = {name: State(tensors=some_moments(split_adapter(server.adapter, names))) for name, names in held.items()}
+    server.adapters.load_moments(joined(moments))
     arrivals = Arrivals(plan, server.forecast, job.num_tokens)
     for device in plan.devices:
         arrivals.put(made_up(job, device.device, server.base))
     for _ in range(STEPS):
         activations = await arrivals.pick(order)
         assert activations is not None, "all have arrived"
-        await server.step(activations)
+        await train(server, activations, server.ledger.device(activations.device))
     for device in plan.devices:
         adapter = split_adapter(server.adapter, server.base.device_names(device.cut))
         trained = {name: value.clone() for name, value in adapter.items()}

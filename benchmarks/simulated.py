@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cutlayer.device.device import Device
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
@@ -12,6 +10,7 @@ from cutlayer.model.cost import CostModel
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.state import State
 from cutlayer.types import Batch, Event
 from jobs import LEARNING_RATE, Job
 
@@ -30,11 +29,11 @@ class Cycle:
         self._next += 1
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
+    def state(self) -> State:
+        return State({"next": self._next})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
+    def load(self, state: State) -> None:
+        self._next = state.facts["next"]
 
 
 def equal_fleet(num_devices: int) -> Fleet:
