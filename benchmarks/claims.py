@@ -18,6 +18,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -175,6 +176,40 @@ def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def sfpl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        ours = f"{accuracy(system) / accuracy(other):.2f} x ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        paper = "8.52 to 51.54 x" if other["label"].startswith("sfl_") else "-"
+        lines += [
+            Line("accuracy, one class per device", paper, ours, other["label"]),
+            Line("training time", "-", less(system, other, "virtual_seconds"), other["label"]),
+        ]
+    return lines
+
+
+def epsl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Every share and variant against phi=0, which is parallel split learning."""
+    psl, *others = figures
+    lines = []
+    for one in others:
+        against = f"{one['label']} against {psl['label']}, {trial.data}"
+        points = 100 * (accuracy(one) - accuracy(psl))
+        facts = [figure["facts"] for figure in (one, psl)]
+        down = [figure["bytes_down"]["mean"] for figure in (one, psl)]
+        once = [all_down - fact["repeated_bytes"] for all_down, fact in zip(down, facts, strict=True)]
+        backward = [fact["server_backward_flops"] for fact in facts]
+        ours = f"{points:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(psl):.3f})"
+        lines += [
+            Line("server's backward pass", "phi/C + 1 - phi", ratio(*backward), against),
+            Line("bytes that devices get", "-", ratio(*down), against),
+            Line("bytes that the server sends, if it can broadcast", "towards phi/C + 1 - phi", ratio(*once), against),
+            Line("final accuracy, points", "close to PSL", ours, against),
+        ]
+    return lines
+
+
 def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     """How long rounds and steps take, of all rounds and, in brackets, of the second half, when a table has been learnt.
 
@@ -250,6 +285,16 @@ FLEETS: dict[str, dict[str, Any]] = {
 """By name, fleets of this file alone: where computing decides about time, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
 SHORT_STEPS = "--local-steps 1 --batch-size 4 --eval-every 100 --spread iid"
+
+
+def ratio(one: float, other: float) -> str:
+    return f"x {one / other:.3f}"
+
+
+def spread(one: Figures) -> float:
+    return float(one["final"]["accuracy"]["spread"] or 0.0)
+
+
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
@@ -282,6 +327,39 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 target=0.6,
             )
             for spread in ("dirichlet:1.0", "dirichlet:0.5", "dirichlet:0.1")
+        ),
+    ),
+    "sfpl": (
+        sfpl,
+        (
+            Trial(
+                "emotion",
+                ("sfpl:cut=3", "sfl_v1:cut=3", "sfl_v2:cut=3", "mergesfl:cut=3,batch=fixed", "splitfrozen:cut=3"),
+                f"{ONE_CLASS} --batch-size 8 --max-length 32 --eval-every 6",
+                6,
+            ),
+        ),
+    ),
+    "epsl": (
+        epsl,
+        (
+            Trial(
+                "emotion",
+                tuple(
+                    f"epsl:average=true,{options}"
+                    for options in (
+                        "phi=0",
+                        "phi=0.25",
+                        "phi=0.5",
+                        "phi=1",
+                        "phi=0.5,pairing=false",
+                        "phi=0.5,variant=sample",
+                        "phi=0.5,variant=wire",
+                    )
+                ),
+                "--fleet memsfl-six --lr 4e-3 --batch-size 8 --local-steps 4 --max-length 24 --eval-every 100",
+                4,
+            ),
         ),
     ),
     "legend": (
@@ -330,7 +408,10 @@ def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: 
     subprocess.run([sys.executable, "-m", *words], check=True)
     content = json.loads((out / "compare.json").read_text())
     shown = shlex.join(words).replace(str(work), "WORK")
-    return shown, [{**one, "folders": [out / run["folder"] for run in one["runs"]]} for one in content["methods"]]
+    methods = content["methods"]
+    return shown, [
+        {**one, "folders": [out / run["folder"] for run in one["runs"]], "facts": facts_of(out, one)} for one in methods
+    ]
 
 
 def fleet_file(name: str, work: Path) -> str:
@@ -339,6 +420,17 @@ def fleet_file(name: str, work: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(FLEETS[name]))
     return str(path)
+
+
+def facts_of(out: Path, figures: Figures) -> dict[str, float]:
+    """What a method's rounds have noted of its devices, as numbers by name, summed over a run; the mean over runs."""
+    result: Counter[str] = Counter()
+    for run in figures["runs"]:
+        for line in (out / run["folder"] / "metrics.jsonl").read_text().splitlines():
+            for device in json.loads(line)["devices"].values():
+                numbers = {name: fact for name, fact in device["facts"].items() if isinstance(fact, int | float)}
+                result.update({name: fact / len(figures["runs"]) for name, fact in numbers.items()})  # type: ignore[arg-type]
+    return dict(result)
 
 
 def table_of(system: str, lines: Sequence[Line]) -> Table:

@@ -29,7 +29,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from cutlayer import join as joining
+from cutlayer import joining
 from cutlayer.config import RunConfig, read_config
 from cutlayer.device import own_link
 from cutlayer.device.own_data import read_own_data
@@ -107,7 +107,7 @@ class World:
         config = read_config(None, values={**_values(self.inputs), **self.values})
         return completed(config.model_copy(update={"data": _shares(self.inputs)[1].config.data}))
 
-    def inputs(self, out: Path) -> ServerInputs:
+    def run_inputs(self, out: Path) -> ServerInputs:
         """Of a new life of the server."""
         made = replace(_shares(self.inputs)[1], config=self._config.model_copy(update={"out": str(out)}))
         made.__dict__["base"] = base(made.model_settings)
@@ -358,7 +358,7 @@ class _Stage:
         }
 
         async def serve() -> None:
-            await serving.serve(self.world.inputs(self.out), self.world.fleet, NoProgress(), self, **options)
+            await serving.serve(self.world.run_inputs(self.out), self.world.fleet, NoProgress(), self, **options)
 
         self._server = asyncio.create_task(serve(), name="server")
 

@@ -11,7 +11,7 @@ import os
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
-IMPORTED = ["cutlayer.cli", "cutlayer.join", "cutlayer.run.served"]
+IMPORTED = ["cutlayer.cli", "cutlayer.joining", "cutlayer.run.served"]
 IMPORTED += ["torch._dynamo", "transformers.models.gpt2.modeling_gpt2"]  # which the first count of FLOPs imports
 
 

@@ -27,9 +27,9 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from cutlayer.device.conversations import up_and_down
 from rich.table import Table
 
-from cutlayer.device.conversations import up_and_down
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.model.adapter import LoraSettings

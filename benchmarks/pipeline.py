@@ -4,8 +4,8 @@
 
 `server.steps.stages` on the server side of each job, forward and backward of one batch, without the optimizer's step:
 1, 2 and 3 stages, the batch whole or in four micro-batches, the backward pass in one piece or in two. All contenders
-hold the same base and adapter and take turns in one fresh process with one thread; every turn's ratio is to the ordinary
-pass (one stage, one micro-batch) of the same round of turns, so neighbours in time are compared. Medians.
+hold the same base and adapter and take turns in one fresh process with one thread; every turn's ratio is to the
+ordinary pass (one stage, one micro-batch) of the same round of turns, so neighbours in time are compared. Medians.
 
 Two figures, of which only the first is a measurement of a run:
 - here: processor time of all pieces, one after the other, as cutlayer does them. What the default follows.

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md from the method table and the method files: python docs/methods.py
+"""Writes docs/methods.md and README.md's table of methods from the method files: python docs/methods.py
 
 With --print the page goes to the terminal instead, for the test that holds them together.
 """
@@ -9,17 +9,18 @@ import re
 import sys
 from pathlib import Path
 
-from cutlayer.methods.described import Description, described
-from cutlayer.methods.table import ROWS, MethodRow
+from cutlayer.methods.table import TABLE, MethodRow
 
 HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+README_HEAD = "| method | what it does | paper | how sure its facts are |\n|---|---|---|---|\n"
 HEAD = """\
 # Methods
 
-Made by `docs/methods.py` from [the method table](../src/cutlayer/methods/table.py) and the docstrings of the method
-files; do not edit it here. `cutlayer methods` prints the short form, `-o method.KEY=VALUE` sets an option, and
-`cutlayer compare` holds methods against each other ([how](comparing.md)). The options are those of the method alone:
-learning rates, steps and rounds belong to the run.
+Made by `docs/methods.py` from the docstrings of the method files; do not edit it here. `cutlayer methods` prints the
+short form, `cutlayer methods NAME` this of one method, `-o method.KEY=VALUE` sets an option, and `cutlayer compare`
+holds methods against each other ([how](comparing.md)). The options are those of the method alone: learning rates, steps
+and rounds belong to the run.
 
 *How sure* says where the facts come from. A method file says more, step by step of its paper.
 """
@@ -28,13 +29,13 @@ learning rates, steps and rounds belong to the run.
 def page() -> str:
     """The whole page: what there is, then a section per method."""
     index = ["| method | what it does | how sure |", "|---|---|---|"]
-    index += [f"| [`{row.name}`](#{row.name}) | {row.summary} | {row.evidence} |" for row in ROWS]
-    return "\n".join([HEAD, *index, "", *("\n".join(section(row, described(row.name))) for row in ROWS)])
+    index += [f"| [`{row.name}`](#{row.name}) | {row.summary} | {row.evidence} |" for row in TABLE.values()]
+    return "\n".join([HEAD, *index, "", *("\n".join(section(row)) for row in TABLE.values())])
 
 
-def section(row: MethodRow, said: Description) -> list[str]:
+def section(row: MethodRow) -> list[str]:
     """One method."""
-    file = f"src/cutlayer/methods/{row.name}.py"
+    file, said = f"src/cutlayer/methods/{row.name}.py", row.description
     lines = [f"## {row.name}", "", said.title, ""]
     lines += [f"{linked(row.paper)} · how sure: {row.evidence} · [{file}](../{file})", ""]
     if said.options:
@@ -49,6 +50,14 @@ def section(row: MethodRow, said: Description) -> list[str]:
     return lines
 
 
+def with_rows(readme: str) -> str:
+    """The README with the rows of its table as the method files have them."""
+    before, head, after = readme.partition(README_HEAD)
+    assert head, "README.md has a table of methods"
+    rows = "".join(f"| `{row.name}` | {row.summary} | {row.paper} | {row.evidence} |\n" for row in TABLE.values())
+    return before + head + rows + after[after.index("\n\n") + 1 :]
+
+
 def linked(paper: str) -> str:
     """`arXiv NUMBER` as a link."""
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[\g<0>](https://arxiv.org/abs/\1)", paper)
@@ -59,3 +68,4 @@ if __name__ == "__main__":
         sys.stdout.write(page())
     else:
         (HERE / "methods.md").write_text(page())
+        README.write_text(with_rows(README.read_text()))

@@ -73,6 +73,12 @@ class World:
     def sums(self) -> Path:
         return self.folder / "sums"
 
+    def linked(self, folder: Path) -> World:
+        """The same content in another folder, by links."""
+        for path in self.folder.iterdir():
+            (folder / path.name).symlink_to(path)
+        return World(folder)
+
     def classification(self) -> list[object]:
         """Flags of a run of about a second."""
         return ["--model", self.classifier, "--data", self.reviews, *self._common()]

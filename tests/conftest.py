@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
+from commands import FLEET, World
 from cutlayer.testing import tiny
 
 torch.set_num_threads(1)
@@ -41,6 +44,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model and ninety reviews, as `real.values_for` takes them; to be read only."""
     return tiny.save_inputs(tmp_path_factory.mktemp("inputs"), rows=90)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Models, data and fleet for commands, to be read only."""
+    world = World(tmp_path_factory.mktemp("world"))
+    for family, task, folder in (
+        ("bert", "classification", world.classifier),
+        ("llama", "causal-lm", world.writer),
+    ):
+        tiny.save_tiny_tokenizer(tiny.save_tiny_model(family, task, folder))
+    for name, rows in (("train", 24), ("validation", 12)):
+        tiny.write_jsonl(world.reviews / f"{name}.jsonl", tiny.reviews(rows, seed=rows))
+        tiny.write_jsonl(world.sums / f"{name}.jsonl", tiny.sums(rows, seed=rows))
+    world.fleet.write_text(yaml.safe_dump(FLEET))
+    return world
+
+
+@pytest.fixture
+def world(made_once: World, tmp_path: Path) -> Iterator[World]:
+    """A folder of one's own with links to the same content: what is changed must be replaced by a copy first.
+
+    What a command sets in the environment goes with it.
+    """
+    with mock.patch.dict(os.environ):
+        yield made_once.linked(tmp_path)
 
 
 @pytest.fixture(scope="session")

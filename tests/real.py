@@ -13,7 +13,7 @@ from cutlayer.config import read_config
 from cutlayer.fleet.machine import Machines, ModelledMachine, RealMachine
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.gate.door import Admission, GrpcDoor
-from cutlayer.join import Joining, join
+from cutlayer.joining import Joining, join
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.inputs import prepare, prepare_server, write_shares
 from cutlayer.run.run import Outcome

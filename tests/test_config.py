@@ -100,6 +100,46 @@ def test_names_that_are_no_paths_stay() -> None:
     assert hub.self_contained() == hub
 
 
+@pytest.mark.parametrize("name", ["memsfl", "package.module:mine", "offered", "mine.py", "/mine.pyc:mine"])
+def test_a_method_that_is_no_file_keeps_its_name(name: str) -> None:
+    assert read_config(None, values={"method.name": name}).self_contained().method.name == name
+
+
+def test_the_file_of_a_method_becomes_absolute_whether_it_is_there_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = read_config(None, values={"method.name": "./a/../mine.py:mine"}).self_contained()
+    assert alone.method.name == f"{tmp_path}/mine.py:mine"
+    assert alone.self_contained() == alone
+
+
+def test_a_method_of_the_table_has_no_source_and_others_have_one() -> None:
+    plain = RunConfig().model_dump(mode="json")["method"]
+    assert plain == {"name": "memsfl"}
+    source = {"at": "package.module", "sha256": "0" * 64}
+    config = read_config(None, values={"method.source": source, "method.cut": None})
+    assert config.model_dump(mode="json")["method"] == {"name": "memsfl", "source": source, "cut": None}
+    assert config.method.options == {"cut": None}
+    assert config.method.sha256 == "0" * 64
+    assert RunConfig.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("package.module", "flags: method.source"),
+        ({"at": "x"}, "flags: method.source.sha256"),
+        ({"at": "x", "sha256": "0"}, "flags: method.source.sha256"),
+        ({"at": "x", "sha256": "0" * 64, "by": "me"}, "got the key 'method.source.by'"),
+    ],
+)
+def test_a_source_that_is_none(source: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        read_config(None, values={"method.source": source})
+    assert "\n" not in str(error.value)
+
+
 def test_a_fleet_file_is_written_out(tmp_path: Path) -> None:
     file = write(tmp_path / "lab.yaml", FLEET)
     alone = read_config(None, values={"fleet": str(file)}).self_contained()

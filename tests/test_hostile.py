@@ -25,7 +25,7 @@ from cutlayer.gate.allowance import Allowance
 from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roster import Roster
-from cutlayer.join import Joining
+from cutlayer.joining import Joining
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.inputs import prepare, prepare_server, write_shares
 from cutlayer.run.run import Outcome

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import subprocess
 import sys
 import tomllib
@@ -10,14 +12,66 @@ from pathlib import Path
 import pytest
 
 import cutlayer
+from cutlayer.methods.table import TABLE
 from cutlayer.model.export import load_finetuned
 
 PROJECT = Path(__file__).parents[1]
+PUBLIC = {
+    *("simulate", "serve", "join", "compare", "load_finetuned", "RunConfig", "ConfigError", "Outcome"),
+    # what a method is made of
+    *("Method", "Planner", "Round", "ServerStep", "Aggregate"),
+    *("Situation", "RoundPlan", "DevicePlan", "Contribution"),
+    # planners
+    *("everyone", "random_fraction", "in_random_order", "kl_cohort"),
+    *("cut_at", "cut_by_memory", "cut_by_capacity", "whole_model"),
+    *("uniform_ranks", "arithmetic_ranks", "ranks_by_budget", "ranks_above_deepest_cut", "depth_by_time"),
+    *("fixed", "speed_proportional", "regulate_kl", "fill_ingress"),
+    *("fresh_moments", "activations_repeat", "self_pruning", "ratio_and_rank_by_bandit"),
+    # rounds, server steps, orders, who shares what
+    *("split", "relay", "stream", "local"),
+    *("one_device_at_a_time", "a_copy_each", "merged", "one_per_device", "one_for_all"),
+    *("fifo", "random_order", "longest_tail", "ratio", "strict_ratio", "optimal", "order_by_name"),
+    *("shared", "personal", "personal_below_the_cut"),
+    # aggregates
+    *("mean_per_block", "with_momentum", "zero_pad", "svd", "stack", "begin_anew", "scatter"),
+}
+ROOMS = ("cutlayer.policies.", "cutlayer.rounds.", "cutlayer.server.", "cutlayer.methods.")
 
 
-def test_every_public_name_is_there() -> None:
-    assert all(hasattr(cutlayer, name) for name in cutlayer.__all__)
+def test_these_are_the_public_names() -> None:
+    assert set(cutlayer.__all__) == {*PUBLIC, "__version__"}
+    assert dir(cutlayer) == sorted(cutlayer.__all__)
+    assert all(hasattr(cutlayer, name) for name in PUBLIC)
     assert cutlayer.load_finetuned is load_finetuned
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_what_a_method_file_imports_is_public(name: str) -> None:
+    """Somebody who reads a method's file can write the like: all that it is made of is `from cutlayer import ...`."""
+    imports = [node for node in ast.parse(TABLE[name].source.text).body if isinstance(node, ast.ImportFrom)]
+    used = {alias.name for node in imports if f"{node.module}.".startswith(ROOMS) for alias in node.names}
+    missing = used - set(cutlayer.__all__)
+    assert not missing, f"add to cutlayer/__init__.pyi and to PUBLIC here: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_each_has_a_docstring_with_an_example(name: str) -> None:
+    """`test_doctests.py` runs it."""
+    text = inspect.getdoc(getattr(cutlayer, name)) or ""
+    assert "Example:\n  >>> " in text, f"{name} has no example"
+    assert text[0].isupper()
+
+
+def test_commands_are_functions_whatever_was_imported_before() -> None:
+    """A module of one of these names would take its place."""
+    code = (
+        "import cutlayer.joining, cutlayer.comparing.pool, cutlayer.run.served, cutlayer.run.simulated\n"
+        "from cutlayer import compare, join, serve, simulate\n"
+        "import sys; sys.exit(not all(map(callable, (compare, join, serve, simulate))))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    top = {path.stem for path in (PROJECT / "src" / "cutlayer").iterdir()}
+    assert not top & PUBLIC
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

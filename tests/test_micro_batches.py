@@ -45,7 +45,7 @@ from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, Rou
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Finish, Gradients
-from ends import server_for
+from ends import served, server_for
 
 CUTTING = ["memsfl", "reindsplit", "sfl_v1", "sl", "vanilla"]
 """Those whose rounds take batches in parts."""
@@ -163,7 +163,7 @@ def test_each_part_drops_out_by_its_own_seed(tiny_model: ModelMaker) -> None:
         server = server_for(base, fleet_of(1))
         server.begin(RoundPlan(0, (DevicePlan("device-0", 2, micro_batches=2),)), one_per_device)
         part = replace(first, run="run", micro_batch=micro_batch)
-        return run_virtual(server.step(part)).loss
+        return run_virtual(served(server, part)).loss
 
     assert loss(0) == loss(0) != loss(1)
 

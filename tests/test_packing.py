@@ -19,6 +19,7 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression
+from cutlayer.state import State
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import NONE, Bf16, Int8, TopK
 from cutlayer.wire.frames import decode, encode
@@ -214,8 +215,8 @@ def test_an_update_is_the_difference_to_what_the_device_got(name: str) -> None:
             change = value - received[key]
             through = codecs.update.unpack(codecs.update.pack(change), change.shape, change.dtype)
             assert torch.equal(got[key], values[key] + through)
-            assert (pair.device.state()[key] - (change - through)).abs().max() == 0
-            assert pair.device.state()[key].any(), "a codec that loses nothing would prove nothing"
+            assert (pair.device.state().tensors[key] - (change - through)).abs().max() == 0
+            assert pair.device.state().tensors[key].any(), "a codec that loses nothing would prove nothing"
 
     run(program())
 
@@ -244,7 +245,9 @@ def test_what_an_update_lost_is_in_the_next() -> None:
             values = (await pair.to_server(update({"c": received + change}, number))).adapter
             arrived.append(values["c"][:2].tolist())
         assert arrived == [[3.0, 0.0], [3.0, 4.0], [9.0, 4.0], [9.0, 8.0]]
-        assert pair.device.state()["c"][:2].tolist() == [3.0, 0.0], "12 and 8 were trained, 9 and 8 have arrived"
+        assert pair.device.state().tensors["c"][:2].tolist() == [3.0, 0.0], (
+            "12 and 8 were trained, 9 and 8 have arrived"
+        )
 
     run(program())
 
@@ -257,7 +260,7 @@ def test_without_error_feedback_what_an_update_lost_is_gone() -> None:
             received = (await pair.to_device(assignment(values, number))).adapter["c"]
             values = (await pair.to_server(update({"c": received + change}, number))).adapter
         assert values["c"][:2].tolist() == [12.0, 0.0], "the smaller change never arrives"
-        assert pair.device.state() == {}
+        assert pair.device.state() == State()
 
     run(program())
 
@@ -272,7 +275,7 @@ def test_what_is_owed_follows_the_device_when_it_is_stopped() -> None:
             if stop:
                 state = pair.device.state()
                 pair = Pair(compression(adapters="topk:0.25"))
-                pair.device.load_state(state)
+                pair.device.load(state)
         return values
 
     assert same(run(program(stop=True)), run(program(stop=False)))
@@ -285,8 +288,8 @@ def test_a_tensor_that_changed_its_shape_or_left_owes_nothing() -> None:
             received = (await pair.to_device(assignment(values, number))).adapter
             trained = {key: value + 1.0 + adapter(5)[key][: len(value)] for key, value in received.items()}
             got = (await pair.to_server(update(trained, number))).adapter
-        assert pair.device.state().keys() == {"a"}
-        assert torch.equal(got["a"] + pair.device.state()["a"], trained["a"])
+        assert pair.device.state().tensors.keys() == {"a"}
+        assert torch.equal(got["a"] + pair.device.state().tensors["a"], trained["a"])
 
     run(program())
 
@@ -299,9 +302,9 @@ def test_fresh_factors_owe_nothing() -> None:
         for number in range(2):
             told = assignment(values, number)
             received = (await pair.to_device(replace(told, plan=replace(told.plan, fresh_moments=True)))).adapter
-            assert pair.device.state() == {}
+            assert pair.device.state() == State()
             await pair.to_server(update({key: value + 1.0 for key, value in received.items()}, number))
-            assert pair.device.state() != {}
+            assert pair.device.state().tensors != {}
 
     run(program())
 
@@ -318,10 +321,10 @@ def test_an_update_whose_sending_is_given_up_loses_nothing() -> None:
         send, pair.up.send = pair.up.send, refuse  # type: ignore[method-assign]
         with pytest.raises(TimeoutError):
             await pair.device.send(trained)
-        assert pair.device.state() == {}
+        assert pair.device.state() == State()
         pair.up.send = send  # type: ignore[method-assign]
         first = (await pair.to_server(trained)).adapter
-        assert same({key: first[key] + lost for key, lost in pair.device.state().items()}, trained.adapter)
+        assert same({key: first[key] + lost for key, lost in pair.device.state().tensors.items()}, trained.adapter)
 
     run(program())
 

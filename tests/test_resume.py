@@ -21,6 +21,7 @@ from cutlayer.errors import CheckpointError
 from cutlayer.methods.table import TABLE
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.inputs import prepare
+from cutlayer.state import State
 from cutlayer.types import Event
 
 ROUNDS = 3
@@ -73,6 +74,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "adapter": files_in(folder / "adapter"),
+        "adapters": files_in(folder / "adapters"),
         "pruned": files_in(folder / "pruned"),
         "metrics": without_wall,
         "events": (folder / "events.jsonl").read_bytes(),
@@ -109,7 +111,19 @@ OPTIONS = {
         "wire.adapters=topk:0.5",
     ),
     "folds, a part of the fleet": ("method.name=flora", "method.fraction=0.5", "train.rounds=4"),
+    "a connection that is shared": (
+        "fleet={server: {tflops: 1, efficiency: 0.3, memory_gib: 4, up_mbit: 0.5, down_mbit: 0.3}, "
+        "defaults: {efficiency: 0.3, up_mbit: 1, down_mbit: 1, latency_ms: 5, memory_gib: 1}, "
+        "devices: [{name: a, tflops: 0.00001}, {name: b, tflops: 0.00003, count: 2}]}",
+        "method.cut=latency",
+    ),
     "a part of the fleet": ("method.name=sfl_v2", "method.fraction=0.5"),
+    "gradients averaged at one device's": (
+        "method.name=epsl",
+        "method.variant=sample",
+        "model.base_dropout=true",
+        "lora.dropout=0.1",
+    ),
     "cohorts by labels, batches by speed": (
         "method.name=mergesfl",
         "method.fraction=0.5",
@@ -218,10 +232,10 @@ def test_stopped_between_report_and_checkpoint(inputs: Path, tmp_path: Path, mon
     config = config_for(inputs, tmp_path / "stopped")
     save = whole_run.save_checkpoint
 
-    def stop_at_the_second(folder: Path, snapshot: Any, run_id: str) -> None:
-        if snapshot.rounds_done == 2:
+    def stop_at_the_second(folder: Path, state: State, run_id: str) -> None:
+        if state.branch("run").facts["rounds_done"] == 2:
             raise Stopped
-        save(folder, snapshot, run_id)
+        save(folder, state, run_id)
 
     monkeypatch.setattr(whole_run, "save_checkpoint", stop_at_the_second)
     with pytest.raises(Stopped):

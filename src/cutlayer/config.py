@@ -8,13 +8,22 @@ method: {name: memsfl, order: optimal}
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 from cutlayer.errors import ConfigError
@@ -109,8 +118,9 @@ class TrainSection(Section):
     """Largest gradient norm per owner and side; 0 is none."""
     keep_moments: bool = True
     """AdamW's moments outlive the end of a round."""
-    stragglers: str = "wait_all"
-    """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION."""
+    stragglers: str | None = None
+    """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION; None leaves it to the
+    method, and most wait for all."""
     late: Late = "drop"
     """What becomes of the work of a device that is late: drop, or use what it has done (docs/decisions/0021)."""
     eval_every: int = Field(1, ge=1)
@@ -120,9 +130,10 @@ class TrainSection(Section):
 
     @field_validator("stragglers")
     @classmethod
-    def _is_a_policy(cls, name: str) -> str:
+    def _is_a_policy(cls, name: str | None) -> str | None:
         try:
-            stragglers_by_name(name)
+            if name is not None:
+                stragglers_by_name(name)
         except ConfigError:
             raise PydanticCustomError("stragglers", STRAGGLERS) from None
         return name
@@ -130,7 +141,7 @@ class TrainSection(Section):
     @field_validator("late")
     @classmethod
     def _somebody_may_be_late(cls, late: Late, info: ValidationInfo) -> Late:
-        if late != "drop" and info.data.get("stragglers") == "wait_all":
+        if late != "drop" and info.data.get("stragglers") in (None, "wait_all"):
             raise PydanticCustomError("late", "drop where nobody is late (train.stragglers is wait_all)")
         return late
 
@@ -156,20 +167,51 @@ class WireSection(Section):
         return name
 
 
+class MethodSource(Section):
+    """Which text a method was that is not of the method table: a run goes on with no other."""
+
+    at: str
+    """Its file, or its module."""
+    sha256: str = Field(pattern="[0-9a-f]{64}")
+    """Of the text."""
+
+
 class MethodSection(BaseModel):
-    """The method's name, and its own options beside it; the method table knows which there are."""
+    """The method's name, and its own options beside it; the method itself knows which there are."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "memsfl"
+    """Of the method table, FILE.py:FUNCTION, MODULE:FUNCTION, or a name that an installed package offers."""
+    source: MethodSource | None = None
+    """A run writes it down; a method of the table has none."""
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    @property
+    def sha256(self) -> str | None:
+        """The digest that the method's text must have; None takes any."""
+        return None if self.source is None else self.source.sha256
+
+    @model_serializer(mode="wrap")
+    def _without_a_source_that_is_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = dump(self)
+        if self.source is None:
+            content.pop("source", None)
+        return content
+
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run.
+
+    Example:
+      >>> from cutlayer import RunConfig
+      >>> config = RunConfig.model_validate({"train": {"rounds": 3}, "method": {"name": "fedlora"}})
+      >>> config.train.rounds, config.train.local_steps, config.method.name
+      (3, 5, 'fedlora')
+    """
 
     model: ModelSection = ModelSection()
     lora: LoraSection = LoraSection()
@@ -198,6 +240,7 @@ class RunConfig(Section):
             update={
                 "model": self.model.model_copy(update={"name": _absolute(self.model.name)}),
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "method": self.method.model_copy(update={"name": _absolute_file(self.method.name)}),
                 "fleet": write_out(self.fleet),
             }
         )
@@ -209,13 +252,26 @@ def _absolute(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
-def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> RunConfig:
+def _absolute_file(method: str) -> str:
+    """FILE.py:FUNCTION with the file from the root; other methods as they are."""
+    file, _, function = method.rpartition(":")
+    return f"{Path(file).expanduser().resolve()}:{function}" if file.endswith(".py") else method
+
+
+def read_config(
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    *,
+    where: str = "flags",
+) -> RunConfig:
     """Reads a run file and lays flags over it.
 
     Args:
       path: The run file; None starts from the defaults.
       overrides: `KEY=VALUE` with dotted keys, such as `method.order=fifo`; values are read as YAML.
       values: More of the same, already read; these come first.
+      where: By which messages name what is laid over the file.
 
     Raises:
       ConfigError: No such file, not YAML, an unknown key, or a value out of its range.
@@ -230,14 +286,46 @@ def read_config(path: Path | None, overrides: Sequence[str] = (), values: Mappin
             given[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"-o {override}: expected a YAML value, got {text!r}. Quote it.") from error
-    for key, value in given.items():
-        _set(content, key, value)
+    return _laid_over(content, given, where, where if path is None else str(path))
+
+
+def changed_config(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
+    """The config with other values.
+
+    Args:
+      config: Which stays as it is.
+      values: By dotted key.
+      where: By which messages name what is laid over it.
+
+    Raises:
+      ConfigError: An unknown key, or a value out of its range.
+    """
+    return _laid_over(config.model_dump(mode="json"), values, where, where)
+
+
+def _laid_over(content: dict[str, Any], values: Mapping[str, Any], where: str, origin: str) -> RunConfig:
+    for key, value in values.items():
+        _set(content, key, value, where)
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         at = ".".join(map(str, error.errors()[0]["loc"])) + "."
-        from_flags = any(at.startswith(f"{key}.") for key in given)
-        raise ConfigError(_one_line("flags" if path is None or from_flags else str(path), error)) from error
+        laid = any(at.startswith(f"{key}.") for key in values)
+        raise ConfigError(_one_line(where if laid else origin, error)) from error
+
+
+def differences(one: Any, other: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys at which two contents differ, with both values.
+
+    Example:
+      >>> list(differences({"train": {"lr": 1, "seed": 0}}, {"train": {"lr": 2, "seed": 0}}))
+      [('train.lr', 1, 2)]
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(key), other.get(key), f"{at}.{key}" if at else str(key))
+    elif one != other:
+        yield at, one, other
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -259,12 +347,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _set(content: dict[str, Any], dotted: str, value: Any) -> None:
+def _set(content: dict[str, Any], dotted: str, value: Any, where: str) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ConfigError(f"flags: {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
+            raise ConfigError(f"{where}: {dotted}: expected {section} to be a section, got {content!r}. Check the key.")
     content[key] = value
 
 

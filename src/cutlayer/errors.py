@@ -42,7 +42,17 @@ class UserError(CutlayerError):
 
 
 class ConfigError(UserError, ValueError):
-    """The run file, a flag or an option says something that cannot be done."""
+    """The run file, a flag or an option says something that cannot be done.
+
+    Example:
+      >>> from cutlayer import ConfigError, cut_at, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> try:
+      ...     planned(everyone(), cut_at(9))
+      ... except ConfigError as error:
+      ...     print(error)
+      method.cut: expected 0 to 3, the model's blocks, got 9. Change method.cut.
+    """
 
 
 class DataError(UserError, ValueError):

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import DivergedError, MalformedMessage
-from cutlayer.model.base import Base
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import State
 from cutlayer.types import Adapter
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
@@ -92,18 +92,6 @@ StartedFrom = Callable[[Adapter, Update], Adapter]
 def all_of_it(broadcast: Adapter, _update: Update) -> Adapter:
     """Devices train what they are sent."""
     return broadcast
-
-
-def what_is_left(base: Base) -> StartedFrom:
-    """Devices that prune train what is left of it, and say what that is (`Update.structure`, `Update.ranks_left`)."""
-
-    def started_from(broadcast: Adapter, update: Update) -> Adapter:
-        if update.structure:
-            kept, _ = base.structure.from_tensors(update.structure, update.device)
-            broadcast = base.structure.slice_all(broadcast, kept)
-        return base.at_ranks(broadcast, update.ranks_left)
-
-    return started_from
 
 
 class CompressedLink(Around):
@@ -170,7 +158,7 @@ class CompressedLink(Around):
         message = self._unpack(await self._link.receive())
         if isinstance(message, Update):
             self._answered(message.round)
-        if isinstance(message, Assignment) and message.plan.fresh_moments:
+        if isinstance(message, Assignment) and message.plan.clause(FreshMoments):
             self._lost = {}  # it belongs to factors that are gone
         return message
 

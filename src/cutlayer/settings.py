@@ -15,13 +15,14 @@ from cutlayer.config import RunConfig
 from cutlayer.data.batches import stream_seed
 from cutlayer.data.source import Columns
 from cutlayer.device.own_data import DataSpec
+from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.cost import CostModel
+from cutlayer.model.cost import ShapedCosts
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.packing import CompressedLink, Compression, compression, what_is_left
+from cutlayer.packing import CompressedLink, Compression, compression
 from cutlayer.wire.link import Link
 
 
@@ -104,10 +105,10 @@ def packing(config: RunConfig) -> Compression:
     )
 
 
-def packed(link: Link, codecs: Compression, base: Base, costs: CostModel) -> CompressedLink:
+def packed(link: Link, codecs: Compression, base: Base, costs: ShapedCosts, shape: Shape) -> CompressedLink:
     """An end of a link, of a device or the server, as the run packs what goes through it."""
     return CompressedLink(
-        link, codecs, hidden_size=costs.hidden_size, dtype=costs.dtype, started_from=what_is_left(base)
+        link, codecs, hidden_size=costs.hidden_size, dtype=costs.dtype, started_from=shape.started_from(base)
     )
 
 

@@ -8,6 +8,7 @@ of the server's state, restricted to some devices. A new keeper is one more bran
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ class State:
         return self._mapped(lambda value: value.detach().to("cpu", copy=True))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> State:
-        return State(dict(self.facts), {name: change(value) for name, value in self.tensors.items()})
+        return State(deepcopy(dict(self.facts)), {name: change(value) for name, value in self.tensors.items()})
 
 
 def joined(branches: Mapping[str, State] | Iterable[tuple[str, State]]) -> State:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -51,9 +51,39 @@ def adapted_blocks(ranks: tuple[int, ...]) -> frozenset[int] | None:
     return frozenset(block for block, rank in enumerate(ranks) if rank) if ranks else None
 
 
+class Clause:
+    """A part of a device's plan that one policy adds and one shape reads: a frozen dataclass beside its policy.
+
+    Its fields are plain values: text, whole numbers, numbers, true or false, or tuples of one of these. It travels
+    under the name of its class.
+    """
+
+    kinds: ClassVar[dict[str, type[Clause]]] = {}
+    """Every clause that has been imported, by name: what a device can read of a plan."""
+
+    def __init_subclass__(cls) -> None:
+        known = Clause.kinds.setdefault(cls.__name__, cls)
+        assert known.__module__ == cls.__module__, f"two clauses are called {cls.__name__}"
+        Clause.kinds[cls.__name__] = cls
+
+    @property
+    def other_ranks(self) -> tuple[tuple[int, ...], ...]:
+        """The LoRA ranks with which a device may end a round, besides those of its plan."""
+        return ()
+
+
+C = TypeVar("C", bound=Clause)
+
+
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """What one device does in one round."""
+    """What one device does in one round. What only some methods decide is in clauses.
+
+    Example:
+      >>> from cutlayer import DevicePlan
+      >>> DevicePlan("pi-1", cut=2, ranks=(8, 8, 4)).blocks == {0, 1, 2}
+      True
+    """
 
     device: str
     cut: int = 0
@@ -64,20 +94,27 @@ class DevicePlan:
     """Whether the device holds the final norm and the head too, and so trains alone; its cut is then L."""
     ranks: tuple[int, ...] = ()
     """LoRA rank on each block of the model, 0 for no adapter there; empty for the run's rank on every block."""
-    fresh_moments: bool = False
-    """Whether AdamW's moments begin anew in this round, on the device and on the server."""
-    prune: float = 0.0
-    """The share of each block's heads and FFN channels that the device has removed by this round, below 1."""
-    score: bool = False
-    """Whether the device scores heads and channels as it trains, for a later round to prune by."""
-    prune_to: tuple[int, ...] = ()
-    """LoRA rank on each block that is left if the device prunes its own; empty where it must not."""
-    tail_penalty: float = 0.0
-    """Weight in the loss of the norm of what it would then lose (`policies/self_prune.py`)."""
     micro_batches: int = 1
     """Into how many parts a local step's batch is cut: fewer, where there would be one without a sample."""
     overlap: bool = True
     """Whether the device computes the next micro-batch of a step while one is on its way."""
+    clauses: tuple[Clause, ...] = ()
+    """What else was decided, one clause of a kind."""
+
+    def having(self, clause: Clause) -> DevicePlan:
+        """The plan with this clause, in place of one of its kind.
+
+        Example:
+          >>> from cutlayer.policies.prune import Prune
+          >>> DevicePlan("phone").having(Prune(0.3)).having(Prune(0.5)).clause(Prune)
+          Prune(ratio=0.5, score=True)
+        """
+        others = tuple(one for one in self.clauses if type(one) is not type(clause))
+        return replace(self, clauses=(*others, clause))
+
+    def clause(self, kind: type[C]) -> C | None:
+        """The clause of this kind; None where the plan has none."""
+        return next((one for one in self.clauses if isinstance(one, kind)), None)
 
     @property
     def micro_batch_size(self) -> int:
@@ -110,12 +147,21 @@ class RoundPlan:
     """Who takes part in a round and how. Planners map a plan to a better plan.
 
     `ranks` is the rank of the full adapter on each block, of which a device's are at most as large; empty for the
-    run's rank everywhere. It is the same in every round of a run.
+    run's rank everywhere. It is the same in every round of a run. `deadline_seconds` closes this round after so long,
+    whatever the policy for stragglers says of rounds in general; None leaves it to the policy.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> from cutlayer import DevicePlan, RoundPlan
+      >>> plan = RoundPlan(0, (DevicePlan("pi-1"), DevicePlan("pi-2")))
+      >>> [device.cut for device in plan.with_each(lambda device: replace(device, cut=2)).devices]
+      [2, 2]
     """
 
     round: int
     devices: tuple[DevicePlan, ...] = ()
     ranks: tuple[int, ...] = ()
+    deadline_seconds: float | None = None
 
     def with_each(self, change: Callable[[DevicePlan], DevicePlan]) -> RoundPlan:
         return replace(self, devices=tuple(change(device) for device in self.devices))
@@ -130,6 +176,23 @@ class Kept:
 
     heads: tuple[tuple[int, ...], ...]
     channels: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """What a device runs in a local step, for the cost model. A shape of a round says it of its own steps.
+
+    Attributes:
+      forwards: forward passes over the batch.
+      at_once: how many of these run at the same time, as one larger batch.
+      backward: whether it runs backward too, for which a forward pass keeps a graph.
+      removed: the share of each block's heads and FFN channels that is gone from its model.
+    """
+
+    forwards: int = 1
+    at_once: int = 1
+    backward: bool = True
+    removed: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +252,7 @@ class StepRecord:
     flops: float = 0.0  # forward and backward, as counted for the machine that did them
     memory_bytes: int = 0  # of its part, as the cost model predicts it
     step_network_seconds: float = 0.0  # of network_seconds: for local steps, without the adapters of a round
-    saved_flops: float = 0.0  # that the server's kept activations spared the device
-    saved_bytes: int = 0  # of bytes_up, likewise
-    prune: float = 0.0
-    change: float = 0.0  # where it scores its units, Frobenius norm of what the round changed in its LoRA factors
-    ranks_left: tuple[int, ...] = ()  # where it may prune its own ranks: those it ended the round with
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the method observes of it; JSON can hold it
     dropped_messages: int = 0  # of earlier rounds, that came when those were over
     late: bool = False  # it had not finished when its round was closed: what counts of its work stands here, if any
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ def figures(
     spent = {key: {"mean": seconds} for key in ("virtual_seconds", "bytes", "flops")}
     return {
         "label": label,
-        "final": {"accuracy": {"mean": accuracy}},
+        "final": {"accuracy": {"mean": accuracy, "spread": None}},
         "totals": spent,
         "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}},
         "server_bytes": int(seconds * 100),
         "folders": folders,
+        "bytes_down": {"mean": 100 * seconds},
+        "facts": {"server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
     }
 
 
@@ -94,3 +97,20 @@ def test_a_fleet_of_its_own_is_written_where_runs_are_kept(tmp_path: Path) -> No
         fleet = load_fleet(claims.fleet_file(name, tmp_path))
         assert fleet.name == name
         assert any(len(device.modes) > 1 for device in fleet.devices)
+
+
+def test_a_broadcast_is_counted_once() -> None:
+    figure, (trial,) = claims.CLAIMS["epsl"]
+    psl, shared = figures("a", accuracy=0.5, seconds=1.0), figures("b", accuracy=0.6, seconds=1.5)
+    backward, received, sent, accuracy = figure(trial, [psl, shared])
+    assert (backward.ours, received.ours) == ("x 1.500", "x 1.500")
+    assert sent.ours == "x 1.250"
+    assert accuracy.ours == "+10.0 +- 0.0 (0.600 / 0.500)"
+
+
+def test_facts_are_summed_over_a_run_and_averaged_over_runs(tmp_path: Path) -> None:
+    for run, numbers in (("one", (1, 2)), ("two", (3, 4))):
+        (tmp_path / run).mkdir()
+        rows = [{"devices": {"a": {"facts": {"bytes": number}}, "b": {"facts": {"ranks": [1]}}}} for number in numbers]
+        (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert claims.facts_of(tmp_path, {"runs": [{"folder": "one"}, {"folder": "two"}]}) == {"bytes": 5.0}

@@ -133,7 +133,7 @@ def test_stopped_half_way_and_begun_again_it_comes_to_the_same(
         if row["round"] == 0:
             raise KeyboardInterrupt
 
-    with mock.patch("cutlayer.compare.progress.Progress.round_done", stop):
+    with mock.patch("cutlayer.comparing.progress.Progress.round_done", stop):
         ran = run("compare", *flags(made_once, out))
     assert (ran.code, ran.err) == (130, f"interrupted: the same command goes on; what was done is in {out}\n")
     assert not (out / "compare.json").exists()
@@ -146,7 +146,7 @@ def test_stopped_half_way_and_begun_again_it_comes_to_the_same(
 
 FAILS_WITH_VANILLA = """
 import io, json, sys
-from cutlayer.compare import one_run
+from cutlayer.comparing import one_run
 line = sys.stdin.readline()
 if json.loads(line)["method"]["name"] == "vanilla" and json.loads(line)["train"]["seed"] == 1:
     sys.exit("error: round 0: expected a finite loss, got nan. Lower <the> rate.")
@@ -159,7 +159,7 @@ def test_a_run_that_fails_leaves_a_report_of_the_others(made_once: World, tmp_pa
     """Of the methods of which every run ended; it names what failed, and the same command tries again."""
     out = tmp_path / "out"
     asked = flags(made_once, out, "--rounds", 1, "--seeds", 2)
-    with mock.patch("cutlayer.compare.pool.COMMAND", (sys.executable, "-c", FAILS_WITH_VANILLA)):
+    with mock.patch("cutlayer.comparing.pool.COMMAND", (sys.executable, "-c", FAILS_WITH_VANILLA)):
         ran = run("compare", *asked)
     assert ran.code == 1
     problem = "round 0: expected a finite loss, got nan. Lower <the> rate."
@@ -179,7 +179,7 @@ def test_a_run_that_fails_leaves_a_report_of_the_others(made_once: World, tmp_pa
 
 def test_where_every_run_fails_there_is_no_report(made_once: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with mock.patch("cutlayer.compare.pool.COMMAND", (sys.executable, "-c", "raise SystemExit(2)")):
+    with mock.patch("cutlayer.comparing.pool.COMMAND", (sys.executable, "-c", "raise SystemExit(2)")):
         ran = run("compare", *flags(made_once, out, "--rounds", 1))
     assert ran.code == 2
     assert "got 2 that failed; the first is memsfl-seed0: exit code 2." in ran.err

@@ -1,4 +1,4 @@
-"""`cutlayer join` with wrong input: one line, exit code 2, nothing written. Whole runs are in tests/test_serve.py."""
+"""`cutlayer join` with wrong input: one line, exit code 2, nothing written. Whole runs: run/test_served.py."""
 
 from __future__ import annotations
 

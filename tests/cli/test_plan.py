@@ -18,10 +18,10 @@ from cutlayer.config import read_config
 from cutlayer.methods.table import build_method
 from cutlayer.model.source import Weights
 from cutlayer.report.human import human_bytes, human_seconds
-from cutlayer.run.inputs import RunInputs, prepare
+from cutlayer.run.inputs import RunInputs, method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import Rehearsed
-from cutlayer.run.run import method_of, situation_of
+from cutlayer.run.run import situation_of
 from cutlayer.server.forecast import Forecast
 
 

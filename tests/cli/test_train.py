@@ -202,7 +202,7 @@ def test_ctrl_c_says_how_to_go_on(world: World) -> None:
 
 def test_local_only_ends_with_an_adapter_for_every_device(world: World) -> None:
     flags = [*world.classification(), "--method", "local_only", "--rounds", 2]
-    with mock.patch("cutlayer.run.evaluate", wraps=evaluate) as evaluated:
+    with mock.patch("cutlayer.run.run.evaluate", wraps=evaluate) as evaluated:
         assert run("train", *flags, "--quiet").code == 0
     assert evaluated.call_count == 1 + 2 * 2, "what the last round's evaluation said is not asked again"
     folder = world.out

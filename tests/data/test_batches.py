@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cutlayer.data.batches import POOL_BATCHES, Batches, evaluation_batches, parts_of
 from cutlayer.data.tasks import Ragged, Samples
 from cutlayer.errors import CheckpointError, DataError
+from cutlayer.state import State
 from cutlayer.testing.tiny import random_batch
 
 PAD = 99
@@ -57,9 +58,9 @@ def test_every_row_once_per_epoch_whatever_sizes_are_asked_for(
     for epoch in range(2):
         given_out: list[int] = []
         for turn in range(1000):
-            assert batches.state_dict()["epoch"] == epoch
+            assert batches.state().facts["epoch"] == epoch
             given_out += batches.next(sizes[turn % len(sizes)]).indices
-            if batches.state_dict()["epoch"] > epoch:
+            if batches.state().facts["epoch"] > epoch:
                 break
         assert sorted(given_out) == rows
 
@@ -84,7 +85,7 @@ def test_resumed_anywhere_is_never_stopped(num_before: int, num_after: int) -> N
     never_stopped, resumed = stream(lengths), stream(lengths)
     for _ in range(num_before):
         never_stopped.next()
-    resumed.load_state_dict(json.loads(json.dumps(never_stopped.state_dict())))
+    resumed.load(State(json.loads(json.dumps(never_stopped.state().facts))))
     for _ in range(num_after):
         one, other = never_stopped.next(), resumed.next()
         assert one.indices == other.indices
@@ -96,7 +97,7 @@ def test_resumed_anywhere_is_never_stopped(num_before: int, num_after: int) -> N
 )
 def test_a_place_in_another_stream(state: dict[str, int]) -> None:
     with pytest.raises(CheckpointError, match="expected a place in a stream of 8 samples"):
-        stream([5] * 8).load_state_dict(state)
+        stream([5] * 8).load(State(state))
 
 
 def test_epochs_and_seeds_differ_and_the_same_seed_does_not() -> None:

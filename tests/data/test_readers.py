@@ -221,7 +221,7 @@ def test_a_device_loads_no_library_of_tables_or_charts(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n')
     (tmp_path / "a.csv").write_text("text,label\na,1\n")
     program = (
-        "import sys, cutlayer.join\n"
+        "import sys, cutlayer.joining\n"
         "from cutlayer.data.source import load_tables\n"
         "for data in sys.argv[1:]: assert load_tables(data).train.cells('text')\n"
         "heavy = 'datasets', 'pandas', 'pyarrow', 'matplotlib', 'tensorboard', 'scipy', 'sklearn'\n"

@@ -13,10 +13,13 @@ from bases import open_base
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.store import FolderStore, MemoryStore, Store
+from cutlayer.device.talks.local import SHAPE
 from cutlayer.errors import CheckpointError
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.packing import CompressedLink, compression
+from cutlayer.policies.moments import FreshMoments
+from cutlayer.state import State
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.messages import Assignment, Close, Message, Update
@@ -58,7 +61,7 @@ class Process:
 
     def __init__(self, base: Base, store: Store) -> None:
         self.base, self.wire = base, Wire(store)
-        self.device: Device = device_for(base, BATCHES)
+        self.device: Device = device_for(base, BATCHES, shape=SHAPE)
         committing = CommittingLink(self.wire, store)
         self.link = CompressedLink(committing, compression(adapters="topk:0.1"), hidden_size=16, dtype=torch.float32)
         committing.attach(self.device, self.link)
@@ -89,8 +92,8 @@ class Process:
         return update
 
     def outcome(self) -> tuple[int, Adapter, Adapter, Adapter]:
-        cursor, moments = self.device.state()
-        return cursor["next"], moments, self.link.state(), self.last.adapter
+        device, packing = self.device.state(), self.link.state()
+        return device.branch("data").facts["next"], device.tensors, packing.tensors, self.last.adapter
 
 
 def assert_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
@@ -186,11 +189,11 @@ def test_fresh_moments_owe_nothing(bert: Base) -> None:
     process = Process(bert, MemoryStore())
     process.play(0, None)
     process.play(1, 0, send=False)
-    assert process.link.state()
-    plan = DevicePlan("device-0", bert.num_blocks, 4, STEPS, head=True, fresh_moments=True)
+    assert process.link.state().tensors
+    plan = DevicePlan("device-0", bert.num_blocks, 4, STEPS, head=True).having(FreshMoments())
     adapter = bert.initial_adapter(0)
     process.device.begin(Assignment("run", 2, "device-0", plan, (1e-2,) * STEPS, adapter, counted=0))
-    assert process.link.state() == {}
+    assert process.link.state() == State()
 
 
 def test_a_state_that_is_lost_says_what_to_do(bert: Base, tmp_path: Path) -> None:

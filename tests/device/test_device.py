@@ -15,9 +15,11 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
+from cutlayer.policies.trains import Trains
+from cutlayer.state import State
 from cutlayer.testing.tiny import BLOCKS, random_batch
-from cutlayer.types import Adapter, Batch, DevicePlan, Event
-from cutlayer.wire.messages import Activations, Assignment, Gradients, Recall
+from cutlayer.types import Adapter, DevicePlan, Event
+from cutlayer.wire.messages import Activations, Assignment, Gradients
 from ends import ADAMW, device_for
 
 ModelMaker = Callable[[str, str], Path]
@@ -42,10 +44,23 @@ def gradients_for(activations: Activations) -> Gradients:
 
 
 def local_step(device: Device, step: int) -> Activations:
-    device.draw()
-    activations = run_virtual(device.forward(step))
-    run_virtual(device.backward(gradients_for(activations)))
-    return activations
+    """A step of a device whose batch is one part."""
+
+    async def run() -> Activations:
+        batch = device.draw()
+        h_BTD = await device.bottom(batch, step)
+        activations = device.activations(batch, h_BTD, step)
+        device.count(batch)
+        await device.back(batch, h_BTD, gradients_for(activations).grad_BTD, step, moves=True)
+        return activations
+
+    return run_virtual(run())
+
+
+def sent_by(device: Device, step: int) -> Activations:
+    """What a device would send first in a step."""
+    batch = device.draw()
+    return device.activations(batch, run_virtual(device.bottom(batch, step)), step)
 
 
 def by_hand(base: Base, cut: int, settings: TrainSettings = ADAMW) -> Adapter:
@@ -64,8 +79,7 @@ def by_hand(base: Base, cut: int, settings: TrainSettings = ADAMW) -> Adapter:
 def test_it_sends_the_batch_as_it_leaves_its_part(cut: int, bert: Base) -> None:
     device = device_for(bert, BATCHES)
     device.begin(assignment(bert, cut, round=5))
-    device.draw()
-    sent = run_virtual(device.forward(1))
+    sent = sent_by(device, 1)
     part = bert.device_part(cut)
     part.use(moved_adapter(bert))
     assert torch.equal(sent.h_BTD, part.forward(model_inputs(BATCHES[0])))
@@ -121,9 +135,10 @@ def test_a_device_without_blocks_trains_nothing_and_counts(bert: Base) -> None:
     events: list[Event] = []
     device = device_for(bert, BATCHES, events)
     device.begin(assignment(bert, 0))
-    device.draw()
-    run_virtual(device.forward(0))
-    run_virtual(device.backward(Gradients("run", 0, 0, "device-0", None, 0.5)))
+    batch = device.draw()
+    h_BTD = run_virtual(device.bottom(batch, 0))
+    device.count(batch)
+    run_virtual(device.back(batch, h_BTD, None, 0, moves=True))
     update = device.update()
     assert update.adapter == {}
     assert (update.samples, update.weight) == (2, 2)
@@ -146,10 +161,140 @@ def test_every_piece_of_work_is_an_event(bert: Base) -> None:
 def test_the_graph_is_gone_after_the_step(bert: Base) -> None:
     device = device_for(bert, BATCHES)
     device.begin(assignment(bert, 2))
-    activations = local_step(device, 0)
-    assert not device._graphs
-    with pytest.raises(IndexError):
-        run_virtual(device.backward(gradients_for(activations)))
+    batch = device.draw()
+    h_BTD = run_virtual(device.bottom(batch, 0))
+    grad_BTD = torch.ones_like(h_BTD)
+    run_virtual(device.back(batch, h_BTD, grad_BTD, 0, moves=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        run_virtual(device.back(batch, h_BTD, grad_BTD, 0, moves=True))
+
+
+def test_without_a_graph_nothing_can_be_followed_back(bert: Base) -> None:
+    device = device_for(bert, BATCHES)
+    device.begin(assignment(bert, 2))
+    batch = device.draw()
+    h_BTD = run_virtual(device.bottom(batch, 0, graph=False))
+    assert not h_BTD.requires_grad
+    assert torch.equal(h_BTD, run_virtual(device.bottom(batch, 0)))
+
+
+def test_an_adapter_moves_with_the_last_part_of_a_step(bert: Base) -> None:
+    device = device_for(bert, BATCHES)
+    device.begin(assignment(bert, 2))
+    batch, before = device.draw(), device.update().adapter
+    for moves in (False, True):
+        assert all(torch.equal(value, before[name]) for name, value in device.update().adapter.items())
+        h_BTD = run_virtual(device.bottom(batch, 0))
+        run_virtual(device.back(batch, h_BTD, torch.ones_like(h_BTD), 0, moves=moves))
+    assert not any(torch.equal(value, before[name]) for name, value in device.update().adapter.items())
+
+
+def test_a_batch_that_is_put_back_is_drawn_again(bert: Base) -> None:
+    """A step that is not done to its end does not count."""
+    device = device_for(bert, BATCHES)
+    device.begin(assignment(bert, 2))
+    local_step(device, 0)
+    before = device.state().branch("data")
+    second = device.draw()
+    device.take_back()
+    assert device.state().branch("data") == before
+    assert device.draw() is second
+    assert (device.update().samples, device.update().weight) == (2, 2)
+
+
+def test_forward_passes_aside_cost_a_share_of_a_step(bert: Base) -> None:
+    events: list[Event] = []
+    device = device_for(bert, BATCHES, events)
+    device.begin(assignment(bert, 2, round=3))
+    batch = device.draw()
+    assert run_virtual(device.forwards(lambda: "done", batch, 1, like=lambda: "nothing", share=0.25)) == "done"
+    run_virtual(device.bottom(batch, 1, share=0.75))
+    assert [(event.what, event.round, event.step) for event in events] == [("forward", 3, 1)] * 2
+    whole = 1e6 * 2.1 * 12 * 2
+    assert [event.flops for event in events] == pytest.approx([0.25 * whole, 0.75 * whole])
+
+
+def test_a_plan_may_say_gradient_descent(bert: Base) -> None:
+    """Then a step is w - lr g, and no moments are kept."""
+    device, given = device_for(bert, BATCHES), assignment(bert, 2)
+    device.begin(replace(given, plan=given.plan.having(Trains())))
+    start = {name: value.clone() for name, value in device.update().adapter.items()}
+    local_step(device, 0)
+    assert device.state().branch("moments") == State()
+    trainable, part = Trainable(start, ADAMW.optimizer), bert.device_part(2)
+    part.use(trainable.parameters)
+    h_BTD = part.forward(model_inputs(BATCHES[0]))
+    h_BTD.backward(torch.linspace(-1, 1, h_BTD.numel()).reshape(h_BTD.shape))
+    for name, value in device.update().adapter.items():
+        gradient = trainable.parameters[name].grad
+        assert gradient is not None
+        assert torch.equal(value, start[name].add(gradient, alpha=-RATES[0]))
+    device.begin(assignment(bert, 2, round=1))
+    local_step(device, 0)
+    assert steps_in(device) == {1.0}, "the next round's plan says nothing: AdamW"
+
+
+def test_a_talk_may_change_what_is_loaded(bert: Base) -> None:
+    device = device_for(bert, BATCHES)
+    device.begin(assignment(bert, 2), lambda adapter: {name: value * 2 for name, value in adapter.items()})
+    full = moved_adapter(bert)
+    assert all(torch.equal(value, 2 * full[name]) for name, value in device.update().adapter.items())
+    assert all(torch.equal(value, 2 * full[name]) for name, value in device.broadcast.items())
+
+
+def test_an_update_says_what_the_talk_says(bert: Base) -> None:
+    device = device_for(bert, BATCHES)
+    device.begin(assignment(bert, 2))
+    said = device.update({"fact": torch.ones(2)}, adapter={})
+    assert (set(said.facts), said.adapter) == ({"fact"}, {})
+    assert device.update().facts == {}
+
+
+def test_before_a_round_it_may_go_back(bert: Base) -> None:
+    """What goes back may also say more of the assignment (`commit.py`)."""
+    device = device_for(bert, BATCHES)
+    device.before_round = lambda given: replace(given, learning_rates=(0.5, 0.5))
+    device.begin(assignment(bert, 2))
+    assert device.now.learning_rates == (0.5, 0.5)
+
+
+def test_a_device_that_trains_alone_says_its_loss(bert: Base) -> None:
+    device, batches = device_for(bert, BATCHES), BATCHES[:2]
+    plan = DevicePlan("device-0", BLOCKS, 3, 2, head=True)
+    device.begin(Assignment("run", 0, "device-0", plan, RATES, moved_adapter(bert)))
+    trainable, losses, called = Trainable(moved_adapter(bert), ADAMW.optimizer), [], []
+    for step, batch in enumerate(batches):
+        run_virtual(
+            device.train(step, before_step=lambda: called.append("before"), after_step=lambda: called.append("after"))
+        )
+        whole = bert.whole()
+        whole.use(trainable.parameters)
+        loss = whole.loss(batch)
+        loss.backward()
+        trainable.step(RATES[step])
+        losses.append(float(loss.detach()))
+    update, expected = device.update(), trainable.adapter()
+    assert all(torch.equal(update.adapter[name], expected[name]) for name in expected)
+    assert (update.steps, update.samples, update.weight) == (2, 5, 5)
+    assert update.loss == (losses[0] * 2 + losses[1] * 3) / 5
+    assert called == ["before", "after"] * 2
+
+
+def test_a_gradient_may_be_added_to_before_a_step(bert: Base) -> None:
+    def trained(before_step: Callable[[Device], None]) -> Adapter:
+        device = device_for(bert, BATCHES)
+        plan = DevicePlan("device-0", BLOCKS, 3, 1, head=True)
+        device.begin(Assignment("run", 0, "device-0", plan, RATES[:1], moved_adapter(bert)))
+        run_virtual(device.train(0, before_step=lambda: before_step(device)))
+        return device.update().adapter
+
+    def forget(device: Device) -> None:
+        for parameter in device.trainable.parameters.values():
+            parameter.grad = None
+
+    start = moved_adapter(bert)
+    assert all(torch.equal(value, start[name]) for name, value in trained(forget).items())
+    assert not any(torch.equal(value, start[name]) for name, value in trained(lambda _device: None).items())
 
 
 def test_each_batch_is_of_the_size_that_the_plan_asks(bert: Base) -> None:
@@ -183,8 +328,7 @@ def test_dropout_is_drawn_for_each_step_of_each_device(tiny_model: ModelMaker) -
     def sent(*, name: str = "device-0", seed: int = 0, round: int = 0, step: int = 0) -> torch.Tensor:
         device = device_for(base, BATCHES, settings=TrainSettings(OptimizerSettings(), seed=seed), name=name)
         device.begin(assignment(base, 2, round=round))
-        device.draw()
-        return run_virtual(device.forward(step)).h_BTD
+        return sent_by(device, step).h_BTD
 
     assert torch.equal(sent(), sent())
     for other in (sent(name="device-1"), sent(seed=1), sent(round=1), sent(step=1)):
@@ -195,7 +339,7 @@ def test_dropout_is_drawn_for_each_step_of_each_device(tiny_model: ModelMaker) -
 
 
 def steps_in(device: Device) -> set[float]:
-    return {float(value) for name, value in device.state()[1].items() if name.endswith("#step")}
+    return {float(value) for name, value in device.state().branch("moments").tensors.items() if name.endswith("#step")}
 
 
 @pytest.mark.parametrize(("keep", "count"), [(True, 4.0), (False, 2.0)])
@@ -233,67 +377,9 @@ def test_a_device_goes_on_from_its_state(bert: Base) -> None:
     one.begin(assignment(bert, 2))
     for step in range(2):
         local_step(one, step)
-    cursor, moments = one.state()
-    moments = {name: value.clone() for name, value in moments.items()}
+    state = one.state().copied()
     other = device_for(bert, BATCHES)
-    other.load_state(dict(cursor), moments)
+    other.load(state)
     (sent, trained), (again, retrained) = second_round(one), second_round(other)
     assert torch.equal(sent, again)
     assert all(torch.equal(trained[name], retrained[name]) for name in trained)
-
-
-# ------------------------------------------------------------------ a device that only runs forward
-
-
-def frozen(base: Base, *, round: int = 0) -> Assignment:
-    plan = DevicePlan("device-0", 2, 4, local_steps=2, ranks=(0, 0, 8))
-    return Assignment("run", round, "device-0", plan, (0.01, 0.01), {})
-
-
-def numbered(*, again: int = 1) -> list[Batch]:
-    """Two batches of different samples, so many times over."""
-    batches = [random_batch("classification", seed=seed, samples=4) for seed in range(2)]
-    return [replace(batch, indices=tuple(range(4 * i, 4 * i + 4))) for i, batch in enumerate(batches)] * again
-
-
-def test_a_streaming_device_forgets_what_it_sent(bert: Base) -> None:
-    device = device_for(bert, numbered())
-    device.begin(frozen(bert))
-    sent = [run_virtual(device.stream(step, kept=False)) for step in range(2)]
-    part = bert.device_part(2, frozenset())
-    for step, (message, batch) in enumerate(zip(sent, numbered(), strict=True)):
-        assert isinstance(message, Activations)
-        assert torch.equal(message.h_BTD, part.forward(model_inputs(batch)))
-        assert (message.step, message.weight, message.rows_B) == (step, batch.weight, None)
-    update = device.update()
-    assert (update.adapter, update.steps, update.samples, update.weight) == ({}, 0, 8, 8)
-
-
-def test_a_sample_is_computed_and_sent_once(bert: Base) -> None:
-    """From then on it has a name; in another batch too, unless something in that batch is new."""
-    first, second = numbered()
-    mixed = replace(second, indices=(0, 1, 4, 5))
-    partly_new = replace(second, indices=(0, 1, 4, 99))
-    events: list[Event] = []
-    device = device_for(bert, [first, second, mixed, partly_new, partly_new], events)
-    device.begin(frozen(bert))
-    sent = [run_virtual(device.stream(step, kept=True)) for step in range(5)]
-    assert [type(message) for message in sent] == [Activations, Activations, Recall, Activations, Recall]
-    assert [message.rows_B.tolist() for message in sent] == [  # type: ignore[union-attr]
-        [0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 4, 5], [0, 1, 4, 99], [0, 1, 4, 99],
-    ]  # fmt: skip
-    assert sent[2].num_tokens == mixed.num_tokens  # type: ignore[union-attr]
-    assert len([event for event in events if event.what == "forward"]) == 3
-    assert device.update().samples == 20
-
-
-def test_what_was_sent_is_in_its_state(bert: Base) -> None:
-    one, other = (device_for(bert, numbered(again=2)) for _ in range(2))
-    one.begin(frozen(bert))
-    for step in range(2):
-        run_virtual(one.stream(step, kept=True))
-    cursor, moments = one.state()
-    assert cursor["sent"] == list(range(8))
-    other.load_state(cursor, moments)
-    other.begin(frozen(bert, round=1))
-    assert isinstance(run_virtual(other.stream(0, kept=True)), Recall)

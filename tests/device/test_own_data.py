@@ -96,7 +96,7 @@ def test_devices_with_their_own_files_and_a_server_without_are_the_simulated_run
             one, other = mine.next(), its.next()
             assert_same(one, other)
             assert [simulated.parts[index][row] for row in one.indices] == list(other.indices)
-            assert mine.state_dict() == its.state_dict()
+            assert mine.state() == its.state()
 
 
 def read(inputs: Path, path: Path, spec: DataSpec = SPEC) -> OwnData:

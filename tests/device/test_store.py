@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutlayer.device.store import DeviceState, FolderStore, MemoryStore, Store
+from cutlayer.device.store import FolderStore, MemoryStore, Store
 from cutlayer.errors import CheckpointError
+from cutlayer.state import State, joined
 from cutlayer.types import Adapter
 
 Maker = Callable[[], Store]
@@ -25,19 +26,22 @@ def tensors(seed: int, *names: str) -> Adapter:
     return {name: torch.randn(3, 2, generator=generator) for name in names}
 
 
-def state(seed: int) -> DeviceState:
-    cursor = {"epoch": seed, "position": 3, "sent": [1, 2]}
-    return DeviceState(cursor, tensors(seed, "a#exp_avg", "pruning/kept"), tensors(seed + 100, "a"))
+def state(seed: int) -> State:
+    device = {
+        "data": State({"epoch": seed, "position": 3}),
+        "moments": State(tensors=tensors(seed, "a#exp_avg")),
+        "talk": State({"sent": [1, 2]}, tensors(seed + 50, "kept")),
+    }
+    return joined({"device": joined(device), "packing": State(tensors=tensors(seed + 100, "a"))})
 
 
 def same(one: Adapter, other: Adapter) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def assert_same(one: DeviceState, other: DeviceState) -> None:
-    assert one.cursor == other.cursor
-    assert same(one.moments, other.moments)
-    assert same(one.lost, other.lost)
+def assert_same(one: State, other: State) -> None:
+    assert one.facts == other.facts
+    assert same(one.tensors, other.tensors)
 
 
 def test_states_come_back(store: Store) -> None:
@@ -56,12 +60,12 @@ def test_states_come_back(store: Store) -> None:
 def test_what_is_kept_does_not_train_on(store: Store) -> None:
     live = state(1)
     store.save(1, live)
-    live.moments["a#exp_avg"].add_(1)
-    live.cursor["position"] = 99
+    live.tensors["device/moments/a#exp_avg"].add_(1)
+    live.facts["device"]["data"]["position"] = 99
     assert_same(store.load(1), state(1))
     loaded = store.load(1)
-    loaded.moments["a#exp_avg"].add_(1)
-    loaded.cursor["position"] = 99
+    loaded.tensors["device/moments/a#exp_avg"].add_(1)
+    loaded.facts["device"]["data"]["position"] = 99
     assert_same(store.load(1), state(1))
 
 

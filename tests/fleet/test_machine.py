@@ -19,7 +19,9 @@ def test_work_takes_its_flops_over_the_speed() -> None:
     async def program() -> tuple[str, float, float]:
         machine = ModelledMachine("phone", 2e9, events.append)
         await asyncio.sleep(1)
-        result = await machine.run(lambda: "result", what="forward", flops=3e9, round=4, step=5, peer="server")
+        result = await machine.run(
+            lambda: "result", like=str, what="forward", flops=3e9, round=4, step=5, peer="server"
+        )
         return result, now(), machine.busy_seconds
 
     assert run_virtual(program()) == ("result", 2.5, 1.5)
@@ -37,7 +39,7 @@ def test_one_piece_of_work_at_a_time_first_come_first_served() -> None:
             def work() -> None:
                 done.append((name, now()))
 
-            await machine.run(work, what=name, flops=flops, round=0, step=None)
+            await machine.run(work, like=lambda: None, what=name, flops=flops, round=0, step=None)
 
         await asyncio.gather(use("a", 4), use("b", 2), use("c", 1))
         return machine.busy_seconds
@@ -50,7 +52,7 @@ def test_one_piece_of_work_at_a_time_first_come_first_served() -> None:
 def test_two_machines_work_at_once() -> None:
     async def program() -> float:
         machines = [ModelledMachine(name, 1.0, lambda event: None) for name in "ab"]
-        await asyncio.gather(*(m.run(int, what="step", flops=5, round=0, step=0) for m in machines))
+        await asyncio.gather(*(m.run(int, like=int, what="step", flops=5, round=0, step=0) for m in machines))
         return now()
 
     assert run_virtual(program()) == 5
@@ -74,9 +76,9 @@ def test_an_error_comes_out_at_once_and_the_machine_stays_usable(
         machine = build(events.append)
         start = now()
         with pytest.raises(ZeroDivisionError):
-            await machine.run(lambda: 1 / 0, what="step", flops=9, round=0, step=0)
+            await machine.run(lambda: 1 / 0, like=float, what="step", flops=9, round=0, step=0)
         failed = now() - start
-        assert await machine.run(lambda: 7, what="step", flops=0, round=0, step=1) == 7
+        assert await machine.run(lambda: 7, like=int, what="step", flops=0, round=0, step=1) == 7
         if isinstance(machine, RealMachine):
             machine.close()
         return failed
@@ -89,8 +91,8 @@ def test_work_that_is_cancelled_frees_the_machine() -> None:
     async def program() -> tuple[float, float]:
         machine = ModelledMachine("phone", 1.0, lambda event: None)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(machine.run(int, what="step", flops=9, round=0, step=0), timeout=2)
-        await machine.run(int, what="step", flops=1, round=0, step=1)
+            await asyncio.wait_for(machine.run(int, like=int, what="step", flops=9, round=0, step=0), timeout=2)
+        await machine.run(int, like=int, what="step", flops=1, round=0, step=1)
         return now(), machine.busy_seconds
 
     assert run_virtual(program()) == (3, 1)
@@ -113,7 +115,10 @@ def test_the_real_machine_keeps_one_thread_and_leaves_the_loop_free() -> None:
         async def let_go() -> None:
             release.set()  # runs only if the loop is not held up by the work
 
-        runs = [machine.run(partial(work, name), what="step", flops=0, round=0, step=name) for name in range(3)]
+        runs = [
+            machine.run(partial(work, name), like=lambda: None, what="step", flops=0, round=0, step=name)
+            for name in range(3)
+        ]
         await asyncio.gather(*runs, let_go())
         machine.close()
         return machine.busy_seconds
@@ -137,7 +142,7 @@ def test_works_in_turn_let_nobody_between_them() -> None:
 
         def works(name: str) -> list[Work]:
             pieces = (("forward", 2.0), ("backward", 3.0))
-            return [Work(partial(done.append, f"{name} {what}"), what, flops) for what, flops in pieces]
+            return [Work(partial(done.append, f"{name} {what}"), lambda: None, what, flops) for what, flops in pieces]
 
         await asyncio.gather(*(m.run_in_turn(works(name), round=1, step=2) for name, m in machines.items()))
         return now(), machines["a"].busy_seconds
@@ -159,7 +164,7 @@ def test_works_in_turn_give_their_results_in_turn(build: Callable[[Recorder], Mo
 
     async def program() -> list[int]:
         machine = build(events.append)
-        works = [Work(lambda number=number: number, "step", 1.0) for number in range(3)]  # type: ignore[misc]
+        works = [Work(lambda number=number: number, int, "step", 1.0) for number in range(3)]  # type: ignore[misc]
         results = await machine.run_in_turn(works, round=0, step=0)
         if isinstance(machine, RealMachine):
             machine.close()
@@ -167,3 +172,23 @@ def test_works_in_turn_give_their_results_in_turn(build: Callable[[Recorder], Mo
 
     assert asyncio.run(program()) == [0, 1, 2] if build is real else run_virtual(program()) == [0, 1, 2]
     assert [event.flops for event in events] == [1.0] * 3
+
+
+@pytest.mark.parametrize("build", [modelled, real])
+def test_a_machine_that_works_never_asks_what_the_work_would_return(
+    build: Callable[[Recorder], ModelledMachine | RealMachine],
+) -> None:
+    """Only a rehearsal does: `like` costs nothing where there is a result."""
+
+    def never() -> int:
+        raise AssertionError("asked")
+
+    async def program() -> list[int]:
+        machine = build(lambda event: None)
+        alone = await machine.run(lambda: 7, like=never, what="step", flops=1, round=0, step=0)
+        in_turn = await machine.run_in_turn([Work(lambda: 8, never, "step", 1.0)], round=0, step=0)
+        if isinstance(machine, RealMachine):
+            machine.close()
+        return [alone, *in_turn]
+
+    assert (asyncio.run(program()) if build is real else run_virtual(program())) == [7, 8]

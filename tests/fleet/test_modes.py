@@ -56,8 +56,8 @@ def test_work_takes_longer_in_a_slower_mode() -> None:
     async def program() -> None:
         machine = ModelledMachine("jetson-1", 2e9, events.append, mode)
         for round in range(0, 40, 2):
-            await machine.run(int, what="forward", flops=3e9, round=round, step=0)
-            await machine.run_in_turn([Work(int, "backward", 3e9)], round=round + 1, step=0)
+            await machine.run(int, like=int, what="forward", flops=3e9, round=round, step=0)
+            await machine.run_in_turn([Work(int, int, "backward", 3e9)], round=round + 1, step=0)
 
     run_virtual(program())
     lasted = [event.end_seconds - event.start_seconds for event in events]

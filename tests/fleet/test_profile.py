@@ -50,6 +50,15 @@ def test_units_become_base_units(tmp_path: Path) -> None:
     assert (fleet.name, fleet.source, fleet.server.name) == ("lab", "measured", "server")
 
 
+def test_the_servers_connection_may_be_shared(tmp_path: Path) -> None:
+    fleet = load_fleet(write(tmp_path, DEVICE, server=SERVER | {"up_mbit": 8, "down_mbit": 1000}))
+    assert (fleet.server.up_bits_per_second, fleet.server.down_bits_per_second) == (8e6, 1e9)
+    assert fleet.rates(fleet.devices[0]) == (8e6, 50.5e6), "alone, a device has the less of the two"
+    fleet = load_fleet(write(tmp_path, DEVICE))
+    assert (fleet.server.up_bits_per_second, fleet.server.down_bits_per_second) == (None, None)
+    assert fleet.rates(fleet.devices[0]) == (10e6, 50.5e6)
+
+
 def test_what_may_be_left_out(tmp_path: Path) -> None:
     fleet = load_fleet(str(write(tmp_path, DEVICE)))
     assert (fleet.devices[0].max_blocks, fleet.devices[0].data_weight) == (None, 1.0)
@@ -192,9 +201,14 @@ def test_a_device_that_is_wrong(tmp_path: Path, device: object, says: str) -> No
         ({"defaults": {"latency": 1}}, "defaults: expected keys among data_weight"),
         ({"defaults": {"name": "phone"}}, "defaults: expected keys among data_weight"),
         ({"defaults": 3}, "defaults: expected the keys that all devices share"),
-        ({"server": None}, "server: expected keys among efficiency, memory_gib, name, tflops, got None"),
+        ({"server": None}, "server: expected keys among down_mbit, efficiency, memory_gib, name, tflops, up_mbit, got"),
         ({"server": SERVER | {"tflops": -1}}, "server, tflops"),
-        ({"server": SERVER | {"up_mbit": 1}}, "got 'up_mbit'"),
+        (
+            {"server": SERVER | {"up_mbit": 0}},
+            "server, up_mbit: expected the rate of all devices together to the server",
+        ),
+        ({"server": SERVER | {"down_mbit": 1e9}}, "server, down_mbit: expected the rate of the server to all devices"),
+        ({"server": SERVER | {"latency_ms": 1}}, "got 'latency_ms'"),
         ({"source": 7}, "source"),
         ({"sources": "x"}, "expected keys among defaults, devices, server, source, got 'sources'"),
     ],

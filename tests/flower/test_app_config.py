@@ -9,7 +9,7 @@ import pytest
 
 from cutlayer.errors import ConfigError
 from cutlayer.flower.app_config import read_joining, read_serving
-from cutlayer.join import Joining
+from cutlayer.joining import Joining
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower-app" / "pyproject.toml"
 

@@ -13,23 +13,31 @@ from typing import Any
 import pytest
 import torch
 
+from cutlayer.device.talks.pruned import CHANGE
+from cutlayer.device.talks.shrinking import RANKS_LEFT
 from cutlayer.errors import DivergedError, Refused
-from cutlayer.gate.guard import MOST_EVENTS, Guard
-from cutlayer.methods.table import TABLE, build_method
+from cutlayer.gate.forms import MOST_EVENTS, ScriptOf
+from cutlayer.gate.guard import Guard
+from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
-from cutlayer.policies.stragglers import Late, Stragglers, quorum
+from cutlayer.policies.prune import Prune
+from cutlayer.policies.repeat import Repeat
+from cutlayer.policies.self_prune import SelfPrune
+from cutlayer.policies.stragglers import Late, quorum
+from cutlayer.rounds import local, pruned, shrinking, split, stream
 from cutlayer.server.owners import one_per_device
-from cutlayer.testing.playground import WAIT_ALL, Played, fleet_of, play, with_rows
+from cutlayer.testing.playground import WAIT_ALL, fleet_of
 from cutlayer.testing.tiny import LABELS, VOCABULARY, random_batch
-from cutlayer.types import Batch, DevicePlan, Kept, RoundPlan
+from cutlayer.types import DevicePlan, Kept, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Activations, Assignment, Close, Finish, Gradients, Measured, Message, Recall, Update
 from ends import activations_for, server_for
+from watched import guarded_run
 
-STEPS, LONGEST = 2, 10
+LONGEST = 10
 NAN, INF = float("nan"), float("inf")
 ModelMaker = Callable[[str, str], Path]
 
@@ -52,67 +60,6 @@ def llama(tiny_model: ModelMaker) -> Base:
 # ------------------------------------------------------------------ honest devices
 
 
-class PlannedBatches:
-    """As many samples as the plan says, as real devices draw them; two epochs over the same rows."""
-
-    def __init__(self, task: str, seed: int) -> None:
-        self._task, self._seed, self._next = task, seed, 0
-        self.all = [random_batch(task, seed=seed)]  # for the label counts of the fleet
-
-    def next(self, batch_size: int | None = None) -> Batch:
-        size, number = batch_size or 4, self._next
-        self._next += 1
-        tokens = 8 + 2 * (number % 2)
-        return with_rows(
-            random_batch(self._task, seed=self._seed + number, samples=size, tokens=tokens), first=size * (number % 2)
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
-
-
-class Watched(Guard):
-    """A guard that keeps what it was shown and how long a frame it allowed."""
-
-    def __init__(self, *args: Any, seen: list[tuple[Assignment, int, Message]], **facts: Any) -> None:
-        super().__init__(*args, **facts)
-        self._seen = seen
-
-    def check_form(self, message: Message) -> Message:
-        self._seen.append((self._now, self.frame_limit(), super().check_form(message)))
-        return message
-
-
-def guarded_run(
-    base: Base,
-    method: str,
-    codecs: Compression = UNCOMPRESSED,
-    stragglers: Stragglers = WAIT_ALL,
-    micro_batches: int = 1,
-    **options: object,
-) -> tuple[Played, list[tuple[Assignment, int, Message]]]:
-    """A run of three devices whose every message passes a guard; and what the guards saw."""
-    fleet, seen = fleet_of(3), list[tuple[Assignment, int, Message]]()
-    streams: Any = {d.name: PlannedBatches(base.settings.task, 100 * i) for i, d in enumerate(fleet.devices)}
-    built = build_method(method, options, 0)
-    rounds = 3
-    return play(
-        base,
-        built,
-        fleet,
-        streams,
-        rounds=rounds,
-        local_steps=STEPS,
-        compression=codecs,
-        stragglers=stragglers,
-        micro_batches=micro_batches,
-        guard=lambda *args, **facts: Watched(*args, seen=seen, **facts),
-    ), seen
-
-
 @pytest.mark.parametrize("method", sorted(TABLE))
 def test_every_method_passes(method: str, bert: Base) -> None:
     """Unchanged, and within the frame limit, which the longest message of full size reaches."""
@@ -123,7 +70,7 @@ def test_every_method_passes(method: str, bert: Base) -> None:
 
 def test_devices_that_prune_their_ranks_pass(bert: Base) -> None:
     _, seen = guarded_run(bert, "hetlora", gamma=0.5, lam=0.1)
-    assert any(isinstance(message, Update) and message.ranks_left for _, _, message in seen)
+    assert any(isinstance(message, Update) and RANKS_LEFT in message.facts for _, _, message in seen)
 
 
 @pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "vanilla", "mergesfl"])
@@ -168,21 +115,38 @@ Rows = frozenset[int]
 
 SPLIT = DevicePlan("device-0", cut=2, batch_size=4, local_steps=2)
 WHOLE = DevicePlan("device-0", cut=3, batch_size=4, local_steps=2, head=True)
-PRUNED = replace(WHOLE, prune=0.5, score=True)
+PRUNED = WHOLE.having(Prune(0.5))
+KEEPING = SPLIT.having(Repeat())
 EVENTS = torch.tensor([[0.0, 1.5, -1, 0, 2e9, 0], [1.5, 1.5, 1, 4096, 0, 1]], dtype=torch.float64)
 MEASURED = Measured("run", 0, "device-0", ("forward", "upload"), EVENTS)
 
 
+def script_for(plan: DevicePlan) -> ScriptOf:
+    """The script of a shape in which such a plan is made."""
+    if not plan.head:
+        return stream.script if plan.clause(Repeat) else split.script
+    if plan.clause(SelfPrune):
+        return shrinking.script
+    return pruned.script if plan.clause(Prune) else local.script
+
+
+def assignment_for(base: Base, plan: DevicePlan, round: int = 0) -> Assignment:
+    """What a device with this plan is told."""
+    server = server_for(base, fleet_of(1))
+    server.begin(RoundPlan(round, (plan,)), one_per_device)
+    return server.assignment(plan)
+
+
 def guard_for(base: Base, plan: DevicePlan, codecs: Compression = UNCOMPRESSED, rows: Rows = frozenset()) -> Guard:
     """A guard whose first round is open, of a device whose server keeps these rows."""
-    guard = unopened(base, codecs, rows)
-    server = server_for(base, fleet_of(1))
-    server.begin(RoundPlan(0, (plan,)), one_per_device)
-    guard.open(server.assignment(plan))
+    guard = unopened(base, codecs, rows, script=script_for(plan))
+    guard.open(assignment_for(base, plan))
     return guard
 
 
-def unopened(base: Base, codecs: Compression = UNCOMPRESSED, rows: Rows = frozenset()) -> Guard:
+def unopened(
+    base: Base, codecs: Compression = UNCOMPRESSED, rows: Rows = frozenset(), script: ScriptOf = split.script
+) -> Guard:
     return Guard(
         "device-0",
         "run",
@@ -191,6 +155,7 @@ def unopened(base: Base, codecs: Compression = UNCOMPRESSED, rows: Rows = frozen
         longest_tokens=LONGEST,
         compression=codecs,
         holds=lambda _device, row: row in rows,
+        script=script,
     )
 
 
@@ -214,16 +179,16 @@ def honest(base: Base, step: int = 0, **fields: Any) -> Activations:
 
 
 def update_of(base: Base, plan: DevicePlan = SPLIT, **fields: Any) -> Update:
-    full, structure = base.initial_adapter(0), dict[str, torch.Tensor]()
+    full, facts = base.initial_adapter(0), dict[str, torch.Tensor]()
     adapter = {name: full[name] for name in base.device_names(plan.cut, head=plan.head)}
-    if plan.prune:
-        heads, channels = (tuple(range(number)) for number in base.structure.left(plan.prune))
+    if prune := plan.clause(Prune):
+        heads, channels = (tuple(range(number)) for number in base.structure.left(prune.ratio))
         kept = Kept((heads,) * 3, (channels,) * 3)
         adapter = base.structure.slice_all(adapter, kept)
         scores = {name: torch.ones(base.structure.count(name)) for name, _ in units_by_name(kept)}
-        structure = base.structure.to_tensors(kept, scores)
+        facts = {CHANGE: torch.tensor(0.5, dtype=torch.float64), **base.structure.to_tensors(kept, scores)}
     steps, loss = (2, 0.7) if plan.head else (0, 0.0)
-    return replace(Update("run", 0, "device-0", adapter, steps, 8, 8, loss, 1.0, structure=structure), **fields)
+    return replace(Update("run", 0, "device-0", adapter, steps, 8, 8, loss, 1.0, facts), **fields)
 
 
 def changed(tensor: torch.Tensor, value: float, *at: int) -> torch.Tensor:
@@ -250,18 +215,19 @@ def test_the_honest_ones_of_these_tests_pass(bert: Base, llama: Base) -> None:
     check(guard_for(llama, SPLIT), honest(llama), honest(llama, 1), update_of(llama, weight=2 * honest(llama).weight))
     rows_B = torch.arange(4, dtype=torch.int32)
     recall = Recall("run", 0, 1, "device-0", rows_B, LONGEST)
-    kept = guard_for(bert, SPLIT, rows=frozenset(range(4)))
+    kept = guard_for(bert, KEEPING, rows=frozenset(range(4)))
     check(kept, honest(bert, rows_B=rows_B), recall, update_of(bert))
 
 
 def test_a_round_knows_nothing_of_the_one_before(llama: Base) -> None:
     """What was recalled has no weight that is known, and who has said what it measured sends no more batches."""
     recall = Recall("run", 0, 1, "device-0", torch.arange(4, dtype=torch.int32), LONGEST)
-    guard, heavy = guard_for(llama, SPLIT, rows=frozenset(range(4))), 2 * honest(llama).weight + 1
-    check(guard, honest(llama), recall, replace(MEASURED, whats=(), events_E6=EVENTS[:0]))
+    guard, heavy = guard_for(llama, KEEPING, rows=frozenset(range(4))), 2 * honest(llama).weight + 1
+    rows_B = torch.arange(4, dtype=torch.int32)
+    check(guard, honest(llama, rows_B=rows_B), recall, replace(MEASURED, whats=(), events_E6=EVENTS[:0]))
     check(guard, update_of(llama, weight=heavy - 1))
-    guard.open(replace(guard._now, round=1))
-    check(guard, honest(llama, round=1), honest(llama, 1, round=1))
+    guard.open(assignment_for(llama, KEEPING, 1))
+    check(guard, honest(llama, round=1, rows_B=rows_B), honest(llama, 1, round=1, rows_B=rows_B))
     assert reason_of(guard, update_of(llama, round=1, weight=heavy)) == "wrong-weight"
 
 
@@ -293,9 +259,13 @@ HOSTILE: dict[str, tuple[str, Callable[[Activations], dict[str, Any]]]] = {
     "a class below 0": ("wrong-labels", lambda a: {"labels": changed(a.labels, -100, 1)}),
     "a weight too high": ("wrong-weight", lambda a: {"weight": a.weight + 1}),
     "no weight": ("wrong-weight", lambda a: {"weight": 0}),
-    "rows too few": ("wrong-shape", lambda a: {"rows_B": torch.zeros(3, dtype=torch.int32)}),
-    "rows of int64": ("wrong-dtype", lambda a: {"rows_B": torch.zeros(4, dtype=torch.int64)}),
-    "a row below 0": ("wrong-rows", lambda a: {"rows_B": torch.tensor([0, 1, 2, -1], dtype=torch.int32)}),
+    "rows that nobody asked for": ("wrong-rows", lambda a: {"rows_B": torch.arange(4, dtype=torch.int32)}),
+}
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rows too few": ("wrong-shape", {"rows_B": torch.zeros(3, dtype=torch.int32)}),
+    "rows of int64": ("wrong-dtype", {"rows_B": torch.zeros(4, dtype=torch.int64)}),
+    "a row below 0": ("wrong-rows", {"rows_B": torch.tensor([0, 1, 2, -1], dtype=torch.int32)}),
+    "no rows": ("wrong-rows", {"rows_B": None}),
 }
 
 
@@ -304,6 +274,13 @@ def test_hostile_activations(what: str, bert: Base) -> None:
     reason, fields = HOSTILE[what]
     message = honest(bert)
     assert reason_of(guard_for(bert, SPLIT), replace(message, **fields(message))) == reason
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_hostile_rows(what: str, bert: Base) -> None:
+    reason, fields = ROWS[what]
+    message = honest(bert, rows_B=torch.arange(4, dtype=torch.int32))
+    assert reason_of(guard_for(bert, KEEPING), replace(message, **fields)) == reason
 
 
 IN_PARTS = replace(SPLIT, micro_batches=2)
@@ -372,7 +349,7 @@ def test_a_round_begins_with_a_first_part(bert: Base) -> None:
     """Whatever became of the last one's."""
     guard = guard_for(bert, IN_PARTS)
     check(guard, part_of(bert, 0))
-    guard.open(guard._now)
+    guard.open(assignment_for(bert, IN_PARTS))
     check(guard, part_of(bert, 0), part_of(bert, 1))
 
 
@@ -380,7 +357,7 @@ def test_a_device_has_more_to_tell_of_parts(bert: Base) -> None:
     def told(plan: DevicePlan) -> Measured:
         once, each = MOST_EVENTS
         events_E6 = torch.zeros(once + each * plan.local_steps * plan.micro_batches, 6, dtype=torch.float64)
-        return Measured("run", 0, "device-0", ("wait",), events_E6)
+        return Measured("run", 0, "device-0", ("upload",), events_E6)
 
     parts = [part_of(bert, number, step=step) for step in range(2) for number in range(2)]
     check(guard_for(bert, IN_PARTS), *parts, told(IN_PARTS))
@@ -388,7 +365,7 @@ def test_a_device_has_more_to_tell_of_parts(bert: Base) -> None:
 
 
 def test_the_frame_limit_is_that_of_a_part(bert: Base) -> None:
-    plan, rows_B = replace(SPLIT, batch_size=400, micro_batches=4), torch.arange(100, dtype=torch.int32)
+    plan, rows_B = replace(KEEPING, batch_size=400, micro_batches=4), torch.arange(100, dtype=torch.int32)
     part = honest(bert, step=1, rows_B=rows_B, **batch_of(samples=100), micro_batch=3, micro_batches=4)
     assert 0 <= guard_for(bert, plan).frame_limit() - frame_bytes(replace(part, others_weight=300)) <= 16
 
@@ -423,7 +400,7 @@ def test_a_sample_without_a_token_to_predict(llama: Base) -> None:
 
 
 def test_the_frame_limit_is_that_of_a_full_batch(bert: Base) -> None:
-    plan, rows_B = replace(SPLIT, batch_size=400), torch.arange(400, dtype=torch.int32)
+    plan, rows_B = replace(KEEPING, batch_size=400), torch.arange(400, dtype=torch.int32)
     full = honest(bert, step=1, rows_B=rows_B, **batch_of(samples=400))
     assert 0 <= guard_for(bert, plan).frame_limit() - frame_bytes(full) <= 16
 
@@ -432,13 +409,13 @@ def test_a_late_frame_may_be_as_long_as_its_own_round_allowed(bert: Base) -> Non
     guard = unopened(bert)
     assert guard.frame_limit() == 0
     for plan in (replace(SPLIT, batch_size=400), SPLIT):
-        guard.open(guard_for(bert, plan)._now)
+        guard.open(assignment_for(bert, plan))
         assert guard.frame_limit() == guard_for(bert, replace(SPLIT, batch_size=400)).frame_limit()
 
 
 def test_what_has_no_place(bert: Base) -> None:
     first, second, update = honest(bert), honest(bert, 1), update_of(bert)
-    assignment, answer = guard_for(bert, SPLIT)._now, Gradients("run", 0, 0, "device-0", None, 0.5)
+    assignment, answer = assignment_for(bert, SPLIT), Gradients("run", 0, 0, "device-0", None, 0.5)
     for message in (assignment, answer, Finish("run", 0, "all is done")):
         assert reason_of(guard_for(bert, SPLIT), message) == "wrong-kind"
     assert reason_of(guard_for(bert, SPLIT), update) == "wrong-kind"  # before its steps
@@ -453,7 +430,7 @@ def test_a_late_message_passes_as_nothing(bert: Base) -> None:
     """Whatever is in it: nobody will look. Its run and its sender are checked."""
     guard = guard_for(bert, SPLIT)
     check(guard, honest(bert))
-    guard.open(replace(guard._now, round=3))
+    guard.open(assignment_for(bert, SPLIT, 3))
     for late in (honest(bert, 1), honest(bert, 9, h_BTD=torch.full((10**5,), NAN)), update_of(bert, adapter={})):
         passed = guard.check_form(late)
         assert isinstance(passed, Recall)
@@ -486,7 +463,7 @@ def test_who_is_told_to_end_its_round_may(bert: Base) -> None:
     assert reason_of(whole, replace(one, steps=3)) == "wrong-counts"
     assert reason_of(whole, replace(one, samples=5, weight=5)) == "wrong-counts"
     check(whole, one)
-    whole.open(replace(whole._now, round=1))
+    whole.open(assignment_for(bert, WHOLE, 1))
     assert reason_of(whole, replace(one, round=1)) == "wrong-counts", "the next round is held to its plan again"
 
 
@@ -526,15 +503,19 @@ def test_hostile_events(reason: str, fields: dict[str, Any], bert: Base) -> None
 
 
 def test_ranks_are_those_that_the_plan_leaves(bert: Base) -> None:
-    plan = replace(WHOLE, ranks=(8, 8, 8), prune_to=(4, 4, 4))
+    def left(*ranks: int) -> dict[str, torch.Tensor]:
+        return {RANKS_LEFT: torch.tensor(ranks, dtype=torch.int32)}
+
+    plan = replace(WHOLE, ranks=(8, 8, 8)).having(SelfPrune((4, 4, 4)))
     update = update_of(bert, WHOLE)
-    pruned = replace(update, adapter=bert.at_ranks(update.adapter, (4, 4, 4)), ranks_left=(4, 4, 4))
-    check(guard_for(bert, plan), replace(update, ranks_left=(8, 8, 8)))
-    check(guard_for(bert, plan), pruned)
-    assert reason_of(guard_for(bert, plan), update) == "wrong-structure"
-    assert reason_of(guard_for(bert, plan), replace(update, ranks_left=(4, 4, 4))) == "wrong-shape"
-    assert reason_of(guard_for(bert, plan), replace(pruned, ranks_left=(4, 4, 2))) == "wrong-structure"
-    assert reason_of(guard_for(bert, WHOLE), pruned) == "wrong-structure"
+    shrunk = replace(update, adapter=bert.at_ranks(update.adapter, (4, 4, 4)), facts=left(4, 4, 4))
+    check(guard_for(bert, plan), replace(update, facts=left(8, 8, 8)))
+    check(guard_for(bert, plan), shrunk)
+    assert reason_of(guard_for(bert, plan), update) == "wrong-facts"
+    assert reason_of(guard_for(bert, plan), replace(update, facts=left(4, 4, 4))) == "wrong-shape"
+    assert reason_of(guard_for(bert, plan), replace(shrunk, facts=left(4, 4, 2))) == "wrong-facts"
+    assert reason_of(guard_for(bert, plan), replace(shrunk, facts=left(4, 4))) == "wrong-shape"
+    assert reason_of(guard_for(bert, WHOLE), shrunk) == "wrong-facts"
 
 
 @pytest.mark.parametrize(
@@ -549,8 +530,8 @@ def test_ranks_are_those_that_the_plan_leaves(bert: Base) -> None:
         ("wrong-counts", {"loss": NAN}),
         ("not-finite", {"busy_seconds": NAN}),
         ("not-finite", {"busy_seconds": -1.0}),
-        ("not-finite", {"change": INF}),
-        ("wrong-structure", {"structure": {"kept/0.heads": torch.zeros(1, dtype=torch.int32)}}),
+        ("wrong-facts", {"facts": {CHANGE: torch.tensor(INF, dtype=torch.float64)}}),
+        ("wrong-facts", {"facts": {"kept/0.heads": torch.zeros(1, dtype=torch.int32)}}),
         ("wrong-tensors", {"adapter": {}}),
     ],
 )
@@ -597,6 +578,7 @@ def test_another_adapter(bert: Base) -> None:
     ("reason", "fields"),
     [
         ("wrong-counts", {"steps": 1}),
+        ("wrong-counts", {"loss": -0.1}),
         ("wrong-counts", {"samples": 9}),
         ("wrong-counts", {"samples": 1}),
         ("wrong-weight", {"weight": 9}),
@@ -609,35 +591,42 @@ def test_hostile_counts_of_one_that_trains_alone(reason: str, fields: dict[str, 
 
 def test_what_diverged_passes_and_is_said_by_the_server(bert: Base) -> None:
     """It is no attack but a learning rate."""
-    update = update_of(bert, WHOLE, loss=NAN)
-    diverged = replace(update, change=NAN, adapter={name: value * NAN for name, value in update.adapter.items()})
-    check(guard_for(bert, WHOLE), diverged)
+    for plan in (WHOLE, PRUNED):
+        update = update_of(bert, plan, loss=NAN)
+        adapter = {name: value * NAN for name, value in update.adapter.items()}
+        facts = {name: value * NAN if value.is_floating_point() else value for name, value in update.facts.items()}
+        check(guard_for(bert, plan), replace(update, adapter=adapter, facts=facts))
+    diverged = update_of(bert, WHOLE, loss=NAN)
     server = server_for(bert, fleet_of(1))
     server.begin(RoundPlan(0, (WHOLE,)), one_per_device)
     with pytest.raises(DivergedError):
         server.accept(diverged)
 
 
-Structure = dict[str, torch.Tensor]
+Said = dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize(
     ("reason", "change"),
     [
-        ("wrong-structure", lambda s: {}),
-        ("wrong-structure", lambda s: {**s, "other/0.heads": s["kept/0.heads"]}),
-        ("wrong-structure", lambda s: {name: value for name, value in s.items() if name != "kept/1.heads"}),
-        ("wrong-structure", lambda s: {**s, "kept/1.heads": s["kept/1.heads"] + 100}),
-        ("wrong-structure", lambda s: {**s, "kept/1.heads": s["kept/1.heads"].long()}),
-        ("wrong-structure", lambda s: {**s, "kept/1.heads": torch.arange(4, dtype=torch.int32)}),  # unpruned
-        ("wrong-structure", lambda s: {**s, "importance/1.heads": torch.ones(3)}),
+        ("wrong-facts", lambda s: {}),
+        ("wrong-facts", lambda s: {**s, "other/0.heads": s["kept/0.heads"]}),
+        ("wrong-facts", lambda s: {name: value for name, value in s.items() if name != "kept/1.heads"}),
+        ("wrong-facts", lambda s: {**s, "kept/1.heads": s["kept/1.heads"] + 100}),
+        ("wrong-facts", lambda s: {**s, "kept/1.heads": s["kept/1.heads"].long()}),
+        ("wrong-facts", lambda s: {**s, "kept/1.heads": torch.arange(4, dtype=torch.int32)}),  # unpruned
+        ("wrong-facts", lambda s: {**s, "importance/1.heads": torch.ones(3)}),
         ("not-finite", lambda s: {**s, "importance/1.heads": torch.full((4,), NAN)}),
         ("wrong-shape", lambda s: {**s, "kept/1.heads": s["kept/1.heads"][:1]}),  # its adapter is of two
+        ("wrong-facts", lambda s: {name: value for name, value in s.items() if name != CHANGE}),
+        ("wrong-dtype", lambda s: {**s, CHANGE: s[CHANGE].float()}),
+        ("wrong-shape", lambda s: {**s, CHANGE: s[CHANGE][None]}),
+        *(("not-finite", lambda s, v=value: {**s, CHANGE: s[CHANGE] * v}) for value in (NAN, INF, -1.0)),
     ],
 )
-def test_hostile_structures(reason: str, change: Callable[[Structure], Structure], bert: Base) -> None:
+def test_hostile_structures(reason: str, change: Callable[[Said], Said], bert: Base) -> None:
     update = update_of(bert, PRUNED)
-    assert reason_of(guard_for(bert, PRUNED), replace(update, structure=change(update.structure))) == reason
+    assert reason_of(guard_for(bert, PRUNED), replace(update, facts=change(update.facts))) == reason
 
 
 @pytest.mark.parametrize(
@@ -657,7 +646,7 @@ def test_hostile_structures(reason: str, change: Callable[[Structure], Structure
 )
 def test_hostile_recalls(reason: str, fields: dict[str, Any], bert: Base) -> None:
     recall = Recall("run", 0, 0, "device-0", torch.tensor([0, 1], dtype=torch.int32), LONGEST)
-    assert reason_of(guard_for(bert, SPLIT, rows=frozenset({0, 1})), replace(recall, **fields)) == reason
+    assert reason_of(guard_for(bert, KEEPING, rows=frozenset({0, 1})), replace(recall, **fields)) == reason
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8", "topk:0.25"])

@@ -260,7 +260,7 @@ def test_a_fleet_outlives_the_server() -> None:
             await stage.come(Hello(name, "0"), replace(READY, device=name), name=name)
         stage.hub.eject("jetson", Refused("not-finite", "device jetson: expected finite numbers."))
         again = Stage()
-        again.hub.load_state(stage.hub.state())
+        again.hub.load(stage.hub.state())
         assert [member.name for member in again.hub.everybody] == ["pi", "jetson"]
         assert [member.name for member in again.hub.fleet] == ["pi"], "it has not come again since it was refused"
         assert not again.hub.here

@@ -24,7 +24,7 @@ def member(name: str, index: int, **changes: Any) -> Member:
 def called(
     members: list[Member], parts: dict[str, Part] | None = None, *, expected: tuple[str, ...] = (), counts: bool = True
 ) -> list[DeviceNow]:
-    server = None if parts is None else cast(Server, SimpleNamespace(part=parts.get))
+    server = None if parts is None else cast(Server, SimpleNamespace(ledger=SimpleNamespace(part=parts.get)))
     return roll_call(members, expected, server, counts_steps=counts, round_seconds=10.0, now=100.0)
 
 

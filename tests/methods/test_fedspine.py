@@ -138,9 +138,9 @@ def test_the_model_at_the_end(base: Base) -> None:
 def test_history_says_what_was_pruned(base: Base) -> None:
     result = played(base, "fedspine", {})
     records = result.logbook.history.of("device-1")
-    assert records[0].prune == 0.0
-    assert records[-1].prune == 0.5
-    assert all(record.change > 0 for record in records)
+    assert records[0].facts["prune"] == 0.0
+    assert records[-1].facts["prune"] == 0.5
+    assert all(record.facts["change"] > 0 for record in records)
     assert {rank for record in records for rank in record.ranks} <= {2, 4, 8}
     assert len({record.ranks for record in result.logbook.history.records}) > 1
 

@@ -14,6 +14,7 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import at_rank
 from cutlayer.model.base import Base
 from cutlayer.policies.plan import Situation
+from cutlayer.policies.self_prune import SelfPrune
 from cutlayer.policies.zero_pad import zero_pad
 from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
 from cutlayer.types import History
@@ -65,8 +66,8 @@ def test_who_gets_which_rank_is_an_option(method: str, options: dict[str, Any], 
 def test_the_lowest_rank_holds_for_pruning_too() -> None:
     situation = Situation(fleet_of(3), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
     plan = build_method("hetlora", {"lowest": 3, "gamma": 0.5, "lam": 0.25}, seed=0).make_plan(0, situation)
-    assert [device.prune_to for device in plan.devices] == [(), (3, 3, 3), (4, 4, 4)]
-    assert [device.tail_penalty for device in plan.devices] == [0.0, 0.25, 0.25]
+    clauses = [device.clause(SelfPrune) for device in plan.devices]
+    assert clauses == [None, SelfPrune((3, 3, 3), 0.25), SelfPrune((4, 4, 4), 0.25)]
 
 
 @pytest.mark.parametrize("method", ["hetlora", "flexlora"])

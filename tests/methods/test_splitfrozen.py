@@ -22,6 +22,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.plan import Situation
 from cutlayer.server.server import Server
+from cutlayer.server.steps.mixed import train_mixed
 from cutlayer.server.steps.stages import Stages
 from cutlayer.testing.playground import (
     FlatCosts,
@@ -224,14 +225,14 @@ def test_lifting_costs_the_blocks_between_the_cuts(bert: Base) -> None:
 def test_the_loss_of_a_round_is_that_of_its_batches_by_weight(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens for causal LM: every device's part adds up to what the server lost."""
     lost: list[tuple[int, float]] = []
-    train, backward = Server.train_mixed, Stages.backward
+    backward = Stages.backward
     monkeypatch.setattr(Stages, "backward", lambda *given: lost.append((0, backward(*given))) or lost[-1][1])
 
-    async def watched(self: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
-        await train(self, samples, stages, **named)
+    async def watched(server: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
+        await train_mixed(server, samples, stages, **named)
         lost[-1] = (sum(sample.weight for sample in samples), lost[-1][1])
 
-    monkeypatch.setattr(Server, "train_mixed", watched)
+    monkeypatch.setattr("cutlayer.rounds.stream.train_mixed", watched)
     [row] = run(base, fleet_of(3), rounds=1).rows
     assert row["loss"] == pytest.approx(sum(weight * loss for weight, loss in lost) / row["weight"])
     assert row["weight"] == sum(weight for weight, _ in lost)
@@ -243,15 +244,14 @@ def test_every_sample_is_trained_on_once_an_epoch(
 ) -> None:
     seen: list[tuple[int, tuple[str, str]]] = []
     batches: Counter[int] = Counter()
-    train = Server.train_mixed
 
-    async def watched(self: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
-        round = self.open.plan.round
+    async def watched(server: Server, samples: Sequence[Activations], stages: Any, **named: Any) -> None:
+        round = server.ledger.plan.round
         seen.extend((round, (sample.device, str(without_padding(sample.labels[0])))) for sample in samples)
         batches[round] += 1
-        await train(self, samples, stages, **named)
+        await train_mixed(server, samples, stages, **named)
 
-    monkeypatch.setattr(Server, "train_mixed", watched)
+    monkeypatch.setattr("cutlayer.rounds.stream.train_mixed", watched)
     fleet = fleet_of(3)
     streams = epochs(base, fleet, same=False)
     played = run(base, fleet, streams=streams, **options)
@@ -275,14 +275,13 @@ def without_padding(label: torch.Tensor) -> list[int]:
 def test_the_schedule_of_learning_rates_is_passed_once_a_round(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """With three devices each place of it lasts three server steps."""
     places: list[int] = []
-    train = Server.train_mixed
 
-    async def watched(self: Server, samples: Any, stages: Any, *, step: int, local_step: int) -> None:
+    async def watched(server: Server, samples: Any, stages: Any, *, step: int, local_step: int) -> None:
         assert step == len(places)
         places.append(local_step)
-        await train(self, samples, stages, step=step, local_step=local_step)
+        await train_mixed(server, samples, stages, step=step, local_step=local_step)
 
-    monkeypatch.setattr(Server, "train_mixed", watched)
+    monkeypatch.setattr("cutlayer.rounds.stream.train_mixed", watched)
     fleet = fleet_of(3)
     run(bert, fleet, rounds=1, streams=epochs(bert, fleet, same=True))
     assert places == [0, 0, 0, 1, 1, 1, 2, 2, 2]

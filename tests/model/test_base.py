@@ -17,6 +17,7 @@ from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
+from cutlayer.model.noise import normal
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pooling import FRESH_POOLER_STD
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
@@ -322,3 +323,74 @@ def test_a_fold_never_reaches_the_disk(tiny_model: ModelMaker, tmp_path: Path) -
     assert (folder / "model.safetensors").read_bytes() == before
     fresh = open_base(folder, "causal-lm")
     assert not torch.equal(logits(base, base.initial_adapter(0)), logits(fresh, fresh.initial_adapter(0)))
+
+
+# ------------------------------------------------------------------ standings
+
+SEEDS = (5, 10**11)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("bert", "classification"), ("qwen2", "causal-lm"), ("gpt2", "causal-lm")]
+)
+def test_all_parts_stand_where_the_base_does(family: str, task: str, tiny_model: ModelMaker) -> None:
+    """Parts made before and after; tied weights move once; unfolded, all is as it was."""
+    base, batch = open_base(tiny_model(family, task), task), random_batch(task)
+    adapter = moved_adapter(base)
+
+    def split_loss() -> torch.Tensor:
+        device, server = base.device_part(1, frozenset()), base.server_part(1, frozenset())
+        server.use(adapter)
+        h_BTD = device.forward(model_inputs(batch))
+        return server.loss(h_BTD, batch.attention_mask_BT.bool(), batch.labels)
+
+    before = split_loss()
+    standing = base.standing(SEEDS, {})
+    standing.move(torch.tensor([1e-3, -2e-3]))
+    after = split_loss()
+    assert not torch.allclose(after, before, rtol=1e-5)
+    base.whole(frozenset()).use(adapter)
+    assert torch.equal(base.whole(frozenset()).loss_and_logits(batch)[0], after)
+    for name in standing.tensors:
+        stored = base.weights.read(name)
+        z_KN = normal(SEEDS, name, 0, stored.numel())
+        expected = stored - (1e-3 * z_KN[0] - 2e-3 * z_KN[1]).view(stored.shape)
+        torch.testing.assert_close(base.weights.get(name), expected, atol=1e-6, rtol=0)
+    standing.move(torch.zeros(2))
+    torch.testing.assert_close(split_loss(), before, atol=1e-5, rtol=0)
+    base.unfold()
+    assert torch.equal(split_loss(), before)
+
+
+def test_a_base_has_one_standing(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification")
+    heads = {name: value for name, value in moved_adapter(base).items() if ".lora_" not in name}
+    standing = base.standing(SEEDS, heads)
+    assert base.standing(SEEDS, heads) is standing
+    assert set(heads) < set(standing.tensors), "the head moves along"
+    assert "classifier.weight" not in standing.tensors, "and is not there twice"
+    standing.move(torch.tensor([1e-3, 0.0]))
+    another = base.standing((6, 7), heads)
+    assert not another.sums.any()
+    fresh = open_base(tiny_model("bert", "classification"), "classification").standing((6, 7), heads)
+    assert all(torch.equal(tensor, fresh.tensors[name]) for name, tensor in another.tensors.items())
+    assert all(torch.equal(value, moved_adapter(base)[name]) for name, value in heads.items()), "copied"
+
+
+def test_what_no_part_uses_does_not_move(tiny_model: ModelMaker) -> None:
+    """Mean pooling leaves the pooler out."""
+    base = open_base(tiny_model("bert", "classification"), "classification", pooling="mean")
+    assert not any("pooler" in name for name in base.standing(SEEDS, {}).tensors)
+
+
+def test_a_standing_is_of_fp32(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("bert", "classification"), "classification", dtype="bf16")
+    with pytest.raises(ModelError, match=r"expected contiguous fp32 weights.*Set model\.dtype=fp32"):
+        base.standing(SEEDS, {})
+
+
+def test_on_the_meta_device_there_is_nothing_to_move(tiny_model: ModelMaker) -> None:
+    base = Base(settings_for(tiny_model("bert", "classification"), "classification"), device="meta")
+    standing = base.standing(SEEDS, base.initial_adapter(0))
+    standing.move(torch.tensor([1e-3, 0.0]))
+    assert base.weights.bytes_read == 0

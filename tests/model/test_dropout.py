@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.dropout import seeded_dropout, still
 
 
 def draw(*key: object, active: bool = True) -> torch.Tensor:
@@ -56,3 +56,16 @@ def test_where_nothing_drops_out_nothing_is_done() -> None:
     torch.manual_seed(5)
     with seeded_dropout(False, "key"):
         assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_still_model_drops_nothing_and_has_no_graph() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5))
+    x = torch.ones(2, 3)
+    with still(model):
+        assert torch.equal(model(x), model[0](x))
+        assert not model(x).requires_grad
+    assert model(x).requires_grad
+    assert model[1].training
+    with pytest.raises(RuntimeError), still(model):
+        model(torch.ones(2, 4))
+    assert model[1].training

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from cutlayer.model import loss
-from cutlayer.model.loss import MASKED, token_loss
+from cutlayer.model.loss import MASKED, replica_losses, token_loss
 
 BATCH, TOKENS = 3, 7
 
@@ -70,3 +70,18 @@ def test_nothing_that_counts_is_not_a_number() -> None:
     """As in torch: the server then reports that training diverged."""
     logits_BTV, labels_BT = random_case(17, torch.float32)
     assert torch.isnan(token_loss(logits_BTV, torch.full_like(labels_BT, MASKED)))
+
+
+def test_every_replica_is_averaged_over_its_own_tokens() -> None:
+    """Bit for bit the loss of each alone, and not a third of all of them together."""
+    cases = [random_case(vocabulary, torch.float32)[0][..., :20] for vocabulary in (20, 21, 22)]
+    labels_BT = random_case(20, torch.float32)[1]
+    alone = [token_loss(logits_BTV.clone(), labels_BT) for logits_BTV in cases]
+    assert torch.equal(replica_losses(torch.cat(cases), labels_BT, 3), torch.stack(alone))
+
+
+def test_every_replica_of_a_classifier_has_its_mean() -> None:
+    logits_BC = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels_B = torch.tensor([0, 3, 1])
+    alone = [torch.nn.functional.cross_entropy(part, labels_B) for part in logits_BC.split(3)]
+    assert torch.equal(replica_losses(logits_BC, labels_B, 2), torch.stack(alone))

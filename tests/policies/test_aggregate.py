@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cutlayer.policies.aggregate import Contribution, mean_per_block, with_momentum
+from cutlayer.state import State
 from cutlayer.types import Adapter
 
 FLOATS = st.floats(-1e6, 1e6, width=32, allow_nan=False)
@@ -142,8 +143,8 @@ def test_momentum_by_hand() -> None:
 def test_no_momentum_is_the_aggregate_itself() -> None:
     mean = mean_per_block()
     assert with_momentum(mean, 0.0) is mean
-    assert mean.state() == {}
-    mean.load_state({})
+    assert mean.state() == State()
+    mean.load(State())
 
 
 def test_momentum_goes_on_from_its_state() -> None:
@@ -152,11 +153,11 @@ def test_momentum_goes_on_from_its_state() -> None:
 
     broadcast = {"a": torch.tensor([1.0, 2.0])}
     one, other = (with_momentum(mean_per_block(), 0.7) for _ in range(2))
-    assert one.state() == {}
+    assert one.state() == State()
     halfway = one(broadcast, round_of(3.0))
-    state = {name: value.clone() for name, value in one.state().items()}
-    other.load_state(state)
+    state = one.state().copied()
+    other.load(state)
     assert torch.equal(one(halfway, round_of(5.0))["a"], other(halfway, round_of(5.0))["a"])
-    assert torch.equal(one.state()["a"], other.state()["a"])
-    assert not torch.equal(one.state()["a"], state["a"]), "a state that was taken does not change"
+    assert torch.equal(one.state().tensors["a"], other.state().tensors["a"])
+    assert not torch.equal(one.state().tensors["a"], state.tensors["a"]), "a state that was taken does not change"
     assert torch.equal(broadcast["a"], torch.tensor([1.0, 2.0]))

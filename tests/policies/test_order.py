@@ -2,9 +2,8 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
@@ -25,6 +24,7 @@ from cutlayer.policies.order import (
     simulate,
     strict_ratio,
 )
+from cutlayer.state import State, Stateless
 
 WORK_CONSERVING = ("fifo", "random", "longest_tail", "ratio")
 
@@ -98,9 +98,9 @@ def test_a_resumed_order_decides_as_the_one_that_was_never_stopped(name: str) ->
     first = order_by_name(name, 7)
     begun = [simulate(first, jobs) for jobs in steps[:9]]
     second = order_by_name(name, 8)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.load(State(json.loads(json.dumps(first.state().facts))))
     assert begun + [simulate(second, jobs) for jobs in steps[9:]] == expected
-    assert second.state_dict() == straight.state_dict()
+    assert second.state() == straight.state()
 
 
 def test_each_picks_by_its_own_key() -> None:
@@ -173,7 +173,7 @@ def test_optimal_counts_the_decisions_that_it_could_not_prove() -> None:
     assert simulate(order, jobs).makespan_seconds >= carlier(jobs).makespan_seconds
     assert order.num_truncated > 0
     resumed = optimal()
-    resumed.load_state_dict(order.state_dict())
+    resumed.load(order.state())
     assert resumed.num_truncated == order.num_truncated
     exact = optimal()
     simulate(exact, jobs)
@@ -186,7 +186,7 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 
 
 @dataclass
-class Fixed:
+class Fixed(Stateless):
     """An order that always answers the same."""
 
     answer: Job | None
@@ -194,11 +194,6 @@ class Fixed:
 
     def pick(self, now: float, arrived: Sequence[Job], expected: Sequence[Job]) -> Job | None:  # noqa: ARG002
         return self.answer
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 @pytest.mark.parametrize("answer", [None, Job("elsewhere", 0, 1, 1, 1)])

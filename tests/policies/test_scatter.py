@@ -6,6 +6,7 @@ import torch
 
 from cutlayer.policies.aggregate import Contribution, mean_per_block
 from cutlayer.policies.scatter import scatter
+from cutlayer.state import State
 from cutlayer.types import Adapter, Kept
 
 A, B, HEAD = "m.0.q.lora_A.weight", "m.0.q.lora_B.weight", "classifier.weight"
@@ -87,9 +88,9 @@ def test_the_structure_is_what_matters_to_most() -> None:
     aggregate(tensors(0), [pruned((0, 1, 2), [0.9, 0.5, 0.1, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)])
     assert aggregate.structure() == Kept(((0, 2, 3),), ((0, 1),))  # 2.25 heads
     again = scatter()
-    again.load_state(aggregate.state())
+    again.load(aggregate.state())
     assert again.structure() == aggregate.structure()
-    assert scatter().state() == {}
+    assert scatter().state() == State()
 
 
 def test_unweighted_everyone_counts_alike() -> None:

@@ -11,19 +11,18 @@ import torch
 
 from bases import moved_adapter, open_base
 from cutlayer.errors import ConfigError
-from cutlayer.fleet.clock import run_virtual
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.trainable import Trainable
 from cutlayer.packing import compression
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.self_prune import self_pruning, tail_norm
+from cutlayer.policies.self_prune import SelfPrune, ranks_that_are_left, self_pruning, tail_norm
 from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
 from cutlayer.testing.tiny import BLOCKS, random_batch
-from cutlayer.types import Adapter, DevicePlan, History, RoundPlan, StepRecord
+from cutlayer.types import DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Assignment, Update
-from ends import ADAMW, device_for
+from ends import ADAMW
 
 BATCHES = [random_batch("classification", seed=seed, samples=2 + seed) for seed in range(2)]
 RATES = (0.01, 0.002)
@@ -42,7 +41,8 @@ def situation(*records: StepRecord) -> Situation:
 
 
 def record(round: int, device: str, ranks_left: tuple[int, ...]) -> StepRecord:
-    return StepRecord(round, device, 2, 8, 8, 1.0, 1.0, 1.0, 0.0, 10, 10, ranks=(8, 8, 8), ranks_left=ranks_left)
+    facts = {"ranks_left": list(ranks_left)} if ranks_left else {}
+    return StepRecord(round, device, 2, 8, 8, 1.0, 1.0, 1.0, 0.0, 10, 10, ranks=(8, 8, 8), facts=facts)
 
 
 def planned(given: Situation, gamma: float, ranks: tuple[int, ...], *, lowest: int = 1, lam: float = 0.5) -> DevicePlan:
@@ -68,14 +68,13 @@ def test_where_a_device_may_prune_to(
     gamma: float, lowest: int, ranks: tuple[int, ...], prune_to: tuple[int, ...]
 ) -> None:
     device = planned(situation(), gamma, ranks, lowest=lowest)
-    assert device.prune_to == prune_to
-    assert device.tail_penalty == 0.5
+    assert device.clause(SelfPrune) == SelfPrune(prune_to, 0.5)
     assert device.ranks == (ranks or (8, 8, 8))
 
 
 def test_the_last_row_stays() -> None:
     device = planned(situation(), 0.5, (1, 1, 1))
-    assert (device.ranks, device.prune_to, device.tail_penalty) == ((1, 1, 1), (), 0.0)
+    assert (device.ranks, device.clauses) == ((1, 1, 1), ())
 
 
 def test_a_device_goes_on_at_what_it_left_itself() -> None:
@@ -87,7 +86,7 @@ def test_a_device_goes_on_at_what_it_left_itself() -> None:
         record(2, "device-0", ()),
     )
     device = planned(given, 0.5, (8, 8, 8))
-    assert (device.ranks, device.prune_to) == ((4, 4, 4), (2, 2, 2))
+    assert (device.ranks, device.clause(SelfPrune)) == ((4, 4, 4), SelfPrune((2, 2, 2), 0.5))
     assert planned(given, 0.5, (8, 3, 8)).ranks == (4, 3, 4), "never more than the plan gives"
 
 
@@ -118,6 +117,18 @@ def test_a_device_that_holds_a_part_cannot_prune() -> None:
         self_pruning(0.5, 0.0)(plan, situation())
 
 
+def test_the_ranks_of_a_clause_are_those_with_which_a_round_may_end() -> None:
+    assert SelfPrune((2, 2)).other_ranks == ((2, 2),)
+
+
+def test_what_an_update_says_of_ranks_is_observed() -> None:
+    plan = DevicePlan("device-0", BLOCKS, head=True)
+    update = Update("run", 0, "device-0", {}, 2, 8, 8, 0.5, 1.0)
+    assert ranks_that_are_left(plan, update) == {}
+    said = replace(update, facts={"ranks_left": torch.tensor([4, 2, 0], dtype=torch.int32)})
+    assert ranks_that_are_left(plan, said) == {"ranks_left": [4, 2, 0]}
+
+
 # ------------------------------------------------------------------ the tail
 
 
@@ -141,96 +152,11 @@ def test_its_gradient_at_zero_is_zero(bert: Base) -> None:
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
-# ------------------------------------------------------------------ one device
-
-
-def assignment(base: Base, *, penalty: float, prune_to: tuple[int, ...] = (5, 5, 5), round: int = 0) -> Assignment:
-    plan = DevicePlan("device-0", BLOCKS, 3, 2, head=True, ranks=(8,) * BLOCKS, prune_to=prune_to, tail_penalty=penalty)
-    return Assignment("run", round, "device-0", plan, RATES, moved_adapter(base))
-
-
-def by_hand(base: Base, penalty: float, rank: int = 5) -> Adapter:
-    """The loss with the penalty in it, in one graph."""
-    trainable, part = Trainable(moved_adapter(base), ADAMW.optimizer), base.whole()
-    for batch, rate in zip(BATCHES, RATES, strict=True):
-        part.use(trainable.parameters)
-        loss = part.loss(batch)
-        for b, a in factor_names(trainable.parameters):
-            tail = trainable.parameters[b][:, rank:].norm() * trainable.parameters[a][rank:].norm()
-            loss = loss + penalty * tail
-        loss.backward()
-        trainable.step(rate)
-    return trainable.adapter()
-
-
-@pytest.mark.parametrize("penalty", [0.0, 0.7])
-def test_the_penalty_is_in_the_loss_that_trains_and_not_in_the_one_that_is_told(penalty: float, bert: Base) -> None:
-    device = device_for(bert, BATCHES)
-    device.begin(assignment(bert, penalty=penalty))
-    for step in range(2):
-        run_virtual(device.train(step))
-    shrank = device._shrank
-    device._shrank = False  # see all of it
-    update, expected = device.update(), by_hand(bert, penalty)
-    for name, value in expected.items():
-        torch.testing.assert_close(update.adapter[name], value, rtol=1e-5, atol=1e-6)
-    before, after = (tail_norm(a, (5, 5, 5), bert.block_of) for a in (moved_adapter(bert), expected))
-    assert shrank == bool(after < before) == bool(penalty)
-    plain = device_for(bert, BATCHES[:1])
-    plain.begin(replace(assignment(bert, penalty=0.0), plan=DevicePlan("device-0", BLOCKS, 3, 1, head=True)))
-    run_virtual(plain.train(0))
-    one = device_for(bert, BATCHES[:1])
-    one.begin(assignment(bert, penalty=penalty))
-    run_virtual(one.train(0))
-    assert one.update().loss == plain.update().loss
-
-
-def test_what_is_sent_is_what_is_left(bert: Base) -> None:
-    device = device_for(bert, BATCHES)
-    device.begin(assignment(bert, penalty=0.7))
-    for step in range(2):
-        run_virtual(device.train(step))
-    update = device.update()
-    assert update.ranks_left == (5, 5, 5)
-    assert {name: tuple(value.shape) for name, value in update.adapter.items()} == bert.shapes_of((5, 5, 5))
-    expected = bert.at_ranks(by_hand(bert, 0.7), (5, 5, 5))
-    for name, value in expected.items():
-        torch.testing.assert_close(update.adapter[name], value, rtol=1e-5, atol=1e-6)
-    again = device.update()
-    assert again.ranks_left == update.ranks_left, "told twice it is the same"
-    assert all(torch.equal(again.adapter[name], value) for name, value in update.adapter.items())
-
-
-def test_a_tail_that_grew_stays_and_one_that_must_not_go_is_not_told_of(bert: Base) -> None:
-    device = device_for(bert, BATCHES * 2)
-    for prune_to, left in (((5, 5, 5), (8, 8, 8)), ((), ())):
-        device.begin(assignment(bert, penalty=0.0, prune_to=prune_to))
-        for step in range(2):
-            run_virtual(device.train(step))
-        update = device.update()
-        assert update.ranks_left == left
-        assert {name: tuple(value.shape) for name, value in update.adapter.items()} == bert.shapes
-
-
-def test_a_tail_that_is_as_it_was_stays(bert: Base) -> None:
-    """At a rate of 0: it has to fall below what it was."""
-    device = device_for(bert, BATCHES)
-    device.begin(replace(assignment(bert, penalty=0.7), learning_rates=(0.0, 0.0)))
-    for step in range(2):
-        run_virtual(device.train(step))
-    assert device.update().ranks_left == (8, 8, 8)
-
-
-def test_a_round_begins_with_nothing_pruned(bert: Base) -> None:
-    device = device_for(bert, BATCHES * 2)
-    device.begin(assignment(bert, penalty=0.7))
-    for step in range(2):
-        run_virtual(device.train(step))
-    device.begin(assignment(bert, penalty=0.7, round=1))
-    assert device.update().ranks_left == (8, 8, 8)
-
-
 # ------------------------------------------------------------------ whole runs
+
+
+def left_by(record: StepRecord) -> tuple[int, ...]:
+    return tuple(record.facts.get("ranks_left", ()))
 
 
 def played(base: Base, gamma: float, lam: float, *, adapters: str = "none", rounds: int = 4) -> Played:
@@ -244,12 +170,12 @@ def test_a_device_that_pruned_is_sent_and_trains_what_is_left(bert: Base) -> Non
     run = played(bert, 0.5, 2.0)
     records = run.logbook.history.of("device-2")
     assert [record.ranks for record in records] == [(8,) * 3, (8,) * 3, (4,) * 3, (2,) * 3]
-    assert [record.ranks_left for record in records[:3]] == [(8,) * 3, (4,) * 3, (2,) * 3]
+    assert [left_by(record) for record in records[:3]] == [(8,) * 3, (4,) * 3, (2,) * 3]
     assert {record.ranks for record in run.logbook.history.of("device-0")} == {(1,) * 3}
     for message in (*run.sent_up, *run.sent_down):
         if isinstance(message, Assignment | Update) and message.device == "device-2":
             at = records[message.round]
-            ranks = at.ranks if isinstance(message, Assignment) else at.ranks_left or at.ranks
+            ranks = at.ranks if isinstance(message, Assignment) else left_by(at) or at.ranks
             shapes = {name: tuple(value.shape) for name, value in message.adapter.items()}
             assert shapes == bert.shapes_of(ranks)
     ups = [record.bytes_up for record in records]
@@ -257,32 +183,11 @@ def test_a_device_that_pruned_is_sent_and_trains_what_is_left(bert: Base) -> Non
     assert {name: tuple(value.shape) for name, value in run.adapter.items()} == bert.shapes
 
 
-def test_moments_of_what_is_left_go_on(bert: Base) -> None:
-    """A device of rank 8 that prunes to 4 steps like AdamW that had only ever had the first four rows."""
-    device = device_for(bert, BATCHES * 2)
-    device.begin(assignment(bert, penalty=0.7))
-    for step in range(2):
-        run_virtual(device.train(step))
-    whole = {name: value.clone() for name, value in device.state()[1].items()}
-    device.update()
-    left = device.state()[1]
-    assert left.keys() == whole.keys()
-    for name, value in left.items():
-        if name.endswith("#step"):
-            assert float(value) == 2.0
-        else:
-            assert torch.equal(value, bert.at_ranks({name: whole[name]}, (5, 5, 5))[name])
-    plan = replace(assignment(bert, penalty=0.0).plan, ranks=(5,) * BLOCKS, prune_to=())
-    device.begin(Assignment("run", 1, "device-0", plan, RATES, bert.at_ranks(moved_adapter(bert), (5, 5, 5))))
-    run_virtual(device.train(0))
-    assert {float(value) for name, value in device.state()[1].items() if name.endswith("#step")} == {3.0}
-
-
 def test_with_no_penalty_and_no_pruning_it_trains_the_same(bert: Base) -> None:
     """Tails that are never held small only grow here."""
     watched, plain = played(bert, 0.5, 0.0), played(bert, 1.0, 0.0)
-    assert {record.ranks_left for record in watched.logbook.history.of("device-2")} == {(8,) * 3}
-    assert {record.ranks_left for record in plain.logbook.history.records} == {()}
+    assert {left_by(record) for record in watched.logbook.history.of("device-2")} == {(8,) * 3}
+    assert {left_by(record) for record in plain.logbook.history.records} == {()}
     assert all(torch.equal(watched.adapter[name], value) for name, value in plain.adapter.items())
 
 

@@ -69,5 +69,5 @@ def test_fresh_factors() -> None:
 def test_it_goes_on_from_its_state() -> None:
     aggregate, resumed, broadcast = begin_anew(3), begin_anew(3), adapter_of(FULL, 0)
     aggregate(broadcast, GIVEN)
-    resumed.load_state(aggregate.state())
+    resumed.load(aggregate.state())
     assert torch.equal(resumed(broadcast, GIVEN)[A], aggregate(broadcast, GIVEN)[A])

@@ -8,6 +8,7 @@ import torch
 from cutlayer.model.adapter import at_rank
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.svd import svd
+from cutlayer.state import State
 from factors import FULL, HEAD, A, B, adapter_of, contribution, mean_product, product
 
 
@@ -75,5 +76,5 @@ def test_the_order_of_the_devices_hardly_matters(seed: int) -> None:
 
 def test_it_carries_nothing() -> None:
     assert svd().mixed_ranks
-    assert svd().state() == {}
-    svd().load_state({})
+    assert svd().state() == State()
+    svd().load(State())

@@ -7,6 +7,7 @@ import torch
 
 from cutlayer.policies.aggregate import Contribution, mean_per_block
 from cutlayer.policies.zero_pad import zero_pad
+from cutlayer.state import State
 from factors import FULL, HEAD, A, B, adapter_of, contribution, mean_product, product
 
 
@@ -96,5 +97,5 @@ def test_what_nobody_trained_stays() -> None:
     result = zero_pad()(broadcast, [])
     assert all(result[name] is value for name, value in broadcast.items())
     assert zero_pad().mixed_ranks
-    assert zero_pad().state() == {}
-    zero_pad().load_state({})
+    assert zero_pad().state() == State()
+    zero_pad().load(State())

@@ -39,7 +39,7 @@ MEANS = ["fedlora", "memsfl"]
 """Those whose round is the mean of plain trainings (`test_every_method.py`)."""
 SPLIT = [name for name in METHODS if {"cut", "window"} & TABLE[name].options.keys()]
 """Those whose devices say something in every step."""
-SHARED = ["mergesfl", "sfl_v2", "splitlora", "splitfrozen", "centralized"]
+SHARED = ["epsl", "mergesfl", "sfl_v2", "sfpl", "splitlora", "splitfrozen", "centralized"]
 """Those with a server adapter that all devices train."""
 ROUNDS, STEPS = 2, 3
 ModelMaker = Callable[[str, str], Path]
@@ -163,7 +163,7 @@ def test_a_server_adapter_of_one_device_is_forgotten_with_its_moments(method: st
 # ------------------------------------------------------------------ policies
 
 
-TOGETHER = ["mergesfl", "sl", "vanilla"]
+TOGETHER = ["epsl", "mergesfl", "sfpl", "sl", "vanilla"]
 """Those whose devices wait for each other."""
 APART = sorted(set(METHODS) - set(TOGETHER))
 SLOW = "device-1"
@@ -411,7 +411,8 @@ def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, be
     for name, stream in given.items():
         records = played.logbook.history.of(name)
         counted = max((record.round for record in records if record.samples), default=None)
-        drawn = stream.all[: stores[name].load(counted).cursor["next"]]
+        data = stores[name].load(counted).branch("device").branch("data")
+        drawn = stream.all[: data.facts["next"]]
         assert sum(record.samples for record in records) == sum(batch.num_samples for batch in drawn)
         assert sum(record.weight for record in records) == sum(batch.weight for batch in drawn)
         assert sum(record.steps for record in records) == len(drawn)

@@ -13,6 +13,7 @@ from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.rounds.relay import relay
+from cutlayer.state import State, Stateless
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, Update
@@ -69,17 +70,12 @@ def test_the_broadcast_stays_until_the_aggregate_replaces_it(bert: Base) -> None
 
     broadcasts: list[Adapter] = []
 
-    class Noting:
+    class Noting(Stateless):
         name, mixed_ranks = "noting", True
 
         def __call__(self, broadcast: Adapter, contributions: object) -> Adapter:  # noqa: ARG002
             broadcasts.append(broadcast)
             return broadcast
-
-        def state(self) -> Adapter:
-            return {}
-
-        def load_state(self, state: Adapter) -> None: ...
 
     built = build_method("vanilla", {"cut": 1}, seed=0)
     fleet = fleet_of(2)
@@ -91,5 +87,5 @@ def test_the_broadcast_stays_until_the_aggregate_replaces_it(bert: Base) -> None
 
 def test_it_carries_nothing_from_round_to_round() -> None:
     round = relay()
-    assert round.state_dict() == {}
-    round.load_state_dict({})
+    assert round.state() == State()
+    round.load(State())

@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from bases import open_base
-from cutlayer.device.conversations import up_and_down
-from cutlayer.device.device import Device
 from cutlayer.errors import WireError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.methods.table import build_method
@@ -24,11 +22,11 @@ from cutlayer.policies.order import random_order
 from cutlayer.rounds.split import split
 from cutlayer.server.server import Server
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
+from cutlayer.state import State
 from cutlayer.testing.playground import fleet_of, play, streams_for
-from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Update
-from ends import device_for, server_for
+from ends import server_for
 
 ModelMaker = Callable[[str, str], Path]
 FINISH = Finish("run", 1, "done")
@@ -60,80 +58,6 @@ class Script:
 
 def round_of() -> Any:
     return split(server_step=one_device_at_a_time(random_order(0)))
-
-
-def assignment(base: Base, *, steps: int = 2, round: int = 0) -> Assignment:
-    adapter = {name: base.initial_adapter(0)[name] for name in base.device_names(1)}
-    plan = DevicePlan("device-0", 1, 4, local_steps=steps)
-    return Assignment("run", round, "device-0", plan, (0.01,) * steps, adapter)
-
-
-def in_parts(base: Base) -> Assignment:
-    whole = assignment(base)
-    return replace(whole, plan=replace(whole.plan, micro_batches=2))
-
-
-def gradients(step: int) -> Callable[[Message], Message]:
-    def answer(message: Message) -> Message:
-        assert isinstance(message, Activations)
-        return Gradients("run", 0, step, "device-0", torch.ones_like(message.h_BTD), 0.5)
-
-    return answer
-
-
-def device_of(base: Base) -> Device:
-    return device_for(base, [random_batch("classification", seed=seed) for seed in range(8)])
-
-
-def run_device(base: Base, says: Sequence[Message | Callable[[Message], Message]]) -> list[Message]:
-    link = Script(says)
-    run_virtual(up_and_down(link, device_of(base)))
-    return link.heard
-
-
-# ------------------------------------------------------------------ the device's end
-
-
-def test_a_device_answers_round_after_round_until_it_may_go(bert: Base) -> None:
-    says: list[Any] = [
-        assignment(bert, steps=2), gradients(0), gradients(1),
-        assignment(bert, steps=1, round=1), gradients(0),
-        FINISH,
-    ]  # fmt: skip
-    heard = run_device(bert, says)
-    assert [type(message) for message in heard] == [Activations, Activations, Update, Activations, Update]
-    assert [message.step for message in heard if isinstance(message, Activations)] == [0, 1, 0]
-    assert [message.round for message in heard] == [0, 0, 0, 1, 1]
-
-
-def test_a_device_without_a_round_goes(bert: Base) -> None:
-    assert run_device(bert, [FINISH]) == []
-
-
-def words(base: Base) -> dict[str, Any]:
-    return {
-        "assignment": assignment(base),
-        "in parts": in_parts(base),
-        "gradients": gradients(0),
-        "stray gradients": Gradients("run", 0, 0, "device-0", torch.ones(1), 0.5),
-        "finish": FINISH,
-    }
-
-
-@pytest.mark.parametrize(
-    ("says", "expected", "got"),
-    [
-        (["stray gradients"], "an Assignment or Finish", "Gradients"),
-        (["assignment", "assignment"], "Gradients of step 0", "Assignment"),
-        (["assignment", "gradients", "gradients"], "Gradients of step 1", "Gradients"),  # step 0 again
-        (["in parts", "gradients", "gradients"], "Gradients of step 0", "Gradients"),  # part 0 again
-    ],
-)
-def test_a_device_believes_nothing_out_of_turn(says: list[str], expected: str, got: str, bert: Base) -> None:
-    with pytest.raises(WireError) as error:
-        run_device(bert, [words(bert)[word] for word in says])
-    assert "\n" not in str(error.value)
-    assert f"device device-0: expected {expected}, got {got}. " in str(error.value)
 
 
 # ------------------------------------------------------------------ the server's end
@@ -249,6 +173,6 @@ def test_a_rounds_state_is_its_orders(bert: Base) -> None:
         assert now() > 0
 
     run_virtual(program())
-    assert one.state_dict() == {"seed": 0, "num_picks": 4}
-    other.load_state_dict(one.state_dict())
-    assert other.state_dict() == one.state_dict()
+    assert one.state() == State({"seed": 0, "num_picks": 4})
+    other.load(one.state())
+    assert other.state() == one.state()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
-from commands import World, run
+from commands import FLEET, World, run
 from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
 from cutlayer.policies.plan import make_plan
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
-from cutlayer.run.run import method_of, situation_of
+from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
 
@@ -41,6 +42,33 @@ def test_and_so_does_one_of_micro_batches(method: str, overlap: str, world: Worl
 def test_and_so_does_one_in_which_activations_are_lifted(world: World) -> None:
     """One device lends a block, the other two: the server runs the second block for the first device."""
     rehearsed_is_played(world, "classification", "splitfrozen", "-o", "method.deepest=2")
+
+
+@pytest.mark.parametrize("method", ["memsfl", "sfl_v2", "mergesfl", "splitfrozen", "fedlora", "sl"])
+def test_and_so_does_one_whose_devices_share_the_servers_connection(method: str, world: World) -> None:
+    """Less than the devices have together, both ways."""
+    shared = FLEET | {"server": FLEET["server"] | {"up_mbit": 0.02, "down_mbit": 0.05}}
+    world.fleet.unlink()  # a link to what all tests read
+    world.fleet.write_text(yaml.safe_dump(shared))
+    rehearsed_is_played(world, "classification", method)
+
+
+def test_planned_shares_of_the_connection_are_rehearsed(world: World) -> None:
+    """The slow device is done sooner where it has most of the connection, and later where it has little."""
+    shared = FLEET | {"server": FLEET["server"] | {"up_mbit": 0.02, "down_mbit": 0.05}}
+    world.fleet.unlink()  # a link to what all tests read
+    world.fleet.write_text(yaml.safe_dump(shared))
+    flags = [*world.classification(), "--method", "memsfl", "-o", "train.rounds=1"]
+    assert run("train", *flags, "--quiet").code == 0
+    inputs = prepare(read_config(world.out / "config.yaml"))
+    method, situation = method_of(inputs.config), situation_of(inputs, Logbook())
+    plan = make_plan(method.plan, 0, situation)
+    equal, same, odd = (
+        rehearse(inputs, method, plan, 8, shares) for shares in ({}, {"slow": 2, "quick": 2}, {"slow": 1, "quick": 9})
+    )
+    assert equal == same
+    assert equal.bytes_up == odd.bytes_up
+    assert equal.seconds < odd.seconds
 
 
 def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> None:

@@ -18,6 +18,7 @@ from cutlayer.model.part import WholePart
 from cutlayer.report.progress import NoProgress
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import RunInputs, prepare
+from cutlayer.server.checkpoint import load_checkpoint
 from cutlayer.testing.tiny import save_inputs
 
 
@@ -96,8 +97,8 @@ def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> N
     made = run_inputs(inputs, tmp_path / "run", "phones-1000", name="legend", fraction=0.003, rounds=2)
     outcome = simulation.simulate(made, NoProgress())
     assert outcome.summary["totals"]["steps"] == 2 * 3
-    snapshot = run.load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
-    assert snapshot is not None
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint", made.run_id)
+    assert checkpoint is not None
     history = list(RunFolder(tmp_path / "run").read_records())
     assert len(history) == 2 * 3
     speeds = {device.name: (device.effective_flops, speed_mode(device)) for device in made.fleet.devices}
@@ -106,4 +107,8 @@ def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> N
         assert record.flops / record.busy_seconds == pytest.approx(flops * mode(record.round))
     assert len({speeds[record.device][1](record.round) for record in history}) > 1
     trained = {record.device for record in history}
-    assert {name for name, moments in snapshot.device_moments.items() if moments} == trained
+    devices = {name: kept.branch("device") for name, kept in checkpoint.branch("devices").branches().items()}
+    assert len(devices) == 1000
+    assert {name for name, device in devices.items() if device.branch("moments").tensors} == trained
+    assert {name for name, device in devices.items() if device.tensors} == trained
+    assert all(device.branch("data").facts.keys() == {"epoch", "position"} for device in devices.values())

@@ -14,6 +14,7 @@ from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.policies.order import Job, fifo, longest_tail, strict_ratio
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.forecast import Forecast
+from cutlayer.state import Stateless
 from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations
@@ -35,7 +36,7 @@ def sent_by(device: int, *, step: int = 0, samples: int = 4, tokens: int = 6) ->
     )
 
 
-class Watching:
+class Watching(Stateless):
     """An order that notes what it is shown, and waits until it is told otherwise."""
 
     name = "watching"
@@ -47,11 +48,6 @@ class Watching:
     def pick(self, now: float, arrived: Sequence[Job], expected: Sequence[Job]) -> Job | None:
         self.seen.append((now, list(arrived), list(expected)))
         return self._choose(now, arrived, expected)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Any) -> None: ...
 
 
 def play(program: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -88,7 +88,7 @@ def test_the_disk_gives_what_memory_gives(
     assert len(caches["disk"]._memory) < 12
     assert len(list((tmp_path / "disk").iterdir())) > 1
     caches["resumed"] = cache_for(task, tmp_path / "disk", stored=stored)
-    caches["resumed"].load_state_dict(caches["disk"].state_dict())
+    caches["resumed"].load(caches["disk"].state())
     for row in range(12):
         first, *others = (cache.recall(recall(row, num_tokens=16))[0] for cache in caches.values())
         for other in others:
@@ -158,13 +158,13 @@ def test_files_of_a_round_that_begins_anew_are_not_used(tmp_path: Path) -> None:
     cache = cache_for("classification", tmp_path)
     cache.keep(one_by_one(batch_of("classification", first=0)))
     cache.flush()
-    state = cache.state_dict()
+    state = cache.state()
     cache.keep(one_by_one(batch_of("classification", first=4)))
     cache.flush()
     cache.flush()  # nothing new, no file
     assert len(list(tmp_path.iterdir())) == 2
     resumed = cache_for("classification", tmp_path)
-    resumed.load_state_dict(state)
+    resumed.load(state)
     with pytest.raises(WireError):
         resumed.recall(recall(4))
     resumed.keep(one_by_one(batch_of("classification", first=4)))
@@ -184,7 +184,7 @@ def test_a_file_that_is_not_whole_is_refused(harm: str, tmp_path: Path) -> None:
     if harm == "torn":
         path.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"0000\.safetensors: expected activations that the run keeps"):
-        cache_for("classification", tmp_path).load_state_dict(cache.state_dict())
+        cache_for("classification", tmp_path).load(cache.state())
 
 
 def test_a_temporary_folder_ends_with_the_cache() -> None:

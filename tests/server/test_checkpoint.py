@@ -5,58 +5,77 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from cutlayer.errors import CheckpointError
-from cutlayer.report.json_lines import Position
-from cutlayer.server.checkpoint import FORMAT, Snapshot, load_checkpoint, save_checkpoint
+from cutlayer.server.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from cutlayer.state import State, joined
 
 RUN = "0123456789abcdef"
 
 
-def snapshot(seed: int = 0) -> Snapshot:
+def tree(seed: int = 0) -> State:
+    """A checkpoint as a run might write it, with names, numbers and tensors of every kind."""
     generator = torch.Generator().manual_seed(seed)
 
     def tensors(*names: str) -> dict[str, torch.Tensor]:
         return {name: torch.randn(4, 3, generator=generator) for name in names}
 
     moments = {**tensors("a.weight#exp_avg", "a.weight#exp_avg_sq"), "a.weight#step": torch.tensor(3.0)}
-    return Snapshot(
-        rounds_done=7 + seed,
-        clock_seconds=0.1 + 1e-9,
-        adapter={**tensors("a.weight", "b.weight"), "odd": torch.tensor([-0.0, math.nan, math.inf])},
-        aggregate=tensors("a.weight"),
-        folds=tensors("0/a.weight", "10/a.weight", "2/a.weight"),
-        folds_held={"phone": 2, "phone-2": 0},
-        counted={"phone": 6},
-        server_moments={"*": moments, "phone": {}, "phone-2": tensors("a.weight#exp_avg")},
-        device_moments={"phone": tensors("b.weight#exp_avg"), "phone-2": {}},
-        lost={"phone": tensors("b.weight"), "phone-2": {}},
-        personal={"phone": tensors("a.weight", "b.weight")},
-        cursors={"phone": {"epoch": 2, "order": [3, 1, 2], "seed": 2**63 + 1}, "phone-2": {}},
-        members=[{"name": "phone", "index": 0, "label_counts": [3, 1], "refused": None}],
-        round_state={"num_picks": 5, "name": "ü"},
-        totals={"before": {"accuracy": 1 / 3}, "cuts": {"phone": 2}},
-        positions={"events.jsonl": Position(12345, 2**32 - 1)},
+    odd = {"odd": torch.tensor([-0.0, math.nan, math.inf])}
+    adapters = {
+        "shared": State(tensors={**tensors("a.weight", "b.weight"), **odd}),
+        "own": joined({"phone": State(tensors=tensors("a.weight", "b.weight"))}),
+        "scopes": State({"phone": ["phone"]}),
+        "moments": joined(
+            {"*": State(tensors=moments), "phone": State(), "phone-2": State(tensors=tensors("a.weight#exp_avg"))}
+        ),
+    }
+    server = {
+        "adapters": joined(adapters),
+        "folds": State({"held": {"phone": 2, "phone-2": 0}}, tensors("0/a.weight", "10/a.weight", "2/a.weight")),
+        "ledger": State({"counted": {"phone": 6}}),
+    }
+    method = {
+        "round": State({"num_picks": 5, "name": "ü"}),
+        "aggregate": joined({"*": State(tensors=tensors("a.weight"))}),
+    }
+    phone = {
+        "device": State({"data": {"epoch": 2, "order": [3, 1, 2], "seed": 2**63 + 1}}, tensors("moments/b.weight")),
+        "packing": State(tensors=tensors("b.weight")),
+    }
+    other = {"device": State({"data": {}}), "packing": State()}
+    run = {
+        "rounds_done": 7 + seed,
+        "clock_seconds": 0.1 + 1e-9,
+        "before": {"accuracy": 1 / 3},
+        "cuts": {"phone": 2},
+        "members": [{"name": "phone", "index": 0, "label_counts": [3, 1], "refused": None}],
+        "positions": {"events.jsonl": [12345, 2**32 - 1]},
+    }
+    return joined(
+        {
+            "server": joined(server),
+            "method": joined(method),
+            "devices": joined({"phone": joined(phone), "phone-2": joined(other)}),
+            "run": State(run),
+        }
     )
 
 
-def assert_same(one: Snapshot, other: Snapshot) -> None:
-    """Every field, tensors bit for bit."""
+def assert_same(one: State, other: State) -> None:
+    """Every fact, and tensors bit for bit."""
+    assert one.facts == other.facts
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, value in one.tensors.items():
+        assert bits(value) == bits(other.tensors[name]), name
 
-    def bits(value: object) -> object:
-        if isinstance(value, torch.Tensor):
-            return value.dtype, tuple(value.shape), value.numpy().tobytes()
-        if isinstance(value, dict):
-            return {key: bits(inner) for key, inner in value.items()}
-        return value
 
-    for field in fields(Snapshot):
-        assert bits(getattr(one, field.name)) == bits(getattr(other, field.name)), field.name
+def bits(tensor: torch.Tensor) -> object:
+    return tensor.dtype, tuple(tensor.shape), tensor.numpy().tobytes()
 
 
 def message(error: pytest.ExceptionInfo[CheckpointError]) -> str:
@@ -68,19 +87,19 @@ def message(error: pytest.ExceptionInfo[CheckpointError]) -> str:
 
 
 def test_it_comes_back_exactly(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     loaded = load_checkpoint(tmp_path / "checkpoint", RUN)
     assert loaded is not None
-    assert_same(loaded, snapshot())
+    assert_same(loaded, tree())
 
 
 def test_the_next_one_replaces_it(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    save_checkpoint(folder, snapshot(0), RUN)
-    save_checkpoint(folder, snapshot(1), RUN)
+    save_checkpoint(folder, tree(0), RUN)
+    save_checkpoint(folder, tree(1), RUN)
     loaded = load_checkpoint(folder, RUN)
     assert loaded is not None
-    assert_same(loaded, snapshot(1))
+    assert_same(loaded, tree(1))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -90,15 +109,24 @@ def test_before_the_first_round_there_is_none(tmp_path: Path) -> None:
 
 def test_owners_and_sides_do_not_mix(tmp_path: Path) -> None:
     """A device may be called adapter, server or device."""
-    odd = replace(
-        snapshot(),
-        server_moments={"adapter": {"w#step": torch.ones(1)}, "server": {}, "device": {"w#step": torch.zeros(1)}},
-        device_moments={"adapter": {}, "server": {"w#step": torch.ones(1)}, "device": {"w#exp_avg": torch.ones(1)}},
+
+    def filled(value: float) -> State:
+        return State(tensors={"w#step": torch.full((1,), value)})
+
+    none = State()
+    odd = joined(
+        {
+            "server": joined({"adapter": filled(1.0), "server": none, "device": filled(0.0)}),
+            "devices": joined({"adapter": none, "server": filled(1.0), "device": filled(0.5), "devices": none}),
+        }
     )
     save_checkpoint(tmp_path / "checkpoint", odd, RUN)
     loaded = load_checkpoint(tmp_path / "checkpoint", RUN)
     assert loaded is not None
     assert_same(loaded, odd)
+    found = {name: side.branches() for name, side in loaded.branches().items()}
+    assert [len(found["server"][name].tensors) for name in ("adapter", "server", "device")] == [1, 0, 1]
+    assert [len(found["devices"][name].tensors) for name in ("adapter", "server", "device", "devices")] == [0, 1, 1, 0]
 
 
 # ------------------------------------------------------------------ torn, foreign, old
@@ -107,7 +135,7 @@ def test_owners_and_sides_do_not_mix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "SHA256SUMS"])
 @pytest.mark.parametrize("length", [0, 10, -1])
 def test_a_file_cut_short(name: str, length: int, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     path = tmp_path / "checkpoint" / name
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError) as error:
@@ -117,7 +145,7 @@ def test_a_file_cut_short(name: str, length: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [0.03, 0.5, 0.999])
 def test_a_flipped_bit_of_the_tensors(place: float, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     path = tmp_path / "checkpoint" / "tensors.safetensors"
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1
@@ -131,7 +159,7 @@ def test_a_flipped_bit_of_the_tensors(place: float, tmp_path: Path) -> None:
     ("old", "new"), [('"rounds_done": 7', '"rounds_done": 6'), ("12345", "12346"), ("phone-2", "phone-3")]
 )
 def test_a_changed_byte_of_the_state(old: str, new: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     path = tmp_path / "checkpoint" / "state.json"
     text = path.read_text()
     assert old in text
@@ -143,7 +171,7 @@ def test_a_changed_byte_of_the_state(old: str, new: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors", "SHA256SUMS"])
 def test_a_file_that_is_gone(name: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     (tmp_path / "checkpoint" / name).unlink()
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tmp_path / "checkpoint", RUN)
@@ -152,7 +180,7 @@ def test_a_file_that_is_gone(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", f'{{"format": {FORMAT}}}'])
 def test_a_state_that_is_none(content: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     (tmp_path / "checkpoint" / "state.json").write_text(content)
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tmp_path / "checkpoint", RUN)
@@ -160,14 +188,14 @@ def test_a_state_that_is_none(content: str, tmp_path: Path) -> None:
 
 
 def test_another_runs_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), "another")
+    save_checkpoint(tmp_path / "checkpoint", tree(), "another")
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(tmp_path / "checkpoint", RUN)
     assert f"expected run {RUN}, got another" in message(error)
 
 
 def test_another_versions_checkpoint(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoint", snapshot(), RUN)
+    save_checkpoint(tmp_path / "checkpoint", tree(), RUN)
     path = tmp_path / "checkpoint" / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
     with pytest.raises(CheckpointError) as error:
@@ -185,7 +213,7 @@ class Crash(BaseException):
 @pytest.mark.parametrize("rename", [0, 1])
 def test_killed_at_a_rename_the_old_one_stays(rename: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoint"
-    save_checkpoint(folder, snapshot(0), RUN)
+    save_checkpoint(folder, tree(0), RUN)
     replace, calls = os.replace, list[Path]()
 
     def replace_or_die(old: Path, new: Path) -> None:
@@ -198,17 +226,17 @@ def test_killed_at_a_rename_the_old_one_stays(rename: int, tmp_path: Path, monke
         patched.setattr(os, "replace", replace_or_die)
         patched.setattr("cutlayer.files.recover_folder", lambda path: None)  # who is killed repairs nothing
         with pytest.raises(Crash):
-            save_checkpoint(folder, snapshot(1), RUN)
+            save_checkpoint(folder, tree(1), RUN)
     assert folder.exists() == (rename == 0)
     loaded = load_checkpoint(folder, RUN)
     assert loaded is not None
-    assert_same(loaded, snapshot(0))
+    assert_same(loaded, tree(0))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_killed_while_writing_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoint"
-    save_checkpoint(folder, snapshot(0), RUN)
+    save_checkpoint(folder, tree(0), RUN)
 
     def die(_path: Path) -> str:
         raise Crash
@@ -217,11 +245,11 @@ def test_killed_while_writing_the_old_one_stays(tmp_path: Path, monkeypatch: pyt
         patched.setattr("cutlayer.sealed.sha256", die)
         patched.setattr("cutlayer.files.recover_folder", lambda path: None)
         with pytest.raises(Crash):
-            save_checkpoint(folder, snapshot(1), RUN)
+            save_checkpoint(folder, tree(1), RUN)
     assert (tmp_path / ".checkpoint.tmp" / "tensors.safetensors").exists()
     loaded = load_checkpoint(folder, RUN)
     assert loaded is not None
-    assert_same(loaded, snapshot(0))
+    assert_same(loaded, tree(0))
 
 
 def test_killed_before_the_first_was_whole_there_is_none(tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ from cutlayer.policies.order import ORDERS
 from cutlayer.server.ledger import Tally
 from cutlayer.server.owners import SHARED, one_for_all, one_per_device
 from cutlayer.server.server import Server
+from cutlayer.state import State
 from cutlayer.testing.playground import fleet_of, learning_rate, play, streams_for
 from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Batch, DevicePlan, Event, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients, Update
-from ends import activations_for, server_for
+from ends import activations_for, served, server_for
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")
@@ -44,7 +45,7 @@ def plan_of(*cuts: int, steps: int = 2, round: int = 0) -> RoundPlan:
 
 
 def step(server: Server, arrived: Activations) -> Gradients:
-    return run_virtual(server.step(arrived))
+    return run_virtual(served(server, arrived))
 
 
 def whole_step(base: Base, start: Adapter, batches: list[Batch], settings: TrainSettings) -> Adapter:
@@ -88,7 +89,7 @@ def test_server_adapters_start_from_the_broadcast(owner: Callable[[str], str], b
     server.begin(plan_of(1, 3), owner)  # a round before: other values, other cuts
     server.adapter = moved_adapter(bert)
     server.begin(plan_of(3, 2), owner)
-    adapters = {name: trainable.adapter() for name, trainable in server.adapters._trainables.items()}
+    adapters = {name: server.adapters.trainable(name).adapter() for name in server.adapters.owners}
     lowest = {"device-0": 3, "device-1": 2} if owner is one_per_device else {SHARED: 2}
     assert adapters.keys() == lowest.keys()
     for name, cut in lowest.items():
@@ -128,7 +129,7 @@ def test_a_devices_step_touches_only_its_owners_adapter(bert: Base) -> None:
     start = {name: bert.initial_adapter(0)[name] for name in bert.server_names(1)}
     assert_same(server.adapters.trainable("device-0").adapter(), start)
     assert not torch.equal(
-        server.adapters._trainables["device-1"].adapter()["base_model.model.classifier.weight"],
+        server.adapters.trainable("device-1").adapter()["base_model.model.classifier.weight"],
         start["base_model.model.classifier.weight"],
     )
     assert_same(server.adapter, bert.initial_adapter(0))
@@ -141,7 +142,7 @@ def test_steps_of_all_train_a_shared_adapter(bert: Base) -> None:
     for number, batch in enumerate(batches):
         step(server, activations_for(bert, batch, 0, device=f"device-{number}", step=number))
     trained = whole_step(bert, bert.initial_adapter(0), batches, server.settings)
-    assert_same(server.adapters._trainables[SHARED].adapter(), trained)
+    assert_same(server.adapters.trainable(SHARED).adapter(), trained)
 
 
 def test_a_step_takes_the_servers_time_and_is_recorded(bert: Base) -> None:
@@ -256,30 +257,31 @@ def test_moments_live_on_or_not_from_round_to_round(bert: Base) -> None:
         for _ in range(2):
             server.begin(plan_of(1), one_per_device)
             step(server, activations_for(bert, BATCH, 1))
-        return {name: value for name, value in server.moments()["device-0"].items() if name.endswith("#step")}
+        moments = server.adapters.moments().branch("device-0").tensors
+        return {name: value for name, value in moments.items() if name.endswith("#step")}
 
     assert {float(value) for value in two_rounds(True).values()} == {2.0}
     assert {float(value) for value in two_rounds(False).values()} == {1.0}
 
 
 def test_a_server_goes_on_from_moments(bert: Base) -> None:
-    def begun(moments: dict[str, Adapter] | None) -> Server:
+    def begun(moments: State | None) -> Server:
         server = server_for(bert, fleet_of(2))
         if moments is not None:
-            server.load_moments(moments)
+            server.adapters.load_moments(moments)
         server.begin(plan_of(1, 2), one_per_device)
         return server
 
     one = begun(None)
     step(one, activations_for(bert, BATCH, 1))
-    other = begun({owner: {k: v.clone() for k, v in tensors.items()} for owner, tensors in one.moments().items()})
+    other = begun(one.adapters.moments().copied())
     one.begin(plan_of(1, 2), one_per_device)
     for server in (one, other):
         step(server, activations_for(bert, random_batch("classification", seed=6), 1))
-    assert_same(one._trainables["device-0"].adapter(), other._trainables["device-0"].adapter())
-    assert one.moments().keys() == other.moments().keys()
-    for owner, moments in one.moments().items():
-        assert_same(moments, other.moments()[owner])
+    assert_same(one.adapters.trainable("device-0").adapter(), other.adapters.trainable("device-0").adapter())
+    moments, others = one.adapters.moments(), other.adapters.moments()
+    assert moments.branches().keys() == others.branches().keys() == {"device-0", "device-1"}
+    assert_same(moments.tensors, others.tensors)
 
 
 # ------------------------------------------------------------------ divergence

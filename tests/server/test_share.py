@@ -20,7 +20,7 @@ from cutlayer.testing.playground import fleet_of
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
-from ends import activations_for, server_for
+from ends import activations_for, served, server_for
 
 ModelMaker = Callable[[str, str], Path]
 BATCH = random_batch("classification")
@@ -42,7 +42,7 @@ def hold(server: Server, plan: RoundPlan, *, gone: str = "") -> dict[str, int | 
     for device in plan.devices:
         for step in range(2):
             arrived = activations_for(server.base, BATCH, 1, device=device.device, step=step)
-            run_virtual(server.step(replace(arrived, round=plan.round)))
+            run_virtual(served(server, replace(arrived, round=plan.round)))
             if device.device == gone:
                 server.leave(gone)
                 break
@@ -84,10 +84,11 @@ def test_what_is_shared_is_a_copy(bert: Base) -> None:
     share = share_of(head, plan)
     worker = server_for(bert, fleet_of(1))
     take_share(worker, share)
-    before = {name: value.clone() for name, value in share.adapter.items()}
+    before = share.state.copied()
     hold(worker, plan)
     done = yield_of(worker, worker.contributions())
     kept = {name: value.clone() for name, value in done.contributions["device-0"].adapter.items()}
     hold(worker, plan)
-    assert all(torch.equal(value, before[name]) for name, value in share.adapter.items())
+    assert share.state.facts == before.facts
+    assert all(torch.equal(value, before.tensors[name]) for name, value in share.state.tensors.items())
     assert all(torch.equal(value, kept[name]) for name, value in done.contributions["device-0"].adapter.items())

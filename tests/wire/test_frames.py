@@ -6,7 +6,7 @@ import math
 import random
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgpack
 import pytest
@@ -15,9 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutlayer.errors import MalformedMessage
-from cutlayer.types import DevicePlan
+from cutlayer.policies.directions import Directions
+from cutlayer.policies.prune import Prune
+from cutlayer.policies.repeat import Repeat
+from cutlayer.policies.self_prune import SelfPrune
+from cutlayer.types import Clause, DevicePlan
 from cutlayer.wire.frames import DTYPES, MAX_DIMS, MAX_ENTRIES, decode, encode, frame_bytes
-from cutlayer.wire.messages import PROTOCOL_VERSION, Activations, Assignment, Finish, Gradients, Message, Recall, Update
+from cutlayer.wire.messages import (
+    PROTOCOL_VERSION,
+    Activations,
+    Assignment,
+    Close,
+    Facts,
+    Finish,
+    Gradients,
+    Measured,
+    Message,
+    Recall,
+    Update,
+)
 
 PLENTY = 2**30
 few = settings(max_examples=150, deadline=None, derandomize=True)
@@ -46,7 +62,37 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor.mT if tensor.ndim >= 2 and draw(st.booleans()) else tensor
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Everything(Clause):
+    """A clause with a field of every type that one may have."""
+
+    words: str
+    count: int
+    number: float
+    flag: bool
+    counts: tuple[int, ...]
+    numbers: tuple[float, ...]
+    names: tuple[str, ...] = ()
+
+
 adapters = st.dictionaries(words, tensors(), max_size=3)
+some_counts = st.lists(counts, max_size=3).map(tuple)
+clauses = st.one_of(
+    st.builds(
+        Everything,
+        words=words,
+        count=counts,
+        number=floats,
+        flag=st.booleans(),
+        counts=some_counts,
+        numbers=st.lists(floats, max_size=3).map(tuple),
+        names=st.lists(words, max_size=3).map(tuple),
+    ),
+    st.builds(Prune, ratio=floats, score=st.booleans()),
+    st.builds(SelfPrune, ranks=some_counts, penalty=floats),
+    st.builds(Directions, count=counts, mu=floats, scale=floats, at_once=counts),
+    st.just(Repeat()),
+)
 plans = st.builds(
     DevicePlan,
     device=words,
@@ -54,7 +100,10 @@ plans = st.builds(
     batch_size=counts,
     local_steps=counts,
     head=st.booleans(),
-    ranks=st.lists(counts, max_size=3).map(tuple),
+    ranks=some_counts,
+    micro_batches=counts,
+    overlap=st.booleans(),
+    clauses=st.lists(clauses, max_size=3).map(tuple),
 )
 messages = st.one_of(
     st.builds(
@@ -65,6 +114,19 @@ messages = st.one_of(
         plan=plans,
         learning_rates=st.lists(floats, max_size=3).map(tuple),
         adapter=adapters,
+        folds=adapters,
+        facts=adapters,
+        counted=st.none() | counts,
+    ),
+    st.builds(Facts, run=words, round=counts, step=counts, device=words, facts=adapters),
+    st.builds(Close, run=words, round=counts, wanted=st.booleans(), reason=words),
+    st.builds(
+        Measured,
+        run=words,
+        round=counts,
+        device=words,
+        whats=st.lists(words, max_size=3).map(tuple),
+        events_E6=tensors(),
     ),
     st.builds(
         Activations,
@@ -77,6 +139,9 @@ messages = st.one_of(
         labels=tensors(),
         weight=counts,
         rows_B=st.none() | tensors(),
+        micro_batch=counts,
+        micro_batches=counts,
+        others_weight=counts,
     ),
     st.builds(
         Recall,
@@ -107,6 +172,7 @@ messages = st.one_of(
         weight=counts,
         loss=floats,
         busy_seconds=floats,
+        facts=adapters,
     ),
     st.builds(Finish, run=words, round=counts, reason=words),
 )
@@ -162,11 +228,11 @@ def test_any_buffer_will_do_at_any_address(kind: Callable[[bytes], memoryview]) 
     assert same(read(kind(encode(GRADIENTS))), GRADIENTS)
 
 
-def test_the_bytes_of_version_2() -> None:
+def test_the_bytes_of_version_3() -> None:
     """If this fails, frames of the last release are misread: raise PROTOCOL_VERSION."""
     message = Gradients("r", 0, 1, "d", torch.tensor([1.0, 2.0], dtype=torch.bfloat16), 0.5)
     assert encode(message) == (
-        b"CUTL\x02\0\0\0\x69\0\0\0"
+        b"CUTL\x03\0\0\0\x69\0\0\0"
         b"\x83\xa4kind\xa9gradients"
         b"\xa6fields\x86\xa3run\xa1r\xa5round\x00\xa4step\x01\xa6device\xa1d\xa4loss\xcb\x3f\xe0\0\0\0\0\0\0"
         b"\xabmicro_batch\x00"
@@ -229,6 +295,14 @@ def test_a_dtype_that_has_no_place_on_the_wire(write: Callable[[Message], object
 def test_the_length_is_told_without_the_elements() -> None:
     message = dataclasses.replace(GRADIENTS, grad_BTD=torch.empty(2**20, 2**10, 2**6, device="meta"))
     assert frame_bytes(message) - 2**38 < 200
+
+
+def test_a_plan_has_its_clauses_again() -> None:
+    clauses = (Prune(0.3, score=False), SelfPrune((4, 0, 2), 0.5), Repeat())
+    plan = DevicePlan("phone", cut=2, clauses=clauses)
+    received = read(encode(Assignment("run", 0, "phone", plan, (0.1,), {})))
+    assert received.plan == plan
+    assert received.plan.clause(SelfPrune) == clauses[1]
 
 
 # ------------------------------------------------------------------ what is refused
@@ -365,15 +439,80 @@ def test_a_plan_is_checked_like_a_message() -> None:
     refused(frame_of(header | {"fields": header["fields"] | {"learning_rates": 0.1}}), "learning_rates")
 
 
+CLAUSE = ["Everything", dataclasses.asdict(Everything("word", 1, 0.5, True, (1, 2), (0.5,), ("a", "b")))]
+
+
+@pytest.mark.parametrize(
+    ("clause", "match"),
+    [
+        (["Parcel", {}], r"clauses: expected \[name, fields\], the name one of .*Everything.*, got \['Parcel', \{\}\]"),
+        (["Clause", {}], r"expected \[name, fields\]"),
+        (["DevicePlan", {"device": "phone"}], r"expected \[name, fields\]"),
+        ([["Everything"], {}], r"expected \[name, fields\]"),
+        (["Everything"], r"expected \[name, fields\]"),
+        (["Repeat", {}, {}], r"expected \[name, fields\]"),
+        ("Repeat", r"expected \[name, fields\]"),
+        ({"Repeat": {}}, r"expected \[name, fields\]"),
+        (None, r"expected \[name, fields\]"),
+        (["Repeat", None], "clauses Repeat: expected the keys"),
+        (["Repeat", {"more": 1}], "clauses Repeat: expected the keys"),
+        (["Prune", {"ratio": 0.5}], "clauses Prune: expected the keys ratio, score"),
+        (["Prune", {"ratio": "0.5", "score": True}], "Prune ratio: expected .*float.*, got '0.5'"),
+        (["Prune", {"ratio": 0.5, "score": 1}], "Prune score: expected .*bool.*, got 1"),
+        *(
+            (["Everything", CLAUSE[1] | wrong], f"Everything {next(iter(wrong))}")
+            for wrong in (
+                {"words": 1},
+                {"words": b"word"},
+                {"count": -1},
+                {"count": 1.0},
+                {"count": True},
+                {"number": None},
+                {"number": True},
+                {"flag": 0},
+                {"counts": [1, -1]},
+                {"counts": [1, "a"]},
+                {"counts": 1},
+                {"numbers": [[0.5]]},
+                {"names": ["a", 1]},
+                {"names": None},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_a_clause_is_checked_like_a_message(clause: object, match: str) -> None:
+    message = Assignment("run", 0, "phone", DevicePlan("phone"), (0.1, 0.2), {})
+    header, _ = parts(encode(message))
+
+    def frame(*clauses: object) -> bytes:
+        plan = header["fields"]["plan"] | {"clauses": list(clauses)}
+        return frame_of(header | {"fields": header["fields"] | {"plan": plan}})
+
+    assert read(frame(CLAUSE)).plan.clauses == (Everything("word", 1, 0.5, True, (1, 2), (0.5,), ("a", "b")),)
+    refused(frame(clause), match)
+    refused(frame(CLAUSE, clause), match)
+
+
 ADAPTER = {"a.weight": torch.ones(2, 3), "b.weight": torch.zeros(0, 2, dtype=torch.bfloat16)}
 ONE_OF_EACH = [
     Assignment("run", 0, "phone", DevicePlan("phone", cut=2), (0.1, 0.2), ADAPTER),
+    Assignment("run", 0, "phone", DevicePlan("phone", clauses=(Prune(0.5), Repeat())), (0.1,), {}, facts=ADAPTER),
+    Facts("run", 0, 1, "phone", ADAPTER),
     Activations("run", 0, 1, "phone", torch.ones(1, 2, 2), torch.ones(1, 2) > 0, torch.ones(1).int(), 1),
     GRADIENTS,
     dataclasses.replace(GRADIENTS, grad_BTD=None),
     Update("run", 0, "phone", ADAPTER, 2, 3, 4, 0.25, 0.5),
+    Update("run", 0, "phone", {}, 2, 3, 4, 0.25, 0.5, {"fact": torch.ones(2, dtype=torch.int32)}),
+    Recall("run", 0, 1, "phone", torch.arange(3, dtype=torch.int32), 8),
+    Measured("run", 0, "phone", ("forward",), torch.zeros(2, 6, dtype=torch.float64)),
+    Close("run", 0, True, "deadline"),
     Finish("run", 9, "done"),
 ]
+
+
+def test_one_of_each_is_one_of_each() -> None:
+    assert {type(message) for message in ONE_OF_EACH} == set(get_args(Message))
 
 
 @very_many

@@ -11,8 +11,8 @@ from cutlayer.types import Adapter
 from cutlayer.wire.messages import ROLES, Finish, Message
 
 KINDS = get_args(Message)
-EXACT = {"structure", "folds"}
-"""Adapters that both ends must hold alike: what is left of a model, what is added to frozen weights."""
+EXACT = {"facts", "folds"}
+"""Tensors that both ends must hold alike: what a shape declares, what is added to frozen weights."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -25,7 +25,7 @@ def test_its_docstring_says_the_direction_and_each_field(kind: type[Any]) -> Non
     text = kind.__doc__ or ""
     told = re.findall(r"^ {6}(\w+): ", text, flags=re.MULTILINE)
     assert told == [field.name for field in dataclasses.fields(kind)]
-    assert text.startswith(("Server to device", "Device to server"))
+    assert text.startswith(("Server to device", "Device to server", "Either way"))
 
 
 def test_is_frozen_and_has_no_other_attributes() -> None:

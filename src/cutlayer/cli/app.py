@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cutlayer import __version__
+from cutlayer.cli.check import check
 from cutlayer.cli.compare import compare
 from cutlayer.cli.evaluate import evaluate
 from cutlayer.cli.families import families
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
-for command in (takes_flags(train), takes_flags(plan), comparing, *real, evaluate, methods, fleets, families):
+for command in (takes_flags(train), takes_flags(plan), comparing, *real, evaluate, methods, check, fleets, families):
     app.command()(command)
 app.add_typer(fleet, name="fleet")
 

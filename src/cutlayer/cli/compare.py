@@ -16,8 +16,8 @@ from cutlayer.cli.terminal import console, table
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cutlayer.compare.comparison import Comparison
-    from cutlayer.compare.results import Results
+    from cutlayer.comparing.comparison import Comparison
+    from cutlayer.comparing.results import Results
 
 DEFAULT_OUT = "runs/compare"
 
@@ -50,27 +50,23 @@ def compare(
     comparison = _comparison(given, methods, seeds, metric, target)
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
-    from cutlayer.compare.comparison import alone
-    from cutlayer.compare.pool import carry_out, error_of, share_out
-    from cutlayer.compare.progress import Progress
-    from cutlayer.compare.reports import write_reports
-    from cutlayer.fleet.profile import load_fleet
+    from cutlayer.comparing.carried_out import carried_out
+    from cutlayer.comparing.pool import error_of
+    from cutlayer.comparing.progress import Progress
 
     terminal = console()
-    with terminal.status("reading the data"):
-        inputs = comparison.check()
-    comparison.write()
-    runs = comparison.runs()
-    share = share_out(len(runs), jobs, inputs)
-    with alone(comparison.folder), _interruptible(comparison.folder):
-        with Progress(terminal, runs, comparison.metric.name, share.jobs) as display:
-            failed = carry_out(runs, display, share)
-        fleet, command = load_fleet(comparison.shared.fleet), _command(comparison, given)
-        results = write_reports(comparison, fleet, command, {one.run.name: one.problem for one in failed})
-        if results is not None:
-            _tell(results, comparison.folder)
+    with _interruptible(comparison.folder):
+        results, failed = carried_out(
+            comparison,
+            jobs,
+            lambda runs, at_once: Progress(terminal, runs, comparison.metric.name, at_once),
+            _command(comparison, given),
+            terminal.status("reading the data"),
+        )
+    if results is not None:
+        _tell(results, comparison.folder)
     if failed:
-        raise error_of(failed, len(runs))
+        raise error_of(failed, len(comparison.runs()))
 
 
 def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None, target: float | None) -> Comparison:
@@ -81,9 +77,9 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
     """
     if seeds < 1:
         raise ConfigError(f"--seeds: expected at least 1, got {seeds}. Change it.")
-    from cutlayer.compare.comparison import Comparison
-    from cutlayer.compare.entry import parse_entries
-    from cutlayer.compare.metric import metric_of
+    from cutlayer.comparing.comparison import Comparison
+    from cutlayer.comparing.entry import parse_entries
+    from cutlayer.comparing.metric import metric_of
     from cutlayer.config import read_config
 
     entries, config = parse_entries(methods), given.config()
@@ -117,12 +113,13 @@ def _interruptible(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
+        if (folder / "compare.yaml").exists():
+            print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
         raise
 
 
 def _tell(results: Results, folder: Path) -> None:
-    from cutlayer.compare.tables import budget_table, target_table
+    from cutlayer.comparing.tables import budget_table, target_table
 
     terminal = console()
     for shown in (target_table(results), budget_table(results)):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.errors import ConfigError
-
-if TYPE_CHECKING:
-    import grpc
 
 
 def join(
@@ -56,17 +51,9 @@ def join(
     ] = False,
 ) -> None:
     """Join a server's run: measure this machine, train on its data, which stays here; until the run is over."""
-    from random import Random
+    from cutlayer.api.join import attending
+    from cutlayer.joining import Joining
 
-    from cutlayer.device.token import read_token
-    from cutlayer.join import Joining
-    from cutlayer.join import join as join_run
-    from cutlayer.transport.allocator import keep_freed_memory
-    from cutlayer.transport.grpc_carrier import dialler
-
-    credentials = _credentials(server, ca, certificate, key, insecure=insecure)
-    secret = read_token(token, os.environ)
-    keep_freed_memory()
     joining = Joining(
         name=name,
         data=data,
@@ -76,35 +63,15 @@ def join(
         max_blocks=max_blocks,
         patience_seconds=patience,
     )
-    run_until_signalled(
-        join_run(
-            joining,
-            dialler(server, name=name, token=secret, credentials=credentials, insecure=insecure),
-            Random(name),
-            lambda line: print(f"{name}: {line}", file=sys.stderr),
-        ),
-        "the same command",
-        leash=leash,
+    work = attending(
+        joining,
+        server,
+        ca,
+        token,
+        certificate,
+        key,
+        insecure=insecure,
+        notice=lambda line: print(f"{name}: {line}", file=sys.stderr),
     )
+    run_until_signalled(work, "the same command", leash=leash)
     print(f"{name}: the run is over", file=sys.stderr)
-
-
-def _credentials(
-    server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
-) -> grpc.ChannelCredentials | None:
-    from cutlayer.transport.exposure import is_loopback
-    from cutlayer.transport.tls import channel_credentials
-
-    host, _, port = server.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"join: expected HOST:PORT, got {server!r}. Write for example fleet.example.org:7070.")
-    if ca is not None:
-        return channel_credentials(ca, certificate, key)
-    if certificate is not None or key is not None:
-        raise ConfigError("join: expected --ca beside a certificate, got none. Name the fleet's ca.crt.")
-    if not is_loopback(host) and not insecure:
-        raise ConfigError(
-            f"join: expected TLS to a server on another machine, got none for {host}: anybody on the way reads and "
-            "changes activations, labels, adapters and the token. Name the fleet's ca.crt (--ca), or say --insecure."
-        )
-    return None

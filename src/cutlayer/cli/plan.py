@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cutlayer.policies.plan import Situation
-    from cutlayer.run.inputs import RunInputs
+    from cutlayer.run.inputs import RunInputs, method_of
     from cutlayer.run.rehearsed import Rehearsed
     from cutlayer.types import RoundPlan
 
@@ -24,7 +24,7 @@ def plan(given: Given) -> None:
     from cutlayer.run.inputs import prepare
     from cutlayer.run.loop import Logbook
     from cutlayer.run.rehearsed import rehearse
-    from cutlayer.run.run import first_plan, method_of, situation_of
+    from cutlayer.run.run import first_plan, situation_of
 
     terminal = console()
     with terminal.status("reading the data"):

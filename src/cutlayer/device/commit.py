@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from cutlayer.device.device import Device
 from cutlayer.device.store import Point, Store
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import Keeper, State, joined
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Message, Update
@@ -72,7 +73,7 @@ class CommittingLink(Around):
         if self._at != counted:
             branches = self._store.load(counted).branches()
             self._device.load(branches["device"])
-            self._packing.load(State() if assignment.plan.fresh_moments else branches["packing"])
+            self._packing.load(State() if assignment.plan.clause(FreshMoments) else branches["packing"])
         before = [point for point in self._store.points() if _place(point) < _place(counted)]
         self._store.keep({counted, max(before, key=_place, default=counted)})
         self._at = "unknown"

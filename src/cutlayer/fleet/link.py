@@ -1,28 +1,91 @@
-"""A connection on the virtual clock: messages by reference, in the time that their bytes would take."""
+"""A connection on the virtual clock: messages by reference, in the time that their bytes would take.
+
+Devices have a link each. Where the fleet says so, what they send goes through one connection of the server too, which
+they share (`Gateway`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from cutlayer.fleet.clock import now
-from cutlayer.fleet.profile import DeviceProfile
+from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.types import Event, Recorder
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Message
 
 
-def modelled_link(profile: DeviceProfile, record: Recorder) -> tuple[Link, Link]:
+class Gateway:
+    """The server's connection, which the links of all devices pass through: a capacity each way, shared.
+
+    Args:
+      server: Says the capacities; a direction without one is never too narrow.
+    """
+
+    def __init__(self, server: ServerProfile) -> None:
+        up, down = server.up_bits_per_second, server.down_bits_per_second
+        self.up = None if up is None else _Line(up)
+        self.down = None if down is None else _Line(down)
+
+    def share_by(self, shares: Mapping[str, float]) -> None:
+        """Divides both capacities in proportion to these from now on; without any, equally.
+
+        Args:
+          shares: By device, above 0, in any unit. A device that is not among them gets the mean share.
+        """
+        for line in (self.up, self.down):
+            if line is not None:
+                line.share_by(shares)
+
+
+def modelled_link(profile: DeviceProfile, record: Recorder, gateway: Gateway | None = None) -> tuple[Link, Link]:
     """The two ends of a device's connection, the device's first.
 
     A direction sends one message after the other: `8 * frame_bytes(message) / rate` seconds, and the message
     arrives the latency later. The other direction is not slowed by it. Each transmission is one event of the
     device, from its first to its last byte: `upload` or `download`.
+
+    Args:
+      profile: Says the rates and the latency.
+      record: Gets the events.
+      gateway: The server's end of all links, which may be narrower than the links together; None for no such.
     """
-    up = _Pipe(profile, profile.up_bits_per_second, "upload", record)
-    down = _Pipe(profile, profile.down_bits_per_second, "download", record)
+    up_line, down_line = (None, None) if gateway is None else (gateway.up, gateway.down)
+    up = _Pipe(profile, profile.up_bits_per_second, "upload", record, up_line)
+    down = _Pipe(profile, profile.down_bits_per_second, "download", record, down_line)
     return _End(up, down), _End(down, up)
+
+
+def fair_rates(most: Sequence[float], shares: Sequence[float], capacity: float) -> list[float]:
+    """The rates of transfers that share a capacity: each in proportion to its share, but none above its own most.
+
+    What those leave that cannot use all of theirs goes to the others, again in proportion. So the rates add up to the
+    capacity, or every transfer has its most.
+
+    Args:
+      most: Of each transfer, in bits per second.
+      shares: Of each, above 0, in any unit.
+      capacity: In bits per second.
+
+    Example:
+      >>> fair_rates([1.0, 10.0, 10.0], [1, 1, 3], capacity=9.0)
+      [1.0, 2.0, 6.0]
+    """
+    if sum(most) <= capacity:
+        return list(most)
+    level, left, left_shares = 0.0, capacity, math.fsum(shares)  # level: bits per second of a share of 1
+    for own, share in sorted(zip(most, shares, strict=True), key=lambda pair: pair[0] / pair[1]):
+        level = left / left_shares
+        if own >= level * share:
+            break
+        left, left_shares = left - own, left_shares - share
+    return [min(own, level * share) for own, share in zip(most, shares, strict=True)]
 
 
 class _End:
@@ -53,6 +116,7 @@ class _Pipe:
         bits_per_second: float,
         what: Literal["upload", "download"],
         record: Recorder,
+        line: _Line | None,
     ) -> None:
         self.arrived: asyncio.Queue[tuple[Message, int]] = asyncio.Queue()
         self._free = asyncio.Lock()
@@ -60,16 +124,94 @@ class _Pipe:
         self._bits_per_second = bits_per_second
         self._what = what
         self._record = record
+        self._line = line
 
     async def transmit(self, message: Message) -> int:
         """Returns the message's length in bytes when the last of them has left."""
         num_bytes = frame_bytes(message)
         async with self._free:
             start = now()
-            await asyncio.sleep(num_bytes * 8 / self._bits_per_second)
+            if self._line is None:
+                await asyncio.sleep(num_bytes * 8 / self._bits_per_second)
+            else:
+                await self._line.carry(self._profile.name, num_bytes * 8, self._bits_per_second)
             arrive = self.arrived.put_nowait
             asyncio.get_running_loop().call_later(self._profile.latency_seconds, arrive, (message, num_bytes))
             step = getattr(message, "step", None)
             event = Event(self._profile.name, self._what, start, now(), message.round, step, None, num_bytes)
             self._record(event)
         return num_bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    """One message under way on a shared line."""
+
+    device: str
+    most: float  # bits per second that the device's own link allows
+    left_bits: float  # at `since`, from when on the rate is what it is
+    since: float
+    over: asyncio.Future[None]
+    rate: float = 0.0
+    ends: float = math.inf
+
+
+class _Line:
+    """One direction of the server's connection. Whenever a transfer begins or ends, all rates are set anew.
+
+    Between two such moments rates are constant, so times are exact. A transfer whose rate never changes ends when it
+    would on a link of that rate, bit for bit.
+    """
+
+    def __init__(self, bits_per_second: float) -> None:
+        self._capacity = bits_per_second
+        self._shares: Mapping[str, float] = {}
+        self._mean_share = 1.0
+        self._under_way: list[_Transfer] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def share_by(self, shares: Mapping[str, float]) -> None:
+        """See `Gateway.share_by`."""
+        self._shares = dict(shares)
+        self._mean_share = fmean(shares.values()) if shares else 1.0
+        if self._under_way:
+            self._set_rates()
+
+    async def carry(self, device: str, num_bits: int, most: float) -> None:
+        """Returns when so many bits of the device have passed, at `most` bits per second or slower."""
+        transfer = _Transfer(device, most, num_bits, now(), asyncio.get_running_loop().create_future())
+        self._under_way.append(transfer)
+        self._set_rates()
+        try:
+            await transfer.over
+        finally:
+            if transfer in self._under_way:  # given up
+                self._under_way.remove(transfer)
+                self._set_rates()
+
+    def _set_rates(self) -> None:
+        time = now()
+        shares = [self._shares.get(transfer.device, self._mean_share) for transfer in self._under_way]
+        rates = fair_rates([transfer.most for transfer in self._under_way], shares, self._capacity)
+        for transfer, rate in zip(self._under_way, rates, strict=True):
+            if rate != transfer.rate:
+                passed = transfer.rate * (time - transfer.since)
+                transfer.left_bits = max(0.0, transfer.left_bits - passed)
+                transfer.since, transfer.rate = time, rate
+                transfer.ends = time + transfer.left_bits / rate
+        first = min((transfer.ends for transfer in self._under_way), default=math.inf)
+        if self._timer is not None and self._timer.when() != first:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and self._under_way:
+            self._timer = asyncio.get_running_loop().call_at(first, self._end, first)
+
+    def _end(self, time: float) -> None:
+        """Ends the transfers that end at this time, all at once: none of them slows another."""
+        self._timer = None
+        ended = [transfer for transfer in self._under_way if transfer.ends <= time]
+        self._under_way = [transfer for transfer in self._under_way if transfer.ends > time]
+        for transfer in ended:
+            if not transfer.over.done():  # else it was given up at this very moment
+                transfer.over.set_result(None)
+        self._set_rates()

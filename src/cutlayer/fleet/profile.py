@@ -8,6 +8,8 @@ A fleet file, in the units of data sheets (`builtin/memsfl-six.yaml` is a full o
     devices:
       - {name: jetson-nano, tflops: 0.472, memory_gib: 4, count: 10}              # jetson-nano-1 to -10
       - {name: phone, tflops: 1.689, memory_gib: 8, up_mbit: 20, max_blocks: 2}
+
+With `server: {..., up_mbit: 1000, down_mbit: 1000}` all devices together send no faster than that.
 """
 
 from __future__ import annotations
@@ -73,12 +75,19 @@ class DeviceProfile(_Frozen):
 
 
 class ServerProfile(_Frozen):
-    """The server, in base units; the fields are those of `DeviceProfile`."""
+    """The server, in base units; the fields are those of `DeviceProfile`, but for its connection.
+
+    Attributes:
+      up_bits_per_second: rate at which all devices together can send to it; None where that is never too little.
+      down_bits_per_second: rate at which it can send to all devices together; None likewise.
+    """
 
     name: str = Field(default="server", pattern=NAME_PATTERN)
     flops_per_second: float = Field(gt=0)
     efficiency: float = Field(gt=0, le=1)
     memory_bytes: int = Field(gt=0)
+    up_bits_per_second: float | None = Field(default=None, gt=0)
+    down_bits_per_second: float | None = Field(default=None, gt=0)
 
     @property
     def effective_flops(self) -> float:
@@ -93,6 +102,14 @@ class Fleet(_Frozen):
     source: str
     server: ServerProfile
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
+
+    def rates(self, device: DeviceProfile) -> tuple[float, float]:
+        """Bits per second to the server and from it while no other device sends or is sent anything."""
+        up, down = self.server.up_bits_per_second, self.server.down_bits_per_second
+        return (
+            min(device.up_bits_per_second, math.inf if up is None else up),
+            min(device.down_bits_per_second, math.inf if down is None else down),
+        )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Fleet:
@@ -184,6 +201,12 @@ class _ServerRow(_Row):
     tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 52.2")
     efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
     memory_gib: float = Field(gt=0, le=_MOST, description="memory in GiB, such as 16")
+    up_mbit: float | None = Field(
+        None, gt=0, le=_MOST, description="rate of all devices together to the server in Mbit/s, such as 1000"
+    )
+    down_mbit: float | None = Field(
+        None, gt=0, le=_MOST, description="rate of the server to all devices together in Mbit/s, such as 1000"
+    )
 
     def profile(self) -> ServerProfile:
         return ServerProfile(
@@ -191,6 +214,8 @@ class _ServerRow(_Row):
             flops_per_second=self.tflops * _TERA,
             efficiency=self.efficiency,
             memory_bytes=math.ceil(self.memory_gib * _GIBI),
+            up_bits_per_second=None if self.up_mbit is None else self.up_mbit * _MEGA,
+            down_bits_per_second=None if self.down_mbit is None else self.down_mbit * _MEGA,
         )
 
 

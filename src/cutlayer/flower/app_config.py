@@ -31,7 +31,7 @@ from pathlib import Path
 
 from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import ConfigError
-from cutlayer.join import Joining
+from cutlayer.joining import Joining
 from cutlayer.report.run_folder import RunFolder
 
 Given = Mapping[str, str | int | float | bool | bytes]

@@ -18,7 +18,7 @@ from cutlayer.errors import UserError
 from cutlayer.files import write_atomically
 from cutlayer.flower.app_config import read_joining
 from cutlayer.flower.call import CALL, DECLINED, Call
-from cutlayer.join import Joining, join
+from cutlayer.joining import Joining, join
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.grpc_carrier import dialler
 from cutlayer.transport.tls import channel_credentials

@@ -16,7 +16,6 @@ def roll_call(
     expected: Sequence[str],
     server: Server | None,
     *,
-    counts_steps: bool,
     round_seconds: float,
     now: float,
 ) -> list[DeviceNow]:
@@ -28,21 +27,18 @@ def roll_call(
       members: Who has come.
       expected: Names of devices that should come.
       server: Knows the round under way; None before the first.
-      counts_steps: Whether the server sees the steps of a round (it does not where devices train alone).
       round_seconds: Since the round under way began.
       now: On the clock of `Session.last_seen`.
     """
     rows = [
-        _device(member, server, counts_steps=counts_steps, round_seconds=round_seconds, now=now)
+        _device(member, server, round_seconds=round_seconds, now=now)
         for member in sorted(members, key=lambda member: member.index)
     ]
     come = {row.name for row in rows}
     return rows + [DeviceNow(name, "away") for name in expected if name not in come]
 
 
-def _device(
-    member: Member, server: Server | None, *, counts_steps: bool, round_seconds: float, now: float
-) -> DeviceNow:
+def _device(member: Member, server: Server | None, *, round_seconds: float, now: float) -> DeviceNow:
     session, silent = member.session, now - member.session.last_seen
     row = DeviceNow(
         member.name,
@@ -62,7 +58,7 @@ def _device(
         row,
         state=_state(row.state, late=part.gone),
         awaited=not part.gone,
-        step=part.steps if counts_steps else None,
+        step=None if part.plan.head else part.steps,  # who holds the head trains alone: its steps are not seen
         samples_per_second=samples / round_seconds if samples and round_seconds > 0 else None,
     )
 

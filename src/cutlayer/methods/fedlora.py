@@ -1,4 +1,4 @@
-"""FedLoRA: federated averaging of LoRA, A and B each by its samples (FedIT).
+"""FedLoRA: federated averaging; every device trains the whole model's adapter, A and B averaged by samples (FedIT).
 
 Towards Building the Federated GPT: Federated Instruction Tuning
     Jianyi Zhang, Saeed Vahidian, Martin Kuo, Chunyuan Li, Ruiyi Zhang, Tong Yu, Yufan Zhou, Guoyin Wang, Yiran Chen.
@@ -13,6 +13,8 @@ Towards Building the Federated GPT: Federated Instruction Tuning
 
 Known bias: the mean of the products B A is not the product of the means. The authors draw a tenth of the clients in
 each round; here everyone joins unless `fraction` says otherwise.
+
+Evidence: the authors' code.
 """
 
 from __future__ import annotations

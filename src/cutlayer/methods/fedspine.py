@@ -1,4 +1,4 @@
-"""FedSpine: federated LoRA on models that shrink, ratio and rank chosen for each device by a bandit.
+"""FedSpine: federated on models that shrink; heads and channels pruned, ratio and rank chosen per device by a bandit.
 
 Efficient Deployment of Large Language Models on Resource-constrained Devices
     Zhiwei Yao, Yang Xu, Hongli Xu, Yunming Liao, Zuan Xie. 2025. https://arxiv.org/abs/2501.02438
@@ -7,8 +7,8 @@ Efficient Deployment of Large Language Models on Resource-constrained Devices
     -------------------------------------------------    ------------------------------------------
     1 ratio and rank from past observations (S-UCB)      ratio_and_rank_by_bandit(prune)
     2 LoRA distribution, cut to the device's rank        Server.assignment: the first rows of A, columns of B
-    3 the least important structures are removed         device.pruning.Pruning.prune: heads, FFN channels
-    4 local fine-tuning, importance from LoRA gradients  local(); model.importance.unit_scores at every step
+    3 the least important structures are removed         device.talks.pruned.Pruning: heads, FFN channels
+    4 local fine-tuning, importance from LoRA gradients  pruned(); model.importance.unit_scores at every step
     5 aggregation of different ranks and structures      scatter(): every entry over those who have it
 
 What is certain (abstract, reviews, notes): federated, iterative and structured (heads, FFN channels, what depends on
@@ -17,16 +17,20 @@ compatible before they are weighted. Our reading: the importance is LoRAPrune's 
 E-UCB from memory, its reward (`policies/bandit.py`), that each block loses the same share, that ratios grow from 0 to
 the target, the weights of the aggregation and its mean over owners, and that the one model at the end keeps the units
 that matter most to the devices on average. What S-UCB adds to E-UCB is not known here.
+
+Neutral: prune=0.0, rank=8.
+
+Evidence: reviews; importance from LoRAPrune's code, bandit from memory, its reward is our reading.
 """
 
 from __future__ import annotations
 
 from cutlayer.methods.method import Method
-from cutlayer.policies.bandit import ratio_and_rank_by_bandit
+from cutlayer.policies.bandit import pruning, ratio_and_rank_by_bandit
 from cutlayer.policies.cut import whole_model
 from cutlayer.policies.scatter import scatter
 from cutlayer.policies.select import everyone, random_fraction
-from cutlayer.rounds.local import local
+from cutlayer.rounds.pruned import pruned
 
 
 def fedspine(
@@ -62,7 +66,8 @@ def fedspine(
                 prune, rank=rank, pace=pace, discount=discount, smallest=smallest, progress=progress
             ),
         ),
-        round=local(),
+        round=pruned(),
         aggregate=aggregate,
         structure=aggregate.structure,
+        observe=pruning,
     )

@@ -1,4 +1,4 @@
-"""FlexLoRA: the devices' products B A averaged, and factored by SVD to the rank of each device.
+"""FlexLoRA: federated, unequal ranks; the products B A averaged and factored anew by SVD to each device's rank.
 
 Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources
     Jiamu Bai, Daoyuan Chen, Bingchen Qian, Liuyi Yao, Yaliang Li. NeurIPS 2024. https://arxiv.org/abs/2402.11505
@@ -11,6 +11,8 @@ Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Cli
 
 Our reading: who gets which rank, and that AdamW begins anew each round, its moments belonging to factors that are
 gone. Their clients are 5 % of 1,613, drawn anew each round; here everyone joins.
+
+Evidence: the authors' code; who gets which rank is our reading.
 """
 
 from __future__ import annotations

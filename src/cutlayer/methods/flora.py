@@ -1,4 +1,4 @@
-"""FLoRA: the devices' factors stacked, which is their mean without error, and merged into everyone's base.
+"""FLoRA: federated, unequal ranks; adapters stacked, which is their exact mean, and merged into everyone's base.
 
 FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations
     Ziyao Wang, Zheyu Shen, Yexiao He, Guoheng Sun, Hongyi Wang, Lingjuan Lyu, Ang Li. NeurIPS 2024.
@@ -16,6 +16,8 @@ The exported adapter is on the original base: all stacks together, factored anew
 reading: who gets which rank, one draw of A for all devices, and AdamW beginning anew. Download is the stack, as with
 the authors, and the fresh adapter too, which they draw on the device; a device that missed rounds is sent the stacks
 of all of them, to fold one after the other.
+
+Evidence: the authors' code; who gets which rank is our reading.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""HETLoRA: devices of unequal ranks, truncated on the way down, zero-padded and averaged on the way up.
+"""HETLoRA: federated, unequal ranks; adapters truncated on the way down, zero-padded and averaged on the way up.
 
 Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models
     Yae Jee Cho, Luyang Liu, Zheng Xu, Aldi Fahrezi, Gauri Joshi. EMNLP 2024. https://arxiv.org/abs/2401.06432
@@ -14,6 +14,8 @@ Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models
 From general knowledge of the paper and third-party code, not from its text. Our reading: the norm is taken module by
 module, who gets which rank, and that a device prunes all of its blocks or none (`policies/self_prune.py`). The paper's
 gamma and lambda are not known here, so pruning is off by default. `owners_only` is not the paper's.
+
+Evidence: general knowledge of the paper, third-party code.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from cutlayer.methods.method import Method
 from cutlayer.policies.cut import whole_model
 from cutlayer.policies.ranks import ranks_by_budget
 from cutlayer.policies.select import everyone, random_fraction
-from cutlayer.policies.self_prune import self_pruning
+from cutlayer.policies.self_prune import ranks_that_are_left, self_pruning
 from cutlayer.policies.zero_pad import zero_pad
-from cutlayer.rounds.local import local
+from cutlayer.rounds.shrinking import shrinking
 
 
 def hetlora(
@@ -56,6 +58,7 @@ def hetlora(
             whole_model(),
             self_pruning(gamma, lam, lowest=lowest),
         ),
-        round=local(),
+        round=shrinking(),
         aggregate=zero_pad(by_norm=by_norm, owners_only=owners_only),
+        observe=ranks_that_are_left,
     )

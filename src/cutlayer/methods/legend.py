@@ -1,4 +1,4 @@
-"""LEGEND: LoRA on the last blocks only, deeper on faster devices, with ranks that rise towards the output.
+"""LEGEND: federated; each device adapts its last blocks, as many as its measured speed allows, ranks rising upwards.
 
 Adaptive Parameter-Efficient Federated Fine-Tuning on Heterogeneous Devices
     Jun Liu, Yunming Liao, Hongli Xu, Yang Xu, Jianchun Liu, Chen Qian. IEEE TMC 2025. https://arxiv.org/abs/2412.20004
@@ -15,6 +15,10 @@ What is certain (abstract, reviews): depths and ranks together, higher ranks nea
 not declared, a greedy choice. From a re-implementation by others: the arithmetic list (there 17 to 28 on 12 layers),
 and the mean over owners. Our reading: the time of a round, which depth the greedy choice takes, what a device does
 before it was measured, and that a head trains on every device and is averaged over all.
+
+Neutral: step=0.
+
+Evidence: reviews; rank list from a re-implementation, the choice of depths is our reading.
 """
 
 from __future__ import annotations

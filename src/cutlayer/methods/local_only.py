@@ -1,4 +1,4 @@
-"""Local only: every device trains alone on its own data, and nothing is ever averaged. What taking part must beat.
+"""Local only: the floor, where every device trains alone and nothing is averaged; metrics are means over devices.
 
 No published system: the comparison that the papers of federated learning make.
 
@@ -12,6 +12,8 @@ The metrics are means over the devices' own adapters, each on all of the validat
 as there are devices. A run ends with an adapter for every device (`adapters/NAME/`); `adapter/` is the one of least
 validation loss. Adapters still go up and down, so that the server can evaluate them: a fleet on its own would send
 nothing.
+
+Evidence: no published system.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""MemSFL: one base model on the server, an adapter per device swapped in, the order of the devices optimised.
+"""MemSFL: one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised.
 
 Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous Mobile Devices
     Xiaopei Chen, Liang Li, Fei Ji, Wen Wu. IEEE INFOCOM IEILM workshop 2025. https://arxiv.org/abs/2506.02940
@@ -14,13 +14,15 @@ Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous M
 What is certain (abstract, reviews): one full model, adapters per client, the order optimised, different cuts. Our
 reading (nothing of it could be read): the aggregation, its weights |D_u| and its interval (train.local_steps), cuts
 by memory, and the greedy rule `ratio`. `optimal` and `momentum` are ours.
+
+Evidence: abstract and reviews; aggregation inferred, order rule recalled.
 """
 
 from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block, with_momentum
-from cutlayer.policies.cut import cut_at, cut_by_memory
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.order import order_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
@@ -31,7 +33,7 @@ from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 def memsfl(
     *,
     order: str = "longest_tail",
-    cut: int | None = None,
+    cut: int | str | None = None,
     least: int = 1,
     weighted: bool = True,
     momentum: float = 0.0,
@@ -42,8 +44,9 @@ def memsfl(
 
     Args:
       order: Who is served next: fifo, random, longest_tail, ratio, strict_ratio or optimal.
-      cut: Blocks on every device; None gives each as many as its memory holds.
-      least: With cut None, the fewest blocks that a device must be able to hold.
+      cut: Blocks on every device; memory, or None, gives each as many as its memory holds; latency as many as make the
+        round short.
+      least: With cut memory or latency, the fewest blocks that a device must be able to hold.
       weighted: Whether devices count by what they trained in the mean; False counts them alike (the 1/U of the
         paper's objective).
       momentum: Of the averaged updates, from round to round; 0 is the paper's plain mean.
@@ -51,7 +54,7 @@ def memsfl(
       seed: Of the random order.
     """
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_by_memory(least=least) if cut is None else cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_name("memory" if cut is None else cut, least=least)),
         round=split(server_step=one_device_at_a_time(order_by_name(order, seed), owner=one_per_device)),
         aggregate=with_momentum(mean_per_block(weighted=weighted), momentum),
     )

@@ -21,6 +21,8 @@ of d_i, a second's worth of ingress as the budget) ours (docs/decisions/0012-mer
 weights by SGD and makes a new optimizer every round; here it is LoRA and AdamW, whose steps the factor D / d_i hardly
 changes, and train.keep_moments=false begins anew. For causal LM a device counts by its target tokens. Features are
 joined along the batch, padded to the longest text.
+
+Evidence: training from the authors' code; control recalled.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SFL-V1: a copy of the server-side model for every device; both sides averaged at the end of the round.
+"""SFL-V1: a server copy for every device; both sides averaged every round, unweighted.
 
 SplitFed: When Federated Learning Meets Split Learning
     Chandra Thapa, M. A. P. Chamikara, Seyit Camtepe, Lichao Sun. AAAI 2022. https://arxiv.org/abs/2004.12088
@@ -14,27 +14,29 @@ With the base frozen, copies of it are equal for ever: the arithmetic is that of
 test), and one base serves in simulation. What the copies would hold is in the memory that `cutlayer plan` reports;
 benchmarks/memory.py makes them and measures. A slip of that code is not repeated: a new Adam for every batch, so that
 no moments gather. Its local work is one epoch; here it is train.local_steps.
+
+Evidence: the authors' code.
 """
 
 from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.cut import cut_at
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
 from cutlayer.server.steps.one_at_a_time import a_copy_each
 
 
-def sfl_v1(*, cut: int = 1, fraction: float = 1.0) -> Method:
+def sfl_v1(*, cut: int | str = 1, fraction: float = 1.0) -> Method:
     """Builds SFL-V1.
 
     Args:
-      cut: Blocks on every device.
+      cut: Blocks on every device; or memory, as many as each holds, or latency, as many as make the round short.
       fraction: Of the fleet, drawn anew every round.
     """
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_name(cut)),
         round=split(server_step=a_copy_each()),
         aggregate=mean_per_block(weighted=False),
     )

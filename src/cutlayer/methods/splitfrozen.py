@@ -1,4 +1,5 @@
-"""SplitFrozen: devices hold frozen blocks and only run forward; one adapter, on the server, trained on mixed batches.
+"""SplitFrozen: devices hold frozen blocks and only run forward; one adapter on the server, trained on mixed batches;
+activations are sent once.
 
 SplitFrozen: Split Learning with Device-side Model Frozen for Fine-Tuning LLM on Heterogeneous Resource-Constrained
     Devices. Jian Ma, Xinchen Lyu, Jun Jiang, Qimei Cui, Haipeng Yao, Xiaofeng Tao. 2025.
@@ -20,6 +21,8 @@ there are devices.
 
 Beyond the paper, and on by default: the cache. What is frozen gives the same activations in every epoch, so they are
 computed and sent once. Off by default: decomposed backward, which costs time on one machine (benchmarks/pipeline.py).
+
+Evidence: abstract and reviews; partition rule, mixing window and layers inferred.
 """
 
 from __future__ import annotations

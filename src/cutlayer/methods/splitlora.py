@@ -1,4 +1,4 @@
-"""SplitLoRA: devices train the adapter below the cut, the server one shared adapter above it.
+"""SplitLoRA: one shared server adapter, stepped by each device; device adapters averaged every round.
 
 SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language Models
     Zheng Lin, Xuanjie Hu, Yuxin Zhang, Zhe Chen, Zihan Fang, Xianhao Chen, Ang Li, Praneeth Vepakomma, Yue Gao.
@@ -6,7 +6,7 @@ SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language 
 
     the authors' code                             here
     -----------------------------------------     ------------------------------------------
-    client = embeddings + first 3 blocks          cut_at(cut)
+    client = embeddings + first 3 blocks          cut_by_name(cut)
     clients interact in turn with one server,     one_device_at_a_time(fifo(), owner=one_for_all)
       whose LoRA takes a step per client
     client LoRA averaged, unweighted,             mean_per_block(weighted=False) at the end of a round;
@@ -14,13 +14,15 @@ SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language 
 
 The released code is what is followed; the paper's text describes per-round adapters (recalled, not confirmed). Its
 averaging counts one client twice, a slip that is not repeated here.
+
+Evidence: the authors' code.
 """
 
 from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.cut import cut_at
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.order import fifo
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
@@ -28,15 +30,15 @@ from cutlayer.server.owners import one_for_all
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
-def splitlora(*, cut: int = 1, fraction: float = 1.0) -> Method:
+def splitlora(*, cut: int | str = 1, fraction: float = 1.0) -> Method:
     """Builds SplitLoRA.
 
     Args:
-      cut: Blocks on every device.
+      cut: Blocks on every device; or memory, as many as each holds, or latency, as many as make the round short.
       fraction: Of the fleet, drawn anew every round; the paper has everyone.
     """
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_at(cut)),
+        plan=(everyone(), random_fraction(fraction), cut_by_name(cut)),
         round=split(server_step=one_device_at_a_time(fifo(), owner=one_for_all)),
         aggregate=mean_per_block(weighted=False),
     )

@@ -1,184 +1,196 @@
-"""The method table: one row per published system. `cutlayer methods` prints it; every law runs on every row."""
+"""The method table: a row per file beside this one. `cutlayer methods` prints it; every law runs on every row.
+
+A row says what its file says of itself (`described.py`), so a method is added by adding its file. Others' methods are
+found by what names them (`found`): `./mine.py:mine`, `package.module:mine`, or the name under which an installed
+package offers one (its entry points in the group `cutlayer.methods`); the names of the table come first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from difflib import get_close_matches
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cutlayer.errors import ConfigError
-from cutlayer.methods.described import Option, described
+from cutlayer.errors import ConfigError, CutlayerError
+from cutlayer.methods.described import Description, Option, described, kinds_of
+from cutlayer.methods.source import Source, described_error, module_source
 
 if TYPE_CHECKING:
     from cutlayer.methods.method import Method
 
+GROUP = "cutlayer.methods"
+"""Entry points of installed packages by which they offer methods."""
+HERE = Path(__file__).parent
+NO_METHODS = frozenset({"__init__", "described", "method", "source", "table"})
+"""The files beside this one that are not a published system."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class MethodRow:
-    """One method of the table.
+    """One method.
 
     Attributes:
-      name: of the method, of its file here and of the builder in it, which is imported when it is first built.
-      summary: one line.
-      paper: where it comes from.
-      evidence: how sure its facts are.
+      name: by which a config means it, from any working directory.
+      source: its text.
+      function: the builder in it.
+      ours: whether it is of the table.
     """
 
     name: str
-    summary: str
-    paper: str
-    evidence: str
+    source: Source
+    function: str
+    ours: bool = False
+
+    @cached_property
+    def description(self) -> Description:
+        """What its file says.
+
+        Raises:
+          ConfigError: Its file is no method.
+        """
+        return described(self.source.text, self.function, f"method {self.name}")
 
     @property
-    def build(self) -> Callable[..., Method]:
-        """The builder; its keyword arguments are the method's options."""
-        return cast("Callable[..., Method]", getattr(import_module(f"cutlayer.methods.{self.name}"), self.name))
+    def summary(self) -> str:
+        """One line."""
+        return self.description.summary
+
+    @property
+    def paper(self) -> str:
+        """Where it comes from."""
+        return self.description.paper
+
+    @property
+    def evidence(self) -> str:
+        """How sure its facts are."""
+        return self.description.evidence
 
     @property
     def options(self) -> dict[str, Any]:
         """The builder's options and their defaults."""
-        return {name: option.default for name, option in described(self.name).options.items()}
+        return {name: option.default for name, option in self.description.options.items()}
+
+    @cached_property
+    def build(self) -> Callable[..., Method]:
+        """The builder; its keyword arguments are the method's options.
+
+        Raises:
+          ConfigError: Its file raises when it is imported.
+        """
+        builder: Callable[..., Method] = getattr(self.source.load(), self.function)
+        return builder
+
+    def built(self, options: Mapping[str, Any], seed: int) -> Method:
+        """The method, with these options and the defaults of others.
+
+        Args:
+          options: by name; values may be text from a command line and are read as YAML was.
+          seed: for what the method draws.
+
+        Raises:
+          ConfigError: It does not know an option, or its builder makes no method.
+        """
+        from cutlayer.methods.method import Method
+
+        known = self.description.options
+        for option, value in options.items():
+            if option not in known:
+                raise ConfigError(
+                    f"method.{option}: expected an option of {self.name} ({', '.join(known)}), got {option!r}. "
+                    f"{_guess(option, known) or 'Remove it or correct its name.'}"
+                )
+            _check_type(self.name, option, value, known[option])
+        given = {**options, **({"seed": seed} if self.description.seeded else {})}
+        try:
+            method = self.build(**given)
+        except CutlayerError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"method {self.name}: expected a Method from {self.function}(...), got "
+                f"{described_error(error, self.source.path)}. Correct it."
+            ) from error
+        if not isinstance(method, Method):
+            raise ConfigError(
+                f"method {self.name}: expected a Method from {self.function}(...), got {type(method).__name__}. "
+                "Return cutlayer.Method(plan=..., round=..., aggregate=...)."
+            )
+        return method
 
 
-ROWS = (
-    MethodRow(
-        "centralized",
-        "the bound: one adapter for all blocks, trained on batches mixed over all devices",
-        "none",
-        "no published system",
-    ),
-    MethodRow(
-        "fedlora",
-        "federated averaging: every device trains the whole model's adapter, A and B averaged by samples",
-        "arXiv 2305.05644",
-        "the authors' code",
-    ),
-    MethodRow(
-        "fedspine",
-        "federated on models that shrink: heads and channels pruned; ratio and rank chosen per device by a bandit",
-        "arXiv 2501.02438",
-        "reviews; importance from LoRAPrune's code, bandit from memory, its reward is our reading",
-    ),
-    MethodRow(
-        "flexlora",
-        "federated, unequal ranks: the products B A averaged and factored anew by SVD to each device's rank",
-        "arXiv 2402.11505",
-        "the authors' code; who gets which rank is our reading",
-    ),
-    MethodRow(
-        "flora",
-        "federated, unequal ranks: adapters stacked, which is their exact mean, and merged into everyone's base",
-        "arXiv 2409.05976",
-        "the authors' code; who gets which rank is our reading",
-    ),
-    MethodRow(
-        "hetlora",
-        "federated, unequal ranks: adapters truncated on the way down, zero-padded and averaged on the way up",
-        "arXiv 2401.06432",
-        "general knowledge of the paper, third-party code",
-    ),
-    MethodRow(
-        "legend",
-        "federated; each device adapts its last blocks, as many as its measured speed allows, ranks rising upwards",
-        "arXiv 2412.20004",
-        "reviews; rank list from a re-implementation, the choice of depths is our reading",
-    ),
-    MethodRow(
-        "local_only",
-        "the floor: every device trains alone, nothing is averaged; metrics are means over devices",
-        "none",
-        "no published system",
-    ),
-    MethodRow(
-        "memsfl",
-        "one base on the server, an adapter per device swapped in; unequal cuts; the order of devices optimised",
-        "arXiv 2506.02940",
-        "abstract and reviews; aggregation inferred, order rule recalled",
-    ),
-    MethodRow(
-        "mergesfl",
-        "the features of all devices in one batch, one server adapter; batch sizes by speed, cohorts by labels",
-        "arXiv 2311.13348",
-        "training from the authors' code; control recalled",
-    ),
-    MethodRow(
-        "reindsplit",
-        "split learning whose cuts move: one Q table for all devices weighs their work against a latency threshold",
-        "arXiv 2506.13935",
-        "abstract; states, reward and aggregation are our reading",
-    ),
-    MethodRow(
-        "sfl_v1",
-        "a server copy for every device; both sides averaged every round, unweighted",
-        "arXiv 2004.12088",
-        "the authors' code",
-    ),
-    MethodRow(
-        "sfl_v2",
-        "one shared server adapter, stepped by the devices in random order; device adapters averaged",
-        "arXiv 2004.12088",
-        "the authors' code; the order per step is our reading",
-    ),
-    MethodRow(
-        "sl",
-        "sequential split learning, the devices in a fresh random order every round",
-        "arXiv 1812.00564",
-        "public code of sequential split learning",
-    ),
-    MethodRow(
-        "splitfrozen",
-        "devices hold frozen blocks and only run forward; one adapter on the server, trained on mixed batches; "
-        "activations are sent once",
-        "arXiv 2503.18986",
-        "abstract and reviews; partition rule, mixing window and layers inferred",
-    ),
-    MethodRow(
-        "splitlora",
-        "one shared server adapter, stepped by each device; device adapters averaged every round",
-        "arXiv 2407.00952",
-        "the authors' code",
-    ),
-    MethodRow(
-        "vanilla",
-        "split learning with LoRA, the devices in turn",
-        "arXiv 1810.06060",
-        "public code of sequential split learning",
-    ),
-)
+def _row(name: str) -> MethodRow:
+    return MethodRow(name, Source(HERE / f"{name}.py", f"{__package__}.{name}"), name, ours=True)
 
-TABLE: dict[str, MethodRow] = {row.name: row for row in ROWS}
+
+TABLE: dict[str, MethodRow] = {
+    file.stem: _row(file.stem) for file in sorted(HERE.glob("*.py")) if file.stem not in NO_METHODS
+}
 """The rows by name."""
 
 
-def build_method(name: str, options: Mapping[str, Any], seed: int) -> Method:
-    """The method by name, with its options.
+def offered() -> dict[str, EntryPoint]:
+    """What installed packages offer, by name, but for names of the table."""
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in TABLE}
+
+
+def found(name: str, sha256: str | None = None) -> MethodRow:
+    """The method that a config means.
 
     Args:
-      name: a row of the table.
-      options: by name; values may be text from a command line and are read as YAML was.
-      seed: for what the method draws.
+      name: A name of the table, FILE.py:FUNCTION, MODULE:FUNCTION, or a name that an installed package offers.
+      sha256: The digest that its text must have; None takes any.
 
     Raises:
-      ConfigError: No such method, or an option that it does not know.
+      ConfigError: There is none, or its text is another.
     """
-    row = TABLE.get(name)
-    if row is None:
-        raise ConfigError(f"method.name: expected one of {', '.join(TABLE)}, got {name!r}. See `cutlayer methods`.")
-    description = described(name)
-    for option, value in options.items():
-        if option not in description.options:
-            raise ConfigError(
-                f"method.{option}: expected an option of {name} ({', '.join(description.options)}), got {option!r}. "
-                "Remove it or correct its name."
-            )
-        _check_type(name, option, value, description.options[option])
-    return row.build(**options, **({"seed": seed} if description.seeded else {}))
+    row = TABLE.get(name) or _elsewhere(name)
+    if sha256 not in (None, row.source.sha256):
+        raise ConfigError(
+            f"method {name}: expected the text with which this run began (SHA-256 {str(sha256)[:12]}...), got another "
+            f"({row.source.sha256[:12]}...): {row.source.path} has changed. Put it back, or start a new run."
+        )
+    return row
+
+
+def _elsewhere(name: str) -> MethodRow:
+    place, colon, function = name.rpartition(":")
+    if colon and function.isidentifier():
+        if place.endswith(".py"):
+            path = Path(place).expanduser().resolve()
+            return MethodRow(f"{path}:{function}", Source(path), function)
+        if all(part.isidentifier() for part in place.split(".")):
+            return MethodRow(name, module_source(place), function)
+    elif not colon and (point := offered().get(name)):
+        return MethodRow(name, module_source(point.module), point.attr)
+    known = [*TABLE, *offered()]
+    form = "Name a function in it: FILE.py:FUNCTION." if name.endswith(".py") else ""
+    raise ConfigError(
+        f"method.name: expected one of {', '.join(known)}, got {name!r}. "
+        f"{form or _guess(name, known) or 'See `cutlayer methods`, or name a file: ./mine.py:mine.'}"
+    )
+
+
+def build_method(name: str, options: Mapping[str, Any], seed: int, sha256: str | None = None) -> Method:
+    """The method by name, with its options: `found`, then `MethodRow.built`.
+
+    Raises:
+      ConfigError: There is no such method, it is another than it was, or it does not know an option.
+    """
+    return found(name, sha256).built(options, seed)
+
+
+def _guess(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""
 
 
 def _check_type(name: str, option: str, value: Any, known: Option) -> None:
     """Options are plain values: text, whole numbers, numbers, true or false, or nothing."""
-    allowed = {part.strip() for part in known.kind.split("|")}
+    allowed = kinds_of(known.kind)
     kind = "None" if value is None else type(value).__name__
     if kind not in allowed and not (kind == "int" and "float" in allowed):
         raise ConfigError(f"method.{option}: expected {known.kind} for {name}, got {value!r}. Change its value.")

@@ -38,6 +38,7 @@ from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
+from cutlayer.model.standing import Standing
 from cutlayer.model.structure import Structure
 from cutlayer.types import Adapter, Kept, TaskKind
 
@@ -108,6 +109,7 @@ class Base:
         self.shapes = self._trainable_shapes(skeleton)
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
         self._folded: dict[str, int] = {}
+        self._standing: Standing | None = None
         self._device_parts: dict[tuple[int, Blocks], DevicePart] = {}
         self._server_parts: dict[tuple[int, Blocks], ServerPart] = {}
         self._middle_parts: dict[tuple[int, int, Blocks], MiddlePart] = {}
@@ -276,11 +278,43 @@ class Base:
                     weight.copy_(weight + (product.T if self.transposed else product))
                     self._folded[path] = number + 1
 
+    def standing(self, seeds: Sequence[int], adapter: Mapping[str, Tensor], *, frozen: bool = True) -> Standing:
+        """Weights as sums of seeded noise move them: of the whole model, in place and so in all parts.
+
+        All machines that one process plays share them. The first call puts the weights on their grids, which
+        rounds them (`model/grid.py`); the files stay as they are, and `unfold` reads them again.
+
+        Args:
+          seeds: The run's.
+          adapter: Trainable tensors that move along with the base's, such as a head's; the parts must `use` the
+            standing's own, `Standing.tensors`.
+          frozen: Whether the base's weights move at all; else `adapter` moves alone.
+
+        Raises:
+          ModelError: The weights are not fp32.
+        """
+        known = self._standing
+        if known is None or known.seeds != tuple(seeds) or not adapter.keys() <= known.tensors.keys():
+            self.unfold()
+            base = {}
+            if frozen and self.device.type != "meta":
+                base = {name: self._stored(name) for name in self._frozen_names()}
+            known = Standing({**base, **{name: value.clone() for name, value in adapter.items()}}, seeds)
+            self._standing = known
+        return known
+
+    def _frozen_names(self) -> list[str]:
+        """The tensors of the whole model that no adapter holds, each once, in the model's order."""
+        held = {path for path, _ in self.whole(frozenset()).model.named_parameters()}
+        return [name for name in self.parameter_names if name in held and PREFIX + name not in self.shapes]
+
     def unfold(self) -> None:
-        """Takes all folds back: the weights are again as they are stored."""
-        for path in self._folded:
+        """Takes all folds and all sums of noise back: the weights are again as they are stored."""
+        moved = set(self._folded) | (self._standing.tensors.keys() - self.shapes.keys() if self._standing else set())
+        for path in moved:
             self._stored(path).copy_(self.weights.read(self._ties.get(path, path)))
         self._folded.clear()
+        self._standing = None
 
     def _stored(self, path: str) -> Tensor:
         """The frozen tensor of this name, which all parts share."""

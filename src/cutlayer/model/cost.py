@@ -24,12 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cutlayer.model.base import Base, Blocks, ModelSettings
 from cutlayer.model.part import DevicePart, Part, ServerPart, WholePart
 from cutlayer.model.structure import Left
-from cutlayer.types import Batch, Cost, DevicePlan, Kept, adapted_blocks
+from cutlayer.types import Batch, Cost, DevicePlan, Flow, Kept, adapted_blocks
 
 PROBE_LENGTHS = (16, 32, 48)
 PROBE_SAMPLES = 2
 BYTES_PER_TRAINABLE = 16
 """fp32 value, gradient and AdamW's two moments."""
+VALUE_BYTES = 4
+"""fp32, where nothing is kept for a backward pass."""
 TRANSIENTS = 2
 """Tensors as large as the largest one alive at the peak that no graph keeps: an input and an output of one operator."""
 HEAP_SLACK = 1.25
@@ -76,10 +78,25 @@ class CostModel:
         self.dtype = self._base.dtype
         self._settings = settings
 
-    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+    def of(self, flow: Callable[[DevicePlan], Flow]) -> ShapedCosts:
+        """The costs of a shape of a round.
+
+        Args:
+          flow: What a device runs in a local step of it.
+        """
+        return ShapedCosts(self, flow)
+
+    def device(self, plan: DevicePlan, flow: Flow, num_samples: int, num_tokens: int) -> Cost:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
-        held = Held("whole" if plan.head else "device", plan.cut, plan.ranks, self._left(plan))
-        return self._cost(held, num_samples, num_tokens)
+        held = Held("whole" if plan.head else "device", plan.cut, plan.ranks, self._left(flow))
+        if flow.backward and flow.forwards == 1:
+            return self._cost(held, num_samples, num_tokens)
+        forward = self._cost(held, num_samples * flow.at_once, num_tokens)
+        times = flow.forwards / flow.at_once
+        backward, memory = 0.0, self._forward_bytes(held, num_samples * flow.at_once, num_tokens)
+        if flow.backward:
+            backward, memory = forward.backward_flops, forward.memory_bytes
+        return Cost(times * forward.forward_flops, backward, memory)
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for that device; memory is that of one model, one adapter and one batch."""
@@ -100,6 +117,15 @@ class CostModel:
         memory = fixed + HEAP_SLACK * (kept + TRANSIENTS * largest)
         return Cost(float(forward), float(backward), int(memory))
 
+    @cache  # noqa: B019
+    def _forward_bytes(self, held: Held, num_samples: int, num_tokens: int) -> int:
+        """Memory of forward passes that keep no graph: weights, the adapter's values, and what comes and goes."""
+        corners = self._corners(held)
+        largest = sum(share * self._coefficients(corner)[3] for share, corner in corners)
+        per_sample = float(largest @ np.array([1.0, num_tokens, num_tokens**2]))
+        fixed = sum(share * self._fixed_bytes(corner, VALUE_BYTES) for share, corner in corners)
+        return round(fixed + HEAP_SLACK * TRANSIENTS * per_sample * num_samples)
+
     def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
         """The activations that cross the cut, one way, in the run's dtype."""
         return num_samples * num_tokens * self.hidden_size * self._base.dtype.itemsize
@@ -109,10 +135,10 @@ class CostModel:
         shapes = self._shapes(ranks, left)
         return 4 * sum(int(np.prod(shapes[name])) for name in names)
 
-    def device_adapter_bytes(self, plan: DevicePlan) -> int:
+    def device_adapter_bytes(self, plan: DevicePlan, flow: Flow) -> int:
         """The adapter that the device trains, as it is sent."""
         names = self._base.device_names(plan.cut, plan.blocks, head=plan.head)
-        return self.adapter_bytes(names, plan.ranks, self._left(plan))
+        return self.adapter_bytes(names, plan.ranks, self._left(flow))
 
     def adapters_on_device(self, plan: DevicePlan) -> int:
         """Number of LoRA layers that a device trains."""
@@ -145,9 +171,9 @@ class CostModel:
         kept = Kept((heads,) * self.num_blocks, (channels,) * self.num_blocks)
         return self._faked(self._base.pruned(kept, held.blocks))
 
-    def _left(self, plan: DevicePlan) -> Left | None:
-        """How many heads and channels the plan leaves in every block; None for all of them."""
-        return self._base.structure.left(plan.prune) if plan.prune else None
+    def _left(self, flow: Flow) -> Left | None:
+        """How many heads and channels are left in every block; None for all of them."""
+        return self._base.structure.left(flow.removed) if flow.removed else None
 
     def _shapes(self, ranks: tuple[int, ...], left: Left | None) -> dict[str, tuple[int, ...]]:
         shapes = self._base.shapes_of(ranks)
@@ -222,12 +248,64 @@ class CostModel:
         return coefficients
 
     @cache  # noqa: B019
-    def _fixed_bytes(self, held: Held) -> int:
-        """Frozen weights, and the trainable tensors with gradient and moments."""
+    def _fixed_bytes(self, held: Held, bytes_each: int = BYTES_PER_TRAINABLE) -> int:
+        """Frozen weights, and the trainable tensors: with gradient and moments, or `bytes_each` for each number."""
         part, shapes = self._part(held), self._shapes(held.ranks, held.left)
         trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
         frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
-        return frozen + BYTES_PER_TRAINABLE * sum(int(np.prod(shapes[name])) for name in part.names)
+        return frozen + bytes_each * sum(int(np.prod(shapes[name])) for name in part.names)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedCosts:
+    """The costs of steps of one shape of a round: what planners, machines and forecasts ask (`types.Costs`).
+
+    Attributes:
+      model: counts what parts cost.
+      flow: what a device runs in a local step under its plan.
+    """
+
+    model: CostModel
+    flow: Callable[[DevicePlan], Flow]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the model."""
+        return self.model.num_blocks
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the width of the activations."""
+        return self.model.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The activations' dtype."""
+        return self.model.dtype
+
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        """One step of a device: `num_samples` x `num_tokens`, padding included."""
+        return self.model.device(plan, self.flow(plan), num_samples, num_tokens)
+
+    def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        """The server's step for that device. See `CostModel.server`."""
+        return self.model.server(plan, num_samples, num_tokens)
+
+    def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
+        """The activations that cross the cut, one way. See `CostModel.activation_bytes`."""
+        return self.model.activation_bytes(num_samples, num_tokens)
+
+    def device_adapter_bytes(self, plan: DevicePlan) -> int:
+        """The adapter that the device trains, as it is sent."""
+        return self.model.device_adapter_bytes(plan, self.flow(plan))
+
+    def server_trainable_bytes(self, plan: DevicePlan) -> int:
+        """A server adapter of that device at rest. See `CostModel.server_trainable_bytes`."""
+        return self.model.server_trainable_bytes(plan)
+
+    def adapters_on_device(self, plan: DevicePlan) -> int:
+        """Number of LoRA layers that a device trains."""
+        return self.model.adapters_on_device(plan)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Dropout that is drawn from a named seed, so that who ran before changes nothing."""
+"""Dropout that is drawn from a named seed, so that who ran before changes nothing; and none, for a while."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -27,3 +28,14 @@ def seeded_dropout(active: bool, *key: object) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Within it, the model runs without dropout and without graphs; afterwards it trains again, as parts do."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()

@@ -168,6 +168,17 @@ def load_finetuned(folder: str | Path) -> PeftModel:
 
     Raises:
       AdapterError: The folder holds no adapter of ours.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from cutlayer import load_finetuned, simulate
+      >>> from cutlayer.testing.tiny import save_inputs
+      >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=24)
+      >>> data, train = {"path": here / "data", "max_length": 16}, {"rounds": 1, "local_steps": 1, "batch_size": 4}
+      >>> outcome = simulate(model=here / "model", data=data, train=train, out=here / "run")
+      >>> load_finetuned(outcome.adapter).config.id2label
+      {0: 'bad', 1: 'fair', 2: 'good'}
     """
     path = Path(folder)
     card = read_card(path)

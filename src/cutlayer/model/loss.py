@@ -4,7 +4,7 @@ Cross entropy as torch computes it keeps the logits' log-softmax beside them, an
 tensors of that size. Here each takes the place of the one before it, some rows at a time, by the same kernels: the
 numbers are those of transformers' own loss, bit for bit (`tests/model/test_loss.py`).
 
-Shapes: B batch, T tokens, V vocabulary, N = B T.
+Shapes: B batch, T tokens, V vocabulary, N = B T, R replicas of a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import cross_entropy, pad
 
 MASKED = -100
 """The label of a position that does not count."""
@@ -33,6 +33,18 @@ def token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     next_BT = pad(labels_BT, (0, 1), value=MASKED)[:, 1:]
     loss: Tensor = _TokenLoss.apply(logits_BTV.float().flatten(0, 1), next_BT.flatten())  # type: ignore[no-untyped-call]
     return loss
+
+
+def replica_losses(logits: Tensor, labels: Tensor, replicas: int) -> Tensor:
+    """The mean loss of each replica of a batch, over its own samples or unmasked target tokens; (R,).
+
+    Args:
+      logits: (R B, classes), or (R B, T, V), which is used up; replica after replica.
+      labels: (B,) classes or (B, T) tokens, those of every replica.
+      replicas: R.
+    """
+    loss = token_loss if labels.dim() == 2 else cross_entropy
+    return torch.stack([loss(part, labels) for part in logits.chunk(replicas)])
 
 
 class _TokenLoss(torch.autograd.Function):

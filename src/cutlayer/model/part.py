@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutlayer.model.adapter import Slot, put
 from cutlayer.model.cut import Feed
-from cutlayer.model.loss import token_loss
+from cutlayer.model.loss import replica_losses, token_loss
 from cutlayer.types import Batch
 
 
@@ -83,6 +83,22 @@ class ServerPart(Part):
         finally:
             self._feed.h_BTD = None
 
+    def losses(self, h_BTD: Tensor, mask_BT: Tensor | None, labels: Tensor, replicas: int) -> Tensor:
+        """The mean loss of each replica of a batch, (replicas,). See `loss`, and `model/replicas.py`.
+
+        Args:
+          h_BTD: Activations of all replicas, one after the other.
+          mask_BT: That of one of them.
+          labels: Those of one of them.
+          replicas: How many times the batch is there.
+        """
+        mask = None if mask_BT is None else mask_BT.repeat(replicas, 1)
+        self._feed.h_BTD = h_BTD
+        try:
+            return replica_losses(self.model(**fed_inputs(h_BTD, mask, self._pad_id)).logits, labels, replicas)
+        finally:
+            self._feed.h_BTD = None
+
 
 class MiddlePart(Part):
     """Blocks `[first, end)` alone, between two cuts: what lifts activations, and one stage of a pipeline."""
@@ -116,6 +132,11 @@ class WholePart(Part):
         loss: Tensor = self.model(**inputs, labels=labels).loss
         return loss
 
+    def losses(self, batch: Batch, replicas: int) -> Tensor:
+        """The mean loss of each of so many replicas of the batch, (replicas,), in one pass. See `model/replicas.py`."""
+        inputs = repeated(model_inputs(batch, self.device), replicas)
+        return replica_losses(self.model(**inputs).logits, batch.labels.to(self.device), replicas)
+
     def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss, and logits of shape (B, classes) or (B, T, vocabulary)."""
         output = self.model(**model_inputs(batch, self.device), labels=batch.labels.to(self.device))
@@ -139,3 +160,8 @@ def model_inputs(batch: Batch, device: torch.device | str = "cpu") -> dict[str, 
     if batch.token_type_ids_BT is not None:
         inputs["token_type_ids"] = batch.token_type_ids_BT
     return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def repeated(inputs: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
+    """The inputs of a batch that is there so many times, one after the other."""
+    return {name: tensor.repeat(times, 1) for name, tensor in inputs.items()}

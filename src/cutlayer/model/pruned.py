@@ -120,6 +120,11 @@ def _config(base: Base, card: AdapterCard, stored: Kept) -> Any:
         setattr(config, family.head_width, width)
         config.num_attention_heads = heads * shared
         config.num_key_value_heads = heads
+    return described(config, base, card)
+
+
+def described(config: Any, base: Base, card: AdapterCard) -> Any:
+    """A config with what a run has added: classes, the id that pads, the class of the model, its dtype."""
     if card.labels:
         config.id2label = dict(enumerate(card.labels))
         config.label2id = {label: number for number, label in enumerate(card.labels)}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -196,6 +197,11 @@ class Weights:
         self._files, self._prefix, self._dtype, self._device = files, prefix, dtype, device
         self._loaded: dict[str, Tensor] = {}
         self.bytes_read = 0
+
+    @property
+    def loaded(self) -> Mapping[str, Tensor]:
+        """Those that have been read, by name."""
+        return MappingProxyType(self._loaded)
 
     @cached_property
     def _shards(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""An adapter that somebody trains: Parameters, AdamW, and what a checkpoint must keep of them."""
+"""An adapter that somebody trains: Parameters, the rule that moves them, and what a checkpoint must keep of them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cutlayer.model.optimizers import OptimizerSettings, Rule, adamw
 from cutlayer.types import Adapter
 
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """AdamW.
-
-    Attributes:
-      weight_decay: decoupled decay of every trainable tensor.
-      beta1, beta2, epsilon: as in the paper.
-      clip: largest norm of the gradient of one owner's tensors on one side of the cut; 0 is no clipping. A device
-        and the server each clip what they hold: neither sees the other's gradients.
-    """
-
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    clip: float = 0.0
+__all__ = ["OptimizerSettings", "TrainSettings", "Trainable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +30,18 @@ class TrainSettings:
 
 
 class Trainable:
-    """One owner's trainable tensors and their optimizer.
+    """One owner's trainable tensors and what moves them.
 
     Args:
       adapter: Starting values by global name; copied.
-      settings: The optimizer.
+      rule: How a step is made (`model/optimizers.py`); settings are those of AdamW.
     """
 
-    def __init__(self, adapter: Mapping[str, Tensor], settings: OptimizerSettings) -> None:
-        self._settings = settings
+    def __init__(self, adapter: Mapping[str, Tensor], rule: Rule | OptimizerSettings) -> None:
+        self._rule = adamw(rule) if isinstance(rule, OptimizerSettings) else rule
         self.parameters: dict[str, nn.Parameter] = {}
         self._moments: Adapter = {}
-        self._optimizer: torch.optim.AdamW | None = None
+        self._fitted = True  # whether the moments are this owner's own, and of its parameters
         self.load(adapter)
 
     def load(self, adapter: Mapping[str, Tensor]) -> None:
@@ -70,12 +55,11 @@ class Trainable:
                     self.parameters[name].copy_(value)
                     self.parameters[name].grad = None
             return
-        self._moments = self.moments()
         self.parameters = {name: nn.Parameter(value.detach().clone()) for name, value in adapter.items()}
-        self._optimizer = None
+        self._fitted = False
 
     def shrink(self, smaller: Callable[[Adapter], Adapter]) -> None:
-        """Cuts values and moments alike: AdamW goes on with what is left as if there had never been more.
+        """Cuts values and moments alike: the rule goes on with what is left as if there had never been more.
 
         Args:
           smaller: Of tensors by name, what is left of each; moments come as `<name>#<key>`.
@@ -85,18 +69,22 @@ class Trainable:
         left = smaller(self.values())
         self.parameters = {name: nn.Parameter(value.clone()) for name, value in left.items()}
         self._moments = counts | smaller({name: value for name, value in moments.items() if name not in counts})
-        self._optimizer = None
+        self._fitted = False
 
-    def step(self, learning_rate: float) -> None:
-        """One AdamW step on the gradients that have arrived; then there are none."""
+    def step(self, learning_rate: float, rule: Rule | None = None) -> None:
+        """One step, on the gradients that have arrived; then there are none.
+
+        Args:
+          learning_rate: Of this step.
+          rule: What makes this one step in place of the owner's rule, such as `zeroth(terms)`.
+        """
         if not self.parameters:
             return
-        if self._settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self._settings.clip)
-        optimizer = self._adamw()
-        optimizer.param_groups[0]["lr"] = learning_rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        self._fit()
+        with torch.no_grad():
+            (rule or self._rule)(self.parameters, self._moments, learning_rate)
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def adapter(self) -> Adapter:
         """A copy of the values."""
@@ -107,41 +95,37 @@ class Trainable:
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def moments(self) -> Adapter:
-        """AdamW's state as tensors: `<name>#step`, `<name>#exp_avg`, `<name>#exp_avg_sq`."""
-        if self._optimizer is None:
-            return dict(self._moments)
-        return {
-            f"{name}#{key}": value
-            for name, parameter in self.parameters.items()
-            for key, value in self._optimizer.state[parameter].items()
-        }
+        """What the rule remembers, as tensors `<name>#<key>`; of AdamW `step`, `exp_avg`, `exp_avg_sq`."""
+        places = {name: place for place, name in enumerate(self.parameters)}
+        by_place = sorted(self._moments.items(), key=lambda item: places.get(_owner(item[0]), len(places)))
+        return dict(by_place)
 
     def load_moments(self, moments: Mapping[str, Tensor]) -> None:
         """Takes a state that `moments` gave; none at all begins anew."""
         self._moments = dict(moments)
-        self._optimizer = None
+        self._fitted = False
 
-    def _adamw(self) -> torch.optim.AdamW:
-        if self._optimizer is None:
-            s = self._settings
-            self._optimizer = torch.optim.AdamW(
-                self.parameters.values(),
-                lr=0.0,  # set before every step
-                betas=(s.beta1, s.beta2),
-                eps=s.epsilon,
-                weight_decay=s.weight_decay,
-                fused=True,
-            )
-            for name, parameter in self.parameters.items():
-                state = {
-                    key: self._moments[f"{name}#{key}"].clone().to(parameter.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{name}#{key}" in self._moments
-                }
-                if state and state["exp_avg"].shape == parameter.shape:
-                    self._optimizer.state[parameter] = state
-            self._moments = {}
-        return self._optimizer
+    def _fit(self) -> None:
+        """Makes the moments this owner's own: copies of those whose parameter is there and has their shape."""
+        if self._fitted:
+            return
+        foreign = {
+            _owner(key)
+            for key, value in self._moments.items()
+            if (parameter := self.parameters.get(_owner(key))) is None
+            or (value.ndim and value.shape != parameter.shape)
+        }
+        self._moments = {
+            key: value.clone().to(self.parameters[_owner(key)].device)
+            for key, value in self._moments.items()
+            if _owner(key) not in foreign
+        }
+        self._fitted = True
+
+
+def _owner(key: str) -> str:
+    """`<name>#<key>` -> the tensor's name."""
+    return key.rpartition("#")[0]
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import Term
 from cutlayer.state import State, Stateless
-from cutlayer.types import Adapter, Kept
+from cutlayer.types import Adapter, RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,13 @@ class Contribution:
       device: whose they are; empty where several devices trained them.
       round: the round in which they were begun.
       where: of tensors that hold a part of the full one: the axis, and which positions along it they hold.
-      kept: the structure of a pruned model.
-      importance: of its units, by `<block>.heads` and `<block>.channels`, 0 for those it never had a gradient of.
+      facts: what else the device said, by name (`Update.facts`).
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution
+      >>> Contribution({"head.weight": torch.ones(2)}, {"head.weight": 8.0}, device="device-0").weights
+      {'head.weight': 8.0}
     """
 
     adapter: Adapter
@@ -39,8 +44,7 @@ class Contribution:
     device: str = ""
     round: int = 0
     where: Mapping[str, tuple[int, Tensor]] = field(default_factory=dict)
-    kept: Kept | None = None
-    importance: Adapter = field(default_factory=dict)
+    facts: Adapter = field(default_factory=dict)
 
 
 def terms_of(contributions: Sequence[Contribution], b: str, a: str) -> list[Term]:
@@ -58,12 +62,35 @@ class Aggregate(Protocol):
     Attributes:
       name: as an error calls it.
       mixed_ranks: whether it joins adapters of different ranks on one block.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Aggregate, Contribution
+      >>> class Last:  # whoever comes last is right
+      ...     name, mixed_ranks = "the last one", False
+      ...     def __call__(self, broadcast, contributions):
+      ...         return {**broadcast, **contributions[-1].adapter}
+      ...     def state(self):
+      ...         return State()
+      ...     def load(self, state):
+      ...         pass
+      >>> from cutlayer.state import State
+      >>> last: Aggregate = Last()
+      >>> last({"w": torch.zeros(1)}, [Contribution({"w": torch.tensor([float(n)])}, {"w": 1.0}) for n in range(3)])
+      {'w': tensor([2.])}
     """
 
     name: str
     mixed_ranks: bool
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter: ...
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
+        """The next adapter.
+
+        Args:
+          broadcast: From what the round's devices began.
+          contributions: Of those who did not leave.
+          plan: The round's, those who left included.
+        """
 
     def state(self) -> State:
         """What a resumed run needs to aggregate as this one would have."""
@@ -80,6 +107,15 @@ def mean_per_block(*, weighted: bool = True) -> Aggregate:
 
     Args:
       weighted: by what was trained; False counts everyone who trained anything alike.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, mean_per_block
+      >>> def of_one(value: float, samples: float) -> Contribution:
+      ...     return Contribution({"head.weight": torch.tensor([value])}, {"head.weight": samples})
+      >>> aggregate = mean_per_block()
+      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)])
+      {'head.weight': tensor([2.])}
     """
     return _Mean(weighted)
 
@@ -99,6 +135,15 @@ def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
 
     Raises:
       ConfigError: A momentum that is negative or would grow for ever.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, mean_per_block, with_momentum
+      >>> def of_one(value: float, samples: float) -> Contribution:
+      ...     return Contribution({"head.weight": torch.tensor([value])}, {"head.weight": samples})
+      >>> aggregate = with_momentum(mean_per_block(), 0.5)
+      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)])
+      {'head.weight': tensor([3.])}
     """
     if not 0 <= momentum < 1:
         raise ConfigError(f"method.momentum: expected at least 0 and below 1, got {momentum}. Change method.momentum.")
@@ -111,7 +156,7 @@ class _Mean(Stateless):
     def __init__(self, weighted: bool) -> None:
         self._weighted = weighted
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:  # noqa: ARG002
         return {name: self._mean(name, value, contributions) for name, value in broadcast.items()}
 
     def _mean(self, name: str, value: Tensor, contributions: Sequence[Contribution]) -> Tensor:
@@ -133,8 +178,8 @@ class _Momentum:
         self._aggregate, self._momentum = aggregate, momentum
         self._velocity: Adapter = {}
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
-        mean, result = self._aggregate(broadcast, contributions), {}
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
+        mean, result = self._aggregate(broadcast, contributions, plan), {}
         for name, value in broadcast.items():
             change = mean[name] - value
             velocity = self._momentum * self._velocity.get(name, torch.zeros_like(value)) + change

@@ -23,13 +23,15 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Planner, Situation
-from cutlayer.policies.prune import check_target, reachable
+from cutlayer.policies.prune import Prune, check_target, reachable
 from cutlayer.types import DevicePlan, History, RoundPlan, StepRecord
+from cutlayer.wire.messages import Update
 
 RANKS = (2, 4, 8, 16)
 EPSILON = 0.01
@@ -144,6 +146,13 @@ def ratio_and_rank_by_bandit(
 
     Raises:
       ConfigError: A target outside [0, 1); when planning, a rank above the run's, or a target out of reach.
+
+    Example:
+      >>> from cutlayer import everyone, ratio_and_rank_by_bandit, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model(), ratio_and_rank_by_bandit(0.5, rank=8), rounds=4)
+      >>> [(device.ranks, device.prune <= 0.25) for device in plan.devices[:1]]
+      [((8, 8, 8), True)]
     """
     check_target(target)
 
@@ -156,16 +165,17 @@ def ratio_and_rank_by_bandit(
             tree, records = Tree(len(ranks), discount=discount, smallest=smallest), situation.history.of(device.device)
             for record in records:
                 if (device.device, record.round) in brought:
-                    share = min(1.0, record.prune / target) if target else 0.0
+                    share = min(1.0, _ratio(record) / target) if target else 0.0
                     tree.learn(Arm(share, ranks.index(record.ranks[0])), brought[device.device, record.round])
-            so_far = records[-1].prune if records else None
+            so_far = _ratio(records[-1]) if records else None
             lowest, highest = (
                 ratio / target if target else 0.0
                 for ratio in reachable(target, so_far, step, plan.round, situation.rounds)
             )
             arm = tree.choose(lowest, highest, situation.random(plan.round, f"bandit of {device.device}"))
             chosen = (ranks[arm.rank],) * situation.costs.num_blocks
-            return replace(device, prune=max(so_far or 0.0, target * arm.share), score=target > 0, ranks=chosen)
+            device = replace(device, ranks=chosen)
+            return device.having(Prune(max(so_far or 0.0, target * arm.share))) if target > 0 else device
 
         return plan.with_each(choose)
 
@@ -215,15 +225,15 @@ def rewards(history: History, *, progress: float) -> dict[tuple[str, int], float
     """
     found, last = {}, dict[str, StepRecord]()
     for cohort in by_round(history).values():
-        mean_change = float(np.mean([record.change for record in cohort])) or 1.0
+        mean_change = float(np.mean([_change(record) for record in cohort])) or 1.0
         mean_seconds = float(np.mean([_seconds(record) for record in cohort])) or 1.0
         for record in cohort:
             before, last[record.device] = last.get(record.device), record
             if before is None:
                 continue
-            gain = max(0.0, before.loss - record.loss) * (1 + progress * (record.prune - before.prune))
+            gain = max(0.0, before.loss - record.loss) * (1 + progress * (_ratio(record) - _ratio(before)))
             apart = abs(_seconds(record) - mean_seconds) / mean_seconds
-            found[record.device, record.round] = gain * record.change / mean_change / (EPSILON + apart)
+            found[record.device, record.round] = gain * _change(record) / mean_change / (EPSILON + apart)
     return found
 
 
@@ -238,3 +248,19 @@ def by_round(history: History) -> Mapping[int, list[StepRecord]]:
 
 def _seconds(record: StepRecord) -> float:
     return record.busy_seconds + record.network_seconds
+
+
+def pruning(plan: DevicePlan, update: Update) -> dict[str, Any]:
+    """The facts of a round that the bandit learns from: the ratio that was planned, and how far the adapter moved."""
+    prune = plan.clause(Prune)
+    return {} if prune is None else {"prune": prune.ratio, "change": float(update.facts["change"])}
+
+
+def _ratio(record: StepRecord) -> float:
+    """The share of its model that a device had pruned."""
+    return float(record.facts.get("prune", 0.0))
+
+
+def _change(record: StepRecord) -> float:
+    """The Frobenius norm of what a round changed in a device's LoRA factors; 0 where the device did not score."""
+    return float(record.facts.get("change", 0.0))

@@ -25,6 +25,13 @@ def fixed(batch_size: int | None = None) -> Planner:
 
     Raises:
       ConfigError: Fewer than one.
+
+    Example:
+      >>> from cutlayer import everyone, fixed
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), fixed(16))
+      >>> [device.batch_size for device in plan.devices]
+      [16, 16, 16]
     """
     _check_largest(batch_size)
 
@@ -47,6 +54,17 @@ def speed_proportional(d_max: int | None = None, *, alpha: float = 0.8) -> Plann
 
     Raises:
       ConfigError: A `d_max` below 1.
+
+    Example:
+      >>> from cutlayer import everyone, speed_proportional
+      >>> from cutlayer.testing.playground import planned
+      >>> from cutlayer.types import History, StepRecord
+      >>> def record(device: str, seconds: float) -> StepRecord:
+      ...     return StepRecord(0, device, 2, 8, 8, 1.0, seconds, 0.0, 0.0, 0, 0)
+      >>> history = History([record("device-0", 1.0), record("device-1", 2.0)])
+      >>> plan = planned(everyone(), speed_proportional(16), num_devices=2, round=1, history=history)
+      >>> [device.batch_size for device in plan.devices]
+      [16, 8]
     """
     _check_largest(d_max)
 
@@ -92,6 +110,14 @@ def regulate_kl(max_kl: float | None, *, slack: float = 0.5) -> Planner:
 
     Raises:
       ConfigError: A negative `max_kl`; when planning, labels that are not known.
+
+    Example:
+      >>> from cutlayer import everyone, random_fraction, regulate_kl
+      >>> from cutlayer.testing.playground import planned
+      >>> counts = {"device-0": (9, 1), "device-1": (9, 1), "device-2": (1, 9)}
+      >>> plan = planned(everyone(), random_fraction(0.67), regulate_kl(0.0), label_counts=counts)
+      >>> [(device.device, device.batch_size) for device in plan.devices]
+      [('device-1', 4), ('device-2', 2)]
     """
     if max_kl is not None and not max_kl >= 0:
         raise ConfigError(f"method.max_kl: expected at least 0, or null, got {max_kl}. Change method.max_kl.")
@@ -127,6 +153,13 @@ def fill_ingress(ingress_mbit: float | None, d_max: int | None = None) -> Planne
     Args:
       ingress_mbit: Megabits per second; None leaves sizes alone.
       d_max: As of `speed_proportional`.
+
+    Example:
+      >>> from cutlayer import everyone, fill_ingress, fixed
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), fixed(1), fill_ingress(0.1), batch_size=8)
+      >>> [device.batch_size for device in plan.devices]
+      [6, 6, 6]
     """
     _check_largest(d_max)
 

@@ -54,6 +54,14 @@ def kl_cohort(fraction: float = 1.0, ingress_mbit: float | None = None) -> Plann
     Raises:
       ConfigError: Another fraction than above 0 and at most 1, a limit that is not positive; when planning, labels
         that are not known, or a limit that admits no device.
+
+    Example:
+      >>> from cutlayer import everyone, kl_cohort
+      >>> from cutlayer.testing.playground import planned
+      >>> counts = {"device-0": (9, 1), "device-1": (9, 1), "device-2": (1, 9)}
+      >>> plan = planned(everyone(), kl_cohort(0.67), label_counts=counts)
+      >>> [device.device for device in plan.devices]  # one of each kind is nearest to the labels of all
+      ['device-1', 'device-2']
     """
     check_fraction(fraction)
     if ingress_mbit is not None and not ingress_mbit > 0:

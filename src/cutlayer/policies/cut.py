@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from cutlayer.errors import BudgetError, ConfigError
@@ -20,10 +21,17 @@ def cut_at(cut: int, *, trains: bool = True) -> Planner:
     Raises (when planning):
       ConfigError: The model has fewer blocks.
       BudgetError: A device cannot hold that many.
+
+    Example:
+      >>> from cutlayer import cut_at, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_at(2))
+      >>> [device.cut for device in plan.devices]
+      [2, 2, 2]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
-        _check_range("cut", cut, situation)
+        check_range("cut", cut, situation)
         for device in plan.devices:
             _check_fits(replace(device if trains else _frozen(device, situation), cut=cut), situation)
         return plan.with_each(lambda device: replace(device, cut=cut))
@@ -47,11 +55,18 @@ def cut_by_capacity(*, deepest: int | None = None, least: int = 1) -> Planner:
     Raises (when planning):
       ConfigError: `deepest` or `least` is out of range, or a device's owner lends fewer than `least`.
       BudgetError: A device cannot hold `least` blocks.
+
+    Example:
+      >>> from cutlayer import cut_by_capacity, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_by_capacity(deepest=2))
+      >>> [device.cut for device in plan.devices]
+      [1, 1, 2]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         ceiling = max(1, situation.costs.num_blocks // 3) if deepest is None else deepest
-        _check_range("deepest", ceiling, situation)
+        check_range("deepest", ceiling, situation)
         if not 0 <= least <= ceiling:
             raise ConfigError(
                 f"method.least: expected 0 to method.deepest, {ceiling}, got {least}. Change one of the two."
@@ -88,24 +103,35 @@ def cut_by_memory(*, least: int = 1) -> Planner:
     Raises (when planning):
       ConfigError: The model has fewer blocks than `least`, or a device's owner lends fewer.
       BudgetError: A device cannot hold `least` blocks; names the device, the need and what would fit.
+
+    Example:
+      >>> from cutlayer import cut_by_memory, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_by_memory())
+      >>> [device.cut for device in plan.devices]  # as many as its owner lends
+      [1, 2, 3]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
-        _check_range("least", least, situation)
-
-        def choose(device: DevicePlan) -> DevicePlan:
-            profile = situation.profile(device.device)
-            most = _lent(profile, situation.costs.num_blocks, least)
-            for cut in range(most, least, -1):
-                if situation.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
-                    return replace(device, cut=cut)
-            smallest = replace(device, cut=least)
-            _check_fits(smallest, situation)
-            return smallest
-
-        return plan.with_each(choose)
+        check_range("least", least, situation)
+        return plan.with_each(lambda device: replace(device, cut=next(cuts_that_fit(device, situation, least))))
 
     return planner
+
+
+def cuts_that_fit(device: DevicePlan, situation: Situation, least: int) -> Iterator[int]:
+    """The cuts that a device's memory holds and its owner lends, from the deepest to `least`.
+
+    Raises:
+      ConfigError: Its owner lends fewer blocks than `least`.
+      BudgetError: It cannot hold `least` blocks; names the device, the need and what would fit.
+    """
+    profile = situation.profile(device.device)
+    for cut in range(_lent(profile, situation.costs.num_blocks, least), least, -1):
+        if situation.device_bytes(replace(device, cut=cut)) <= profile.memory_bytes:
+            yield cut
+    _check_fits(replace(device, cut=least), situation)
+    yield least
 
 
 def whole_model() -> Planner:
@@ -113,6 +139,13 @@ def whole_model() -> Planner:
 
     Raises (when planning):
       BudgetError: A device cannot hold it.
+
+    Example:
+      >>> from cutlayer import everyone, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model())
+      >>> [(device.cut, device.head) for device in plan.devices]
+      [(3, True), (3, True), (3, True)]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -140,7 +173,8 @@ def _frozen(device: DevicePlan, situation: Situation) -> DevicePlan:
     return replace(device, ranks=(0,) * situation.costs.num_blocks)
 
 
-def _check_range(option: str, cut: int, situation: Situation) -> None:
+def check_range(option: str, cut: int, situation: Situation) -> None:
+    """Raises ConfigError for a number of blocks that the model does not have."""
     if not 0 <= cut <= situation.costs.num_blocks:
         raise ConfigError(
             f"method.{option}: expected 0 to {situation.costs.num_blocks}, the model's blocks, got {cut}. "

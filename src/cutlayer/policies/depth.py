@@ -64,6 +64,13 @@ def depth_by_time(*, least: int = 1, waiting: float = 1.0) -> Planner:
 
     Raises:
       ConfigError: `least` below 1 or (when planning) above the model's blocks; `waiting` not above 0 and up to 1.
+
+    Example:
+      >>> from cutlayer import arithmetic_ranks, depth_by_time, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), arithmetic_ranks(2), depth_by_time(), num_devices=2)
+      >>> [device.ranks for device in plan.devices]  # as deep as each can, while nobody was measured
+      [(2, 3, 4), (2, 3, 4)]
     """
     if least < 1:
         raise ConfigError(f"method.least: expected at least 1 block, got {least}. Change method.least.")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 from cutlayer.policies.plan import Planner, Situation
-from cutlayer.types import RoundPlan
+from cutlayer.types import Clause, RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class FreshMoments(Clause):
+    """AdamW's moments begin anew in this round, on the device and on the server."""
 
 
 def fresh_moments() -> Planner:
@@ -13,9 +18,16 @@ def fresh_moments() -> Planner:
 
     For aggregates after which a factor's entries are not the ones that the moments were gathered for: an SVD
     rotates them, a stack that was folded away leaves new ones.
+
+    Example:
+      >>> from cutlayer import everyone, fresh_moments
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), fresh_moments())
+      >>> [device.fresh_moments for device in plan.devices]
+      [True, True, True]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:  # noqa: ARG001
-        return plan.with_each(lambda device: replace(device, fresh_moments=True))
+        return plan.with_each(lambda device: device.having(FreshMoments()))
 
     return planner

@@ -162,27 +162,67 @@ class OptimalOrder:
 
 
 def fifo() -> Order:
-    """First come, first served."""
+    """First come, first served.
+
+    Example:
+      >>> from cutlayer import fifo
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> fifo().pick(2.0, here, expected=[]).device
+      'a'
+    """
     return _Smallest("fifo", lambda job: job.release_seconds)
 
 
 def random_order(seed: int) -> Order:
-    """Any of those here with equal chance: the n-th choice depends on the seed, n and who is here."""
+    """Any of those here with equal chance: the n-th choice depends on the seed, n and who is here.
+
+    Example:
+      >>> from cutlayer import random_order
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> random_order(seed=3).pick(2.0, here, expected=[]).device
+      'b'
+    """
     return _Random(seed)
 
 
 def longest_tail() -> Order:
-    """Of those here, the one with the longest tail: optimal where all arrive together, else within twice."""
+    """Of those here, the one with the longest tail: optimal where all arrive together, else within twice.
+
+    Example:
+      >>> from cutlayer import longest_tail
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> longest_tail().pick(2.0, here, expected=[]).device
+      'b'
+    """
     return _Smallest("longest_tail", lambda job: -job.tail_seconds)
 
 
 def ratio() -> Order:
-    """Of those here, the one with the most device-side adapters per FLOP/s of its device (recalled rule)."""
+    """Of those here, the one with the most device-side adapters per FLOP/s of its device (recalled rule).
+
+    Example:
+      >>> from cutlayer import ratio
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> ratio().pick(2.0, here, expected=[]).device
+      'b'
+    """
     return _Smallest("ratio", lambda job: -job.ratio)
 
 
 def strict_ratio() -> Order:
-    """Descending ratio over all devices: the server idles until the next in line is here."""
+    """Descending ratio over all devices: the server idles until the next in line is here.
+
+    Example:
+      >>> from cutlayer import strict_ratio
+      >>> from cutlayer.policies.carlier import Job
+      >>> here, due = Job("a", 0.0, 5.0, tail_seconds=0.0, ratio=1.0), Job("b", 0.5, 1.0, tail_seconds=9.0, ratio=2.0)
+      >>> print(strict_ratio().pick(0.0, [here], expected=[due]))  # it waits for b
+      None
+    """
     return _StrictRatio()
 
 
@@ -195,6 +235,13 @@ def optimal(*, max_nodes: int = 500) -> OptimalOrder:
       max_nodes: the search's limit per decision. Where it is hit, the best schedule found is followed, which
         is at least as good as `longest_tail` from here on, and the order's `num_truncated` counts it. Cohorts
         of up to 16 devices were not seen to reach 200; the hardest of 30 and more can reach any limit.
+
+    Example:
+      >>> from cutlayer import optimal
+      >>> from cutlayer.policies.carlier import Job
+      >>> here, due = Job("a", 0.0, 5.0, tail_seconds=0.0, ratio=1.0), Job("b", 0.5, 1.0, tail_seconds=9.0, ratio=2.0)
+      >>> print(optimal().pick(0.0, [here], expected=[due]))  # it waits for b
+      None
     """
     return OptimalOrder(max_nodes)
 
@@ -214,6 +261,13 @@ def order_by_name(name: str, seed: int) -> Order:
 
     Raises:
       ConfigError: no order has this name.
+
+    Example:
+      >>> from cutlayer import order_by_name
+      >>> from cutlayer.policies.carlier import Job
+      >>> here = [Job("a", 0.0, 1.0, tail_seconds=1.0, ratio=1.0), Job("b", 1.0, 1.0, tail_seconds=9.0, ratio=2.0)]
+      >>> order_by_name("longest_tail", seed=0).pick(2.0, here, expected=[]).device
+      'b'
     """
     if name not in ORDERS:
         raise ConfigError(f"order: expected one of {', '.join(ORDERS)}, got {name!r}. Choose one of these.")

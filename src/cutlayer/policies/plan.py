@@ -31,6 +31,15 @@ class Situation:
       rounds: of the whole run.
       micro_batches: into which a step's batch is cut, as the run asks.
       overlap: whether a device computes while one is on its way, as the run asks.
+
+    Example:
+      >>> from cutlayer import everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> def shown(plan, situation):  # a planner that looks around
+      ...     print(situation.costs.num_blocks, situation.batch_size, len(situation.fleet.devices))
+      ...     return plan
+      >>> _ = planned(everyone(), shown, num_devices=2)
+      3 4 2
     """
 
     fleet: Fleet
@@ -60,7 +69,22 @@ class Situation:
 
 
 class Planner(Protocol):
-    """Maps the plan so far to a better one. Must not change what it is given."""
+    """Maps the plan so far to a better one. Must not change what it is given.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> from cutlayer import DevicePlan, Planner, RoundPlan, Situation, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> def slow_ones_hold_little(slow: float) -> Planner:
+      ...     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
+      ...         def cut(device: DevicePlan) -> DevicePlan:
+      ...             flops_per_second = situation.profile(device.device).effective_flops
+      ...             return replace(device, cut=1 if flops_per_second < slow else 3)
+      ...         return plan.with_each(cut)
+      ...     return planner
+      >>> [device.cut for device in planned(everyone(), slow_ones_hold_little(2e9)).devices]
+      [1, 3, 3]
+    """
 
     def __call__(self, plan: RoundPlan, situation: Situation) -> RoundPlan: ...
 

@@ -6,9 +6,24 @@ removed is not there to come back.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cutlayer.errors import ConfigError
 from cutlayer.model.structure import units_by_name
-from cutlayer.types import Adapter, Kept
+from cutlayer.types import Adapter, Clause, Kept
+
+
+@dataclass(frozen=True, slots=True)
+class Prune(Clause):
+    """How far a device prunes its model.
+
+    Attributes:
+      ratio: the share of each block's heads and FFN channels that it has removed by this round, below 1.
+      score: whether it scores heads and channels as it trains, for a later round to prune by.
+    """
+
+    ratio: float
+    score: bool = True
 
 
 def most_important(importance: Adapter, kept: Kept, left: tuple[int, int]) -> Kept:

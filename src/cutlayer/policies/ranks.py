@@ -24,6 +24,13 @@ def uniform_ranks(rank: int) -> Planner:
 
     Raises:
       ConfigError: A rank below 1.
+
+    Example:
+      >>> from cutlayer import everyone, uniform_ranks
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), uniform_ranks(4))
+      >>> plan.devices[0].ranks
+      (4, 4, 4)
     """
     if rank < 1:
         raise ConfigError(f"method.rank: expected at least 1, got {rank}. Change method.rank.")
@@ -45,6 +52,13 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
 
     Raises (when planning):
       ConfigError: A rank below 1.
+
+    Example:
+      >>> from cutlayer import arithmetic_ranks, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), arithmetic_ranks(2, step=3))
+      >>> plan.ranks
+      (2, 5, 8)
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -70,6 +84,13 @@ def ranks_above_deepest_cut(*, least: int = 1) -> Planner:
 
     Raises (when planning):
       ConfigError: Fewer are left.
+
+    Example:
+      >>> from cutlayer import cut_by_memory, everyone, ranks_above_deepest_cut
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_by_memory(), ranks_above_deepest_cut(), num_devices=2)
+      >>> plan.ranks
+      (0, 0, 8)
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -103,6 +124,13 @@ def ranks_by_budget(by: str = "speed", *, lowest: int = 1) -> Planner:
 
     Raises:
       ConfigError: Another resource; when planning, a `lowest` that is not between 1 and the run's rank.
+
+    Example:
+      >>> from cutlayer import everyone, ranks_by_budget
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), ranks_by_budget("speed"), rank=8)
+      >>> [device.ranks[0] for device in plan.devices]
+      [1, 4, 8]
     """
     if by not in RESOURCES:
         raise ConfigError(f"method.by: expected one of {', '.join(RESOURCES)}, got {by!r}. Change method.by.")

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Planner, Situation
-from cutlayer.types import RoundPlan
+from cutlayer.types import Clause, RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat(Clause):
+    """A sample's activations are the same in every epoch: the server keeps what it is sent, and is told its name."""
 
 
 def activations_repeat() -> Planner:
-    """Changes nothing; refuses what would make a device's activations differ from epoch to epoch.
+    """Says that a device's activations are the same in every epoch; refuses what would make them differ.
 
     Raises (when planning):
       ConfigError: The base model's dropout is on, or something on a device trains.
+
+    Example:
+      >>> from cutlayer import ConfigError, activations_repeat, cut_at, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> try:
+      ...     planned(everyone(), cut_at(1), activations_repeat())  # without ranks, every block has an adapter
+      ... except ConfigError as error:
+      ...     print(str(error).partition(",")[0])
+      method.cache: expected no adapter on device device-0
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
@@ -27,6 +43,6 @@ def activations_repeat() -> Planner:
                     f"method.cache: expected no adapter on device {device.device}, got one below its cut {device.cut}. "
                     "Set method.cache=false."
                 )
-        return plan
+        return plan.with_each(lambda device: device.having(Repeat()))
 
     return planner

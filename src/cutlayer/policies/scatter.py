@@ -16,13 +16,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cutlayer.model.structure import CHANNELS, HEADS, IMPORTANCE, KEPT
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.prune import most_important
 from cutlayer.state import State
-from cutlayer.types import Adapter, Kept
-
-LEFT = "left"
-"""Beside the importance, by unit name, in the state: how many heads and channels of a block are left."""
+from cutlayer.types import Adapter, Kept, RoundPlan
 
 
 class Scatter:
@@ -41,7 +39,7 @@ class Scatter:
         self._importance: Adapter = {}
         self._left = (0, 0)
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:  # noqa: ARG002
         self._learn(contributions)
         return {name: self._mean(name, value, contributions) for name, value in broadcast.items()}
 
@@ -79,19 +77,16 @@ class Scatter:
     def _learn(self, contributions: Sequence[Contribution]) -> None:
         """Takes in what pruned devices say of their units, and how many they have left."""
         pruned = [
-            (part.kept, part.importance, self._weight(part, next(iter(part.weights))))
+            (part.facts, importance, self._weight(part, next(iter(part.weights))))
             for part in contributions
-            if part.kept is not None and part.importance
+            if (importance := _importance(part))
         ]
         total = sum(weight for _, _, weight in pruned)
         if not total:
             return
         heads, channels = (
-            math.ceil(sum(weight * len(units[0]) for units, weight in group) / total - 1e-9)
-            for group in (
-                [(kept.heads, weight) for kept, _, weight in pruned],
-                [(kept.channels, weight) for kept, _, weight in pruned],
-            )
+            math.ceil(sum(weight * len(facts[f"{KEPT}0.{group}"]) for facts, _, weight in pruned) / total - 1e-9)
+            for group in (HEADS, CHANNELS)
         )
         self._left = heads, channels
         first, *others = (
@@ -111,8 +106,19 @@ class Scatter:
 
 
 def scatter(*, weighted: bool = True) -> Scatter:
-    """Builds it. See `Scatter`."""
+    """Builds it. See `Scatter`.
+
+    Example:
+      >>> from cutlayer import scatter
+      >>> scatter(weighted=False).name
+      'the mean over owners'
+    """
     return Scatter(weighted=weighted)
+
+
+def _importance(part: Contribution) -> Adapter:
+    """The importance of each unit that a pruned device says, by unit; none of a device that has not scored."""
+    return {name.removeprefix(IMPORTANCE): v for name, v in part.facts.items() if name.startswith(IMPORTANCE)}
 
 
 def _places(name: str, part: Contribution) -> tuple[slice | Tensor, ...]:

@@ -18,15 +18,42 @@ Scope = Callable[[DevicePlan, int | None], str]
 
 
 def shared(_device: DevicePlan, _block: int | None) -> str:
-    """One adapter for all devices."""
+    """One adapter for all devices.
+
+    Example:
+      >>> from cutlayer import DevicePlan, shared
+      >>> shared(DevicePlan("pi-1", cut=2), 0) == shared(DevicePlan("pi-2", cut=1), 0)
+      True
+    """
     return EVERYONE
 
 
 def personal(device: DevicePlan, _block: int | None) -> str:
-    """Each device has an adapter of its own, which is never averaged with another's."""
+    """Each device has an adapter of its own, which is never averaged with another's.
+
+    Example:
+      >>> from cutlayer import DevicePlan, personal
+      >>> personal(DevicePlan("pi-1", cut=2), 0), personal(DevicePlan("pi-1", cut=2), None)
+      ('pi-1', 'pi-1')
+    """
     return device.device
 
 
 def personal_below_the_cut(device: DevicePlan, block: int | None) -> str:
-    """What a device holds is its own; what the server holds is shared."""
+    """What a device holds is its own; what the server holds is shared.
+
+    Example:
+      >>> from cutlayer import DevicePlan, personal_below_the_cut
+      >>> [personal_below_the_cut(DevicePlan("pi-1", cut=2), block) for block in (0, 1, 2, None)]
+      ['pi-1', 'pi-1', '*', '*']
+    """
     return device.device if block is not None and block < device.cut else EVERYONE
+
+
+def lowest_blocks_personal(num_blocks: int) -> Scope:
+    """What a device holds of the lowest `num_blocks` blocks is its own, the rest shared; 0 is one adapter for all."""
+
+    def scope(device: DevicePlan, block: int | None) -> str:
+        return device.device if block is not None and block < min(num_blocks, device.cut) else EVERYONE
+
+    return scope

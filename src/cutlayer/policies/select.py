@@ -10,7 +10,15 @@ from cutlayer.types import DevicePlan, RoundPlan
 
 
 def everyone() -> Planner:
-    """All devices of the fleet, with the run's batch size, micro-batches and local steps."""
+    """All devices of the fleet, with the run's batch size, micro-batches and local steps.
+
+    Example:
+      >>> from cutlayer import everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone())
+      >>> [device.device for device in plan.devices]
+      ['device-0', 'device-1', 'device-2']
+    """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         return RoundPlan(
@@ -38,6 +46,13 @@ def random_fraction(fraction: float) -> Planner:
 
     Raises:
       ConfigError: Another fraction.
+
+    Example:
+      >>> from cutlayer import everyone, random_fraction
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), random_fraction(0.5), num_devices=4)
+      >>> [device.device for device in plan.devices]
+      ['device-1', 'device-2']
     """
     check_fraction(fraction)
 
@@ -63,7 +78,15 @@ def number_of(fraction: float, plan: RoundPlan) -> int:
 
 
 def in_random_order() -> Planner:
-    """The devices of the plan in an order that is drawn anew every round: for rounds that take them in turn."""
+    """The devices of the plan in an order that is drawn anew every round: for rounds that take them in turn.
+
+    Example:
+      >>> from cutlayer import everyone, in_random_order
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), in_random_order())
+      >>> [device.device for device in plan.devices]
+      ['device-2', 'device-1', 'device-0']
+    """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         order = situation.random(plan.round, "in_random_order").permutation(len(plan.devices))

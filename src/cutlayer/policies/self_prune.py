@@ -2,11 +2,11 @@
 
     here                                     HETLoRA (arXiv 2401.06432, from general knowledge of the paper)
     ------------------------------------     ----------------------------------------------------------------
-    prune_to, of the rank r_k                gamma r_k
+    SelfPrune.ranks, of the rank r_k         gamma r_k
     tail_norm(), times lam, in the loss      lam ||B[:, gamma r_k:]|| ||A[gamma r_k:, :]||
     a smaller tail_norm() after the round    the device prunes to gamma r_k, and sends what is left
     than before it
-    the next plan: the record's ranks_left   the device goes on at gamma r_k
+    the next plan: the record's ranks        the device goes on at gamma r_k
 
 Our reading: Frobenius norms; the sum over all modules, so that a device prunes all of its blocks or none; "before" is
 what the round began from, the truncated global adapter; gamma r_k is rounded down, and never below a lowest rank.
@@ -15,7 +15,8 @@ what the round began from, the truncated global adapter; gamma r_k is rounded do
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,26 @@ from torch import Tensor
 from cutlayer.errors import ConfigError
 from cutlayer.model.low_rank import factor_names
 from cutlayer.policies.plan import Planner, Situation
-from cutlayer.types import DevicePlan, RoundPlan
+from cutlayer.types import Clause, DevicePlan, RoundPlan
+from cutlayer.wire.messages import Update
+
+
+@dataclass(frozen=True, slots=True)
+class SelfPrune(Clause):
+    """What a device may prune its own ranks to.
+
+    Attributes:
+      ranks: LoRA rank on each block that is left if it does.
+      penalty: weight in the loss of the norm of what it would then lose.
+    """
+
+    ranks: tuple[int, ...]
+    penalty: float = 0.0
+
+    @property
+    def other_ranks(self) -> tuple[tuple[int, ...], ...]:
+        """See `Clause.other_ranks`."""
+        return (self.ranks,)
 
 
 def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
@@ -39,6 +59,13 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
     Raises:
       ConfigError: A gamma that is not above 0 and at most 1, a negative lam, or one without a tail; when planning, a
         device that does not hold the whole model.
+
+    Example:
+      >>> from cutlayer import everyone, self_pruning, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model(), self_pruning(0.5, 0.01), rank=8)
+      >>> plan.devices[0].ranks, plan.devices[0].prune_to
+      ((8, 8, 8), (4, 4, 4))
     """
     if not 0 < gamma <= 1:
         raise ConfigError(f"method.gamma: expected above 0 and at most 1, got {gamma}. Change method.gamma.")
@@ -62,17 +89,22 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
             prune_to = tuple(min(rank, max(lowest, int(round(gamma * rank, 9)))) for rank in ranks)
             if prune_to == ranks:
                 return replace(device, ranks=ranks)
-            return replace(device, ranks=ranks, prune_to=prune_to, tail_penalty=lam)
+            return replace(device, ranks=ranks).having(SelfPrune(prune_to, lam))
 
         return plan.with_each(pruned)
 
     return (lambda plan, _situation: plan) if gamma == 1 else planner
 
 
+def ranks_that_are_left(_plan: DevicePlan, update: Update) -> dict[str, Any]:
+    """The facts of an update that the next plan goes by: the ranks that a device has left itself."""
+    return {"ranks_left": update.facts["ranks_left"].tolist()} if "ranks_left" in update.facts else {}
+
+
 def ranks_left(device: str, situation: Situation) -> tuple[int, ...]:
     """The ranks that the device ended its last round with in which it might prune; none if there was no such round."""
     records = reversed(situation.history.of(device))
-    return next((record.ranks_left for record in records if record.ranks_left), ())
+    return next((tuple(record.facts["ranks_left"]) for record in records if "ranks_left" in record.facts), ())
 
 
 def tail_norm(adapter: Mapping[str, Tensor], ranks: Sequence[int], block_of: Callable[[str], int | None]) -> Tensor:

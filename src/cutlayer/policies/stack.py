@@ -20,13 +20,24 @@ from cutlayer.model.adapter import initial_tensor
 from cutlayer.model.low_rank import factor_names, stacked
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
 from cutlayer.state import State
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 def stack(contributions: Sequence[Contribution]) -> Adapter:
     """One stack of factors for each module: its product is the mean of the products, weighted by what was trained.
 
     The rank of a module is the sum of the ranks of those who trained it. The weight is in A alone.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, stack
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> stacked = stack([of_rank(1), of_rank(2)])
+      >>> stacked["q.lora_A.weight"].shape, stacked["q.lora_B.weight"] @ stacked["q.lora_A.weight"]
+      (torch.Size([3, 2]), tensor([[1.5000, 1.5000],
+              [1.5000, 1.5000]]))
     """
     result: Adapter = {}
     everything = dict.fromkeys(name for part in contributions for name in part.adapter)
@@ -42,6 +53,17 @@ def begin_anew(seed: int) -> Aggregate:
     """Fresh LoRA factors after each round: B = 0, A drawn by the seed, the round and the name. The head is averaged.
 
     Goes with a method's `fold=stack`, which keeps what the factors had learnt.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, begin_anew
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> fresh = begin_anew(seed=0)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> fresh["q.lora_B.weight"]
+      tensor([[0., 0.],
+              [0., 0.]])
     """
     return _BeginAnew(seed)
 
@@ -53,13 +75,13 @@ class _BeginAnew:
         self._seed, self._num_rounds = seed, 0
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         self._num_rounds += 1
         fresh: Adapter = {}
         for b, a in factor_names(broadcast):
             draw = initial_tensor(f"{a}#{self._num_rounds}", broadcast[a].shape, seed=self._seed, std=0.0)
             fresh[b], fresh[a] = torch.zeros_like(broadcast[b]), draw.to(broadcast[a])
-        head = self._mean({name: value for name, value in broadcast.items() if name not in fresh}, contributions)
+        head = self._mean({name: value for name, value in broadcast.items() if name not in fresh}, contributions, plan)
         return {name: fresh[name] if name in fresh else head[name] for name in broadcast}
 
     def state(self) -> State:

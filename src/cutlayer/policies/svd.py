@@ -20,7 +20,7 @@ import torch
 from cutlayer.model.low_rank import factor_names, stacked, truncated
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
 from cutlayer.state import Stateless
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 def svd() -> Aggregate:
@@ -32,6 +32,18 @@ def svd() -> Aggregate:
 
     The factors mean something else than those that were broadcast: let AdamW's moments begin anew
     (`policies.moments.fresh_moments`).
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, svd
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> joined = svd()(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> product = joined["q.lora_B.weight"] @ joined["q.lora_A.weight"]
+      >>> product.round(decimals=4)  # the mean of a matrix of ones and one of twos
+      tensor([[1.5000, 1.5000],
+              [1.5000, 1.5000]])
     """
     return _Svd()
 
@@ -42,7 +54,7 @@ class _Svd(Stateless):
     def __init__(self) -> None:
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         factored: Adapter = {}
         for b, a in factor_names(broadcast):
             terms = terms_of(contributions, b, a)
@@ -55,5 +67,7 @@ class _Svd(Stateless):
             # Beyond the rank that the sum can have, A keeps its rows: with B = 0 they change nothing, but can learn.
             factored[b], factored[a] = torch.zeros_like(broadcast[b]), broadcast[a].clone()
             factored[b][:, :rank], factored[a][:rank] = new_b, new_a
-        head = self._mean({name: value for name, value in broadcast.items() if name not in factored}, contributions)
+        head = self._mean(
+            {name: value for name, value in broadcast.items() if name not in factored}, contributions, plan
+        )
         return {name: factored[name] if name in factored else head[name] for name in broadcast}

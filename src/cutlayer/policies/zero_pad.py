@@ -18,7 +18,7 @@ from torch import Tensor
 from cutlayer.model.low_rank import Term, factor_names
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, terms_of
 from cutlayer.state import Stateless
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 
 def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
@@ -32,6 +32,17 @@ def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
         are zero like the others; False counts devices by what they trained.
       owners_only: Each row of A and column of B is averaged over the devices whose rank reaches it, as RBLA and
         raFLoRA do; False lets the zeros of the others count, and so shrinks the highest rows.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import Contribution, zero_pad
+      >>> def of_rank(rank: int) -> Contribution:
+      ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
+      ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
+      >>> padded = zero_pad(by_norm=False)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> padded["q.lora_A.weight"]  # the second row: one device's and a row of zeros
+      tensor([[1.0000, 1.0000],
+              [0.5000, 0.5000]])
     """
     return _ZeroPad(by_norm, owners_only)
 
@@ -43,7 +54,7 @@ class _ZeroPad(Stateless):
         self._by_norm, self._owners_only = by_norm, owners_only
         self._mean = mean_per_block()
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         padded: Adapter = {}
         for b, a in factor_names(broadcast):
             terms = terms_of(contributions, b, a)
@@ -51,7 +62,7 @@ class _ZeroPad(Stateless):
                 terms = _weighted_by_norm(terms)
             padded[b] = self._average(broadcast[b], [(weight, value) for weight, value, _ in terms])
             padded[a] = self._average(broadcast[a], [(weight, value) for weight, _, value in terms])
-        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions)
+        head = self._mean({name: value for name, value in broadcast.items() if name not in padded}, contributions, plan)
         return {name: padded[name] if name in padded else head[name] for name in broadcast}
 
     def _average(self, broadcast: Tensor, parts: Sequence[tuple[float, Tensor]]) -> Tensor:

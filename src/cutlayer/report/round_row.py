@@ -67,7 +67,7 @@ def records_of(row: Mapping[str, Any]) -> list[StepRecord]:
                 round=number,
                 device=device,
                 **measured
-                | {name: tuple(measured[name]) for name in ("ranks", "ranks_left")}
+                | {"ranks": tuple(measured["ranks"])}
                 | {"loss": math.nan if measured["loss"] is None else measured["loss"]},
             )
             for device, measured in row["devices"].items()

@@ -85,6 +85,14 @@ class RunFolder:
         """Adds one round's line (`round_row`) and waits until it is on the disk."""
         self._metrics.append([row])
 
+    def read_rows(self) -> list[dict[str, Any]]:
+        """The rounds written so far.
+
+        Raises:
+          CheckpointError: a line is not a round's.
+        """
+        return list(self._metrics.read())
+
     def read_records(self) -> Iterator[StepRecord]:
         """What each device measured in the rounds written so far, in the order in which they were played.
 

@@ -13,32 +13,61 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from cutlayer.device.shape import Shape
+from cutlayer.device.talks.local import SHAPE
+from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.turn import Turn
+from cutlayer.server.adapters import Places, nowhere_else
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
 from cutlayer.state import Stateless
-from cutlayer.types import Costs, RoundPlan
+from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link
 
 
 def local() -> Round:
-    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`)."""
-    return _Local()
+    """Builds the local round. Its plan must leave the whole model on every device (`policies.cut.whole_model`).
+
+    Example:
+      >>> from cutlayer import local
+      >>> round = local()
+      >>> round.divisible
+      True
+    """
+    return alone(SHAPE, script)
 
 
-class _Local(Stateless):
-    conversation = "alone"
+def script(_plan: DevicePlan, forms: Forms) -> Script:
+    """One update."""
+    yield forms.update()
+
+
+def alone(shape: Shape, script: ScriptOf, places: Places = nowhere_else) -> Round:
+    """Builds a round in which every device trains by itself, whatever its talk does.
+
+    Args:
+      shape: The device's end.
+      script: What a device may send.
+      places: Where the tensors of an update lie in the full ones.
+    """
+    return _Alone(shape, script, places)
+
+
+class _Alone(Stateless):
     equal_cuts = together = keeps_activations = cuts_batches = False
     divisible = True
+
+    def __init__(self, shape: Shape, script: ScriptOf, places: Places) -> None:
+        self.shape, self.script, self.places = shape, script, places
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         server.begin(plan, one_per_device)
         async with asyncio.TaskGroup() as tasks:
             for device in plan.devices:
                 tasks.create_task(Turn(server, links[device.device], device).hold())
-        return server.contributions()
+        return server.contributions(self.places)
 
     def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
         return False

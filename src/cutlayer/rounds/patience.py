@@ -81,6 +81,15 @@ def check(policy: Stragglers, round: Round) -> None:
         )
 
 
+def check_deadline(plan: RoundPlan, policy: Stragglers) -> None:
+    """Raises ConfigError where a plan closes its round, and the run waits for all: nobody could be late."""
+    if plan.deadline_seconds is not None and policy.waits_for_all:
+        raise ConfigError(
+            f"train.stragglers: expected deadline:SECONDS where the method plans deadlines, got wait_all, and a "
+            f"deadline of {plan.deadline_seconds:g} s. Leave train.stragglers out."
+        )
+
+
 def nobody(plan: RoundPlan) -> StragglersError:
     """The error of a round that every device left."""
     names = ", ".join(sorted(device.device for device in plan.devices))
@@ -111,8 +120,9 @@ class _Hold:
             device.device: PatientLink(links[device.device], device.device, plan.round, server, self._finish)
             for device in plan.devices
         }
-        if policy.seconds is not None:
-            self._after(policy.seconds, self._close, "deadline")
+        seconds = policy.seconds if plan.deadline_seconds is None else plan.deadline_seconds
+        if seconds is not None:
+            self._after(seconds, self._close, "deadline")
 
     @property
     def links(self) -> Mapping[str, Link]:

@@ -24,7 +24,14 @@ from cutlayer.wire.link import Link
 
 
 def relay() -> Round:
-    """Builds the relay."""
+    """Builds the relay.
+
+    Example:
+      >>> from cutlayer import relay
+      >>> round = relay()
+      >>> round.together, round.divisible
+      (True, False)
+    """
     return _Relay()
 
 
@@ -34,7 +41,7 @@ class _Relay:
 
     def __init__(self) -> None:
         self._turn: Round = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
-        self.conversation = self._turn.conversation
+        self.shape, self.script = self._turn.shape, self._turn.script
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         broadcast = server.adapter

@@ -13,16 +13,20 @@
 Devices run at the same time, each at its own pace; only the end of the round is a barrier.
 
 A step may go up and down in parts (micro-batches), one after the other or two at a time (docs/decisions/0023).
-The device's end of this and every other shape is in `device/conversations.py`.
+The device's end of this and every other shape is in the file of the same name in `device/talks/`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 
+from cutlayer.device.shape import Shape
+from cutlayer.device.talks.split import SHAPE
 from cutlayer.errors import DeviceGone
+from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.turn import Turn
@@ -41,18 +45,51 @@ def split(*, server_step: ServerStep) -> Round:
 
     Args:
       server_step: How arriving activations are processed on the one base model.
+
+    Example:
+      >>> from cutlayer import merged, split
+      >>> round = split(server_step=merged())
+      >>> round.equal_cuts, round.divisible
+      (True, False)
     """
-    return _Split(server_step)
+    return up_and_down(SHAPE, script, hold_turn, server_step, cuts_batches=server_step.cuts_batches)
 
 
-class _Split:
-    conversation = "up-and-down"
+def script(plan: DevicePlan, forms: Forms) -> Script:
+    """A batch for each local step, whole or in parts, then the update."""
+    for step in range(plan.local_steps):
+        yield from forms.batch(step)
+    yield forms.update()
+
+
+HoldTurn = Callable[[Server, Link, DevicePlan, Arrivals], Coroutine[Any, Any, None]]
+"""Holds one device's part of a round: its activations go into the queue."""
+
+
+def up_and_down(
+    shape: Shape, script: ScriptOf, hold_turn: HoldTurn, server_step: ServerStep, *, cuts_batches: bool
+) -> Round:
+    """Builds a round in which every local step sends activations up and brings their gradient down.
+
+    Args:
+      shape: The device's end.
+      script: What a device may send.
+      hold_turn: What the server does with each device's messages.
+      server_step: How arriving activations are processed on the one base model.
+      cuts_batches: Whether the batch of a local step may come in micro-batches.
+    """
+    return _UpAndDown(shape, script, hold_turn, server_step, cuts_batches)
+
+
+class _UpAndDown:
     keeps_activations = False
 
-    def __init__(self, server_step: ServerStep) -> None:
-        self._server_step = server_step
+    def __init__(
+        self, shape: Shape, script: ScriptOf, hold_turn: HoldTurn, server_step: ServerStep, cuts_batches: bool
+    ) -> None:
+        self.shape, self.script, self.cuts_batches = shape, script, cuts_batches
+        self._hold_turn, self._server_step = hold_turn, server_step
         self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
-        self.cuts_batches = server_step.cuts_batches
         self.divisible = server_step.owner is one_per_device
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
@@ -65,7 +102,7 @@ class _Split:
                 tasks.create_task(_answer(links[gradients.device], gradients, arrivals))
 
             for device in plan.devices:
-                tasks.create_task(_turn(server, links[device.device], device, arrivals))
+                tasks.create_task(self._hold_turn(server, links[device.device], device, arrivals))
             await self._server_step(server, arrivals, reply)
         return server.contributions()
 
@@ -89,7 +126,7 @@ async def _answer(link: Link, gradients: Gradients, arrivals: Arrivals) -> None:
     arrivals.answer(gradients.device)
 
 
-async def _turn(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
+async def hold_turn(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:
     """One device's round, as the server sees it. If the device leaves, nobody waits for it.
 
     Where it ends early, what both sides have done by then counts: what the server is at is answered first; activations

@@ -23,8 +23,11 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from cutlayer.device.talks.stream import SHAPE
 from cutlayer.errors import ConfigError
+from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.repeat import Repeat
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.turn import Turn
 from cutlayer.server.cache import STORED, ActivationCache
@@ -57,7 +60,8 @@ def stream(
     seed: int = 0,
 ) -> Round:
     """Builds the stream. Its plan must leave the devices nothing to train, and the server a block for every stage
-    (`policies.ranks.ranks_above_deepest_cut`).
+    (`policies.ranks.ranks_above_deepest_cut`); with a cache it must say that activations repeat
+    (`policies.repeat.activations_repeat`).
 
     Args:
       window: Samples in the shuffle buffer; None for one batch of every device of the round.
@@ -72,6 +76,12 @@ def stream(
 
     Raises:
       ConfigError: An option out of its range, or two that contradict each other.
+
+    Example:
+      >>> from cutlayer import stream
+      >>> round = stream(cache=False)
+      >>> round.keeps_activations, round.cuts_batches
+      (False, False)
     """
     least = {"window": window, "server_batch": server_batch, "cache_mib": cache_mib, "stages": stages}
     for name, value in (least | {"micro_batches": micro_batches}).items():
@@ -90,6 +100,14 @@ def stream(
     return _Stream(window, server_batch, (cache_mib * MIB, cache_dtype) if cache else None, pipeline, seed)
 
 
+def script(plan: DevicePlan, forms: Forms) -> Script:
+    """A batch for each local step, or the names of its samples where they repeat, then the update."""
+    rows = plan.clause(Repeat) is not None
+    for step in range(plan.local_steps):
+        yield from forms.batch(step, rows=rows)
+    yield forms.update()
+
+
 class _Stream:
     equal_cuts = together = cuts_batches = divisible = False
 
@@ -102,9 +120,9 @@ class _Stream:
         seed: int,
     ) -> None:
         self._window, self._server_batch, self._kept, self._pipeline = window, server_batch, kept, pipeline
-        self._seed = seed
+        self._seed, self.shape = seed, SHAPE
+        self.script: ScriptOf = script
         self.keeps_activations = kept is not None
-        self.conversation = "up-once" if self.keeps_activations else "up"
         self._cache: ActivationCache | None = None
         self._resumed = State()
 
@@ -174,7 +192,7 @@ async def _turn(
 
     If it is late, what it has sent by the time it hears so is trained on, and counts.
     """
-    turn = Turn(server, link, device, *((Activations,) if cache is None else (Activations, Recall)))
+    turn = Turn(server, link, device, Activations if cache is None else (Activations, Recall))
 
     async def take(message: Activations | Recall) -> None:
         if isinstance(message, Recall):

@@ -27,17 +27,21 @@ class Turn:
       server: The server.
       link: Its end of the connection.
       device: What the device was given to do.
-      kinds: Of the messages that bring a local step; none where the device trains alone.
+      kinds: Of the messages of a local step, in their order, each with the others that may come in its place; none
+        where the device trains alone.
 
     Attributes:
       step: the local step whose message is next.
       late: whether the device was told to end early.
     """
 
-    def __init__(self, server: Server, link: Link, device: DevicePlan, *kinds: type[Any]) -> None:
-        self._server, self._link, self._device, self._kinds = server, link, device, kinds
+    def __init__(
+        self, server: Server, link: Link, device: DevicePlan, *kinds: type[Any] | tuple[type[Any], ...]
+    ) -> None:
+        self._server, self._link, self._device = server, link, device
+        self._kinds = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
         self._local_steps = device.local_steps if kinds else 0
-        self.step = self._micro_batch = 0
+        self.step = self._place = self._micro_batch = 0
         self.late = False
 
     @property
@@ -50,6 +54,7 @@ class Turn:
         take: Take | None = None,
         *,
         closing: Callable[[], Awaitable[None]] | None = None,
+        finish: Callable[[Update], Awaitable[Update]] | None = None,
         gone: Callable[[], None] = lambda: None,
     ) -> bool:
         """Returns when the device's update was accepted, or the device has left: whether it stayed.
@@ -57,6 +62,7 @@ class Turn:
         Args:
           take: Takes in a message of a local step.
           closing: Settles what is under way before the device is told to end early.
+          finish: Makes of the update what counts, where a device sends less than what it trained.
           gone: Called when the device has left.
 
         Raises:
@@ -76,7 +82,7 @@ class Turn:
                     await take(message)
             if not (self.late or self.all_steps_came):
                 raise self._unexpected(message)
-            self._server.accept(message, late=self.late)
+            self._server.accept(message if finish is None else await finish(message), late=self.late)
             return True
         except DeviceGone:
             self._server.leave(self._device.device)
@@ -84,15 +90,18 @@ class Turn:
             return False
 
     def _advance(self, message: Any) -> None:
-        """Counts the message of a step, or of a part of one, if it is the next."""
+        """Counts a message of a step, or of a part of a batch, if it is the next."""
         micro_batch = message.micro_batch if isinstance(message, Activations) else 0
-        if self.all_steps_came or not isinstance(message, self._kinds):
+        if self.all_steps_came or not isinstance(message, self._kinds[self._place]):
             raise self._unexpected(message)
         if (message.step, micro_batch) != (self.step, self._micro_batch):
             raise self._unexpected(message)
-        ends = not isinstance(message, Activations) or message.ends_step
-        self.step, self._micro_batch = (self.step + 1, 0) if ends else (self.step, micro_batch + 1)
+        if isinstance(message, Activations) and not message.ends_step:
+            self._micro_batch += 1
+            return
+        self._micro_batch, self._place = 0, (self._place + 1) % len(self._kinds)
+        self.step += self._place == 0
 
     def _unexpected(self, message: object) -> WireError:
-        awaited = "an Update" if self.all_steps_came else f"{self._kinds[0].__name__} of step {self.step}"
+        awaited = "an Update" if self.all_steps_came else f"{self._kinds[self._place][0].__name__} of step {self.step}"
         return unexpected(self._device.device, awaited, message)

@@ -86,7 +86,7 @@ class RunHost:
             config=config.model_dump_json(),
             labels=self._inputs.labels,
             fingerprint=self._fingerprint.text,
-            conversation=self._method.round.conversation,
+            shape=self._method.round.shape.name,
         )
 
     def profile(self, ready: Ready) -> DeviceProfile:
@@ -134,6 +134,7 @@ class RunHost:
             longest_tokens=inputs.config.data.max_length,
             compression=inputs.compression,
             holds=self._method.round.holds,
+            script=self._method.round.script,
         )
         session = Session(
             self._life,

@@ -11,7 +11,9 @@ from typing import Any
 
 from cutlayer.errors import CheckpointError
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.methods.method import Method
 from cutlayer.model.export import save_adapter
+from cutlayer.model.moved import save_moved
 from cutlayer.model.pruned import save_pruned
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
@@ -20,7 +22,7 @@ from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.loop import Logbook
 from cutlayer.server.server import Server
-from cutlayer.types import Event, Kept
+from cutlayer.types import Event
 
 STEPS_IN_CHART = 4
 """Of the last round, in report.svg: enough to see who waits for whom."""
@@ -37,6 +39,17 @@ class Outcome:
       metrics: metrics of the trained one.
       devices: what each machine did, the server last.
       summary: what summary.json holds.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from cutlayer import Outcome, simulate
+      >>> from cutlayer.testing.tiny import save_inputs
+      >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=24)
+      >>> data, train = {"path": here / "data", "max_length": 16}, {"rounds": 2, "local_steps": 1, "batch_size": 4}
+      >>> outcome: Outcome = simulate(model=here / "model", data=data, train=train, out=here / "run")
+      >>> sorted(outcome.metrics), [row["round"] for row in outcome.rows], len(outcome.devices)
+      (['accuracy', 'loss', 'macro_f1'], [0, 1], 7)
     """
 
     folder: Path
@@ -46,21 +59,32 @@ class Outcome:
     devices: list[DeviceRow]
     summary: dict[str, Any]
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one for each round."""
+        return RunFolder(self.folder).read_rows()
 
-def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[str, float], kept: Kept | None) -> Path:
+
+def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[str, float], method: Method) -> Path:
     """Writes the adapter; where devices have views of their own, one for each, and the best of them as the adapter.
+
+    Where the base's own weights have moved there is a whole model in place of an adapter.
 
     Args:
       folder: The run folder.
       inputs: What the run was made of.
       server: Which has the adapters.
       losses: By device, of its own view at the last evaluation.
-      kept: What is left of a pruned model, which is written too.
+      method: Which may have pruned the model, or moved its weights.
 
     Returns:
-      The adapter's folder.
+      The adapter's folder; or the model's.
     """
-    base, card, views = inputs.base, inputs.card, server.adapters.views()
+    base, card, views, kept = inputs.base, inputs.card, server.adapters.views(), method.structure()
+    if method.moved is not None:
+        seed = inputs.config.train.seed
+        save_moved(folder / "model", base, method.moved.stand(base, seed), method.moved.made_from(seed), card)
+        return folder / "model"
     for name, own in views.items():
         save_adapter(folder / "adapters" / name, own, base, card)
     best = min(views, key=losses.__getitem__, default=None)
@@ -145,10 +169,7 @@ def _summary(
             late=row.late,
         )
     records = logbook.history.records
-    saved = {
-        "saved_flops": sum(record.saved_flops for record in records),
-        "saved_bytes": sum(record.saved_bytes for record in records),
-    }
+    saved = {name: sum(record.facts.get(name, 0) for record in records) for name in ("saved_flops", "saved_bytes")}
     virtual = {"rounds": logbook.rounds_done, "virtual_seconds": seconds["virtual_seconds"]}
     return {
         "metrics": logbook.metrics,
@@ -158,6 +179,7 @@ def _summary(
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_cuda_bytes": peak_cuda_bytes(),
         "versions": versions(),
+        "method": inputs.config.method.model_dump(include={"name", "source"}),
         "seed": inputs.config.train.seed,
         "run": inputs.run_id,
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cutlayer.config import MethodSection, RunConfig
+from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
@@ -18,16 +18,19 @@ from cutlayer.data.source import Tables, load_tables, load_validation, require_c
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
+from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
-from cutlayer.methods.table import TABLE, build_method
+from cutlayer.methods.method import Method
+from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.cost import CostModel, cost_model
+from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
+from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
 from cutlayer.settings import (
     columns_of,
     data_spec,
@@ -68,8 +71,14 @@ class ServerInputs:
         return Base(self.model_settings, hardware(self.config.hardware))
 
     @cached_property
-    def costs(self) -> CostModel:
-        return cost_model(self.model_settings)
+    def shape(self) -> Shape:
+        """The shape of the run's rounds."""
+        return method_of(self.config).round.shape
+
+    @cached_property
+    def costs(self) -> ShapedCosts:
+        """What steps of the run's rounds cost."""
+        return cost_model(self.model_settings).of(self.shape.flow)
 
     def load(self) -> None:
         """Reads the weights and counts what every connection asks for: now, and where models are built."""
@@ -87,7 +96,7 @@ class ServerInputs:
 
     def compressed(self, link: Link) -> CompressedLink:
         """An end of a link, of a device or the server, as the run packs what goes through it."""
-        return packed(link, self.compression, self.base, self.costs)
+        return packed(link, self.compression, self.base, self.costs, self.shape)
 
     @property
     def card(self) -> AdapterCard:
@@ -253,16 +262,32 @@ def _task(config: RunConfig, rows: Rows, where: str) -> Task:
     return task
 
 
+def method_of(config: RunConfig) -> Method:
+    """The method that the config names, with its options."""
+    method = config.method
+    return build_method(method.name, method.options, config.train.seed, method.sha256)
+
+
+def stragglers_of(config: RunConfig, method: Method) -> Stragglers:
+    """How long the run's rounds wait: what the run file says, else the method, else for all."""
+    train = config.train
+    if train.stragglers is None:
+        return method.patience or wait_all()
+    return stragglers_by_name(train.stragglers, train.late)
+
+
 def completed(config: RunConfig) -> RunConfig:
     """The config as a run writes it down: readable from anywhere, with every option of its method.
 
     Raises:
-      ConfigError: There is no such fleet, method or option, or the method takes no micro-batches.
+      ConfigError: There is no such fleet, method or option, the method is another than the config says, or takes no
+        micro-batches.
     """
-    name, options = config.method.name, config.method.options
-    build_method(name, options, config.train.seed).check_micro_batches(config.train.micro_batches)
-    method = MethodSection(name=name, **(TABLE[name].options | options))
-    return config.self_contained().model_copy(update={"method": method})
+    row, options = found(config.method.name, config.method.sha256), config.method.options
+    row.built(options, config.train.seed).check_micro_batches(config.train.micro_batches)
+    source = None if row.ours else MethodSource(at=row.source.at, sha256=row.source.sha256)
+    section = MethodSection(name=row.name, source=source, **(row.options | options))
+    return config.self_contained().model_copy(update={"method": section})
 
 
 def _check_positions(files: ModelFiles, max_length: int) -> None:

@@ -26,7 +26,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
-from cutlayer.types import Adapter, Event, History, RoundPlan, StepRecord
+from cutlayer.types import Adapter, DevicePlan, Event, History, RoundPlan, StepRecord
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish
 
@@ -155,6 +155,11 @@ class Coordinator:
         if self._method.fold is not None:
             self._server.folds.add(self._method.fold(contributions))
 
+    def _observed(self, device: DevicePlan) -> Mapping[str, Any]:
+        """What the method makes of a device's update; nothing of one whose round did not count."""
+        update = self._server.ledger.updates.get(device.device)
+        return {} if update is None else self._method.observe(device, update)
+
     def _records(
         self,
         plan: RoundPlan,
@@ -198,11 +203,7 @@ class Coordinator:
                     flops=sum(event.flops for event in events),
                     memory_bytes=situation.device_bytes(device),
                     step_network_seconds=sum(_seconds(in_steps, what) for what in ("upload", "download")),
-                    saved_flops=tally.saved_flops,
-                    saved_bytes=tally.saved_bytes,
-                    prune=device.prune,
-                    change=tally.change,
-                    ranks_left=tally.ranks_left,
+                    facts={**tally.facts, **self._observed(device)},
                     dropped_messages=tally.dropped_messages,
                     late=tally.late,
                 )

@@ -10,16 +10,16 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
@@ -33,6 +33,8 @@ from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish
 
 T = TypeVar("T")
+
+EQUAL: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +56,43 @@ class Rehearsed:
     fold_bytes: int = 0
 
 
-def rehearse(inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> Rehearsed:
-    """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight."""
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens).play())
+def rehearse(
+    inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, bandwidth_shares: Mapping[str, float] = EQUAL
+) -> Rehearsed:
+    """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
+
+    Args:
+      inputs: What the run is made of.
+      method: The run's.
+      plan: Of the round.
+      num_tokens: Of every batch.
+      bandwidth_shares: By device, of the server's connection where the fleet has one that is shared
+        (`Gateway.share_by`).
+    """
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares).play())
 
 
 class _Rehearsal:
     """The wiring of one round."""
 
-    def __init__(self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> None:
+    def __init__(
+        self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, shares: Mapping[str, float]
+    ) -> None:
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
+        self._gateway = Gateway(inputs.fleet.server)
+        self._gateway.share_by(shares)
         self._base = Base(inputs.model_settings, device="meta")
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
-        conversation = conversation_by_name(self._method.round.conversation)
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
-                device_end, links[profile.name] = map(self._inputs.compressed, modelled_link(profile, _ignore))
+                ends = modelled_link(profile, _ignore, self._gateway)
+                device_end, links[profile.name] = map(self._inputs.compressed, ends)
                 device = self._device(profile.name, profile.effective_flops)
-                tasks.create_task(conversation(device_end, device), name=profile.name)
+                tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
             result = Rehearsed(
                 seconds=now(),
@@ -101,12 +118,14 @@ class _Rehearsal:
             Forecast(inputs.fleet, inputs.costs, inputs.compression),
             inputs.config.data.max_length,
             scope=self._method.scope,
+            broadcast=self._method.broadcast,
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:
         machine = _IdleMachine(name, effective_flops, _ignore)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
-        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings)
+        shape = self._method.round.shape
+        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""

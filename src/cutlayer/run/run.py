@@ -14,20 +14,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cutlayer.config import RunConfig
 from cutlayer.errors import DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
-from cutlayer.methods.table import build_method
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
-from cutlayer.rounds.patience import Patience, check
+from cutlayer.rounds.patience import Patience, check, check_deadline
 from cutlayer.run.ending import Outcome, export, in_need_of_room, write_reports
-from cutlayer.run.inputs import RunInputs, ServerInputs
+from cutlayer.run.inputs import RunInputs, ServerInputs, stragglers_of
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
@@ -65,11 +62,6 @@ def situation_of(inputs: RunInputs, logbook: Logbook) -> Situation:
     return situation_with(inputs, inputs.fleet, logbook, inputs.label_counts)
 
 
-def method_of(config: RunConfig) -> Method:
-    """The method that the config names, with its options."""
-    return build_method(config.method.name, config.method.options, config.train.seed)
-
-
 def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> RoundPlan:
     """The plan of the first round.
 
@@ -77,11 +69,12 @@ def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> Ro
       BudgetError: A device cannot hold its part.
       ConfigError: The method's choices contradict each other, the model, its LoRA or the policy for stragglers.
     """
-    train = inputs.config.train
-    check(stragglers_by_name(train.stragglers, train.late), method.round)
+    stragglers = stragglers_of(inputs.config, method)
+    check(stragglers, method.round)
     plan = method.make_plan(0, situation)
-    if any(device.prune or device.score for device in plan.devices):
-        _ = inputs.base.structure  # raises where this model cannot be pruned
+    check_deadline(plan, stragglers)
+    for device in plan.devices:
+        method.round.shape.prepare(inputs.base, device)
     return plan
 
 
@@ -111,6 +104,7 @@ def server_of(
         inputs.config.data.max_length,
         scratch,
         scope=method.scope,
+        broadcast=method.broadcast,
         may_leave=may_leave,
     )
 
@@ -189,7 +183,7 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
-            hold=hold or Patience(stragglers_by_name(train.stragglers, train.late)).hold,
+            hold=hold or Patience(stragglers_of(self._inputs.config, self._method)).hold,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
@@ -198,7 +192,7 @@ class Run:
             return await self.server.machine.aside(self._export)
 
     def _export(self) -> Path:
-        return export(self._folder.path, self._inputs, self.server, self._losses, self._method.structure())
+        return export(self._folder.path, self._inputs, self.server, self._losses, self._method)
 
     async def _evaluate(self, adapter: Adapter) -> dict[str, float]:
         """The metrics of the full adapter; where devices have views of their own, the mean over devices."""
@@ -213,6 +207,8 @@ class Run:
         return {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
 
     def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
+        if self._method.moved is not None:
+            self._method.moved.stand(self._inputs.base, self._inputs.config.train.seed)
         metrics = evaluate(self._inputs.base, adapter, self._validation, self._method.structure())
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(

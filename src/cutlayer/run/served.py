@@ -1,4 +1,4 @@
-"""A run with a real fleet: the server's process. Devices come by network (`join.py`); the rounds are the simulator's.
+"""A run with a real fleet: the server's process. Devices come by network (`joining.py`); rounds are the simulator's.
 
 device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
 
@@ -24,15 +24,14 @@ from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.desk import RunHost
 from cutlayer.run.ending import Outcome
-from cutlayer.run.inputs import ServerInputs
+from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
-from cutlayer.run.run import Run, first_error, first_plan, method_of, situation_with
+from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.state import open_folder
 from cutlayer.run.workers.divided import check_divisible, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
@@ -57,7 +56,7 @@ class Workers(Protocol):
 
 
 class Door(Protocol):
-    """How devices come in: gRPC (`doors.py`), or a modelled network in tests."""
+    """How devices come in: gRPC (`gate/door.py`), or a modelled network in tests."""
 
     async def open(self, hub: Hub) -> None:
         """Lets devices in from now on."""
@@ -145,8 +144,7 @@ class _Serving:
             scratch=Path(inputs.config.out) / "scratch",
         )
         places = {device.name: index for index, device in enumerate(fleet.devices)}
-        train = inputs.config.train
-        stragglers = stragglers_by_name(train.stragglers, train.late)
+        stragglers = stragglers_of(inputs.config, self._method)
         self._waits_for_all = stragglers.waits_for_all
         refusals, news = Refusals(now), display.device_news
         self._workers = workers
@@ -273,12 +271,12 @@ class _Serving:
         """How the devices are; for any thread."""
         if (switchboard := self._switchboard) is not None:
             return lambda: switchboard.roll_call(self._expected)
-        loop, counts_steps = asyncio.get_running_loop(), self._method.round.conversation != "alone"
+        loop = asyncio.get_running_loop()
 
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            return roll_call(members, self._expected, server, counts_steps=counts_steps, round_seconds=since, now=time)
+            return roll_call(members, self._expected, server, round_seconds=since, now=time)
 
         return call
 

@@ -14,24 +14,22 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from cutlayer.device.commit import CommittingLink, device_state
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
 from cutlayer.methods.method import Method
 from cutlayer.packing import CompressedLink
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.ending import Outcome
-from cutlayer.run.inputs import RunInputs
+from cutlayer.run.inputs import RunInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
-from cutlayer.run.run import Run, first_error, first_plan, method_of, situation_of
+from cutlayer.run.run import Run, first_error, first_plan, situation_of
 from cutlayer.run.state import open_folder
 from cutlayer.state import State, joined
 from cutlayer.types import Event
@@ -112,8 +110,9 @@ class _Simulation:
     ) -> None:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
         self._events: list[Event] = []
-        fleet, train = inputs.fleet, inputs.config.train
-        may_leave = not stragglers_by_name(train.stragglers, train.late).waits_for_all
+        fleet = inputs.fleet
+        may_leave = not stragglers_of(inputs.config, method).waits_for_all
+        self._gateway = Gateway(fleet.server)
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
         self._run = Run(
@@ -155,8 +154,8 @@ class _Simulation:
 
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
-        device = Device(profile.name, inputs.base, batches, machine, costs, settings)
-        device_end, server_end = modelled_link(profile, record)
+        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
+        device_end, server_end = modelled_link(profile, record, self._gateway)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
         if committing:
@@ -164,8 +163,8 @@ class _Simulation:
         return player
 
     def _start(self, name: str, tasks: asyncio.TaskGroup) -> None:
-        player, conversation = self._players[name], conversation_by_name(self._method.round.conversation)
-        player.task = tasks.create_task(conversation(player.device_end, player.device), name=name)
+        player = self._players[name]
+        player.task = tasks.create_task(player.device.converse(player.device_end), name=name)
 
     def _start_anew(self, tasks: asyncio.TaskGroup) -> None:
         """Puts a new one in the place of each device that the last round has dropped."""

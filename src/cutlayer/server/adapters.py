@@ -6,21 +6,31 @@ tensors that are its own, and takes the rest, or what it has not trained yet, fr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import Tensor
 
 from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
+from cutlayer.model.optimizers import Rule
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.scope import EVERYONE, Scope
+from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.server.ledger import Ledger
 from cutlayer.server.owners import Owner
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
+
+Places = Callable[[Base, Update], Mapping[str, tuple[int, Tensor]]]
+"""Of an update, the tensors that hold a part of the full one: the axis, and which positions along it they hold."""
+
+
+def nowhere_else(_base: Base, _update: Update) -> Mapping[str, tuple[int, Tensor]]:
+    """All tensors are whole."""
+    return {}
 
 
 class Adapters:
@@ -42,10 +52,12 @@ class Adapters:
     ) -> None:
         self.shared = adapter
         self._base, self._settings, self._scope, self._may_leave = base, settings, scope, may_leave
+        self._places: tuple[int | None, ...] = (*range(base.num_blocks), None)  # every block, and the head
         self._own: dict[str, Adapter] = {}  # of scopes that not all share, what is theirs
         self._scopes_of: dict[str, tuple[str, ...]] = {}  # by device, those that not all share
         self._trainables: dict[str, Trainable] = {}
         self._owner: Owner = str
+        self._rules: dict[str, Rule] = {}  # by owner, where a plan says something else than AdamW
         self._before: dict[str, Adapter] = {}  # AdamW's moments as the round began, by owner
 
     # ------------------------------------------------------------------ a round
@@ -57,8 +69,13 @@ class Adapters:
           ConfigError: Devices of unequal ranks, or of unequal scopes, would train one tensor.
         """
         self._owner, self._before = owner, {}
+        self._rules = {
+            owner(device.device): rule_of(device, self._settings.optimizer)
+            for device in plan.devices
+            if device.clause(Trains)
+        }
         self._check_one_adapter_each(plan)
-        fresh = {owner(device.device) for device in plan.devices if device.fresh_moments}
+        fresh = {owner(device.device) for device in plan.devices if device.clause(FreshMoments)}
         shares: dict[str, Adapter] = {}
         for device in plan.devices:
             names = self._base.server_names(device.cut, device.blocks, head=device.head)
@@ -91,12 +108,16 @@ class Adapters:
             self._trainables[owner] = Trainable({}, self._settings.optimizer)
         return self._trainables[owner]
 
+    def rule(self, owner: str) -> Rule | None:
+        """How an owner's adapter is stepped in this round; None for AdamW."""
+        return self._rules.get(owner)
+
     @property
     def owners(self) -> tuple[str, ...]:
         """Those who have a server adapter."""
         return tuple(self._trainables)
 
-    def contributions(self, ledger: Ledger) -> list[Contribution]:
+    def contributions(self, ledger: Ledger, places: Places) -> list[Contribution]:
         """The adapters of a round, each tensor with the weight of what was trained into it.
 
         Where a device has a server adapter of its own, the two joined are its full adapter. A server adapter that
@@ -106,6 +127,10 @@ class Adapters:
         Of those who left there is none; where everybody did, there is none at all.
 
         The server's own tensors are not copied: aggregate before the next round is opened.
+
+        Args:
+          ledger: Who stayed, with what.
+          places: Where the tensors of an update lie in the full ones.
         """
         self._forget(ledger)
         round = ledger.plan.round
@@ -120,7 +145,8 @@ class Adapters:
             else:
                 served.setdefault(owner, []).append((device, weight))
             weights = dict.fromkeys(adapter, weight)
-            result.append(Contribution(adapter, weights, device.device, round, **self._structure(update)))
+            where = places(self._base, update)
+            result.append(Contribution(adapter, weights, device.device, round, where, update.facts))
         for owner, devices in sorted(served.items()):
             adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
@@ -128,17 +154,24 @@ class Adapters:
         return result
 
     def _check_one_adapter_each(self, plan: RoundPlan) -> None:
-        """Where several devices train one server adapter, it must mean the same to all of them."""
-        by_owner: dict[str, DevicePlan] = {}
+        """Where several devices train one server adapter, it must mean the same to all of them, block by block."""
+        firsts: dict[tuple[str, int | None], DevicePlan] = {}
         for device in plan.devices:
-            first = by_owner.setdefault(self._owner(device.device), device)
-            deepest = max(device.cut, first.cut)
-            if first.ranks[deepest:] != device.ranks[deepest:]:
-                raise ConfigError(
-                    f"method.rank: expected the same LoRA ranks on devices that train one server adapter, got "
-                    f"{list(first.ranks)} for {first.device} and {list(device.ranks)} for {device.device}. Give every "
-                    "device the same, or a server adapter of its own (memsfl)."
-                )
+            for place in () if device.head else self._places[device.cut :]:
+                first = firsts.setdefault((self._owner(device.device), place), device)
+                if _rank(first, place) != _rank(device, place):
+                    raise ConfigError(
+                        f"method.rank: expected the same LoRA ranks on devices that train one server adapter, got "
+                        f"{list(first.ranks)} for {first.device} and {list(device.ranks)} for {device.device}. Give "
+                        "every device the same, or a server adapter of its own (memsfl)."
+                    )
+                if self._scope(first, place) != self._scope(device, place):
+                    raise ConfigError(
+                        f"method.scope: expected one scope for devices that train one server adapter, got "
+                        f"{self._scope(first, place)} for {first.device} and {self._scope(device, place)} for "
+                        f"{device.device} on {'the head' if place is None else f'block {place}'}. Let them share what "
+                        "is above their cuts, or give every device a server adapter of its own (memsfl)."
+                    )
 
     def _forget(self, ledger: Ledger) -> None:
         """Puts the moments of server adapters that nobody who stayed has trained back to where the round began."""
@@ -146,19 +179,6 @@ class Adapters:
         for owner in {self._owner(device) for device in ledger.gone} - stayed:
             if owner in self._trainables:
                 self.trainable(owner).load_moments(self._before.get(owner, {}))
-
-    def _structure(self, update: Update) -> dict[str, Any]:
-        """Where the tensors of a pruned device lie in the full ones, and what it says of its units."""
-        if not update.structure:
-            return {}
-        structure = self._base.structure
-        kept, importance = structure.from_tensors(update.structure, update.device)
-        places = {name: structure.where(name, kept) for name in update.adapter}
-        return {
-            "where": {name: place for name, place in places.items() if place is not None},
-            "kept": kept,
-            "importance": importance,
-        }
 
     def _on_server(self, name: str, cut: int) -> bool:
         block = self._base.block_of(name)
@@ -170,26 +190,36 @@ class Adapters:
         """The scope of a device's tensor."""
         return self._scope(device, self._base.block_of(name))
 
-    def broadcast(self, scope: str, plan: RoundPlan) -> Adapter:
-        """The values from which the devices of this plan have begun in this scope."""
-        if scope == EVERYONE:
-            return self.shared
-        owners = [device for device in plan.devices if scope in self._scopes(device)]
-        names = [name for name in self.shared if any(self.scope_of(device, name) == scope for device in owners)]
+    def names_by_scope(self, plan: RoundPlan) -> dict[str, list[str]]:
+        """By scope, the tensors that devices of this plan have in it; the scope of all has every tensor."""
+        blocks = {name: self._base.block_of(name) for name in self.shared}
+        found: dict[str, set[int | None]] = {EVERYONE: set(self._places)}
+        for device in plan.devices:
+            for place in self._places:
+                found.setdefault(self._scope(device, place), set()).add(place)
+        return {scope: [name for name in blocks if blocks[name] in places] for scope, places in found.items()}
+
+    def broadcast(self, scope: str, names: Sequence[str]) -> Adapter:
+        """The values of these tensors from which the devices of a scope have begun."""
         return {name: self._value(scope, name) for name in names}
 
-    def put(self, scope: str, adapter: Adapter, plan: RoundPlan) -> None:
-        """Takes the values that a scope has after a round."""
-        if scope == EVERYONE:
-            self.shared = adapter
-            return
-        self._own[scope] = adapter
-        for device in plan.devices:
-            if scopes := self._scopes(device):
-                self._scopes_of[device.device] = scopes
+    def put(self, after: Mapping[str, Adapter], plan: RoundPlan) -> None:
+        """Takes the values that scopes have after a round; what one has not trained yet stays with the scope of all.
+
+        Args:
+          after: By scope; that of all is among them.
+          plan: The round's: its devices see the scopes that it gave them until another plan gives them others.
+        """
+        for scope, adapter in after.items():
+            if scope != EVERYONE:
+                self._own[scope] = {name: value for name, value in adapter.items() if value is not self.shared[name]}
+        self.shared = after[EVERYONE]
+        self._scopes_of |= {device.device: self._scopes(device) for device in plan.devices}
 
     def views(self) -> dict[str, Adapter]:
         """By device, the full adapter as it is to this device; none where all share one."""
+        if not any(self._scopes_of.values()):
+            return {}
         return {
             device: {**self.shared, **{k: v for scope in scopes for k, v in self._own.get(scope, {}).items()}}
             for device, scopes in self._scopes_of.items()
@@ -197,8 +227,7 @@ class Adapters:
 
     def _scopes(self, device: DevicePlan) -> tuple[str, ...]:
         """The scopes of a device that not all share, from the lowest block on."""
-        places: list[int | None] = [*range(self._base.num_blocks), None]
-        found = dict.fromkeys(self._scope(device, place) for place in places)
+        found = dict.fromkeys(self._scope(device, place) for place in self._places)
         return tuple(scope for scope in found if scope != EVERYONE)
 
     def _value(self, scope: str, name: str) -> Tensor:
@@ -244,3 +273,8 @@ class Adapters:
         """Goes on from `moments`."""
         for owner, own in moments.branches().items():
             self.trainable(owner).load_moments(own.tensors)
+
+
+def _rank(device: DevicePlan, place: int | None) -> int | None:
+    """The LoRA rank of a device's adapter on a block; None for the run's, and on the head, which has none."""
+    return device.ranks[place] if device.ranks and place is not None else None

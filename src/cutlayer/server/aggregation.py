@@ -24,10 +24,16 @@ class Aggregation:
         self._aggregates = {EVERYONE: aggregate}
 
     def __call__(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
-        """Makes the next adapter of each scope to which somebody contributed."""
-        for scope, parts in sorted(_by_scope(adapters, contributions, plan).items()):
-            broadcast = adapters.broadcast(scope, plan)
-            adapters.put(scope, self._of(scope)(broadcast, parts), plan)
+        """Makes the next adapter of the scope of all, and of each other to which somebody contributed."""
+        parts = {EVERYONE: [], **_by_scope(adapters, contributions, plan)}
+        names = adapters.names_by_scope(plan)
+        adapters.put(
+            {
+                scope: self._of(scope)(adapters.broadcast(scope, names[scope]), given, plan)
+                for scope, given in sorted(parts.items())
+            },
+            plan,
+        )
 
     def state(self) -> State:
         """What the aggregates carry, by scope."""
@@ -57,9 +63,8 @@ def _by_scope(
         for name in part.adapter:
             scope = adapters.scope_of(devices[part.device], name) if part.device in devices else EVERYONE
             names.setdefault(scope, []).append(name)
-        if len(names) == 1:
-            [scope] = names
-            result.setdefault(scope, []).append(part)
+        if len(names) < 2:  # as it is; of a device that holds nothing that trains, without a tensor
+            result.setdefault(next(iter(names), EVERYONE), []).append(part)
             continue
         for scope, own in names.items():
             some = replace(

@@ -126,7 +126,7 @@ class Engine:
 
     def step(self, owner: str, rate: float) -> None:
         """Moves an adapter by the gradients that have added up."""
-        self._adapters.trainable(owner).step(rate)
+        self._adapters.trainable(owner).step(rate, self._adapters.rule(owner))
 
     def check_finite(self, loss: float, device: str, round: int, step: int) -> None:
         """Raises DivergedError where a loss is not finite.

@@ -59,12 +59,16 @@ class CrossingCosts(Costs, Protocol):
 class Forecast:
     """Predicts steps from the fleet's profiles, the cost model and how what crosses the cut is packed.
 
+    Each as if no other device sent or was sent anything meanwhile: where the server's connection is shared
+    (`fleet/link.py`), a step may take longer.
+
     A real fleet is measured anew for every round, which then has a forecast of its own.
     """
 
     def __init__(self, fleet: Fleet, costs: CrossingCosts, compression: Compression = UNCOMPRESSED) -> None:
         self._costs, self._compression = costs, compression
         self._server_flops = fleet.server.effective_flops
+        self._rates = fleet.rates
         self._profiles: dict[str, DeviceProfile] = {device.name: device for device in fleet.devices}
         self._steps: dict[tuple[DevicePlan, int, int], StepTimes] = {}  # few shapes, each asked for many times
 
@@ -84,11 +88,12 @@ class Forecast:
             return StepTimes(forward, upload=0.0, server=0.0, download=0.0, backward=backward)
         server = self._costs.server(plan, num_samples, num_tokens)
         up_bytes, down_bytes = self.crossing_bytes(plan, num_samples, num_tokens)
+        up_bits_per_second, down_bits_per_second = self._rates(profile)
         return StepTimes(
             forward=forward,
-            upload=8 * up_bytes / profile.up_bits_per_second + profile.latency_seconds,
+            upload=8 * up_bytes / up_bits_per_second + profile.latency_seconds,
             server=(server.forward_flops + server.backward_flops) / self._server_flops,
-            download=8 * down_bytes / profile.down_bits_per_second + profile.latency_seconds,
+            download=8 * down_bytes / down_bits_per_second + profile.latency_seconds,
             backward=backward,
         )
 

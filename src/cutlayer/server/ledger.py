@@ -22,10 +22,7 @@ class Tally:
     loss_sum: float = 0.0  # sum of batch losses times their weights
     begun_weight: int = 0  # of the step under way: its parts count when all of them have been trained on
     begun_loss_sum: float = 0.0
-    saved_flops: float = 0.0  # of a device that need not compute what the server keeps
-    saved_bytes: int = 0  # of activations that it need not send
-    change: float = 0.0  # norm of what its LoRA factors changed by
-    ranks_left: tuple[int, ...] = ()  # of a device that may prune its own
+    facts: dict[str, float] = field(default_factory=dict)  # what a shape of a round adds up, by name
     late: bool = False  # it left the round, or was asked to end it early
     dropped_messages: int = 0  # that came after their round was over
 
@@ -128,18 +125,21 @@ class Ledger:
             tally.weight += tally.begun_weight
             tally.begun_loss_sum, tally.begun_weight = 0.0, 0
 
-    def arrived(self, device: str, *, saved_flops: float = 0.0, saved_bytes: int = 0) -> None:
+    def arrived(self, device: str, **facts: float) -> None:
         """A local step of a device that waits for no answer has come in.
 
         Args:
           device: Its name.
-          saved_flops: What it need not compute, because the server keeps what it named.
-          saved_bytes: What it need not send.
+          facts: Numbers to add to the device's, by name.
         """
-        tally = self._tallies[device]
-        tally.steps += 1
-        tally.saved_flops += saved_flops
-        tally.saved_bytes += saved_bytes
+        self._tallies[device].steps += 1
+        self.note(device, **facts)
+
+    def note(self, device: str, **facts: float) -> None:
+        """Adds numbers to the facts of a device's round, by name."""
+        told = self._tallies[device].facts
+        for name, number in facts.items():
+            told[name] = told.get(name, 0) + number
 
     def learnt(self, device: str, loss: float, weight: int) -> None:
         """The server has trained on something of a device in a batch that is not its own."""
@@ -153,7 +153,6 @@ class Ledger:
         self.counted[update.device] = update.round
         tally = self._tallies[update.device]
         tally.samples += update.samples
-        tally.change, tally.ranks_left = update.change, update.ranks_left
         tally.late = late
         if update.steps:  # the server saw none of these losses
             tally.steps += update.steps

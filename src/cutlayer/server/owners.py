@@ -12,10 +12,22 @@ Owner = Callable[[str], str]
 
 
 def one_per_device(device: str) -> str:
-    """Each device has a server adapter of its own."""
+    """Each device has a server adapter of its own.
+
+    Example:
+      >>> from cutlayer import one_per_device
+      >>> one_per_device("pi-1")
+      'pi-1'
+    """
     return device
 
 
 def one_for_all(_device: str) -> str:
-    """One server adapter, stepped by every device's activations."""
+    """One server adapter, stepped by every device's activations.
+
+    Example:
+      >>> from cutlayer import one_for_all
+      >>> one_for_all("pi-1") == one_for_all("pi-2")
+      True
+    """
     return SHARED

@@ -17,7 +17,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.scope import Scope, shared
-from cutlayer.server.adapters import Adapters
+from cutlayer.server.adapters import Adapters, Places, nowhere_else
 from cutlayer.server.engine import Engine
 from cutlayer.server.folds import Folds
 from cutlayer.server.forecast import Forecast
@@ -26,6 +26,14 @@ from cutlayer.server.owners import Owner
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, Costs, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Assignment, Update
+
+Broadcast = Callable[[Adapter, DevicePlan], tuple[Adapter, Adapter]]
+"""(What a device's plan takes of the adapter, the plan) -> what it is sent of it, and facts beside it, by name."""
+
+
+def the_adapter(adapter: Adapter, _device: DevicePlan) -> tuple[Adapter, Adapter]:
+    """All of the device's adapter, and nothing else."""
+    return adapter, {}
 
 
 class Server:
@@ -43,6 +51,7 @@ class Server:
       longest_tokens: the longest batch there can be, for the forecast of a device's first.
       scratch: a folder for what a run keeps on the disk while it lasts; None where nobody will resume it.
       scope: who shares which part of the adapter.
+      broadcast: what devices are sent when a round opens.
       may_leave: whether devices may leave a round: it then keeps what it needs to forget a device's part in one.
 
     Attributes:
@@ -63,12 +72,13 @@ class Server:
         scratch: Path | None = None,
         *,
         scope: Scope = shared,
+        broadcast: Broadcast = the_adapter,
         may_leave: bool = True,
     ) -> None:
         self.run, self.base, self.machine, self.costs, self.settings = run, base, machine, costs, settings
         self.learning_rate, self.forecast, self.longest_tokens = learning_rate, forecast, longest_tokens
         self.scratch = scratch
-        self._may_leave = may_leave
+        self._may_leave, self._broadcast = may_leave, broadcast
         self.folds = Folds(base)
         self.adapters = Adapters(base, adapter, settings, scope, may_leave=may_leave)
         self.engine = Engine(base, self.adapters, settings)
@@ -92,14 +102,17 @@ class Server:
     def assignment(self, device: DevicePlan) -> Assignment:
         """What a device is told when the round opens."""
         round = self.ledger.plan.round
+        own = self.adapters.of(device, self.base.device_names(device.cut, device.blocks, head=device.head))
+        adapter, facts = self._broadcast(own, device)
         return Assignment(
             run=self.run,
             round=round,
             device=device.device,
             plan=device,
-            learning_rates=tuple(self.learning_rate(round, step) for step in range(device.local_steps)),
-            adapter=self.adapters.of(device, self.base.device_names(device.cut, device.blocks, head=device.head)),
+            learning_rates=_shortened([self.learning_rate(round, step) for step in range(device.local_steps)]),
+            adapter=adapter,
             folds=self.folds.missed(device.device, self.base.device_names(device.cut)),
+            facts=facts,
             counted=self.ledger.counted.get(device.device),
         )
 
@@ -136,9 +149,9 @@ class Server:
         assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
         self.ledger.leave(device)
 
-    def contributions(self) -> list[Contribution]:
+    def contributions(self, places: Places = nowhere_else) -> list[Contribution]:
         """The adapters of the round under way. See `Adapters.contributions`."""
-        return self.adapters.contributions(self.ledger)
+        return self.adapters.contributions(self.ledger, places)
 
     def exported(self) -> Adapter:
         """The full adapter as it is on the base as stored, which folds have not changed."""
@@ -160,3 +173,10 @@ class Server:
         self.adapters.load(branches["adapters"])
         self.folds.load(branches["folds"].moved(self.base.device))
         self.ledger.load(branches["ledger"])
+
+
+def _shortened(rates: list[float]) -> tuple[float, ...]:
+    """The rates without those at the end that repeat the one before them."""
+    while len(rates) > 1 and rates[-1] == rates[-2]:
+        rates.pop()
+    return tuple(rates)

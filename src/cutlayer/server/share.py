@@ -70,7 +70,7 @@ def yield_of(server: Server, contributions: Sequence[Contribution]) -> Yield:
                 one,
                 adapter=_copied(one.adapter),
                 where={key: (axis, _copy(where)) for key, (axis, where) in one.where.items()},
-                importance=_copied(one.importance),
+                facts=_copied(one.facts),
             )
             for one in contributions
         },

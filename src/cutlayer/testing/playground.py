@@ -6,28 +6,29 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 
 from cutlayer.device.commit import CommittingLink
-from cutlayer.device.conversations import conversation_by_name
 from cutlayer.device.device import Device
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import modelled_link
+from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.methods.method import Method
-from cutlayer.model.base import Base
+from cutlayer.model.adapter import LoraSettings
+from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, what_is_left
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression
 from cutlayer.policies.aggregate import Aggregate, Contribution
-from cutlayer.policies.plan import Situation
+from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Coordinator, Logbook
@@ -36,8 +37,8 @@ from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
-from cutlayer.testing.tiny import LABELS, random_batch
-from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event
+from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch, tiny_model
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan, TaskKind
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
 
@@ -126,6 +127,34 @@ def fleet_of(num_devices: int, *, max_blocks: Sequence[int] = (1, 2, 3)) -> Flee
             for index in range(num_devices)
         ),
     )
+
+
+def planned(*planners: Planner, num_devices: int = 3, round: int = 0, **changes: Any) -> RoundPlan:
+    """The plan that planners make for unequal devices of a model of three blocks, without a run.
+
+    Args:
+      planners: In their order.
+      num_devices: Of `fleet_of`.
+      round: Which is planned.
+      changes: Fields of the situation.
+
+    Example:
+      >>> from cutlayer import cut_at, everyone
+      >>> [(device.device, device.cut) for device in planned(everyone(), cut_at(2), num_devices=2).devices]
+      [('device-0', 2), ('device-1', 2)]
+    """
+    situation = Situation(
+        **{
+            "fleet": fleet_of(num_devices),
+            "costs": FlatCosts(BLOCKS),
+            "history": History(),
+            "num_tokens": 10,
+            "batch_size": 4,
+            "local_steps": 2,
+            **changes,
+        }
+    )
+    return make_plan(planners, round, situation)
 
 
 def streams_for(
@@ -218,10 +247,10 @@ class TappedAggregate:
         self.name, self.mixed_ranks = aggregate.name, aggregate.mixed_ranks
         self._aggregate, self._given = aggregate, given
 
-    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> Adapter:
+    def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution], plan: RoundPlan) -> Adapter:
         copies = [{name: value.clone() for name, value in part.adapter.items()} for part in contributions]
         self._given.append([replace(part, adapter=copy) for part, copy in zip(contributions, copies, strict=True)])
-        return self._aggregate(broadcast, contributions)
+        return self._aggregate(broadcast, contributions, plan)
 
     def state(self) -> State:
         return self._aggregate.state()
@@ -232,13 +261,25 @@ class TappedAggregate:
 
 @dataclass
 class Played:
-    """What happened."""
+    """What happened.
+
+    Attributes:
+      adapter: at the end.
+      logbook: what devices measured.
+      rows: of the rounds.
+      events: what machines and links did.
+      contributions: of each round, as the aggregate was given them.
+      streams: what devices drew from.
+      sent_up: by devices, as it travels.
+      sent_down: by the server.
+    """
 
     adapter: Adapter
     logbook: Logbook
     rows: list[dict[str, Any]]
     events: list[Event]
     contributions: list[list[Contribution]]
+    streams: Mapping[str, ListedBatches] = field(default_factory=dict)
     sent_up: list[Message] = field(default_factory=list)
     sent_down: list[Message] = field(default_factory=list)
 
@@ -269,15 +310,15 @@ def play(
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
-    played = Played({}, Logbook(), [], [], [])
-    method = replace(method, aggregate=TappedAggregate(method.aggregate, played.contributions))
+    happened = Played({}, Logbook(), [], [], [], streams)
+    method = replace(method, aggregate=TappedAggregate(method.aggregate, happened.contributions))
 
     async def run() -> None:
         events: list[Event] = []
         situation = Situation(
             fleet,
             costs,
-            played.logbook.history,
+            happened.logbook.history,
             num_tokens=10,
             batch_size=4,
             local_steps=local_steps,
@@ -297,35 +338,43 @@ def play(
             Forecast(fleet, costs, compression),
             10,
             scope=method.scope,
+            broadcast=method.broadcast,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
             return packing(TappedLink(link, sent))
 
         def packing(link: Link) -> CompressedLink:
-            started_from = what_is_left(base)
+            started_from = method.round.shape.started_from(base)
             return CompressedLink(link, compression, hidden_size=16, dtype=base.dtype, started_from=started_from)
 
         def server_end(name: str, link: Link) -> Link:
             if guard is None:
-                return end(link, played.sent_down)
-            facts = {"hidden_size": 16, "longest_tokens": 10, "compression": compression, "holds": method.round.holds}
-            return guarded(TappedLink(link, played.sent_down), guard(name, "play", base, **facts), packing)
+                return end(link, happened.sent_down)
+            facts = {
+                "hidden_size": 16,
+                "longest_tokens": 10,
+                "compression": compression,
+                "holds": method.round.holds,
+                "script": method.round.script,
+            }
+            return guarded(TappedLink(link, happened.sent_down), guard(name, "play", base, **facts), packing)
 
         async def no_metrics(_adapter: Adapter) -> dict[str, float]:
             return {}
 
         async def commit(row: dict[str, Any], done: list[Event]) -> None:
-            played.rows.append(row)
-            played.events.extend(done)
+            happened.rows.append(row)
+            happened.events.extend(done)
 
-        ends = {profile.name: modelled_link(profile, events.append) for profile in fleet.devices}
+        gateway = Gateway(fleet.server)
+        ends = {profile.name: modelled_link(profile, events.append, gateway) for profile in fleet.devices}
         coordinator = Coordinator(
             method,
             server,
             Aggregation(method.aggregate),
             Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, situation),
-            played.logbook,
+            happened.logbook,
             rounds=rounds,
             clock=now,
             evaluate=no_metrics,
@@ -338,20 +387,59 @@ def play(
             for profile in fleet.devices:
                 machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
                 own = Base(base.settings) if apart else base
-                device = Device(profile.name, own, streams[profile.name], machine, costs, settings)
+                device = Device(profile.name, own, streams[profile.name], machine, costs, settings, method.round.shape)
                 if stores is None:
-                    device_end = end(ends[profile.name][0], played.sent_up)
+                    device_end = end(ends[profile.name][0], happened.sent_up)
                 else:
-                    committing = CommittingLink(TappedLink(ends[profile.name][0], played.sent_up), stores[profile.name])
+                    committing = CommittingLink(
+                        TappedLink(ends[profile.name][0], happened.sent_up), stores[profile.name]
+                    )
                     device_end = packing(committing)
                     committing.attach(device, device_end)
-                tasks.create_task(conversation_by_name(method.round.conversation)(device_end, device))
+                tasks.create_task(device.converse(device_end))
             await coordinator.run()
         views = list(server.adapters.views().values())
-        played.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
+        happened.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
 
     run_virtual(run())
-    return played
+    return happened
+
+
+@cache
+def tiny_base(family: str = "bert", task: TaskKind = "classification") -> Base:
+    """A tiny random model with LoRA on every linear layer, made once in a process."""
+    labels, lora = LABELS if task == "classification" else 0, LoraSettings(targets=("all-linear",))
+    return Base(ModelSettings(str(tiny_model(family, task)), task, num_labels=labels, lora=lora))
+
+
+def played(
+    method: Method,
+    *,
+    base: Base | None = None,
+    num_devices: int = 3,
+    rounds: int = 2,
+    local_steps: int = 2,
+    samples: Callable[[int], int] = lambda index: 2 + index % 3,
+) -> Played:
+    """What a run of the method comes to, on a tiny model and unequal devices: `play`, in a second.
+
+    Args:
+      method: How it decides; it belongs to this run from now on.
+      base: The model; None for a classifier.
+      num_devices: Of `fleet_of`.
+      rounds: Of the run.
+      local_steps: Of each device in a round.
+      samples: In each batch of a device, by its index.
+
+    Example:
+      >>> from cutlayer import Method, cut_at, everyone, mean_per_block, relay
+      >>> vanilla = Method((everyone(), cut_at(1)), relay(), mean_per_block())
+      >>> [(record.device, record.samples) for record in played(vanilla, rounds=1).logbook.history.records]
+      [('device-0', 4), ('device-1', 6), ('device-2', 8)]
+    """
+    base, fleet = base or tiny_base(), fleet_of(num_devices)
+    streams = streams_for(fleet, base.settings.task, steps=rounds * local_steps, samples=samples)
+    return play(base, method, fleet, streams, rounds=rounds, local_steps=local_steps)
 
 
 def plain_training(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -111,6 +114,20 @@ def save_tiny_model(family: str, task: str, folder: Path, *, shard: str = "1GB")
     model = maker.from_config(config)
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
+
+
+@cache
+def scratch() -> Path:
+    """A folder of this process, which goes with it."""
+    folder = TemporaryDirectory(prefix="cutlayer-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
+def tiny_model(family: str, task: str) -> Path:
+    """The folder of a tiny random model, saved once in a process."""
+    return save_tiny_model(family, task, scratch() / f"{family}-{task}")
 
 
 def random_batch(task: str, *, seed: int = 0, samples: int = 4, tokens: int = 12, token_types: bool = False) -> Batch:

@@ -20,7 +20,8 @@ import math
 import reprlib
 import struct
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import fields
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import MalformedMessage
-from cutlayer.types import Adapter, DevicePlan
+from cutlayer.types import Adapter, Clause, DevicePlan
 from cutlayer.wire.messages import PROTOCOL_VERSION, Handshake, Message
 
 MAGIC = b"CUTL"
@@ -41,6 +42,7 @@ DTYPES = {
     "fp16": torch.float16,
     "int64": torch.int64,
     "int32": torch.int32,
+    "int16": torch.int16,
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
@@ -161,8 +163,14 @@ def _header(message: Message | Handshake, tensors: list[tuple[str, Tensor]]) -> 
         "fields": {name: getattr(message, name) for name in _PLAIN[type(message)]},
         "tensors": [(path, _dtype_name(path, tensor), tensor.shape) for path, tensor in tensors],
     }
-    packed: bytes = msgpack.packb(header, default=asdict)
+    packed: bytes = msgpack.packb(header, default=_plain)
     return packed
+
+
+def _plain(value: Any) -> Any:
+    """A plan as its fields; a clause as its name and its fields."""
+    shown = {field.name: getattr(value, field.name) for field in fields(value)}
+    return [type(value).__name__, shown] if isinstance(value, Clause) else shown
 
 
 def _dtype_name(path: str, tensor: Tensor) -> str:
@@ -260,6 +268,8 @@ def _reader(hint: Any, where: str) -> Reader:
     if hint is DevicePlan:
         readers = _readers(DevicePlan, where)
         return lambda value: DevicePlan(**_read_fields(readers, value, where))
+    if hint is Clause:
+        return lambda value: _read_clause(value, where)
     if get_origin(hint) is tuple:
         of_item = _reader(get_args(hint)[0], where)
         return _checked(where, expected, lambda value: type(value) is list, lambda value: tuple(map(of_item, value)))
@@ -271,6 +281,21 @@ def _reader(hint: Any, where: str) -> Reader:
     if hint is int:
         return _checked(where, expected, lambda value: type(value) is int and value >= 0)
     return _checked(where, expected, lambda value: type(value) is hint)
+
+
+def _read_clause(value: object, where: str) -> Clause:
+    """The name and the fields of a clause whose class this process has imported."""
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not str or value[0] not in Clause.kinds:
+        raise _malformed(where, f"[name, fields], the name one of {', '.join(Clause.kinds) or 'none'}", value)
+    name, shown = value
+    return Clause.kinds[name](**_read_fields(_clause_readers(name, where), shown, f"{where} {name}"))
+
+
+@cache
+def _clause_readers(name: str, where: str) -> dict[str, Reader]:
+    kind: Any = Clause.kinds[name]
+    hints = get_type_hints(kind)
+    return {field.name: _reader(hints[field.name], f"{where} {name} {field.name}") for field in fields(kind)}
 
 
 def _checked(where: str, expected: str, fits: Callable[[Any], bool], made: Reader = lambda value: value) -> Reader:

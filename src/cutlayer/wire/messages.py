@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter, DevicePlan
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised by one whenever a frame of the old code would be misread by the new."""
 
 
@@ -30,10 +30,11 @@ class Assignment:
       round: the round that it opens.
       device: whom it is for.
       plan: the device's part of the round's plan.
-      learning_rates: the rate of each local step; as many as `plan.local_steps`.
+      learning_rates: the rate of each local step; the last holds for all that follow it.
       adapter: the tensors of the blocks that the device holds, by global name.
       folds: what is to be added to their frozen weights first, all that the device has not had (`model/folds.py`);
         empty where frozen weights stay frozen.
+      facts: what else the method broadcasts, by name.
       counted: the last round of this device whose update counted, None if there is none: it begins from where it was
         after that one.
     """
@@ -45,7 +46,12 @@ class Assignment:
     learning_rates: tuple[float, ...]
     adapter: Adapter
     folds: Adapter = field(default_factory=dict)
+    facts: Adapter = field(default_factory=dict)
     counted: int | None = None
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a local step."""
+        return self.learning_rates[min(step, len(self.learning_rates) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +158,7 @@ class Update:
       weight: sum of its batches' weights.
       loss: mean loss of those steps, weighted by the batches' weights; not finite when training diverged.
       busy_seconds: time that the device computed in this round; virtual in simulation.
-      change: where the device scores its units, the Frobenius norm of what the round changed in its LoRA factors.
-      structure: where the device prunes, what is left of its model and the importance of its units
-        (`model/structure.py`); its adapter then has what is left of each factor.
-      ranks_left: where the device may prune its own ranks, the rank of its adapter on each block.
+      facts: what else the shape of the round has it say, by name: the script of the shape declares them.
     """
 
     run: str
@@ -167,9 +170,26 @@ class Update:
     weight: int
     loss: float
     busy_seconds: float
-    change: float = 0.0
-    structure: Adapter = field(default_factory=dict)
-    ranks_left: tuple[int, ...] = ()
+    facts: Adapter = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Either way, in the middle of a round: tensors that a shape declares in its script.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that they belong to.
+      step: the device's local step.
+      device: who sends them, or whom they are for.
+      facts: by name.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    facts: Adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +270,7 @@ class Welcome:
       config: the run's config, JSON; paths in it are the server's own.
       labels: class names; empty for causal LM.
       fingerprint: of the model's files (`model/pieces.py`): the device's must be the same.
-      conversation: the device's end of the rounds, by name (`device/conversations.py`).
+      shape: of the rounds, by name: the device's end of it is in `device/talks/`.
     """
 
     run: str
@@ -260,7 +280,7 @@ class Welcome:
     config: str
     labels: tuple[str, ...]
     fingerprint: str
-    conversation: str
+    shape: str
 
 
 FINISHED = "finished"
@@ -370,8 +390,11 @@ class Stand:
     received: int
 
 
-Message = Assignment | Activations | Recall | Gradients | Close | Measured | Update | Finish
+Message = Assignment | Activations | Recall | Gradients | Facts | Close | Measured | Update | Finish
 """What passes in rounds: exactly once, in order."""
+
+FromDevice = Activations | Recall | Facts | Measured | Update
+"""What a device sends in rounds."""
 
 Handshake = Hello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
 """What passes on a new connection before messages of rounds do."""
@@ -380,6 +403,11 @@ Handshake = Hello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
 def passes_in_rounds(message: Message | Handshake) -> TypeGuard[Message]:
     """Whether it belongs to a round."""
     return isinstance(message, get_args(Message))
+
+
+def comes_from_device(message: Message) -> TypeGuard[FromDevice]:
+    """Whether it is one that a device sends."""
+    return isinstance(message, get_args(FromDevice))
 
 
 Role = Literal["activations", "gradients", "broadcast", "update"]

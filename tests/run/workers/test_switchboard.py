@@ -126,7 +126,7 @@ def test_who_is_here_is_what_the_workers_say() -> None:
         board.mirror(0, report("d0", "d2", here=["d0"], up=10))
         board.mirror(1, report("d1", here=["d1"], up=5))
         assert [member.name for member in board.here] == ["d0", "d1"]
-        assert [row["name"] for row in board.state()] == ["d0", "d1", "d2"]
+        assert [row["name"] for row in board.rows()] == ["d0", "d1", "d2"]
         assert board.members["d1"].label_counts == (2, 3)
         assert stage.news == [
             "d0 has come: 1 of 2 devices are here",

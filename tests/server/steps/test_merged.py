@@ -19,6 +19,7 @@ from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import SHARED
 from cutlayer.server.server import Server
 from cutlayer.server.steps.merged import dispatch, merge, merged
+from cutlayer.state import State
 from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, Event, RoundPlan
@@ -76,7 +77,7 @@ def test_nobody_is_answered_before_everybody_is_there(bert: Base) -> None:
         index = int(answer.device[-1])
         assert answer.grad_BTD.shape == (2 + index, 12 - index, 16)
         assert answer.grad_BTD.is_contiguous()
-    assert list(server.moments()) == [SHARED]
+    assert server.adapters.owners == (SHARED,)
 
 
 def test_what_is_merged(tiny_model: ModelMaker) -> None:
@@ -151,5 +152,5 @@ def test_devices_of_fewer_steps_leave_the_others_to_go_on(bert: Base) -> None:
 
 def test_it_carries_nothing() -> None:
     step = merged()
-    assert step.state_dict() == {}
-    step.load_state_dict({})
+    assert step.state() == State()
+    step.load(State())

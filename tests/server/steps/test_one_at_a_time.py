@@ -15,6 +15,7 @@ from cutlayer.policies.order import fifo, longest_tail, random_order
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import one_for_all, one_per_device
 from cutlayer.server.steps.one_at_a_time import a_copy_each, one_device_at_a_time
+from cutlayer.state import State
 from cutlayer.testing.playground import fleet_of
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, Event, RoundPlan
@@ -57,10 +58,10 @@ def test_the_owner_and_the_orders_state_are_handed_on() -> None:
     assert one_device_at_a_time(fifo()).owner is one_per_device
     step = one_device_at_a_time(random_order(3), owner=one_for_all)
     assert step.owner is one_for_all
-    state = step.state_dict()
-    assert state == {"seed": 3, "num_picks": 0}
-    step.load_state_dict(state | {"num_picks": 8})
-    assert step.state_dict()["num_picks"] == 8
+    state = step.state()
+    assert state == State({"seed": 3, "num_picks": 0})
+    step.load(State({**state.facts, "num_picks": 8}))
+    assert step.state().facts["num_picks"] == 8
 
 
 def test_a_copy_each_serves_in_the_order_of_arrival(bert: Base) -> None:
@@ -81,5 +82,5 @@ def test_a_copy_each_serves_in_the_order_of_arrival(bert: Base) -> None:
 
     run_virtual(program())
     assert answered == ["device-2", "device-0", "device-1"]
-    assert set(server.moments()) == {"device-0", "device-1", "device-2"}
-    step.load_state_dict(step.state_dict())
+    assert set(server.adapters.owners) == {"device-0", "device-1", "device-2"}
+    step.load(step.state())

@@ -30,12 +30,11 @@ from cutlayer.gate.hub import Hub
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.policies.stragglers import stragglers_by_name
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.desk import RunHost
-from cutlayer.run.inputs import ServerInputs
-from cutlayer.run.run import first_error, method_of, server_of
+from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
+from cutlayer.run.run import first_error, server_of
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.share import Share, Yield, take_share, yield_of
@@ -190,8 +189,7 @@ class WorkerProcess:
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         inputs, self._method = setup.inputs, method_of(setup.inputs.config)
-        train = inputs.config.train
-        self._patience = Patience(stragglers_by_name(train.stragglers, train.late))
+        self._patience = Patience(stragglers_of(inputs.config, self._method))
         self._machine = self._machines(setup.declared.server.name, self._events.append)
         self._server = await self._machine.aside(self._made_server)
         self._door = door_of(setup.address, setup.roster, self._set_port, self._admission)
@@ -251,8 +249,8 @@ class WorkerProcess:
         take_share(server, share)
         for device in devices:
             server.forecast.step(device, device.batch_size, server.longest_tokens)
-        if any(device.prune or device.score for device in devices):
-            _ = server.base.structure
+        for device in devices:
+            self._method.round.shape.prepare(server.base, device)
 
     async def _contributions(self, share: Share) -> list[Contribution]:
         links = {member.name: member.link for member in self._hub.everybody}
@@ -269,7 +267,6 @@ class WorkerProcess:
             members,
             [],
             self._server,
-            counts_steps=self._method.round.conversation != "alone",
             round_seconds=now() - self._began,
             now=now(),
         )

@@ -34,7 +34,14 @@ from cutlayer.wire.messages import Activations
 
 
 def merged() -> ServerStep:
-    """Waits for everybody's activations, trains the shared adapter on all of them at once, and sends each its rows."""
+    """Waits for everybody's activations, trains the shared adapter on all of them at once, and sends each its rows.
+
+    Example:
+      >>> from cutlayer import merged
+      >>> step = merged()
+      >>> step.equal_cuts, step.together
+      (True, True)
+    """
     return _Merged()
 
 

@@ -72,7 +72,7 @@ async def train_mixed(
         with seeded_dropout(drops, server.settings.seed, "server", SHARED, round, step):
             loss = stages.backward(h_BTD, mask_BT, labels)
         server.engine.check_finite(loss, ", ".join(sorted({sample.device for sample in samples})), round, step)
-        trainable.step(server.learning_rate(round, local_step))
+        server.engine.step(SHARED, server.learning_rate(round, local_step))
         return loss
 
     loss = await server.machine.run(

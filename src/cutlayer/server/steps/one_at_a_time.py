@@ -18,6 +18,12 @@ def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> Serv
     Args:
       order: Which of those who have arrived is next.
       owner: One server adapter per device, or one for all.
+
+    Example:
+      >>> from cutlayer import fifo, one_device_at_a_time
+      >>> step = one_device_at_a_time(fifo())
+      >>> step.equal_cuts, step.cuts_batches
+      (False, True)
     """
     return _OneAtATime(order, owner)
 
@@ -28,6 +34,12 @@ def a_copy_each() -> ServerStep:
     Copies of a frozen base compute the same, so here one base stands for all; the memory that is reported is that of
     a copy and a step for every device, as SFL-V1's server, which serves devices in parallel, would hold them
     (`benchmarks/memory.py` makes such copies and measures).
+
+    Example:
+      >>> from cutlayer import a_copy_each
+      >>> step = a_copy_each()
+      >>> step.owner("pi-1")
+      'pi-1'
     """
     return _ACopyEach(fifo(), one_per_device)
 

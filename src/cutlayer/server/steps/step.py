@@ -24,6 +24,25 @@ class ServerStep(Keeper, Protocol):
       equal_cuts: whether all devices must be cut at the same block.
       together: whether a device may have to wait for what another has not sent.
       cuts_batches: whether parts of one device's batch may be served with others' activations between them.
+
+    Example:
+      >>> from cutlayer import Method, ServerStep, cut_at, everyone, fifo, mean_per_block, one_device_at_a_time, split
+      >>> from cutlayer.testing.playground import played
+      >>> class Told:  # one device at a time, and who was answered
+      ...     def __init__(self) -> None:
+      ...         self._step = one_device_at_a_time(fifo())
+      ...     def __getattr__(self, name: str):
+      ...         return getattr(self._step, name)
+      ...     async def __call__(self, server, arrivals, reply):
+      ...         async def told(gradients):
+      ...             print(gradients.device, gradients.step)
+      ...             await reply(gradients)
+      ...         await self._step(server, arrivals, told)
+      >>> step: ServerStep = Told()
+      >>> method = Method((everyone(), cut_at(1)), split(server_step=step), mean_per_block())
+      >>> _ = played(method, num_devices=2, rounds=1, local_steps=1)
+      device-0 0
+      device-1 0
     """
 
     owner: Owner

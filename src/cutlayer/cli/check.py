@@ -1,0 +1,59 @@
+"""`cutlayer check`: a method, ours or a stranger's, held to the laws."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from cutlayer.cli.terminal import console
+from cutlayer.errors import ConfigError
+
+WORDS = ("holds", "broken", "does not apply")
+
+
+def check(
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="A name, FILE.py:FUNCTION or MODULE:FUNCTION.", show_default=False)
+    ],
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the method.", show_default=False),
+    ] = None,
+) -> None:
+    """Hold a method to the laws: tiny models, a few rounds each. Exits with 1 if one is broken."""
+    from cutlayer.methods.table import found
+    from cutlayer.testing.laws import LAWS, Subject, judge, sentence
+
+    options = dict(_read(word) for word in option or ())
+    subject = Subject(found(method), options)
+    subject.build()  # what is no method at all is told in one line
+    terminal, began, words = console(), time.perf_counter(), Counter[str]()
+    terminal.print(f"{subject.row.name}: {subject.row.summary or 'says nothing of itself'}", soft_wrap=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for verdict in judge(subject):
+            words[verdict.word] += 1
+            terminal.print(f"{verdict.word:<16}{sentence(LAWS[verdict.law])}", soft_wrap=True)
+            if verdict.why:
+                terminal.print(f"{'':<16}{verdict.why}", soft_wrap=True)
+    said = ", ".join(f"{words[word]} {word}" for word in WORDS)
+    terminal.print(f"{said} ({time.perf_counter() - began:.0f} s)", soft_wrap=True)
+    if words["broken"]:
+        raise typer.Exit(1)
+
+
+def _read(word: str) -> tuple[str, Any]:
+    """An option; the section's name may stand in front, as elsewhere."""
+    key, equals, text = word.removeprefix("method.").partition("=")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"-o {word}: expected a YAML value, got {text!r}. Quote it.") from error
+    if not equals or not key:
+        raise ConfigError(f"-o {word}: expected KEY=VALUE, got no '='. Write for example -o order=fifo.")
+    return key, value

@@ -1,0 +1,40 @@
+"""Round after round on a device, whatever the shape: its assignment, its steps, its update; or an early end."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from cutlayer.device.device import Device
+from cutlayer.wire.link import Link, unexpected
+from cutlayer.wire.messages import Assignment, Close, Finish, Message, Update
+
+Work = Callable[[Assignment], Awaitable[Message | None]]
+"""The steps of one round; returns None when they are done, or the message that ended them before: a `Close`, or what
+comes after a round that went on without this device."""
+
+
+async def follow(link: Link, device: Device, work: Work, update: Callable[[], Update] | None = None) -> None:
+    """Follows the server until the run is over.
+
+    Args:
+      link: To the server.
+      device: The device.
+      work: What it does in a round.
+      update: Makes what it sends at the end of one; None for `device.update()`.
+    """
+    message = await link.receive()
+    while not isinstance(message, Finish):
+        ended = None
+        if isinstance(message, Assignment):
+            ended = await work(message)
+            if ended is None or (isinstance(ended, Close) and ended.wanted):
+                await link.send(device.update() if update is None else update())
+        elif not isinstance(message, Close):  # it asks for an update that was on its way
+            raise unexpected(device.name, "an Assignment or Finish", message)
+        message = await link.receive() if ended is None or isinstance(ended, Close) else ended
+
+
+def ends(message: Message, assignment: Assignment) -> bool:
+    """Whether a message that comes to a device at work says that its round is over."""
+    later = isinstance(message, Assignment) and message.round > assignment.round
+    return later or isinstance(message, Close | Finish)

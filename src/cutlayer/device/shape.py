@@ -1,0 +1,89 @@
+"""A shape of a round, as its two ends share it: the device's talk, what a step runs, what an update differs from.
+
+The server's end of the shape NAME is `rounds/NAME.py`, the device's is `device/talks/NAME.py`, which defines `SHAPE`.
+On a real fleet the server tells the device the name. A device finds it among its own talks, or among the entry points
+in the group `cutlayer.shapes` of what is installed on it: a server never names code that a device then imports.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from cutlayer.errors import JoinError
+from cutlayer.model.base import Base
+from cutlayer.packing import StartedFrom, all_of_it
+from cutlayer.state import Keeper
+from cutlayer.types import DevicePlan, Flow
+from cutlayer.wire.link import Link
+
+if TYPE_CHECKING:
+    from cutlayer.device.device import Device
+
+ENTRY_POINTS = "cutlayer.shapes"
+
+
+class Talk(Keeper, Protocol):
+    """The device's end of a shape: in which order the device does what it can, and what the talk itself keeps."""
+
+    async def converse(self, link: Link) -> None:
+        """Takes part in rounds until the server says that the run is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A shape of a round.
+
+    Attributes:
+      name: small letters, digits and hyphens.
+      talk: makes the device's end for a device.
+      flow: what a local step runs under a plan, for the cost model.
+      started_from: of a model, what of a broadcast an update is the difference to.
+      prepare: raises ConfigError where a model cannot serve under a plan; builds what must be built before a round.
+      copies_weights: whether devices may hold copies of frozen weights, which a fold does not reach.
+    """
+
+    name: str
+    talk: Callable[[Device], Talk]
+    flow: Callable[[DevicePlan], Flow] = lambda _plan: Flow()
+    started_from: Callable[[Base], StartedFrom] = lambda _base: all_of_it
+    prepare: Callable[[Base, DevicePlan], None] = lambda _base, _plan: None
+    copies_weights: bool = False
+
+
+@cache
+def shape_by_name(name: str) -> Shape:
+    """The shape that the server asks for.
+
+    Raises:
+      JoinError: There is none of that name here.
+    """
+    own = _own()
+    if name in own:
+        return _defined_in(own[name])
+    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name in installed:
+        found = installed[name].load()
+        if isinstance(found, Shape) and found.name == name:
+            return found
+    raise JoinError(
+        f"join: expected one of the shapes {', '.join(sorted({*own, *installed}))}, got {name!r}. "
+        "Install the server's version of cutlayer, and the package that the shape belongs to."
+    )
+
+
+def _own() -> dict[str, str]:
+    """The modules of this package's talks, by the name of their shape."""
+    package = import_module("cutlayer.device.talks")
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return {module.replace("_", "-"): f"{package.__name__}.{module}" for module in modules}
+
+
+def _defined_in(module: str) -> Shape:
+    shape: Shape = import_module(module).SHAPE
+    return shape

@@ -1,0 +1,40 @@
+"""The device's end of the local round (`rounds/local.py`): it trains the whole model alone and sends its adapter."""
+
+from __future__ import annotations
+
+from cutlayer.device.attentive import Attentive
+from cutlayer.device.device import Device
+from cutlayer.device.follow import follow
+from cutlayer.device.shape import Shape
+from cutlayer.state import Stateless
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Assignment, Message
+
+
+class Local(Stateless):
+    """Trains alone.
+
+    Args:
+      device: The device.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    async def converse(self, link: Link) -> None:
+        """See `Talk.converse`."""
+
+        async def work(assignment: Assignment) -> Message | None:
+            self._device.begin(assignment)
+            heard.begin()
+            for step in range(assignment.plan.local_steps):
+                await self._device.train(step)
+                if (ended := heard.waiting()) is not None:
+                    return ended
+            return None
+
+        async with Attentive(link) as heard:
+            await follow(heard, self._device, work)
+
+
+SHAPE = Shape("local", Local)

@@ -1,0 +1,92 @@
+"""The device's end of the up-and-down round (`rounds/split.py`): each local step waits for the gradient at the cut.
+
+In parts, if the plan says so, of which two may be under way:
+
+    computes    forward 0   forward 1   backward 0   forward 2   backward 1   backward 2, step
+    sends                   part 0      part 1                   part 2
+    awaits                              answer 0                 answer 1     answer 2
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from torch import Tensor
+
+from cutlayer.data.batches import parts_of
+from cutlayer.device.ahead import Ahead
+from cutlayer.device.device import Device
+from cutlayer.device.follow import ends, follow
+from cutlayer.device.shape import Shape
+from cutlayer.state import Stateless
+from cutlayer.wire.link import Link, unexpected
+from cutlayer.wire.messages import Assignment, Gradients, Message
+
+
+class Split(Stateless):
+    """Sends activations up and waits for their gradient.
+
+    Args:
+      device: The device.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    async def converse(self, link: Link) -> None:
+        """See `Talk.converse`."""
+
+        async def work(assignment: Assignment) -> Message | None:
+            self._device.begin(assignment)
+            if assignment.plan.in_flight == 1:
+                return await self._steps(link, assignment)
+            async with Ahead(link) as ahead:
+                return await self._steps(ahead, assignment)
+
+        await follow(link, self._device, work)
+
+    async def _steps(self, link: Link, assignment: Assignment) -> Message | None:
+        for step in range(assignment.plan.local_steps):
+            if (ended := await self._step(link, assignment, step)) is not None:
+                self._device.take_back()
+                return ended
+        return None
+
+    async def _step(self, link: Link, assignment: Assignment, step: int) -> Message | None:
+        """One local step: as many parts on their way as the plan allows, each answered in turn."""
+        device, plan = self._device, assignment.plan
+        batch = device.draw()
+        parts = parts_of(batch, plan.parts_of(batch.num_samples))
+        weight = sum(part.weight for part in parts)
+        graphs: deque[Tensor] = deque()  # activations of parts that were sent and not answered
+        behind = plan.in_flight - 1
+        for sends in range(len(parts) + behind):
+            if sends < len(parts):
+                part = parts[sends]
+                graphs.append(await device.bottom(part, step, sends))
+                activations = replace(
+                    device.activations(part, graphs[-1], step),
+                    micro_batch=sends,
+                    micro_batches=len(parts),
+                    others_weight=weight - part.weight,
+                )
+                await link.send(activations)
+            awaits = sends - behind
+            if awaits < 0:
+                continue
+            answer = await link.receive()
+            if ends(answer, assignment):
+                return answer
+            if not isinstance(answer, Gradients) or (answer.step, answer.micro_batch) != (step, awaits):
+                raise unexpected(device.name, f"Gradients of step {step}", answer)
+            last = awaits + 1 == len(parts)
+            if last:  # a step that is not done to its end does not count
+                device.count(batch)
+            await device.back(parts[awaits], graphs.popleft(), answer.grad_BTD, step, moves=last)
+        return None
+
+
+SHAPE = Shape("split", Split)

@@ -1,0 +1,246 @@
+"""A device of a real fleet: it joins a server, measures itself, reads its data and its part of the model, trains."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from cutlayer.config import RunConfig
+from cutlayer.data.tasks import pad_token_id
+from cutlayer.device.agent import Agent, Asking, Prepare, asking
+from cutlayer.device.commit import CommittingLink
+from cutlayer.device.device import Device
+from cutlayer.device.own_data import read_own_data
+from cutlayer.device.own_link import OwnLink
+from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.device.shape import shape_by_name
+from cutlayer.device.store import FolderStore
+from cutlayer.device.told import Told
+from cutlayer.fleet.clock import now
+from cutlayer.fleet.machine import Machines, RealMachine
+from cutlayer.model.base import Base
+from cutlayer.model.cost import cost_model
+from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
+from cutlayer.model.pieces import PieceStore, read_manifest
+from cutlayer.model.source import ModelFiles
+from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
+from cutlayer.transport.budget import Budget
+from cutlayer.transport.carrier import Dial
+from cutlayer.transport.session import Session
+from cutlayer.wire.messages import Ask, Assignment, Ready, Welcome
+
+FROM_SERVER = "server"
+FRAME_BYTES = 8 * 2**30
+"""A device believes its server, but not any number: no adapter and no gradient is longer."""
+IN_FLIGHT_BYTES = 64 * 2**20
+ECHO_BYTES = 2**19
+ECHOES = 3
+CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How a device joins.
+
+    Attributes:
+      name: its name.
+      data: its training data: a file or folder.
+      model: a folder, a hub name, or `server`, which sends what the device needs; empty for the name that the run has.
+      folder: where it keeps what must outlive it: pieces of the model, and of each run its state after each round.
+      hardware: what it computes on.
+      max_blocks: the most blocks that its owner lends; None for as many as fit.
+      patience_seconds: how long it tries to reach a server.
+    """
+
+    name: str
+    data: str
+    model: str
+    folder: Path
+    hardware: str = "cpu"
+    max_blocks: int | None = None
+    patience_seconds: float = 600.0
+
+
+async def join(
+    joining: Joining,
+    dial: Dial,
+    random: Random,
+    notice: Callable[[str], None],
+    *,
+    machines: Machines = RealMachine,
+    probe: Callable[[torch.device, torch.dtype], Probed] = probe,
+) -> None:
+    """Takes part in the server's run until it is over.
+
+    Args:
+      joining: Who joins, with what.
+      dial: Opens a connection to the server.
+      random: For the jitter of waiting.
+      notice: Told what happens, for a person to read.
+      machines: Makes what the device computes on.
+      probe: Measures memory and speed.
+
+    Raises:
+      JoinError: The server refuses, or there is none.
+      UserError: The data, the model or the hardware are not what the run needs.
+    """
+    prepare = _preparing(joining, dial, notice, machines, probe)
+    await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
+
+
+def _preparing(
+    joining: Joining,
+    dial: Dial,
+    notice: Callable[[str], None],
+    machines: Machines,
+    probe: Callable[[torch.device, torch.dtype], Probed],
+) -> Prepare:
+    async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
+        files = _Files(joining, welcome, dial)
+        await files.fetch(0, head=False, ask=ask)  # what the model is, and how it reads text
+        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, machines, notice)
+        await attendance.machine.aside(lambda: attendance.load(probe))
+        return attendance
+
+    return prepare
+
+
+class _Files:
+    """Where the model's files come from: this machine, or the server."""
+
+    def __init__(self, joining: Joining, welcome: Welcome, dial: Dial) -> None:
+        self._joining, self._dial = joining, dial
+        self._named = joining.model or RunConfig.model_validate_json(welcome.config).model.name
+        self._store = PieceStore(joining.folder / "model", FRAME_BYTES) if joining.model == FROM_SERVER else None
+        self._have: tuple[int, bool] | None = None
+
+    @property
+    def name(self) -> str:
+        """By which `ModelFiles` finds them."""
+        return self._named if self._store is None else str(self._store.folder)
+
+    async def fetch(self, cut: int, *, head: bool, ask: Asking | None = None) -> None:
+        """Makes sure that what a device with this cut needs is here.
+
+        Args:
+          cut: Blocks on the device.
+          head: Whether it holds what follows the last block as well.
+          ask: Where the connection of a handshake is at hand; else one is opened.
+        """
+        if self._store is None or (self._have and self._have[0] >= cut and self._have[1] >= head):
+            return
+        if ask is None:
+            async with asking(self._joining.name, self._dial) as ask:
+                await self._fetch(self._store, cut, head, ask)
+        else:
+            await self._fetch(self._store, cut, head, ask)
+        self._have = (cut, head)
+
+    async def _fetch(self, store: PieceStore, cut: int, head: bool, ask: Asking) -> None:
+        listed = await ask(Ask("files", "head" if head else "", cut))
+        manifest = read_manifest(bytes(listed.body.numpy()))
+        for piece, offset in await asyncio.to_thread(store.missing, manifest):
+            while offset < piece.length:
+                answer = await ask(Ask("piece", piece.name, offset, length=min(CHUNK_BYTES, piece.length - offset)))
+                data = bytes(answer.body.numpy())
+                await asyncio.to_thread(store.append, piece, offset, data)
+                offset += len(data)
+
+
+async def _measure_link(ask: Asking) -> LinkRates:
+    """Times a few transfers each way."""
+
+    async def seconds(question: Ask) -> float:
+        start = now()
+        await ask(question)
+        return now() - start
+
+    load = torch.zeros(ECHO_BYTES, dtype=torch.uint8)
+    trips = [await seconds(Ask("echo")) for _ in range(ECHOES)]
+    up = [(ECHO_BYTES, await seconds(Ask("echo", body=load))) for _ in range(ECHOES)]
+    down = [(ECHO_BYTES, await seconds(Ask("echo", length=ECHO_BYTES))) for _ in range(ECHOES)]
+    return link_rates(up, down, trips)
+
+
+class _Attendance:
+    """The device with its data and its part of the model (`agent.Attendance`)."""
+
+    def __init__(
+        self,
+        joining: Joining,
+        welcome: Welcome,
+        rates: LinkRates,
+        files: _Files,
+        machines: Machines,
+        notice: Callable[[str], None],
+    ) -> None:
+        self._joining, self._welcome, self._rates, self._files = joining, welcome, rates, files
+        self._shape = shape_by_name(welcome.shape)
+        config = RunConfig.model_validate_json(welcome.config)
+        self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
+        self.session = Session(
+            limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
+        )
+        self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
+        self._committing = CommittingLink(
+            self._link,
+            FolderStore(joining.folder / "state" / _as_name(welcome.run), run=welcome.run, device=joining.name),
+        )
+        self.machine = machines(joining.name, self._link.record)
+
+    def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:
+        """Reads what there is to read and measures what there is to measure; where the machine computes."""
+        config, where = self._config, hardware(self._joining.hardware)
+        files = ModelFiles(self._files.name)
+        if self._joining.model != FROM_SERVER:  # its pieces have digests of their own
+            check_same(fingerprint(files), Fingerprint.read(self._welcome.fingerprint), files.name)
+        tokenizer = load_tokenizer(files)
+        pad_id = pad_token_id(tokenizer)
+        settings = model_settings(config, len(self._welcome.labels), pad_id)
+        base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
+        spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
+        data = read_own_data(self._joining.data, spec, tokenizer)
+        probed = probe(where, base.dtype)
+        self._device = Device(
+            self._joining.name, base, data.batches(), self.machine, self._costs, train_settings(config), self._shape
+        )
+        self._packed = packed(self._committing, packing(config), base, self._costs, self._shape)
+        self._committing.attach(self._device, self._packed)
+        self.ready = Ready(
+            device=self._joining.name,
+            session="",
+            next_round=0,
+            received=0,
+            flops_per_second=probed.flops_per_second,
+            memory_bytes=probed.memory_bytes,
+            up_bits_per_second=self._rates.up_bits_per_second,
+            down_bits_per_second=self._rates.down_bits_per_second,
+            latency_seconds=self._rates.latency_seconds,
+            num_samples=len(data.samples),
+            label_counts=data.label_counts,
+            max_blocks=() if self._joining.max_blocks is None else (self._joining.max_blocks,),
+        )
+
+    async def _before_round(self, assignment: Assignment) -> None:
+        """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
+        plan, num_tokens = assignment.plan, self._config.data.max_length
+        await self._files.fetch(plan.cut, head=plan.head)
+        await self.machine.aside(lambda: self._costs.device(plan, plan.micro_batch_size, num_tokens))
+
+    async def converse(self) -> None:
+        """See `agent.Attendance`."""
+        try:
+            await self._device.converse(self._packed)
+        finally:
+            self.machine.close()
+
+
+def _as_name(run: str) -> str:
+    """What a server calls its run, as the name of a folder and nothing else."""
+    return re.sub(r"[^0-9A-Za-z]", "-", run)[:64]

@@ -1,0 +1,476 @@
+"""The laws that every method is held to (`cutlayer check`), each a function of the method.
+
+A law returns None where it holds and the reason where it does not apply to this method, and raises `Broken` where it
+does not hold. The first line of its docstring is its sentence. Equalities are bit for bit, on the CPU.
+
+What a method is, a law finds in what the method does, never in its name: so a stranger's is held to the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutlayer.config import read_config
+from cutlayer.errors import ConfigError, UserError
+from cutlayer.methods.method import Method
+from cutlayer.methods.source import described_error
+from cutlayer.methods.table import MethodRow
+from cutlayer.model.base import Base
+from cutlayer.model.low_rank import factor_names
+from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.plan import Situation
+from cutlayer.report.progress import NoProgress
+from cutlayer.run.inputs import prepare
+from cutlayer.run.simulated import simulate
+from cutlayer.testing.playground import (
+    FlatCosts,
+    LeavingLink,
+    Played,
+    fleet_of,
+    learning_rate,
+    plain_training,
+    play,
+    played,
+    streams_for,
+    tiny_base,
+)
+from cutlayer.testing.tiny import BLOCKS, save_inputs, scratch
+from cutlayer.types import Adapter, Event, History, RoundPlan
+from cutlayer.wire.frames import encode
+from cutlayer.wire.link import Link
+from cutlayer.wire.messages import Activations, Finish, Message
+
+ROUNDS, STEPS = 2, 2
+
+
+class Broken(Exception):
+    """A law does not hold."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method that is held to the laws.
+
+    Attributes:
+      row: where it is, and what it says of itself.
+      options: with which it is held to them; others have their defaults.
+    """
+
+    row: MethodRow
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, **more: Any) -> Method:
+        """The method, made anew: what one run has changed in it is not there in the next."""
+        return self.row.built({**self.options, **more}, seed=0)
+
+    @cached_property
+    def run(self) -> Played:
+        """What a run of two rounds on three devices comes to: most laws look at one and the same."""
+        return played(self.build(), rounds=ROUNDS, local_steps=STEPS)
+
+    def plain(self) -> dict[str, Any]:
+        """The options with which one device trains as ordinary training does, as the method's file says."""
+        return dict(self.row.description.neutral)
+
+
+Law = Callable[[Subject], str | None]
+LAWS: dict[str, Law] = {}
+"""Every law, by name, in the order in which they are asked."""
+
+
+def law(function: Law) -> Law:
+    """Puts a law into the list."""
+    LAWS[function.__name__] = function
+    return function
+
+
+def sentence(law: Law) -> str:
+    """What the law says."""
+    return (law.__doc__ or "").splitlines()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a law.
+
+    Attributes:
+      law: its name.
+      word: holds, does not apply, or broken.
+      why: of what is not `holds`.
+    """
+
+    law: str
+    word: str
+    why: str = ""
+
+
+def judge(subject: Subject, laws: Mapping[str, Law] = LAWS) -> Iterator[Verdict]:
+    """Holds the method to each law in turn; an error of the method's own breaks the law that met it."""
+    for name, law in laws.items():
+        try:
+            reason = law(subject)
+        except Broken as error:
+            yield Verdict(name, "broken", str(error))
+        except UserError as error:
+            yield Verdict(name, "broken", f"the method refuses: {error}")
+        except Exception as error:
+            yield Verdict(name, "broken", f"it raises {described_error(error, subject.row.source.path)}")
+        else:
+            yield Verdict(name, "holds") if reason is None else Verdict(name, "does not apply", reason)
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raises Broken unless it holds."""
+    if not holds:
+        raise Broken(otherwise)
+
+
+def expect_same(one: Adapter, other: Adapter, otherwise: str) -> None:
+    """Raises Broken unless two adapters are equal, bit for bit; `otherwise` begins what is said."""
+    foreign = sorted(one.keys() ^ other.keys())
+    expect(not foreign, f"{otherwise}: {len(foreign)} tensors are in one of them alone, {foreign[:1]} among them")
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    expect(not different, f"{otherwise}: {len(different)} of {len(one)} tensors differ, {different[:1]} among them")
+
+
+# ------------------------------------------------------------------ what is learnt
+
+
+@law
+def one_device_is_plain_training(subject: Subject) -> str | None:
+    """One device, nothing compressed: ordinary PEFT training of its batches, bit for bit, at every cut."""
+    if not _keeps_one_adapter(subject):
+        return "its aggregate makes other factors even of one adapter"
+    if (reason := _not_all_trained(subject)) is not None:
+        return reason
+    held = 0
+    for options in _cuts(subject):
+        for base in (tiny_base(), tiny_base("llama", "causal-lm")):
+            try:
+                method = subject.build(**options)
+                run = played(method, base=base, num_devices=1, rounds=ROUNDS, local_steps=STEPS, samples=lambda _: 4)
+            except ConfigError:
+                if "cut" not in options:
+                    raise
+                continue  # a cut that this method refuses
+            at = f"at cut {options['cut']}" if "cut" in options else "with one device"
+            _expect_plain(run, base, f"{base.family.name}, {at}, against plain transformers and PEFT")
+            held += 1
+    return None if held else "it refuses every cut"
+
+
+def _expect_plain(run: Played, base: Base, otherwise: str) -> None:
+    rates = [learning_rate(round, step) for round in range(ROUNDS) for step in range(STEPS)]
+    given = run.streams["device-0"].given
+    expect(len(given) == len(rates), f"{otherwise}: the device drew {len(given)} batches in {len(rates)} local steps")
+    start = base.initial_adapter(0)
+    plain, _ = plain_training(base, start, given, rates)
+    expect_same(run.adapter, plain, otherwise)
+    untouched = [name for name, value in start.items() if torch.equal(value, plain[name])]
+    expect(not untouched, f"{otherwise}: plain training trained nothing of {untouched[:1]}")
+
+
+@law
+def one_device_trains_the_products_of_plain_training(subject: Subject) -> str | None:
+    """One device, one round: the products B A of ordinary PEFT training, up to rounding, whatever their factors."""
+    if _keeps_one_adapter(subject):
+        return "its aggregate leaves one adapter as it is, and the law of plain training says more"
+    if (reason := _not_all_trained(subject)) is not None:
+        return reason
+    base = tiny_base()
+    run = played(subject.build(**subject.plain()), num_devices=1, rounds=1, local_steps=STEPS, samples=lambda _: 4)
+    rates = [learning_rate(0, step) for step in range(STEPS)]
+    plain, _ = plain_training(base, base.initial_adapter(0), run.streams["device-0"].given, rates)
+    pairs = factor_names(plain)
+    for b, a in pairs:
+        one, other = run.adapter[b] @ run.adapter[a], plain[b] @ plain[a]
+        close = torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+        expect(close, f"the product of {b} and its A is {float((one - other).abs().max()):.2g} off")
+    heads = plain.keys() - {name for pair in pairs for name in pair}
+    expect_same({k: run.adapter[k] for k in heads}, {k: plain[k] for k in heads}, "the head against plain PEFT")
+    return None
+
+
+def _cuts(subject: Subject) -> list[dict[str, Any]]:
+    """The options of each cut; those of plain training where the method chooses where it cuts, or does not cut."""
+    if "cut" in subject.row.options and "cut" not in subject.options:
+        return [subject.plain() | {"cut": cut} for cut in range(BLOCKS + 1)]
+    return [subject.plain()]
+
+
+def _keeps_one_adapter(subject: Subject) -> bool:
+    """Whether the aggregate of one whole adapter is that adapter."""
+    start = tiny_base().initial_adapter(0)
+    moved = {name: value + 0.125 for name, value in start.items()}
+    part = Contribution(moved, dict.fromkeys(moved, 3.0), device="device-0")
+    joined = subject.build(**subject.plain()).aggregate(start, [part], RoundPlan(0))
+    return joined.keys() == moved.keys() and all(torch.equal(joined[name], moved[name]) for name in moved)
+
+
+def _not_all_trained(subject: Subject) -> str | None:
+    """Why ordinary training, of everything, is not what one device's could be."""
+    plan = subject.build(**subject.plain()).make_plan(0, _situation(1))
+    if any(0 in ranks for ranks in (plan.ranks, *(device.ranks for device in plan.devices))):
+        return "some blocks have no adapter, so less is trained than by ordinary training"
+    return None
+
+
+def _situation(num_devices: int, history: History | None = None) -> Situation:
+    fleet, costs = fleet_of(num_devices), FlatCosts(BLOCKS)
+    counts = {device.name: (4, 3, 2) for device in fleet.devices}
+    return Situation(fleet, costs, history or History(), 10, 4, STEPS, rounds=ROUNDS, label_counts=counts)
+
+
+# ------------------------------------------------------------------ what counts
+
+
+@law
+def every_sample_counts_once(subject: Subject) -> str | None:
+    """Every sample that a device draws is trained on and counts once, and every device takes all of its local steps."""
+    run = subject.run
+    for device, stream in run.streams.items():
+        records = run.logbook.history.of(device)
+        drawn = sum(batch.num_samples for batch in stream.given)
+        for what in ("samples", "weight"):
+            counted = sum(getattr(record, what) for record in records)
+            expect(counted == drawn, f"{device} drew {drawn} samples, and {counted} count as its {what}")
+        steps = [record.steps for record in records]
+        expect(steps == [STEPS] * len(steps), f"{device} took {steps} steps in its rounds, of {STEPS} each")
+        expect(len(stream.given) == sum(steps), f"{device} drew {len(stream.given)} batches for {sum(steps)} steps")
+    of_rounds, drawn = sum(row["samples"] for row in run.rows), sum(_drawn(run))
+    expect(of_rounds == drawn > 0, f"devices drew {drawn} samples, and the rounds say {of_rounds}")
+    return None
+
+
+def _drawn(run: Played) -> list[int]:
+    return [batch.num_samples for stream in run.streams.values() for batch in stream.given]
+
+
+@law
+def the_order_of_the_fleet_does_not_matter(subject: Subject) -> str | None:
+    """Devices that train apart from each other end with one adapter, in whatever order the fleet lists them."""
+    if not subject.build().round.divisible:
+        return "what a device trains depends on others, so their order may count"
+    base, fleet = tiny_base(), fleet_of(4)
+    turned = fleet.model_copy(update={"devices": tuple(reversed(fleet.devices))})
+    adapters = []
+    for one in (fleet, turned):
+        streams = streams_for(fleet, base.settings.task, steps=ROUNDS * STEPS)
+        adapters.append(play(base, subject.build(), one, streams, rounds=ROUNDS, local_steps=STEPS).adapter)
+    expect_same(adapters[0], adapters[1], "the fleet in its order against the fleet in reverse")
+    return None
+
+
+@law
+def who_leaves_holds_up_nobody(subject: Subject) -> str | None:
+    """A device that is gone in the middle of a round holds up nobody: the others take all of their steps."""
+    base, fleet = tiny_base(), fleet_of(3)
+    streams = streams_for(fleet, base.settings.task, steps=ROUNDS * STEPS)
+
+    def leaving(device: str, link: Link) -> Link:
+        return LeavingLink(link, device, round=0, after=1) if device == "device-1" else link
+
+    run = play(base, subject.build(), fleet, streams, rounds=ROUNDS, local_steps=STEPS, link_of=leaving)
+    for device in ("device-0", "device-2"):
+        steps = [record.steps for record in run.logbook.history.of(device)]
+        expect(steps == [STEPS] * len(steps), f"device-1 left, and {device} took {steps} steps, of {STEPS} a round")
+    return None
+
+
+@law
+def only_the_chosen_take_part(subject: Subject) -> str | None:
+    """With fraction=0.4 two of five devices take part in a round; nobody else computes or sends."""
+    if "fraction" not in subject.row.options:
+        return "it has no option `fraction`"
+    run = played(subject.build(fraction=0.4), num_devices=5, rounds=4, local_steps=STEPS)
+    for round in range(4):
+        cohort = {record.device for record in run.logbook.history.records if record.round == round}
+        expect(len(cohort) == 2, f"round {round} has {len(cohort)} of five devices: {sorted(cohort)}")
+        at_work = {event.who for event in run.events if event.round == round} - {"server"}
+        expect(at_work == cohort, f"round {round} is planned for {sorted(cohort)}, and {sorted(at_work)} work in it")
+    return None
+
+
+# ------------------------------------------------------------------ again and again
+
+
+@law
+def the_same_seed_is_the_same_run(subject: Subject) -> str | None:
+    """Two runs with one seed are one run: the same adapter, the same events."""
+    one, other = subject.run, played(subject.build(), rounds=ROUNDS, local_steps=STEPS)
+    expect_same(one.adapter, other.adapter, "two runs with one seed")
+    expect(one.events == other.events, "two runs with one seed end with one adapter, after other events")
+    return None
+
+
+@law
+def planning_changes_nothing(subject: Subject) -> str | None:
+    """Planners keep nothing: the plan of a round depends on the round and the situation alone, however often asked."""
+    first = [record for record in subject.run.logbook.history.records if record.round == 0]
+    asked = subject.build()
+    for round, situation in ((0, _situation(3)), (1, _situation(3, History(first)))):
+        fresh = subject.build().make_plan(round, situation)
+        plans = [asked.make_plan(round, situation) for _ in range(2)]
+        expect(plans == [fresh] * 2, f"round {round} is planned otherwise when it is planned again")
+    return None
+
+
+@law
+def stop_and_resume_is_never_stopped(subject: Subject) -> str | None:
+    """Stop after a round and resume: the run that never stopped, adapter and events to the byte."""
+    here = Path(mkdtemp(dir=scratch()))
+    _run(subject, here / "whole")
+    with contextlib.suppress(_Stopped):
+        _run(subject, here / "stopped", _StopAfterARound())
+    _run(subject, here / "stopped", resume=True)
+    for file in ("adapter/adapter_model.safetensors", "events.jsonl"):
+        whole, stopped = ((here / name / file).read_bytes() for name in ("whole", "stopped"))
+        expect(whole == stopped, f"{file} of the stopped and resumed run is another than that of the whole run")
+    return None
+
+
+class _Stopped(Exception):
+    """Stands for a kill."""
+
+
+class _StopAfterARound(NoProgress):
+    def round_done(self, row: Mapping[str, Any]) -> None:  # noqa: ARG002
+        raise _Stopped
+
+
+@cache
+def _inputs() -> Path:
+    return save_inputs(scratch() / "inputs", rows=48)
+
+
+def _run(subject: Subject, out: Path, display: NoProgress | None = None, *, resume: bool = False) -> None:
+    """A run of two rounds and two devices, with all of its files."""
+    machine = {"tflops": 1e-5, "efficiency": 0.3, "up_mbit": 10, "down_mbit": 20, "latency_ms": 5, "memory_gib": 1}
+    values = {
+        "model.name": str(_inputs() / "model"),
+        "lora.targets": ["all-linear"],
+        "data.path": str(_inputs() / "data"),
+        "data.max_length": 16,
+        "train.rounds": 3,
+        "train.local_steps": STEPS,
+        "train.batch_size": 4,
+        "train.lr": 0.01,
+        "fleet": {
+            "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},
+            "devices": [{"name": f"device-{n}", **machine, "max_blocks": 1 + n} for n in range(2)],
+        },
+        "out": str(out),
+        "method.name": subject.row.name,
+        **{f"method.{name}": value for name, value in subject.options.items()},
+    }
+    simulate(prepare(read_config(None, values=values)), display or NoProgress(), resume=resume)
+
+
+# ------------------------------------------------------------------ what stays, what travels
+
+
+@law
+def frozen_weights_never_change(subject: Subject) -> str | None:
+    """The base's weights are after a run what they were before it."""
+    if subject.build().fold is not None:
+        return "its method folds what was learnt into the base's weights"
+    base = Base(tiny_base().settings)
+    base.whole()
+    before = {name: value.clone() for name, value in base.weights.loaded.items()}
+    played(subject.build(), base=base, rounds=ROUNDS, local_steps=STEPS)
+    after = base.weights.loaded
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    expect(not changed, f"{len(changed)} frozen tensors have changed, {changed[:1]} among them")
+    return None
+
+
+@law
+def raw_text_never_leaves_a_device(subject: Subject) -> str | None:
+    """No message of a device's holds a text: what is as long as one is floating point, or a mask."""
+    run = subject.run
+    texts = [ids_T for stream in run.streams.values() for batch in stream.given for ids_T in batch.input_ids_BT]
+    for message in run.sent_up:
+        kind = type(message).__name__
+        for name, tensor in _tensors(message):
+            expect(not tensor.requires_grad, f"{name} of {kind} carries the graph that made it")
+            expect(not _holds_a_text(tensor, texts), f"{name} of {kind} holds the token ids of a text")
+        if isinstance(message, Activations):
+            expect(message.h_BTD.is_floating_point(), f"activations are {message.h_BTD.dtype}")
+            expect(message.mask_BT.dtype is torch.bool, f"the mask is {message.mask_BT.dtype}, and not true or false")
+    return None
+
+
+def _tensors(message: Message) -> Iterator[tuple[str, Tensor]]:
+    for one in dataclasses.fields(message):
+        value = getattr(message, one.name)
+        if isinstance(value, Tensor):
+            yield one.name, value
+        elif isinstance(value, Mapping):
+            yield from ((f"{one.name} {name}", inner) for name, inner in value.items() if isinstance(inner, Tensor))
+
+
+def _holds_a_text(tensor: Tensor, texts: Sequence[Tensor]) -> bool:
+    """Whether a row of it is a text's token ids, in whatever type."""
+    if tensor.dim() == 0 or tensor.dtype is torch.bool:
+        return False
+    rows_NT = tensor.detach().reshape(-1, tensor.shape[-1]).double()
+    same = [ids_T for ids_T in texts if len(ids_T) == rows_NT.shape[1]]
+    return any(bool((rows_NT == ids_T).all(dim=1).any()) for ids_T in same)
+
+
+@law
+def reported_bytes_are_bytes_serialised(subject: Subject) -> str | None:
+    """The bytes of a run's rounds are those of the frames that were sent, up and down."""
+    run = subject.run
+    sent = {
+        "bytes_up": sum(len(encode(message)) for message in run.sent_up),
+        "bytes_down": sum(len(encode(message)) for message in run.sent_down if not isinstance(message, Finish)),
+    }
+    for what, num_bytes in sent.items():
+        reported = sum(row[what] for row in run.rows)
+        expect(reported == num_bytes, f"{reported} {what} are reported, of {num_bytes} that were sent")
+    return None
+
+
+# ------------------------------------------------------------------ time
+
+
+@law
+def times_add_up(subject: Subject) -> str | None:
+    """In every round a device is at work, on the network or waiting, and its FLOPs are those that it took time for."""
+    run = subject.run
+    ends = [0.0, *(row["virtual_seconds"] for row in run.rows)]
+    speeds = {device.name: device.effective_flops for device in fleet_of(3).devices}
+    for record in run.logbook.history.records:
+        where = f"{record.device} in round {record.round}"
+        duration = ends[record.round + 1] - ends[record.round]
+        occupied = _length([event for event in run.events if (event.who, event.round) == (record.device, record.round)])
+        _expect_close(occupied + record.waiting_seconds, duration, f"{where}, occupied and waiting, in seconds")
+        expect(occupied <= record.busy_seconds + record.network_seconds + 1e-9, f"{where} is occupied with nothing")
+        expect(record.busy_seconds > 0, f"{where} computes nothing")
+        expect(record.network_seconds > 0, f"{where} sends nothing")
+        _expect_close(record.flops, record.busy_seconds * speeds[record.device], f"{where}, FLOPs against its speed")
+    return None
+
+
+def _length(events: Sequence[Event]) -> float:
+    """Seconds in which at least one of them goes on."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted((event.start_seconds, event.end_seconds) for event in events):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def _expect_close(one: float, other: float, otherwise: str) -> None:
+    expect(abs(one - other) <= 1e-6 * max(abs(one), abs(other)), f"{otherwise}: {one:g} against {other:g}")
