@@ -284,7 +284,7 @@ FLEETS: dict[str, dict[str, Any]] = {
 }
 """By name, fleets of this file alone: where computing decides about time, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
-SHORT_STEPS = "--local-steps 1 --batch-size 8 --eval-every 100 --spread iid"
+SHORT_STEPS = "--local-steps 1 --batch-size 4 --eval-every 100 --spread iid"
 
 
 def ratio(one: float, other: float) -> str:
@@ -373,7 +373,7 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 "emotion",
                 tuple(f"reindsplit:{','.join((*cut, *part))}".rstrip(":") for cut in ((), *FIXED_CUTS)),
                 f"--fleet {fleet} {SHORT_STEPS}",
-                80,
+                60,
             )
             for fleet, part in (("field-ten", ()), ("jetson-80", (TENTH,)))
         ),

@@ -495,6 +495,8 @@ def test_of_a_device_that_is_gone_nothing_is_learnt() -> None:
     assert set(states) == {"a", "b"}
     assert table.value(states["a"], 5) == 0.0
     assert set(plan_of(cut_by_qlearning(), situation, 2)) == {"a", "b"}
+    _, states = learnt(situation, {"a": [1, 2, 5]})
+    assert set(states) == {"a"}, "nor of one that an earlier planner left out"
 
 
 # ------------------------------------------------------------------ options
