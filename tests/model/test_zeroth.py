@@ -20,7 +20,7 @@ from cutlayer.model.noise import normal
 from cutlayer.model.optimizers import sgd, zeroth
 from cutlayer.model.part import DevicePart, model_inputs
 from cutlayer.model.trainable import Trainable
-from cutlayer.model.zeroth import directions, lora_fa, mean_terms, perturbed, surrogate, two_sided
+from cutlayer.model.zeroth import directions, lora_fa, mean_terms, perturbed, projected, two_sided
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 
@@ -146,7 +146,7 @@ def test_the_mean_over_queries_approaches_the_gradient(bert: Base) -> None:
     assert cosine > 0.98 / (1 + parameter.numel() / 800) ** 0.5
 
 
-# ------------------------------------------------------------------ the surrogate below a cut
+# ------------------------------------------------------------------ below a cut
 
 
 def device_side(base: Base) -> tuple[DevicePart, dict[str, Tensor], Adapter, Tensor, Tensor]:
@@ -191,7 +191,9 @@ def derivatives(part: DevicePart, inputs: dict[str, Tensor], adapter: Adapter, g
 
 @NO_JIT
 @pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("gpt2", "causal-lm")])
-def test_as_mu_goes_to_zero_the_surrogate_is_the_derivative(family: str, task: str, tiny_model: ModelMaker) -> None:
+def test_as_mu_goes_to_zero_the_projected_change_is_the_derivative(
+    family: str, task: str, tiny_model: ModelMaker
+) -> None:
     """In fp64, so that the limit is seen: a tenth of the mu, a tenth of the error."""
     base = open_base(tiny_model(family, task), task)
     part, inputs, adapter, _, grad_BTD = device_side(base)
@@ -204,7 +206,7 @@ def test_as_mu_goes_to_zero_the_surrogate_is_the_derivative(family: str, task: s
     exact = torch.tensor(derivatives(part, inputs, adapter, grad_BTD), dtype=torch.float64)
     errors = []
     for mu in (1e-4, 1e-5, 1e-6):
-        scalars = surrogate(part, inputs, adapter, part.names, SEEDS, mu, h_BTD, grad_BTD)
+        scalars = projected(part, inputs, adapter, part.names, SEEDS, mu, h_BTD, grad_BTD)
         errors.append(float((torch.tensor(scalars, dtype=torch.float64) / mu - exact).abs().max()))
     assert errors[0] < 1e-2 * exact.abs().max()
     assert all(0.08 < smaller / larger < 0.12 for larger, smaller in itertools.pairwise(errors))
@@ -212,18 +214,18 @@ def test_as_mu_goes_to_zero_the_surrogate_is_the_derivative(family: str, task: s
 
 @NO_JIT
 @pytest.mark.parametrize(("family", "task"), KINDS)
-def test_in_fp32_the_surrogate_is_the_derivative_nearly(family: str, task: str, opened: Opener) -> None:
+def test_in_fp32_the_projected_change_is_the_derivative_nearly(family: str, task: str, opened: Opener) -> None:
     """At the paper's mu, 1e-3, and a tenth of it; in one pass as in several."""
     part, inputs, adapter, h_BTD, grad_BTD = device_side(opened(family, task))
     exact = derivatives(part, inputs, adapter, grad_BTD)
     largest = max(map(abs, exact))
     for mu, share in ((1e-3, 0.1), (1e-4, 0.01)):
         for at_once in (1, 2, 3):
-            scalars = surrogate(part, inputs, adapter, part.names, SEEDS, mu, h_BTD, grad_BTD, at_once=at_once)
+            scalars = projected(part, inputs, adapter, part.names, SEEDS, mu, h_BTD, grad_BTD, at_once=at_once)
             assert [scalar / mu for scalar in scalars] == pytest.approx(exact, abs=share * largest)
 
 
-def test_the_surrogates_mean_approaches_the_gradient_of_the_split(bert: Base) -> None:
+def test_the_mean_of_projected_changes_approaches_the_gradient_of_the_split(bert: Base) -> None:
     """Monte Carlo: what back-propagation through the cut would have given the device."""
     part, inputs, adapter, h_BTD, grad_BTD = device_side(bert)
     names = [name for name in part.names if ".lora_B." in name][:1]
@@ -232,7 +234,7 @@ def test_the_surrogates_mean_approaches_the_gradient_of_the_split(bert: Base) ->
     part.forward(inputs).backward(grad_BTD)
     assert parameter.grad is not None
     mu, seeds = 1e-3, range(800)
-    scalars = surrogate(part, inputs, adapter, names, seeds, mu, h_BTD, grad_BTD, at_once=250)
+    scalars = projected(part, inputs, adapter, names, seeds, mu, h_BTD, grad_BTD, at_once=250)
     length, cosine = alignment(mean_terms(seeds, [scalar / mu for scalar in scalars]), {names[0]: parameter.grad})
     assert length == pytest.approx(1, abs=4 * (2 / 800) ** 0.5)
     assert cosine > 0.98 / (1 + parameter.numel() / 800) ** 0.5
@@ -260,4 +262,4 @@ def test_the_difference_comes_before_the_product() -> None:
         part.use(moved(adapter, ["a"], SEEDS[0], 1e-3))
         moved_BTD = part.forward(inputs)
     exact = float(((moved_BTD.double() - 4096) * grad_BTD.double()).sum())
-    assert surrogate(part, inputs, adapter, ["a"], SEEDS[:1], 1e-3, h_BTD, grad_BTD) == pytest.approx([exact], rel=1e-6)
+    assert projected(part, inputs, adapter, ["a"], SEEDS[:1], 1e-3, h_BTD, grad_BTD) == pytest.approx([exact], rel=1e-6)

@@ -7,12 +7,12 @@ HO-SFL: Hybrid-Order Split Federated Learning with Backprop-Free Clients and Dim
     -----------------------------------------------------    ------------------------------------------
     client: z = f_c(x; theta_c), no gradient; z, y up        hybrid(): Device.bottom(graph=False)
     server: forward, backward, own step; lambda = dl/dz      one_device_at_a_time(fifo(), owner=one_for_all)
-    v_p = <lambda, f_c(x; theta_c + mu u_p) - z>             model.zeroth.surrogate, in fp32, the difference first
+    v_p = <lambda, f_c(x; theta_c + mu u_p) - z>             model.zeroth.projected, in fp32, the difference first
     P scalars up                                             Facts(slopes), v_p / mu
     g_c = 1/(P mu) sum_p v_p u_p, a step of descent          optimizers.zeroth(mean_terms(seeds, slopes))
     O(P) aggregation: no client model is sent up             rounds.hybrid.moved: the server makes the steps again
 
-What is certain: the surrogate, one upload and one gradient down a step, P = 2 for language, mu = 1e-3. Our reading:
+What is certain: the scalar, one upload and one gradient down a step, P = 2 for language, mu = 1e-3. Our reading:
 each device has seeds of its own and moves by its own slopes, averaged after each round, which lets devices have cuts of
 their own (as HO-FL of the same group; the paper shares P directions and averages the scalars at each step, for which
 all devices must hold the same blocks); the server's adapter is stepped by AdamW, as everywhere here, the device's by

@@ -1,7 +1,7 @@
 """What a gradient is along random directions, from forward passes alone: scalars, one for each seed.
 
     two_sided    a device that holds the whole model: (l(w + eps z) - l(w - eps z)) / (2 eps)
-    surrogate    a device below a cut, which was sent the loss's gradient at its activations h:
+    projected    a device below a cut, which was sent the loss's gradient at its activations h:
                  <grad, h(w + mu u) - h(w)>
 
 MobiZO: Enabling Efficient LLM Fine-Tuning at the Edge via Inference Engines (P-RGE; the authors' code was read)
@@ -18,7 +18,7 @@ HO-SFL: Hybrid-Order Split Federated Learning with Backprop-Free Clients and Dim
     two forwards of q, + then - ("single")                             two_sided(..., at_once=q)
     MeZO: q = 1, one forward after the other                           two_sided(..., at_once=1)
     B <- B - lr (1/q) sum_i g_i z_i                                    Trainable.step(lr, zeroth(mean_terms(seeds, g)))
-    HO-SFL: v_p = <lambda, f_c(x; theta + mu u_p) - f_c(x; theta)>     surrogate(...)
+    HO-SFL: v_p = <lambda, f_c(x; theta + mu u_p) - f_c(x; theta)>     projected(...)
     g = 1/(P mu) sum_p v_p u_p                                         zeroth(mean_terms(seeds, v / mu))
 
 All directions of a call are held at once, P or q times the trainable tensors: sets of an adapter's size. For all
@@ -115,7 +115,7 @@ def two_sided(
     return [(p - m) / (2 * epsilon) for p, m in zip(plus, minus, strict=True)], sum(losses) / len(losses)
 
 
-def surrogate(
+def projected(
     part: DevicePart,
     inputs: Mapping[str, Tensor],
     adapter: Mapping[str, Tensor],

@@ -18,7 +18,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.dropout import still
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable, TrainSettings
-from cutlayer.model.zeroth import surrogate
+from cutlayer.model.zeroth import projected
 from cutlayer.policies.directions import Directions, step_seeds
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, DevicePlan, Event, Flow
@@ -68,7 +68,7 @@ def by_hand(base: Base, settings: TrainSettings = ADAMW) -> tuple[list[torch.Ten
             grad_BTD = torch.linspace(-1, 1, h_BTD.numel()).reshape(h_BTD.shape)
             seeds = step_seeds(0, "device-0", 0, step, 3)
             parameters = trainable.parameters
-            grown = surrogate(
+            grown = projected(
                 part, model_inputs(BATCHES[step]), parameters, parameters, seeds, ASKED.mu, h_BTD, grad_BTD
             )
         slopes.append(torch.tensor([value / ASKED.mu for value in grown], dtype=torch.float32))

@@ -22,7 +22,7 @@ from cutlayer.device.shape import Shape
 from cutlayer.model.optimizers import zeroth
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
-from cutlayer.model.zeroth import mean_terms, surrogate
+from cutlayer.model.zeroth import mean_terms, projected
 from cutlayer.policies.directions import directions_of, step_seeds
 from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Flow
@@ -83,7 +83,7 @@ class Hybrid(Stateless):
         def work() -> Tensor:
             adapter, inputs = device.trainable.parameters, model_inputs(batch, device.base.device)
             with torch.no_grad():
-                grown = surrogate(
+                grown = projected(
                     part, inputs, adapter, adapter, seeds, asked.mu, h_BTD, grad_BTD, at_once=asked.at_once
                 )
             slopes_P = torch.tensor([value / asked.mu for value in grown], dtype=torch.float32)
