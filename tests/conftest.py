@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
-from commands import FLEET, World
+from commands import FLEET, World, run
 from cutlayer.testing import tiny
 
 torch.set_num_threads(1)
@@ -70,6 +70,15 @@ def world(made_once: World, tmp_path: Path) -> Iterator[World]:
     """
     with mock.patch.dict(os.environ):
         yield made_once.linked(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(made_once: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world whose classifier was trained, to be read only."""
+    world = made_once.linked(tmp_path_factory.mktemp("trained"))
+    ran = run("train", *world.classification())
+    assert (ran.code, ran.err) == (0, "")
+    return world
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the tests of commands share beside their world: a trained one, and an environment that stays as it was."""
+"""An environment that stays as it was, whatever commands set."""
 
 from __future__ import annotations
 
@@ -7,17 +7,6 @@ from collections.abc import Iterator
 from unittest import mock
 
 import pytest
-
-from commands import World, run
-
-
-@pytest.fixture(scope="session")
-def trained(made_once: World, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A world whose classifier was trained, to be read only."""
-    world = made_once.linked(tmp_path_factory.mktemp("trained"))
-    ran = run("train", *world.classification())
-    assert (ran.code, ran.err) == (0, "")
-    return world
 
 
 @pytest.fixture(autouse=True)

@@ -23,10 +23,10 @@ from cutlayer.policies.qlearn import (
     LATE,
     LOW,
     Reference,
+    RewardWeights,
     Seen,
     State,
     Table,
-    Weights,
     allowed,
     cut_by_qlearning,
     cuts_between,
@@ -368,7 +368,7 @@ def test_the_best_actions() -> None:
 
 def test_the_reward_by_hand() -> None:
     def reward(latency: float, load: float, drop: float = 0.0) -> float:
-        return Weights(2.0, 3.0, 5.0).reward(Seen("a", 1, 1, drop, latency, load, None, None))
+        return RewardWeights(2.0, 3.0, 5.0).reward(Seen("a", 1, 1, drop, latency, load, None, None))
 
     assert reward(1.0, 0.7) == 0.0
     assert reward(0.1, LOW) == reward(1.0, HIGH) == 0.0
@@ -511,9 +511,9 @@ def test_of_a_device_that_is_gone_nothing_is_learnt() -> None:
         ({"explore": 1.5}, "method.explore: expected 0 to 1, got 1.5"),
         ({"explore": -0.1}, "method.explore: expected 0 to 1, got -0.1"),
         ({"discount": 1.0}, "method.discount: expected at least 0 and below 1, got 1.0"),
-        ({"weights": Weights(accuracy=-1.0)}, "method.w_acc: expected at least 0, got -1.0"),
-        ({"weights": Weights(latency=math.inf)}, "method.w_lat: expected at least 0, got inf"),
-        ({"weights": Weights(load=NAN)}, "method.w_load: expected at least 0, got nan"),
+        ({"weights": RewardWeights(accuracy=-1.0)}, "method.w_acc: expected at least 0, got -1.0"),
+        ({"weights": RewardWeights(latency=math.inf)}, "method.w_lat: expected at least 0, got inf"),
+        ({"weights": RewardWeights(load=NAN)}, "method.w_load: expected at least 0, got nan"),
     ],
 )
 def test_options_out_of_their_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -30,7 +30,7 @@ from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import cut_at
 from cutlayer.policies.order import fifo
-from cutlayer.policies.qlearn import Weights, cut_by_qlearning
+from cutlayer.policies.qlearn import RewardWeights, cut_by_qlearning
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
 from cutlayer.server.owners import one_per_device
@@ -74,7 +74,7 @@ def reindsplit(
         threshold=threshold,
         explore=explore,
         discount=discount,
-        weights=Weights(w_acc, w_lat, w_load),
+        weights=RewardWeights(w_acc, w_lat, w_load),
     )
     return Method(
         plan=(everyone(), choose if cut is None else cut_at(cut), random_fraction(fraction)),

@@ -251,7 +251,14 @@ def _seconds(record: StepRecord) -> float:
 
 
 def pruning(plan: DevicePlan, update: Update) -> dict[str, Any]:
-    """The facts of a round that the bandit learns from: the ratio that was planned, and how far the adapter moved."""
+    """The facts of a round that the bandit learns from: the ratio that was planned, and how far the adapter moved.
+
+    Example:
+      >>> from cutlayer import DevicePlan, pruning
+      >>> from cutlayer.wire.messages import Update
+      >>> pruning(DevicePlan("pi", cut=2), Update("run", 0, "pi", {}, 1, 1, 1, 0.5, 0.5))  # it prunes nothing
+      {}
+    """
     prune = plan.clause(Prune)
     return {} if prune is None else {"prune": prune.ratio, "change": float(update.facts["change"])}
 

@@ -18,6 +18,12 @@ def cut_by_name(cut: int | str, *, least: int = 1) -> Planner:
 
     Raises:
       ConfigError: Another word.
+
+    Example:
+      >>> from cutlayer import cut_by_name, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> [[device.cut for device in planned(everyone(), cut_by_name(cut)).devices] for cut in (1, "memory")]
+      [[1, 1, 1], [1, 2, 3]]
     """
     if isinstance(cut, int):
         return cut_at(cut)

@@ -35,6 +35,14 @@ def along_directions(count: int, mu: float, scale: float, at_once: int) -> Plann
 
     Raises:
       ConfigError: A number out of its range.
+
+    Example:
+      >>> from cutlayer import along_directions, cut_at, everyone
+      >>> from cutlayer.policies.directions import directions_of
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_at(1), along_directions(2, mu=1e-3, scale=1.0, at_once=1))
+      >>> [directions_of(device).count for device in plan.devices]
+      [2, 2, 2]
     """
     for name, value in (("directions", count), ("at_once", at_once)):
         if value < 1:

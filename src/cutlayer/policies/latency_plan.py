@@ -96,6 +96,13 @@ def cut_by_latency(*, least: int = 1, spread: float = 0.0, samples: int = 20) ->
       ConfigError: A `spread` or `samples` that makes no sense; when planning, the model has fewer blocks than `least`,
         or a device's owner lends fewer.
       BudgetError: When planning, a device cannot hold `least` blocks.
+
+    Example:
+      >>> from cutlayer import cut_by_latency, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), cut_by_latency())
+      >>> all(1 <= device.cut <= 3 for device in plan.devices)
+      True
     """
     _check_links(spread, samples)
 

@@ -103,8 +103,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """What the three terms of a reward weigh."""
+class RewardWeights:
+    """What the three terms of a reward weigh.
+
+    Example:
+      >>> from cutlayer import RewardWeights
+      >>> RewardWeights(latency=2.0).load
+      0.5
+    """
 
     accuracy: float = 1.0
     latency: float = 1.0
@@ -113,7 +119,7 @@ class Weights:
     def reward(self, seen: Seen) -> float:
         """The reward of a round: what the loss fell, less what a step took too long, less too much or too little work.
 
-        >>> Weights().reward(Seen("pi", 1, 2, drop=0.1, latency=1.25, load=0.75, before=None, after=None))
+        >>> RewardWeights().reward(Seen("pi", 1, 2, drop=0.1, latency=1.25, load=0.75, before=None, after=None))
         -0.15
         """
         late = max(0.0, seen.latency - 1)
@@ -159,7 +165,7 @@ def cut_by_qlearning(
     threshold: float | None = None,
     explore: float = 0.3,
     discount: float = 0.5,
-    weights: Weights | None = None,
+    weights: RewardWeights | None = None,
 ) -> Planner:
     """Cuts each device where the table promises most, or, to explore, anywhere. Put it before what thins the cohort.
 
@@ -178,12 +184,18 @@ def cut_by_qlearning(
     Raises:
       ConfigError: An option that is out of its range, some of them when planning.
       BudgetError: When planning, a device that cannot hold `least` blocks.
+
+    Example:
+      >>> from cutlayer import cut_by_qlearning, everyone
+      >>> from cutlayer.testing.playground import planned
+      >>> [device.cut for device in planned(everyone(), cut_by_qlearning()).devices]  # the first round: in the middle
+      [1, 1, 1]
     """
     _check("choices", choices, choices >= 1, "at least 1")
     _check("threshold", threshold, threshold is None or threshold > 0, "seconds above 0, or null")
     _check("explore", explore, 0 <= explore <= 1, "0 to 1")
     _check("discount", discount, 0 <= discount < 1, "at least 0 and below 1")
-    weights = weights or Weights()
+    weights = weights or RewardWeights()
     for name, weight in (("w_acc", weights.accuracy), ("w_lat", weights.latency), ("w_load", weights.load)):
         _check(name, weight, 0 <= weight < float("inf"), "at least 0")
 
@@ -252,7 +264,7 @@ def learnt(
     *,
     threshold: float | None = None,
     discount: float = 0.5,
-    weights: Weights | None = None,
+    weights: RewardWeights | None = None,
 ) -> tuple[Table, dict[str, State]]:
     """The table after all that the history says, and the state in which it leaves each device.
 
@@ -265,7 +277,7 @@ def learnt(
       discount: See `Table`.
       weights: Of the reward; None for the usual ones.
     """
-    table, states, weights = Table(discount), dict[str, State](), weights or Weights()
+    table, states, weights = Table(discount), dict[str, State](), weights or RewardWeights()
     memories = {profile.name: profile.memory_bytes for profile in situation.fleet.devices if profile.name in actions}
     for seen in observed(situation.history, memories, threshold):
         if seen.after is None:

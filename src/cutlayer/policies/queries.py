@@ -48,6 +48,15 @@ def asking(count: int, epsilon: float, form: str, *, share_batch: bool) -> Plann
 
     Raises:
       ConfigError: A number out of its range, or a form that there is not.
+
+    Example:
+      >>> from cutlayer import asking, everyone, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model(), asking(2, 1e-3, "dual", share_batch=True))
+      >>> [device.batch_size for device in plan.devices] == [
+      ...     device.batch_size // 2 for device in planned(everyone(), whole_model()).devices
+      ... ]
+      True
     """
     if count < 1:
         raise ConfigError(f"method.queries: expected at least 1, got {count}. Change method.queries.")

@@ -51,7 +51,13 @@ def personal_below_the_cut(device: DevicePlan, block: int | None) -> str:
 
 
 def lowest_blocks_personal(num_blocks: int) -> Scope:
-    """What a device holds of the lowest `num_blocks` blocks is its own, the rest shared; 0 is one adapter for all."""
+    """What a device holds of the lowest `num_blocks` blocks is its own, the rest shared; 0 is one adapter for all.
+
+    Example:
+      >>> from cutlayer import DevicePlan, lowest_blocks_personal
+      >>> [lowest_blocks_personal(1)(DevicePlan("pi-1", cut=2), block) for block in (0, 1, 2, None)]
+      ['pi-1', '*', '*', '*']
+    """
 
     def scope(device: DevicePlan, block: int | None) -> str:
         return device.device if block is not None and block < min(num_blocks, device.cut) else EVERYONE

@@ -20,6 +20,12 @@ class SeedSearch(Clause):
       epsilon: how far to go to either side along a seed's noise.
       clip: a step is not taken if its two losses differ by more; 0 is no limit.
       full: whether the model's own weights move; else its LoRA.
+
+    Example:
+      >>> from cutlayer import SeedSearch
+      >>> search = SeedSearch(count=4, seed=0, epsilon=1e-3)
+      >>> len(search.seeds), search.seeds == SeedSearch(4, 0, 1e-3).seeds
+      (4, True)
     """
 
     count: int
@@ -39,6 +45,11 @@ def seed_search(count: int, seed: int, epsilon: float, clip: float, *, full: boo
 
     Raises:
       ConfigError: A number out of its range.
+
+    Example:
+      >>> from cutlayer import seed_search
+      >>> seed_search(4096, 0, 5e-4, 0.0, full=True).count
+      4096
     """
     if not 1 <= count <= 2**15:
         raise ConfigError(f"method.seeds: expected 1 to {2**15}, got {count}. Change method.seeds.")
@@ -50,7 +61,15 @@ def seed_search(count: int, seed: int, epsilon: float, clip: float, *, full: boo
 
 
 def searching(search: SeedSearch) -> Planner:
-    """Every device takes its directions from the same seeds; of the full form, no block has an adapter."""
+    """Every device takes its directions from the same seeds; of the full form, no block has an adapter.
+
+    Example:
+      >>> from cutlayer import everyone, searching, seed_search, whole_model
+      >>> from cutlayer.testing.playground import planned
+      >>> plan = planned(everyone(), whole_model(), searching(seed_search(8, 0, 5e-4, 0.0, full=True)))
+      >>> plan.ranks  # the weights move, so there is no adapter
+      (0, 0, 0)
+    """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         ranks = (0,) * situation.costs.num_blocks if search.full else plan.ranks

@@ -97,7 +97,16 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
 
 
 def ranks_that_are_left(_plan: DevicePlan, update: Update) -> dict[str, Any]:
-    """The facts of an update that the next plan goes by: the ranks that a device has left itself."""
+    """The facts of an update that the next plan goes by: the ranks that a device has left itself.
+
+    Example:
+      >>> import torch
+      >>> from cutlayer import DevicePlan, ranks_that_are_left
+      >>> from cutlayer.wire.messages import Update
+      >>> update = Update("run", 0, "pi", {}, 1, 1, 1, 0.5, 0.5, facts={"ranks_left": torch.tensor([4, 2])})
+      >>> ranks_that_are_left(DevicePlan("pi", cut=2), update)
+      {'ranks_left': [4, 2]}
+    """
     return {"ranks_left": update.facts["ranks_left"].tolist()} if "ranks_left" in update.facts else {}
 
 

@@ -43,6 +43,12 @@ def hybrid(*, server_step: ServerStep) -> Round:
 
     Args:
       server_step: How arriving activations are processed on the one base model.
+
+    Example:
+      >>> from cutlayer import hybrid, one_device_at_a_time, one_for_all
+      >>> round = hybrid(server_step=one_device_at_a_time(one_for_all))
+      >>> round.shape.name, round.cuts_batches
+      ('hybrid', False)
     """
     return up_and_down(SHAPE, script, hold_turn, server_step, cuts_batches=False)
 

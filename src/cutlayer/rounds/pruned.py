@@ -23,7 +23,13 @@ from cutlayer.wire.messages import Update
 
 
 def pruned() -> Round:
-    """Builds the pruned round. Its plan must leave the whole model on every device (`policies.cut.whole_model`)."""
+    """Builds the pruned round. Its plan must leave the whole model on every device (`policies.cut.whole_model`).
+
+    Example:
+      >>> from cutlayer import pruned
+      >>> pruned().shape.name
+      'pruned'
+    """
     return alone(SHAPE, script, places)
 
 

@@ -14,7 +14,13 @@ from cutlayer.types import DevicePlan
 
 def queries() -> Round:
     """Builds the queries round. Its plan must leave the whole model on every device, and say how often it asks
-    (`policies.queries.asking`)."""
+    (`policies.queries.asking`).
+
+    Example:
+      >>> from cutlayer import queries
+      >>> queries().shape.name
+      'queries'
+    """
     return alone(SHAPE, script)
 
 

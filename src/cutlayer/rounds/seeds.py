@@ -58,6 +58,11 @@ class SeedsRound:
 
     Attributes:
       sums: fp32 (K,), at which the weights stand.
+
+    Example:
+      >>> from cutlayer import SeedsRound, seed_search
+      >>> SeedsRound(seed_search(8, 0, 5e-4, 0.0, full=False), pro=False).sums.tolist()
+      [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
 
     equal_cuts = together = keeps_activations = cuts_batches = divisible = False

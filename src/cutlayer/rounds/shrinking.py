@@ -18,7 +18,13 @@ from cutlayer.types import Adapter, DevicePlan
 
 
 def shrinking() -> Round:
-    """Builds the shrinking round. Its plan must leave the whole model on every device (`policies.cut.whole_model`)."""
+    """Builds the shrinking round. Its plan must leave the whole model on every device (`policies.cut.whole_model`).
+
+    Example:
+      >>> from cutlayer import shrinking
+      >>> shrinking().shape.name
+      'shrinking'
+    """
     return alone(SHAPE, script)
 
 

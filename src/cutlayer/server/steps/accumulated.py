@@ -27,7 +27,14 @@ from cutlayer.wire.messages import Activations
 
 
 def accumulated() -> ServerStep:
-    """Serves activations as they arrive on one adapter, which moves when the round ends."""
+    """Serves activations as they arrive on one adapter, which moves when the round ends.
+
+    Example:
+      >>> from cutlayer import accumulated
+      >>> step = accumulated()
+      >>> step.equal_cuts, step.together
+      (False, False)
+    """
     return _Accumulated(fifo())
 
 

@@ -70,6 +70,12 @@ def epsl(phi: float, *, variant: str = "auto", pairing: bool = True, seed: int =
       variant: One of `VARIANTS`.
       pairing: Whether those that are averaged are chosen by their labels; False takes the first ones as they came.
       seed: Of who stands with whom among equals, and of what `sample` draws.
+
+    Example:
+      >>> from cutlayer import epsl
+      >>> step = epsl(0.5)
+      >>> step.equal_cuts, step.together
+      (True, True)
     """
     return _Epsl(phi, variant, seed, pairing=pairing)
 

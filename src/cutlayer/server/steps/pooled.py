@@ -62,6 +62,12 @@ def pooled(*, server_batch: int | None = None, seed: int = 0) -> ServerStep:
 
     Raises:
       ConfigError: A mini-batch without a sample.
+
+    Example:
+      >>> from cutlayer import pooled
+      >>> step = pooled(server_batch=16)
+      >>> step.equal_cuts, step.together
+      (True, True)
     """
     if server_batch is not None and server_batch < 1:
         raise ConfigError(
