@@ -9,7 +9,7 @@ import pytest
 from cutlayer.api.told import Stopped, Told
 from cutlayer.types import Event
 
-EVENT = Event("pi-1", "forward", 0.0, 1.0)
+EVENT = Event("pi-1", "forward", 0.0, 1.0, 0)
 
 
 def test_each_row_is_the_callers_own() -> None:
