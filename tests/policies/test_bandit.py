@@ -10,14 +10,20 @@ import pytest
 
 from cutlayer.policies.bandit import Arm, Leaf, Tree, ratio_and_rank_by_bandit, rewards
 from cutlayer.policies.plan import Situation, make_plan
+from cutlayer.policies.prune import Prune
 from cutlayer.policies.select import everyone
 from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, StepRecord
 
 
-def record(device: str, round: int, **values: object) -> StepRecord:
-    empty = StepRecord(round, device, 1, 1, 1, 1.0, 1.0, 1.0, 0.0, 0, 0)
-    return replace(empty, **{"ranks": (8,) * 3, "change": 1.0, **values})  # type: ignore[arg-type]
+def record(device: str, round: int, *, change: float = 1.0, prune: float = 0.0, **values: object) -> StepRecord:
+    empty = StepRecord(round, device, 1, 1, 1, 1.0, 1.0, 1.0, 0.0, 0, 0, facts={"prune": prune, "change": change})
+    return replace(empty, **{"ranks": (8,) * 3, **values})  # type: ignore[arg-type]
+
+
+def ratio(plan: DevicePlan) -> float:
+    prune = plan.clause(Prune)
+    return 0.0 if prune is None else prune.ratio
 
 
 # ------------------------------------------------------------------ the tree
@@ -150,10 +156,9 @@ def run(rounds: int, *, target: float = 0.5, seed: int = 0, **options: object) -
         )
         plans.append(list(plan.devices))
         for device in plan.devices:
-            measured = {"loss": rng.random(), "busy_seconds": rng.random(), "change": rng.random()}
-            history.records.append(
-                record(device.device, round, prune=device.prune, **measured | {"ranks": device.ranks})
-            )
+            loss, busy_seconds, change = (rng.random() for _ in range(3))
+            measured = {"loss": loss, "busy_seconds": busy_seconds, "ranks": device.ranks}
+            history.records.append(record(device.device, round, prune=ratio(device), change=change, **measured))
     return plans
 
 
@@ -162,7 +167,7 @@ def run(rounds: int, *, target: float = 0.5, seed: int = 0, **options: object) -
 def test_ratios_never_fall_and_reach_the_target(rounds: int, seed: int) -> None:
     plans = run(rounds, seed=seed)
     for index in range(3):
-        ratios = [plan[index].prune for plan in plans]
+        ratios = [ratio(plan[index]) for plan in plans]
         assert ratios == sorted(ratios)
         assert (ratios[0], ratios[-1]) == (0.0, 0.5)
         assert max(np.diff(ratios)) <= 2 * 0.5 / (rounds - 1) + 1e-9
@@ -170,7 +175,7 @@ def test_ratios_never_fall_and_reach_the_target(rounds: int, seed: int) -> None:
 
 def test_devices_are_agents_of_their_own_and_seeds_differ() -> None:
     plans = run(8)
-    assert len({tuple(plan[index].prune for plan in plans) for index in range(3)}) == 3
+    assert len({tuple(ratio(plan[index]) for plan in plans) for index in range(3)}) == 3
     assert run(8, seed=1) != plans
     assert run(8) == plans
 
@@ -188,5 +193,5 @@ def test_ranks_are_powers_of_two_up_to_the_runs() -> None:
 
 def test_nothing_to_prune_is_nothing_to_score() -> None:
     for device in (device for plan in run(4, target=0.0, rank=8) for device in plan):
-        assert (device.prune, device.score, device.ranks) == (0.0, False, (8, 8, 8))
-    assert all(device.score for plan in run(4) for device in plan)
+        assert (device.clause(Prune), device.ranks) == (None, (8, 8, 8))
+    assert all((prune := device.clause(Prune)) and prune.score for plan in run(4) for device in plan)

@@ -6,7 +6,7 @@ import pytest
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Situation
-from cutlayer.policies.repeat import activations_repeat
+from cutlayer.policies.repeat import Repeat, activations_repeat
 from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, RoundPlan
 
@@ -20,7 +20,8 @@ def plan(*ranks: int) -> RoundPlan:
 
 
 def test_a_frozen_device_repeats() -> None:
-    assert activations_repeat()(plan(0, 8, 8), situation()) == plan(0, 8, 8)
+    repeating = plan(0, 8, 8).with_each(lambda device: device.having(Repeat()))
+    assert activations_repeat()(plan(0, 8, 8), situation()) == repeating
 
 
 def test_dropout_does_not() -> None:
