@@ -111,7 +111,7 @@ class World:
         """Of a new life of the server."""
         made = replace(_shares(self.inputs)[1], config=self._config.model_copy(update={"out": str(out)}))
         made.__dict__["base"] = base(made.model_settings)
-        made.__dict__["costs"] = cost_model(made.model_settings)
+        made.__dict__["costs"] = cost_model(made.model_settings).of(made.shape.flow)
         return made
 
     @cached_property
