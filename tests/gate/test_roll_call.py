@@ -22,10 +22,10 @@ def member(name: str, index: int, **changes: Any) -> Member:
 
 
 def called(
-    members: list[Member], parts: dict[str, Part] | None = None, *, expected: tuple[str, ...] = (), counts: bool = True
+    members: list[Member], parts: dict[str, Part] | None = None, *, expected: tuple[str, ...] = ()
 ) -> list[DeviceNow]:
     server = None if parts is None else cast(Server, SimpleNamespace(ledger=SimpleNamespace(part=parts.get)))
-    return roll_call(members, expected, server, counts_steps=counts, round_seconds=10.0, now=100.0)
+    return roll_call(members, expected, server, round_seconds=10.0, now=100.0)
 
 
 def test_who_has_never_come_comes_last() -> None:
@@ -55,10 +55,11 @@ def test_its_part_of_the_round(here: bool, done: bool, gone: bool, state: str, a
 
 
 def test_steps_that_the_server_cannot_see_are_not_made_up() -> None:
-    part = Part(PLAN, 0, done=False, gone=False)
-    (row,) = called([member("pi", 0, here=True)], {"pi": part}, counts=False)
+    """Those of a device that holds the head and so trains alone."""
+    part = Part(replace(PLAN, head=True), 0, done=False, gone=False)
+    (row,) = called([member("pi", 0, here=True)], {"pi": part})
     assert (row.state, row.step) == ("training", None)
-    (row,) = called([member("pi", 0, here=True)], {"pi": replace(part, done=True)}, counts=False)
+    (row,) = called([member("pi", 0, here=True)], {"pi": replace(part, done=True)})
     assert row.step == 50
 
 

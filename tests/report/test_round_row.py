@@ -3,7 +3,9 @@ from cutlayer.types import StepRecord
 
 
 def record(device: str, *, weight: int, loss: float) -> StepRecord:
-    return StepRecord(3, device, 2, 8, weight, loss, 1.0, 0.5, 0.25, bytes_up=100, bytes_down=10)
+    return StepRecord(
+        3, device, 2, 8, weight, loss, 1.0, 0.5, 0.25, bytes_up=100, bytes_down=10, facts={"change": 0.5}
+    )
 
 
 def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
@@ -45,14 +47,10 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "cut": 0,
         "batch_size": 0,
         "ranks": (),
-        "prune": 0.0,
-        "change": 0.0,
-        "ranks_left": (),
         "flops": 0.0,
         "memory_bytes": 0,
         "step_network_seconds": 0.0,
-        "saved_flops": 0.0,
-        "saved_bytes": 0,
+        "facts": {"change": 0.5},
         "dropped_messages": 0,
         "late": False,
     }
