@@ -10,6 +10,7 @@ import torch
 from bases import open_base
 from cutlayer.methods.table import build_method
 from cutlayer.model.low_rank import factor_names
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.wire.messages import Assignment
 
@@ -42,4 +43,4 @@ def test_moments_begin_anew(tiny_model: Callable[[str, str], Path]) -> None:
         fleet_of(1),
         streams_for(fleet_of(1), "classification", steps=4),
     )
-    assert all(m.plan.fresh_moments for m in run.sent_down if isinstance(m, Assignment))
+    assert all(m.plan.clause(FreshMoments) for m in run.sent_down if isinstance(m, Assignment))

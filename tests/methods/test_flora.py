@@ -15,6 +15,7 @@ from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.export import read_adapter, save_adapter
 from cutlayer.model.low_rank import factor_names
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
 from cutlayer.types import History, RoundPlan
@@ -82,7 +83,7 @@ def test_a_round_begins_with_a_fresh_adapter(llama: Base) -> None:
 
 def test_the_seed_draws_the_fresh_adapters(llama: Base) -> None:
     broadcast = llama.initial_adapter(0)
-    one, other = (build_method("flora", {}, seed=seed).aggregate(broadcast, []) for seed in (0, 1))
+    one, other = (build_method("flora", {}, seed=seed).aggregate(broadcast, [], RoundPlan(0)) for seed in (0, 1))
     assert all(torch.equal(one[b], other[b]) and not torch.equal(one[a], other[a]) for b, a in factor_names(broadcast))
 
 
@@ -93,7 +94,7 @@ def test_moments_begin_anew(llama: Base) -> None:
     )
     for round in range(2):
         plan = build_method("flora", {}, seed=0).make_plan(round, situation)
-        assert all(device.fresh_moments for device in plan.devices)
+        assert all(device.clause(FreshMoments) for device in plan.devices)
 
 
 @pytest.mark.parametrize("planners", [(), (absent_in_the_middle,)])

@@ -17,7 +17,7 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.self_prune import SelfPrune
 from cutlayer.policies.zero_pad import zero_pad
 from cutlayer.testing.playground import FlatCosts, Played, fleet_of, play, streams_for
-from cutlayer.types import History
+from cutlayer.types import History, RoundPlan
 from cutlayer.wire.messages import Assignment, Update
 
 RANKS = {"device-0": 1, "device-1": 4, "device-2": 8}
@@ -86,7 +86,7 @@ def test_the_aggregate_is_zero_padding_with_its_options(bert: Base) -> None:
         last = next(
             m.adapter for m in run.sent_down if isinstance(m, Assignment) and (m.round, m.device[-1]) == (1, "2")
         )
-        expected = zero_pad(**options)(last, run.contributions[1])
+        expected = zero_pad(**options)(last, run.contributions[1], RoundPlan(1))
         assert all(torch.equal(run.adapter[name], value) for name, value in expected.items())
 
 

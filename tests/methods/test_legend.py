@@ -28,7 +28,7 @@ from cutlayer.policies.select import everyone
 from cutlayer.rounds.local import local
 from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
-from cutlayer.types import DevicePlan
+from cutlayer.types import DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
 
 ModelMaker = Callable[[str, str], Path]
@@ -128,7 +128,7 @@ def test_backward_stops_at_the_deepest_adapted_block(family: str, tiny_model: Mo
 def test_the_cost_model_counts_the_same(family: str, task: str, tiny_model: ModelMaker) -> None:
     """Planners and the virtual clock see what depth saves."""
     base = open_base(tiny_model(family, task), task)
-    costs = CostModel(base.settings)
+    costs = CostModel(base.settings).of(local().shape.flow)
     counted = []
     for number in range(1, BLOCKS + 1):
         ranks = (0,) * (BLOCKS - number) + (8,) * number
@@ -182,7 +182,7 @@ def test_a_block_without_owner_keeps_its_value(bert: Base) -> None:
         replace(part, adapter={name: value for name, value in part.adapter.items() if bert.block_of(name) != 0})
         for part in played.contributions[0]
     ]
-    result = aggregate(broadcast, upper)
+    result = aggregate(broadcast, upper, RoundPlan(0))
     for name, value in result.items():
         assert torch.equal(value, broadcast[name]) == (bert.block_of(name) == 0)
 

@@ -61,7 +61,7 @@ def test_a_device_that_sits_out_goes_on_where_it_left_off(bert: Base) -> None:
             rates = [learning_rate(round, step) for step in range(STEPS)]
             local, states[name] = plain_training(bert, adapter, batches, rates, states[name])
             trained.append(Contribution(local, dict.fromkeys(local, 1.0)))
-        adapter = mean_per_block()(adapter, trained)
+        adapter = mean_per_block()(adapter, trained, RoundPlan(round))
     assert set(places.values()) - {0, ROUNDS * STEPS}, "somebody sat out and came back"
     assert_same(played.adapter, adapter)
 

@@ -14,6 +14,7 @@ from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.server.owners import SHARED
 from cutlayer.testing.playground import Played, fleet_of, play, streams_for
+from cutlayer.types import RoundPlan
 
 ModelMaker = Callable[[str, str], Path]
 
@@ -49,5 +50,5 @@ def test_one_server_adapter_and_the_plain_mean_of_the_device_sides(bert: Base) -
     assert SHARED == "*"
     assert set(server.adapter) == set(bert.server_names(2))
     assert all(torch.equal(run.adapter[name], value) for name, value in server.adapter.items())
-    mean = mean_per_block(weighted=False)(bert.initial_adapter(0), devices)
+    mean = mean_per_block(weighted=False)(bert.initial_adapter(0), devices, RoundPlan(0))
     assert all(torch.equal(run.adapter[name], mean[name]) for name in bert.device_names(2))

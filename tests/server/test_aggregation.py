@@ -243,7 +243,7 @@ def test_a_round_to_which_nobody_contributed_is_a_round_to_everybodys_aggregate(
 
 
 def called(aggregate: Aggregate, broadcast: Adapter, parts: Sequence[Contribution], plan: RoundPlan) -> Adapter:
-    return aggregate(broadcast, parts)
+    return aggregate(broadcast, parts, plan)
 
 
 def test_a_contribution_without_a_tensor_is_handed_on(bert: Base) -> None:

@@ -65,10 +65,10 @@ class Aggregate(Protocol):
 
     Example:
       >>> import torch
-      >>> from cutlayer import Aggregate, Contribution
+      >>> from cutlayer import Aggregate, Contribution, RoundPlan
       >>> class Last:  # whoever comes last is right
       ...     name, mixed_ranks = "the last one", False
-      ...     def __call__(self, broadcast, contributions):
+      ...     def __call__(self, broadcast, contributions, plan):
       ...         return {**broadcast, **contributions[-1].adapter}
       ...     def state(self):
       ...         return State()
@@ -76,7 +76,8 @@ class Aggregate(Protocol):
       ...         pass
       >>> from cutlayer.state import State
       >>> last: Aggregate = Last()
-      >>> last({"w": torch.zeros(1)}, [Contribution({"w": torch.tensor([float(n)])}, {"w": 1.0}) for n in range(3)])
+      >>> parts = [Contribution({"w": torch.tensor([float(n)])}, {"w": 1.0}) for n in range(3)]
+      >>> last({"w": torch.zeros(1)}, parts, RoundPlan(0))
       {'w': tensor([2.])}
     """
 
@@ -110,11 +111,11 @@ def mean_per_block(*, weighted: bool = True) -> Aggregate:
 
     Example:
       >>> import torch
-      >>> from cutlayer import Contribution, mean_per_block
+      >>> from cutlayer import Contribution, RoundPlan, mean_per_block
       >>> def of_one(value: float, samples: float) -> Contribution:
       ...     return Contribution({"head.weight": torch.tensor([value])}, {"head.weight": samples})
       >>> aggregate = mean_per_block()
-      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)])
+      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)], RoundPlan(0))
       {'head.weight': tensor([2.])}
     """
     return _Mean(weighted)
@@ -138,11 +139,11 @@ def with_momentum(aggregate: Aggregate, momentum: float) -> Aggregate:
 
     Example:
       >>> import torch
-      >>> from cutlayer import Contribution, mean_per_block, with_momentum
+      >>> from cutlayer import Contribution, RoundPlan, mean_per_block, with_momentum
       >>> def of_one(value: float, samples: float) -> Contribution:
       ...     return Contribution({"head.weight": torch.tensor([value])}, {"head.weight": samples})
       >>> aggregate = with_momentum(mean_per_block(), 0.5)
-      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)])
+      >>> aggregate({"head.weight": torch.tensor([0.0])}, [of_one(1.0, 30), of_one(5.0, 10)], RoundPlan(0))
       {'head.weight': tensor([3.])}
     """
     if not 0 <= momentum < 1:

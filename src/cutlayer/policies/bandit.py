@@ -151,8 +151,8 @@ def ratio_and_rank_by_bandit(
       >>> from cutlayer import everyone, ratio_and_rank_by_bandit, whole_model
       >>> from cutlayer.testing.playground import planned
       >>> plan = planned(everyone(), whole_model(), ratio_and_rank_by_bandit(0.5, rank=8), rounds=4)
-      >>> [(device.ranks, device.prune <= 0.25) for device in plan.devices[:1]]
-      [((8, 8, 8), True)]
+      >>> plan.devices[0].ranks, plan.devices[0].clauses  # who takes part for the first time prunes nothing, and scores
+      ((8, 8, 8), (Prune(ratio=0.0, score=True),))
     """
     check_target(target)
 

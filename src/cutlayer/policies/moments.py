@@ -23,8 +23,8 @@ def fresh_moments() -> Planner:
       >>> from cutlayer import everyone, fresh_moments
       >>> from cutlayer.testing.playground import planned
       >>> plan = planned(everyone(), fresh_moments())
-      >>> [device.fresh_moments for device in plan.devices]
-      [True, True, True]
+      >>> plan.devices[0].clauses
+      (FreshMoments(),)
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:  # noqa: ARG001

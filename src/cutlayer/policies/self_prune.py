@@ -64,8 +64,8 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
       >>> from cutlayer import everyone, self_pruning, whole_model
       >>> from cutlayer.testing.playground import planned
       >>> plan = planned(everyone(), whole_model(), self_pruning(0.5, 0.01), rank=8)
-      >>> plan.devices[0].ranks, plan.devices[0].prune_to
-      ((8, 8, 8), (4, 4, 4))
+      >>> plan.devices[0].ranks, plan.devices[0].clauses
+      ((8, 8, 8), (SelfPrune(ranks=(4, 4, 4), penalty=0.01),))
     """
     if not 0 < gamma <= 1:
         raise ConfigError(f"method.gamma: expected above 0 and at most 1, got {gamma}. Change method.gamma.")

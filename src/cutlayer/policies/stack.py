@@ -56,11 +56,11 @@ def begin_anew(seed: int) -> Aggregate:
 
     Example:
       >>> import torch
-      >>> from cutlayer import Contribution, begin_anew
+      >>> from cutlayer import Contribution, RoundPlan, begin_anew
       >>> def of_rank(rank: int) -> Contribution:
       ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
       ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
-      >>> fresh = begin_anew(seed=0)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> fresh = begin_anew(seed=0)(of_rank(2).adapter, [of_rank(1), of_rank(2)], RoundPlan(0))
       >>> fresh["q.lora_B.weight"]
       tensor([[0., 0.],
               [0., 0.]])

@@ -35,11 +35,11 @@ def svd() -> Aggregate:
 
     Example:
       >>> import torch
-      >>> from cutlayer import Contribution, svd
+      >>> from cutlayer import Contribution, RoundPlan, svd
       >>> def of_rank(rank: int) -> Contribution:
       ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
       ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
-      >>> joined = svd()(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> joined = svd()(of_rank(2).adapter, [of_rank(1), of_rank(2)], RoundPlan(0))
       >>> product = joined["q.lora_B.weight"] @ joined["q.lora_A.weight"]
       >>> product.round(decimals=4)  # the mean of a matrix of ones and one of twos
       tensor([[1.5000, 1.5000],

@@ -35,11 +35,11 @@ def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
 
     Example:
       >>> import torch
-      >>> from cutlayer import Contribution, zero_pad
+      >>> from cutlayer import Contribution, RoundPlan, zero_pad
       >>> def of_rank(rank: int) -> Contribution:
       ...     factors = {"q.lora_A.weight": torch.ones(rank, 2), "q.lora_B.weight": torch.ones(2, rank)}
       ...     return Contribution(factors, dict.fromkeys(factors, 1.0))
-      >>> padded = zero_pad(by_norm=False)(of_rank(2).adapter, [of_rank(1), of_rank(2)])
+      >>> padded = zero_pad(by_norm=False)(of_rank(2).adapter, [of_rank(1), of_rank(2)], RoundPlan(0))
       >>> padded["q.lora_A.weight"]  # the second row: one device's and a row of zeros
       tensor([[1.0000, 1.0000],
               [0.5000, 0.5000]])

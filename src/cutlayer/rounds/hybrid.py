@@ -45,8 +45,8 @@ def hybrid(*, server_step: ServerStep) -> Round:
       server_step: How arriving activations are processed on the one base model.
 
     Example:
-      >>> from cutlayer import hybrid, one_device_at_a_time, one_for_all
-      >>> round = hybrid(server_step=one_device_at_a_time(one_for_all))
+      >>> from cutlayer import fifo, hybrid, one_device_at_a_time
+      >>> round = hybrid(server_step=one_device_at_a_time(fifo()))
       >>> round.shape.name, round.cuts_batches
       ('hybrid', False)
     """
