@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from cutlayer.policies.plan import Situation
-    from cutlayer.run.inputs import RunInputs, method_of
+    from cutlayer.run.inputs import RunInputs
     from cutlayer.run.rehearsed import Rehearsed
     from cutlayer.types import RoundPlan
 
@@ -21,7 +21,7 @@ TOKENS_MULTIPLE = 8  # what batches are padded to
 def plan(given: Given) -> None:
     """Show each device's cut, memory, bytes, FLOPs and step time, and the time and bytes of the run. Trains nothing."""
     config = given.config()
-    from cutlayer.run.inputs import prepare
+    from cutlayer.run.inputs import method_of, prepare
     from cutlayer.run.loop import Logbook
     from cutlayer.run.rehearsed import rehearse
     from cutlayer.run.run import first_plan, situation_of
