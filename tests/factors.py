@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, RoundPlan
 
 A, B, HEAD = "x.q.lora_A.weight", "x.q.lora_B.weight", "classifier.weight"
 OUTPUTS, INPUTS, FULL = 7, 9, 4
+PLAN = RoundPlan(0)
+"""That none of these aggregates looks at."""
 
 
 def adapter_of(rank: int, seed: int) -> Adapter:

@@ -19,6 +19,7 @@ from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression
+from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import State
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import NONE, Bf16, Int8, TopK
@@ -301,7 +302,7 @@ def test_fresh_factors_owe_nothing() -> None:
         pair, values = Pair(compression(adapters="topk:0.25")), adapter(0)
         for number in range(2):
             told = assignment(values, number)
-            received = (await pair.to_device(replace(told, plan=replace(told.plan, fresh_moments=True)))).adapter
+            received = (await pair.to_device(replace(told, plan=told.plan.having(FreshMoments())))).adapter
             assert pair.device.state() == State()
             await pair.to_server(update({key: value + 1.0 for key, value in received.items()}, number))
             assert pair.device.state().tensors != {}

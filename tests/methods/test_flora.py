@@ -21,6 +21,7 @@ from cutlayer.types import History, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Assignment
 from exported import card_for, logits_of, plain_peft, whole_logits
+from factors import PLAN
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2
@@ -82,7 +83,7 @@ def test_a_round_begins_with_a_fresh_adapter(llama: Base) -> None:
 
 def test_the_seed_draws_the_fresh_adapters(llama: Base) -> None:
     broadcast = llama.initial_adapter(0)
-    one, other = (build_method("flora", {}, seed=seed).aggregate(broadcast, []) for seed in (0, 1))
+    one, other = (build_method("flora", {}, seed=seed).aggregate(broadcast, [], PLAN) for seed in (0, 1))
     assert all(torch.equal(one[b], other[b]) and not torch.equal(one[a], other[a]) for b, a in factor_names(broadcast))
 
 

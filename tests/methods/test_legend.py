@@ -30,6 +30,7 @@ from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import DevicePlan
 from cutlayer.wire.messages import Update
+from factors import PLAN
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2
@@ -182,7 +183,7 @@ def test_a_block_without_owner_keeps_its_value(bert: Base) -> None:
         replace(part, adapter={name: value for name, value in part.adapter.items() if bert.block_of(name) != 0})
         for part in played.contributions[0]
     ]
-    result = aggregate(broadcast, upper)
+    result = aggregate(broadcast, upper, PLAN)
     for name, value in result.items():
         assert torch.equal(value, broadcast[name]) == (bert.block_of(name) == 0)
 

@@ -8,6 +8,7 @@ from cutlayer.policies.aggregate import Contribution, mean_per_block
 from cutlayer.policies.scatter import scatter
 from cutlayer.state import State
 from cutlayer.types import Adapter, Kept
+from factors import PLAN
 
 A, B, HEAD = "m.0.q.lora_A.weight", "m.0.q.lora_B.weight", "classifier.weight"
 
@@ -27,14 +28,14 @@ def test_equal_ranks_and_nothing_pruned_is_the_mean_bit_for_bit() -> None:
     for weights in ((7.0, 11.0, 3.0), (1.0, 1.0, 1.0), (29.0, 31.0, 37.0)):
         parts = [contribution(tensors(seed), weight) for seed, weight in enumerate(weights)]
         for weighted in (True, False):
-            ours = scatter(weighted=weighted)(tensors(9), parts)
-            plain = mean_per_block(weighted=weighted)(tensors(9), parts)
+            ours = scatter(weighted=weighted)(tensors(9), parts, PLAN)
+            plain = mean_per_block(weighted=weighted)(tensors(9), parts, PLAN)
             assert all(torch.equal(ours[name], plain[name]) for name in plain)
 
 
 def test_rows_of_a_rank_are_averaged_over_those_who_have_them() -> None:
     broadcast, low, high = tensors(0), tensors(1, rank=1), tensors(2, rank=2)
-    mean = scatter()(broadcast, [contribution(low, 1.0), contribution(high, 3.0)])
+    mean = scatter()(broadcast, [contribution(low, 1.0), contribution(high, 3.0)], PLAN)
     torch.testing.assert_close(mean[A][0], (low[A][0] + 3 * high[A][0]) / 4)
     assert torch.equal(mean[A][1], high[A][1])
     assert torch.equal(mean[A][2], broadcast[A][2])
@@ -51,7 +52,7 @@ def test_rows_that_were_removed_count_for_nothing() -> None:
         contribution(one, 2.0, where={B: (0, torch.tensor([1, 3]))}),
         contribution(other, 6.0, where={B: (0, torch.tensor([0, 3]))}),
     ]
-    mean = scatter()(broadcast, parts)
+    mean = scatter()(broadcast, parts, PLAN)
     assert torch.equal(mean[B][0], other[B][0])
     assert torch.equal(mean[B][1], one[B][0])
     assert torch.equal(mean[B][2], broadcast[B][2])
@@ -62,14 +63,14 @@ def test_rows_that_were_removed_count_for_nothing() -> None:
 def test_columns_are_scattered_along_their_axis() -> None:
     broadcast = tensors(0)
     narrow = tensors(1) | {A: torch.ones(3, 2)}
-    mean = scatter()(broadcast, [contribution(narrow, 1.0, where={A: (1, torch.tensor([0, 4]))})])
+    mean = scatter()(broadcast, [contribution(narrow, 1.0, where={A: (1, torch.tensor([0, 4]))})], PLAN)
     assert torch.equal(mean[A][:, [0, 4]], torch.ones(3, 2))
     assert torch.equal(mean[A][:, 1:4], broadcast[A][:, 1:4])
 
 
 def test_a_weight_of_zero_owns_nothing() -> None:
     broadcast = tensors(0)
-    assert torch.equal(scatter()(broadcast, [contribution(tensors(1), 0.0)])[A], broadcast[A])
+    assert torch.equal(scatter()(broadcast, [contribution(tensors(1), 0.0)], PLAN)[A], broadcast[A])
 
 
 def pruned(heads: tuple[int, ...], scores: list[float], weight: float) -> Contribution:
@@ -81,11 +82,13 @@ def test_the_structure_is_what_matters_to_most() -> None:
     """As many as they have on average, rounded up; those with the highest weighted mean."""
     aggregate = scatter()
     assert aggregate.structure() is None
-    aggregate(tensors(0), [contribution(tensors(1), 1.0)])
+    aggregate(tensors(0), [contribution(tensors(1), 1.0)], PLAN)
     assert aggregate.structure() is None
-    aggregate(tensors(0), [pruned((0, 1), [0.9, 0.5, 0.0, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)])
+    aggregate(tensors(0), [pruned((0, 1), [0.9, 0.5, 0.0, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)], PLAN)
     assert aggregate.structure() == Kept(((0, 2),), ((0, 1),))  # 0.225, 0.125, 0.3, 0.15
-    aggregate(tensors(0), [pruned((0, 1, 2), [0.9, 0.5, 0.1, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)])
+    aggregate(
+        tensors(0), [pruned((0, 1, 2), [0.9, 0.5, 0.1, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)], PLAN
+    )
     assert aggregate.structure() == Kept(((0, 2, 3),), ((0, 1),))  # 2.25 heads
     again = scatter()
     again.load(aggregate.state())
@@ -95,5 +98,5 @@ def test_the_structure_is_what_matters_to_most() -> None:
 
 def test_unweighted_everyone_counts_alike() -> None:
     aggregate = scatter(weighted=False)
-    aggregate(tensors(0), [pruned((0, 1), [0.9, 0.5, 0.0, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)])
+    aggregate(tensors(0), [pruned((0, 1), [0.9, 0.5, 0.0, 0.0], 1.0), pruned((2, 3), [0.0, 0.0, 0.4, 0.2], 3.0)], PLAN)
     assert aggregate.structure() == Kept(((0, 1),), ((0, 1),))

@@ -9,7 +9,7 @@ import torch
 from cutlayer.policies.aggregate import Contribution, mean_per_block
 from cutlayer.policies.stack import begin_anew, stack
 from cutlayer.policies.svd import svd
-from factors import FULL, HEAD, A, B, adapter_of, contribution, mean_product, product
+from factors import FULL, HEAD, PLAN, A, B, adapter_of, contribution, mean_product, product
 
 GIVEN = [contribution(1, 2.0), contribution(4, 3.0), contribution(2, 5.0)]
 
@@ -30,7 +30,9 @@ def test_the_weight_is_in_a_alone() -> None:
 
 def test_it_is_flexlora_at_full_rank() -> None:
     """Invariant 5 of the founding papers."""
-    torch.testing.assert_close(product(svd()(adapter_of(7, 0), GIVEN)), product(stack(GIVEN)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        product(svd()(adapter_of(7, 0), GIVEN, PLAN)), product(stack(GIVEN)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_over_those_who_trained_a_module() -> None:
@@ -54,20 +56,20 @@ def test_a_stack_does_not_change_with_what_it_was_made_of() -> None:
 
 def test_fresh_factors() -> None:
     aggregate, broadcast = begin_anew(3), adapter_of(FULL, 0)
-    one, two = aggregate(broadcast, GIVEN), aggregate(broadcast, GIVEN)
+    one, two = aggregate(broadcast, GIVEN, PLAN), aggregate(broadcast, GIVEN, PLAN)
     for result in (one, two):
         assert list(result) == list(broadcast)
         assert torch.equal(result[B], torch.zeros(7, FULL))
         assert 0 < float(result[A].abs().max()) <= 1 / math.sqrt(9)
-        assert torch.equal(result[HEAD], mean_per_block()({HEAD: broadcast[HEAD]}, GIVEN)[HEAD])
+        assert torch.equal(result[HEAD], mean_per_block()({HEAD: broadcast[HEAD]}, GIVEN, PLAN)[HEAD])
     assert not torch.equal(one[A], two[A]), "another draw each round"
-    assert torch.equal(begin_anew(3)(broadcast, [])[A], one[A])
-    assert not torch.equal(begin_anew(4)(broadcast, [])[A], one[A])
+    assert torch.equal(begin_anew(3)(broadcast, [], PLAN)[A], one[A])
+    assert not torch.equal(begin_anew(4)(broadcast, [], PLAN)[A], one[A])
     assert aggregate.mixed_ranks
 
 
 def test_it_goes_on_from_its_state() -> None:
     aggregate, resumed, broadcast = begin_anew(3), begin_anew(3), adapter_of(FULL, 0)
-    aggregate(broadcast, GIVEN)
+    aggregate(broadcast, GIVEN, PLAN)
     resumed.load(aggregate.state())
-    assert torch.equal(resumed(broadcast, GIVEN)[A], aggregate(broadcast, GIVEN)[A])
+    assert torch.equal(resumed(broadcast, GIVEN, PLAN)[A], aggregate(broadcast, GIVEN, PLAN)[A])

@@ -8,7 +8,7 @@ import torch
 from cutlayer.policies.aggregate import Contribution, mean_per_block
 from cutlayer.policies.zero_pad import zero_pad
 from cutlayer.state import State
-from factors import FULL, HEAD, A, B, adapter_of, contribution, mean_product, product
+from factors import FULL, HEAD, PLAN, A, B, adapter_of, contribution, mean_product, product
 
 
 def padded(part: Contribution) -> Contribution:
@@ -27,8 +27,8 @@ GIVEN = [contribution(1, 2.0), contribution(4, 3.0), contribution(2, 5.0)]
 
 def test_it_is_the_mean_of_what_was_padded_by_hand() -> None:
     broadcast = adapter_of(FULL, 0)
-    result = zero_pad(by_norm=False)(broadcast, GIVEN)
-    expected = mean_per_block()(broadcast, [padded(part) for part in GIVEN])
+    result = zero_pad(by_norm=False)(broadcast, GIVEN, PLAN)
+    expected = mean_per_block()(broadcast, [padded(part) for part in GIVEN], PLAN)
     assert list(result) == list(broadcast)
     for name, value in expected.items():
         torch.testing.assert_close(result[name], value)
@@ -49,9 +49,9 @@ def test_the_norm_of_the_product_weighs() -> None:
     ]
     result = zero_pad(by_norm=True)(adapter_of(FULL, 0), GIVEN)
     for name in (A, B):
-        expected = mean_per_block()({name: adapter_of(FULL, 0)[name]}, by_hand)[name]
+        expected = mean_per_block()({name: adapter_of(FULL, 0)[name]}, by_hand, PLAN)[name]
         torch.testing.assert_close(result[name], expected)
-    assert torch.equal(result[HEAD], mean_per_block()({HEAD: torch.zeros(3)}, GIVEN)[HEAD]), "the head by samples"
+    assert torch.equal(result[HEAD], mean_per_block()({HEAD: torch.zeros(3)}, GIVEN, PLAN)[HEAD]), "the head by samples"
 
 
 def test_a_device_that_learnt_nothing_does_not_weigh_and_all_such_weigh_alike() -> None:
@@ -69,14 +69,14 @@ def test_a_device_that_learnt_nothing_does_not_weigh_and_all_such_weigh_alike() 
 def test_only_those_who_have_a_row_count_there() -> None:
     broadcast = adapter_of(FULL, 0)
     one, two = contribution(1, 2.0), contribution(3, 6.0)
-    result = zero_pad(by_norm=False, owners_only=True)(broadcast, [one, two])
+    result = zero_pad(by_norm=False, owners_only=True)(broadcast, [one, two], PLAN)
     torch.testing.assert_close(result[A][:1], 0.25 * one.adapter[A] + 0.75 * two.adapter[A][:1])
     torch.testing.assert_close(result[B][:, :1], 0.25 * one.adapter[B] + 0.75 * two.adapter[B][:, :1])
     assert torch.equal(result[A][1:3], two.adapter[A][1:]), "not diluted"
     assert torch.equal(result[B][:, 1:3], two.adapter[B][:, 1:])
     assert torch.equal(result[A][3:], broadcast[A][3:]), "nobody has this row"
     assert torch.equal(result[B][:, 3:], broadcast[B][:, 3:])
-    diluted = zero_pad(by_norm=False)(broadcast, [one, two])
+    diluted = zero_pad(by_norm=False)(broadcast, [one, two], PLAN)
     torch.testing.assert_close(diluted[A][1:3], 0.75 * two.adapter[A][1:])
     assert torch.equal(diluted[A][3:], torch.zeros(1, 9))
 
@@ -85,16 +85,16 @@ def test_it_is_the_mean_of_the_products_for_one_device_or_equal_a_only() -> None
     """Invariant 5 of the founding papers: A and B averaged separately are biased."""
     broadcast, pad = adapter_of(FULL, 0), zero_pad(by_norm=False)
     alone = [contribution(FULL, 2.0)]
-    torch.testing.assert_close(product(pad(broadcast, alone)), mean_product(alone))
+    torch.testing.assert_close(product(pad(broadcast, alone, PLAN)), mean_product(alone))
     different = [contribution(FULL, 1.0, seed=1), contribution(FULL, 2.0, seed=2)]
-    assert float((product(pad(broadcast, different)) - mean_product(different)).norm()) > 1.0
+    assert float((product(pad(broadcast, different, PLAN)) - mean_product(different)).norm()) > 1.0
     different[1].adapter[A].copy_(different[0].adapter[A])
-    torch.testing.assert_close(product(pad(broadcast, different)), mean_product(different), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(product(pad(broadcast, different, PLAN)), mean_product(different), rtol=1e-5, atol=1e-6)
 
 
 def test_what_nobody_trained_stays() -> None:
     broadcast = adapter_of(FULL, 0)
-    result = zero_pad()(broadcast, [])
+    result = zero_pad()(broadcast, [], PLAN)
     assert all(result[name] is value for name, value in broadcast.items())
     assert zero_pad().mixed_ranks
     assert zero_pad().state() == State()
