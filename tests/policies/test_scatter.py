@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from cutlayer.model.structure import IMPORTANCE, KEPT
 from cutlayer.policies.aggregate import Contribution, mean_per_block
 from cutlayer.policies.scatter import scatter
 from cutlayer.state import State
@@ -75,7 +76,10 @@ def test_a_weight_of_zero_owns_nothing() -> None:
 
 def pruned(heads: tuple[int, ...], scores: list[float], weight: float) -> Contribution:
     importance = {"0.heads": torch.tensor(scores), "0.channels": torch.tensor([1.0, 2.0])}
-    return contribution(tensors(1), weight, kept=Kept((heads,), ((0, 1),)), importance=importance)
+    kept = {"0.heads": torch.tensor(heads), "0.channels": torch.tensor([0, 1])}
+    facts = {f"{IMPORTANCE}{name}": value for name, value in importance.items()}
+    facts |= {f"{KEPT}{name}": value.int() for name, value in kept.items()}
+    return contribution(tensors(1), weight, facts=facts)
 
 
 def test_the_structure_is_what_matters_to_most() -> None:
