@@ -491,19 +491,21 @@ def _look(world: World, out: Path, result: Result) -> None:
     rounds = [row["round"] for row in rows]
     if result.outcome == "done" and rounds != list(range(ROUNDS)):
         result.problems.append(f"expected the rounds 0 to {ROUNDS - 1}, got {rounds}")
-    state = json.loads((out / "checkpoint" / "state.json").read_text()) if (out / "checkpoint").exists() else None
-    if state is None:
+    if not (out / "checkpoint").exists():
         return
+    state = json.loads((out / "checkpoint" / "state.json").read_text())["facts"]
+    server, done = state["server"], state["run"]["rounds_done"]
     counted = Counter[str]()
-    for row in rows[: state["rounds_done"]]:
+    for row in rows[:done]:
         counted.update({name: device["samples"] for name, device in row["devices"].items()})
     cursors = {}
     for name in world.data:
-        point = state["counted"].get(name)
+        point = server["ledger"]["counted"].get(name)
         (kept,) = (out.with_name(name) / "state").iterdir()
         folder = kept / ("start" if point is None else f"after-{point:06}")
-        cursors[name] = json.loads((folder / "state.json").read_text())["cursor"]
-        drawn_samples = cursors[name]["epoch"] * ROWS + cursors[name]["position"]
+        cursors[name] = json.loads((folder / "state.json").read_text())["facts"]["device"]
+        data = cursors[name]["data"]
+        drawn_samples = data["epoch"] * ROWS + data["position"]
         if drawn_samples != counted[name]:
             result.problems.append(f"device {name}: {counted[name]} samples counted, {drawn_samples} drawn")
         result.facts[f"moments of {name}"] = sha256(folder / "tensors.safetensors")
@@ -512,13 +514,13 @@ def _look(world: World, out: Path, result: Result) -> None:
         "adapter": sha256(adapter) if adapter.exists() else "",
         "checkpoint": sha256(out / "checkpoint" / "tensors.safetensors"),
         "cursors": cursors,
-        "counted": state["counted"],
-        "folds held": state["folds_held"],
-        "policies": state["round_state"],
+        "counted": server["ledger"]["counted"],
+        "folds held": server["folds"]["held"],
+        "policies": state["method"],
         "history": [
             {"round": row["round"], "device": name}
             | {key: device[key] for key in ("steps", "samples", "weight", "loss", "late", "cut")}
-            for row in rows[: state["rounds_done"]]
+            for row in rows[:done]
             for name, device in row["devices"].items()
         ],
         "losses": [row.get("validation") for row in rows],

@@ -25,11 +25,10 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +36,7 @@ from rich.table import Table
 from cutlayer.files import write_atomically
 from cutlayer.fleet.profile import DeviceProfile, Fleet, load_fleet
 from cutlayer.policies.order import ORDERS, Job, Order, carlier, order_by_name, simulate
+from cutlayer.state import State
 
 HIDDEN, NUM_BLOCKS, BATCH, TOKENS, RANK = 768, 12, 16, 128, 16
 BLOCK_FLOPS = BATCH * TOKENS * (24 * HIDDEN**2 + 4 * TOKENS * HIDDEN + 16 * HIDDEN * RANK)
@@ -75,11 +75,11 @@ class Timed:
         self.seconds += time.perf_counter() - began
         return job
 
-    def state_dict(self) -> dict[str, Any]:
-        return self.order.state_dict()
+    def state(self) -> State:
+        return self.order.state()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.order.load_state_dict(state)
+    def load(self, state: State) -> None:
+        self.order.load(state)
 
 
 def device_job(device: DeviceProfile, cut: int, server_flops: float, backward: float) -> Job:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cutlayer.device.device import Device
+from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.model.base import Base
@@ -12,6 +11,7 @@ from cutlayer.model.cost import CostModel
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.state import State
 from cutlayer.types import Batch, Event
 from jobs import LEARNING_RATE, Job
 
@@ -30,11 +30,11 @@ class Cycle:
         self._next += 1
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"next": self._next}
+    def state(self) -> State:
+        return State({"next": self._next})
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._next = state["next"]
+    def load(self, state: State) -> None:
+        self._next = state.facts["next"]
 
 
 def equal_fleet(num_devices: int) -> Fleet:
@@ -73,7 +73,7 @@ def make_server(job: Job, base: Base, costs: CostModel, fleet: Fleet) -> Server:
 def make_device(profile: DeviceProfile, base: Base, costs: CostModel, batches: list[Batch]) -> Device:
     """One device of that run."""
     settings = TrainSettings(OptimizerSettings())
-    return Device(profile.name, base, Cycle(batches), _machine(profile), costs, settings)
+    return Device(profile.name, base, Cycle(batches), _machine(profile), costs, settings, SHAPE)
 
 
 def _machine(profile: DeviceProfile | ServerProfile) -> ModelledMachine:

@@ -291,7 +291,8 @@ def late(base: Base, seconds: float) -> Played:
     method = build_method("memsfl", {"cut": 2}, 0)
     more: dict[str, Any] = {"stragglers": deadline(seconds, "use"), "stores": stores, "micro_batches": 4}
     played = play(base, method, slow_link(), streams, rounds=1, local_steps=3, **more)
-    played.rows[0]["cursor"] = stores["device-0"].load(0).cursor["next"]
+    data = stores["device-0"].load(0).branch("device").branch("data")
+    played.rows[0]["cursor"] = data.facts["next"]
     return played
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import cutlayer.run.simulated as simulation
 import cutlayer.sealed as sealed
 from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import CheckpointError
+from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE
+from cutlayer.policies.scope import personal_below_the_cut
 from cutlayer.report.progress import NoProgress
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.state import State
 from cutlayer.types import Event
 
@@ -199,6 +202,28 @@ def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -
         run(config, StopAt(events // 3), resume=True)
     run(config, resume=True)
     assert result_of(tmp_path / "stopped") == expected
+
+
+def test_prefixes_of_their_own(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device has what it holds for itself, and gathers momentum there and above: no method of the table does."""
+
+    def method_with_prefixes(config: RunConfig) -> Method:
+        return replace(method_of(config), scope=personal_below_the_cut)
+
+    monkeypatch.setattr(simulation, "method_of", method_with_prefixes)
+    options = ("method.momentum=0.5", "train.late=use", "train.stragglers=quorum:0.7")
+    run(config_for(inputs, tmp_path / "whole", *options))
+    expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
+    own = [content for name, content in expected["adapters"].items() if name.endswith(".safetensors")]
+    assert len(set(own)) == len(own) > 1
+    for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):
+        config = config_for(inputs, tmp_path / f"stopped-{number}", *options)
+        with pytest.raises(Stopped):
+            run(config, StopAt(stop))
+        run(config, resume=True)
+        found = result_of(Path(config.out))
+        assert sorted(found.pop("events").splitlines()) == sorted(expected["events"].splitlines())
+        assert found == {name: value for name, value in expected.items() if name != "events"}
 
 
 @pytest.mark.parametrize("method", ["legend", "reindsplit"])

@@ -132,8 +132,8 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
 
 def test_a_method_option_reaches_the_method(world: World) -> None:
     assert run("train", *world.classification(), "-o", "method.cut=2", "-o", "method.order=fifo").code == 0
-    steps = json.loads((world.out / "checkpoint" / "state.json").read_text())["totals"]["cuts"]
-    assert steps == {"slow": 2, "quick": 2}
+    facts = json.loads((world.out / "checkpoint" / "state.json").read_text())["facts"]
+    assert facts["run"]["cuts"] == {"slow": 2, "quick": 2}
 
 
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from bases import open_base
 from commands import FLEET, World, run
 from cutlayer.config import read_config
-from cutlayer.methods.table import TABLE
+from cutlayer.fleet.machine import ModelledMachine, Work
+from cutlayer.methods.table import TABLE, build_method
+from cutlayer.model.adapter import LoraSettings
 from cutlayer.policies.plan import make_plan
 from cutlayer.run.inputs import method_of, prepare
 from cutlayer.run.loop import Logbook
@@ -17,6 +24,7 @@ from cutlayer.run.rehearsed import rehearse
 from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
+from cutlayer.testing.playground import fleet_of, play, streams_for
 
 
 @pytest.mark.parametrize("method", TABLE)
@@ -97,3 +105,43 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     owners = ("slow", "quick") if method in ("memsfl", "reindsplit", "sfl_v1") else (SHARED,)
     assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
     assert inputs.base.weights.bytes_read == 0
+
+
+@pytest.mark.parametrize("method", TABLE)
+def test_each_piece_of_work_says_what_it_would_return(
+    method: str, tiny_model: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In kind, shape and dtype: so a rehearsal says what a round would, and knows of no method."""
+    pieces = 0
+
+    class Comparing(ModelledMachine):
+        async def run(self, fn: Callable[[], Any], *, like: Callable[[], Any], **facts: Any) -> Any:
+            def work() -> Any:
+                nonlocal pieces
+                pieces += 1
+                likeness, result = like(), fn()
+                assert kind_of(likeness) == kind_of(result), facts
+                return result
+
+            return await super().run(work, like=like, **facts)
+
+        async def run_in_turn(self, works: Sequence[Work], **facts: Any) -> list[Any]:
+            results = await super().run_in_turn(works, **facts)
+            for work, result in zip(works, results, strict=True):
+                assert kind_of(work.like()) == kind_of(result), work.what
+            return results
+
+    monkeypatch.setattr("cutlayer.testing.playground.ModelledMachine", Comparing)
+    base = open_base(tiny_model("bert", "classification"), "classification", lora=LoraSettings(targets=("all-linear",)))
+    fleet = fleet_of(3)
+    play(base, build_method(method, {}, seed=0), fleet, streams_for(fleet, "classification", steps=4))
+    assert pieces > 0
+
+
+def kind_of(value: object) -> object:
+    """What a message that carries it would be like."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, tuple | list):
+        return type(value), [kind_of(part) for part in value]
+    return type(value)

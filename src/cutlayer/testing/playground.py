@@ -282,6 +282,8 @@ class Played:
     streams: Mapping[str, ListedBatches] = field(default_factory=dict)
     sent_up: list[Message] = field(default_factory=list)
     sent_down: list[Message] = field(default_factory=list)
+    views: Mapping[str, Adapter] = field(default_factory=dict)
+    """By device, the adapter as it is to this device at the end; none where all share one."""
 
 
 def play(
@@ -398,7 +400,8 @@ def play(
                     committing.attach(device, device_end)
                 tasks.create_task(device.converse(device_end))
             await coordinator.run()
-        views = list(server.adapters.views().values())
+        happened.views = server.adapters.views()
+        views = list(happened.views.values())
         happened.adapter = views[0] if len(fleet.devices) == len(views) == 1 else server.exported()
 
     run_virtual(run())
