@@ -496,6 +496,13 @@ def shape_of(plan: DevicePlan) -> Any:
     return local if plan.head else split
 
 
+SHAPES: dict[Any, Any] = {
+    Repeat: stream,
+    Directions: hybrid,
+    Prune: pruned,
+    SelfPrune: shrinking,
+    Queries: queries,
+}
 SERVER = ServerProfile(flops_per_second=1e12, efficiency=1.0, memory_bytes=2**34)
 PROFILE = DeviceProfile(
     name=DEVICE,
