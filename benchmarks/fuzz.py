@@ -28,10 +28,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from cutlayer.device.shape import Shape
+from cutlayer.device.talks.hybrid import SLOPES
+from cutlayer.device.talks.pruned import CHANGE
+from cutlayer.device.talks.queries import moved_shapes
+from cutlayer.device.talks.shrinking import RANKS_LEFT
 from cutlayer.errors import DivergedError, MalformedMessage, Refused
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
+from cutlayer.gate.forms import ScriptOf
 from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.model.adapter import LoraSettings
@@ -39,19 +45,26 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import cost_model
 from cutlayer.model.structure import units_by_name
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression, what_is_left
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression
+from cutlayer.policies.directions import Directions
+from cutlayer.policies.prune import Prune
+from cutlayer.policies.queries import Queries
+from cutlayer.policies.repeat import Repeat
+from cutlayer.policies.self_prune import SelfPrune
 from cutlayer.report.summary import peak_memory_bytes
+from cutlayer.rounds import hybrid, local, pruned, queries, shrinking, split, stream
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
 from cutlayer.server.steps.train import answer, train
-from cutlayer.types import DevicePlan, Kept, RoundPlan
+from cutlayer.types import Adapter, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import DTYPES, decode, encode
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import (
     Activations,
     Assignment,
+    Facts,
     Gradients,
     Measured,
     Message,
@@ -80,6 +93,8 @@ class Scene:
       frame: the honest message, as it travels.
       codecs: how it is packed.
       server: who would train on it.
+      script: what the shape of the round lets a device send.
+      shape: its other end.
     """
 
     base: Base
@@ -88,6 +103,8 @@ class Scene:
     frame: bytes
     codecs: Compression
     server: Server
+    script: ScriptOf
+    shape: Shape
 
 
 @dataclass
@@ -165,6 +182,7 @@ def received(scene: Scene, frame: bytes) -> Message:
         longest_tokens=LONGEST,
         compression=scene.codecs,
         holds=lambda _device, row: row < 4,
+        script=scene.script,
     )
     transport = Canned(guard)
     link = guarded(transport, guard, lambda inner: compressed(scene, inner))
@@ -182,7 +200,7 @@ def compressed(scene: Scene, link: Link) -> Link:
         scene.codecs,
         hidden_size=int(scene.base.config.hidden_size),
         dtype=scene.base.dtype,
-        started_from=what_is_left(scene.base),
+        started_from=scene.shape.started_from(scene.base),
     )
 
 
@@ -359,31 +377,41 @@ CHANGES: list[Change] = [*CRUDE, *[_numbers, _tensor, _header] * 4]
 def make_scenes() -> list[Scene]:
     """Every kind of message that a device sends, at every point where it may, packed and not."""
     rows_B = torch.arange(4, dtype=torch.int32)
-    split = DevicePlan(DEVICE, cut=2, batch_size=4, local_steps=2)
+    cut = DevicePlan(DEVICE, cut=2, batch_size=4, local_steps=2)
+    keeping, looking = cut.having(Repeat()), cut.having(Directions(2, 1e-3, 1.0))
     whole = DevicePlan(DEVICE, cut=3, batch_size=4, local_steps=2, head=True)
+    shrunk = replace(whole, ranks=(8,) * 3).having(SelfPrune((4,) * 3))
+    alone = (whole, whole.having(Prune(0.5)), shrunk, whole.having(Queries(2, 1e-2, "dual")))
     scenes = []
     for task in ("causal-lm", "classification"):
         world = World(task)
-        first, second = world.activations(split, 0), world.activations(split, 1, rows_B=rows_B)
-        recall, closing = Recall(RUN, 0, 1, DEVICE, rows_B, LONGEST), world.update(split, 2 * first.weight)
-        pruned = replace(whole, prune=0.5, score=True)
-        shrunk = replace(whole, ranks=(8,) * 3, prune_to=(4,) * 3)
+        first, second = world.activations(cut, 0), world.activations(cut, 1)
+        named = [replace(batch, rows_B=rows_B) for batch in (first, second)]
+        recall, closing = Recall(RUN, 0, 1, DEVICE, rows_B, LONGEST), world.update(cut, 2 * first.weight)
+        slopes = [Facts(RUN, 0, step, DEVICE, {SLOPES: torch.tensor([0.5, -2.0])}) for step in range(2)]
         events_E6 = torch.tensor([[0.0, 1.0, 1, 0, 1e9, 0]], dtype=torch.float64)
         measured = Measured(RUN, 0, DEVICE, ("forward",), events_E6)
         for name in ("none", "int8", "topk:0.25"):
             codecs = compression(activations=name, gradients=name, adapters=name)
-            packed = [replace(a, h_BTD=codecs.activations.pack(a.h_BTD)) for a in (first, second)]
+            one, two, kept, more = (
+                replace(batch, h_BTD=codecs.activations.pack(batch.h_BTD)) for batch in (first, second, *named)
+            )
             scenes += [
-                world.scene(split, (), packed[0], codecs),
-                world.scene(split, (packed[0],), packed[1], codecs),
-                world.scene(split, (packed[0],), recall, codecs),
-                world.scene(split, tuple(packed), world.packed(closing, codecs), codecs),
-                world.scene(split, tuple(packed), measured, codecs),
+                world.scene(cut, (), one, codecs),
+                world.scene(cut, (one,), two, codecs),
+                world.scene(cut, (one, two), world.packed(closing, codecs), codecs),
+                world.scene(cut, (one, two), measured, codecs),
+                world.scene(keeping, (), kept, codecs),
+                world.scene(keeping, (kept,), more, codecs),
+                world.scene(keeping, (kept,), recall, codecs),
+                world.scene(looking, (one,), slopes[0], codecs),
+                world.scene(looking, (one, slopes[0]), two, codecs),
+                world.scene(looking, (one, slopes[0], two, slopes[1]), replace(closing, adapter={}), codecs),
             ]
-            for plan in (whole, pruned, shrunk):
+            for plan in alone:
                 scenes.append(world.scene(plan, (), world.packed(world.update(plan, 8), codecs), codecs))
         answer = Gradients(RUN, 0, 0, DEVICE, torch.zeros(4, LONGEST, 16), 0.5)  # which only a server says
-        scenes.append(world.scene(split, (), answer, UNCOMPRESSED))
+        scenes.append(world.scene(cut, (), answer, UNCOMPRESSED))
     return scenes
 
 
@@ -415,7 +443,9 @@ class World:
         return self.server.assignment(plan)
 
     def scene(self, plan: DevicePlan, before: tuple[Message, ...], message: Message, codecs: Compression) -> Scene:
-        return Scene(self.base, self.assignment(plan), before, encode(message), codecs, self.server)
+        shape = shape_of(plan)
+        frame = encode(message)
+        return Scene(self.base, self.assignment(plan), before, frame, codecs, self.server, shape.script, shape.SHAPE)
 
     def activations(self, plan: DevicePlan, step: int, **fields: Any) -> Activations:
         shape = (plan.batch_size, LONGEST)
@@ -428,16 +458,21 @@ class World:
 
     def update(self, plan: DevicePlan, weight: int) -> Update:
         """Where the device prunes, as if its first units were left."""
-        adapter, structure = dict(self.assignment(plan).adapter), {}
-        if plan.prune:
-            heads, channels = (tuple(range(number)) for number in self.base.structure.left(plan.prune))
+        adapter, facts = dict(self.assignment(plan).adapter), Adapter()
+        if prune := plan.clause(Prune):
+            heads, channels = (tuple(range(number)) for number in self.base.structure.left(prune.ratio))
             kept = Kept((heads,) * 3, (channels,) * 3)
             adapter = self.base.structure.slice_all(adapter, kept)
             scores = {name: torch.ones(self.base.structure.count(name)) for name, _ in units_by_name(kept)}
-            structure = self.base.structure.to_tensors(kept, scores)
-        adapter = self.base.at_ranks(adapter, plan.prune_to)
+            facts = {CHANGE: torch.ones((), dtype=torch.float64), **self.base.structure.to_tensors(kept, scores)}
+        elif may := plan.clause(SelfPrune):
+            adapter = self.base.at_ranks(adapter, may.ranks)
+            facts = {RANKS_LEFT: torch.tensor(may.ranks, dtype=torch.int32)}
+        elif plan.clause(Queries):
+            moved = moved_shapes({name: tuple(value.shape) for name, value in adapter.items()})
+            adapter = {name: adapter[name] for name in moved}
         alone = (2, 8, weight, 0.7) if plan.head else (0, 8, weight, 0.0)
-        return Update(RUN, 0, DEVICE, adapter, *alone, 1.0, structure=structure, ranks_left=plan.prune_to)
+        return Update(RUN, 0, DEVICE, adapter, *alone, 1.0, facts)
 
     def packed(self, update: Update, codecs: Compression) -> Update:
         """With differences of nothing: an update is what changed."""
@@ -447,6 +482,27 @@ class World:
         return replace(update, adapter={name: codecs.update.pack(value) for name, value in zeros.items()})
 
 
+def shape_of(plan: DevicePlan) -> Any:
+    """The module of a shape in which such a plan is made: its script, and its other end."""
+    for clause, shape in {
+        Repeat: stream,
+        Directions: hybrid,
+        Prune: pruned,
+        SelfPrune: shrinking,
+        Queries: queries,
+    }.items():
+        if plan.clause(clause):
+            return shape
+    return local if plan.head else split
+
+
+SHAPES: dict[Any, Any] = {
+    Repeat: stream,
+    Directions: hybrid,
+    Prune: pruned,
+    SelfPrune: shrinking,
+    Queries: queries,
+}
 SERVER = ServerProfile(flops_per_second=1e12, efficiency=1.0, memory_bytes=2**34)
 PROFILE = DeviceProfile(
     name=DEVICE,

@@ -48,7 +48,7 @@ from cutlayer.server.server import Server
 from cutlayer.server.steps.train import train
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
-from cutlayer.wire.messages import Activations, Assignment, Gradients, Update
+from cutlayer.wire.messages import Activations, Assignment, Update
 from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches
 from models import model_folder
 from simulated import RUN, equal_fleet, make_device, make_server
@@ -130,7 +130,7 @@ async def _hold_round(server: Server, plan: RoundPlan, job: Job) -> None:
         adapter = split_adapter(server.adapter, server.base.device_names(device.cut))
         trained = {name: value.clone() for name, value in adapter.items()}
         server.accept(Update(RUN, 0, device.device, trained, 0, job.num_samples, job.num_samples, 0.0, 0.0))
-    server.adapter = mean_per_block()(server.adapter, server.contributions())
+    server.adapter = mean_per_block()(server.adapter, server.contributions(), plan)
 
 
 def some_moments(adapter: Adapter) -> Adapter:
@@ -216,9 +216,9 @@ def _train_device(job: Job, blocks: int, device: str) -> int:
 
     async def steps() -> None:
         for step in range(STEPS):
-            player.draw()
-            sent = await player.forward(step)
-            await player.backward(Gradients(RUN, 0, step, profile.name, torch.randn_like(sent.h_BTD), 0.0))
+            batch = player.draw()
+            h_BTD = await player.bottom(batch, step)
+            await player.back(batch, h_BTD, torch.randn_like(h_BTD), step, moves=True)
 
     run_virtual(steps())
     return costs.device(plan, job.num_samples, job.num_tokens).memory_bytes

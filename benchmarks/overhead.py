@@ -27,7 +27,6 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from cutlayer.device.conversations import up_and_down
 from rich.table import Table
 
 from cutlayer.fleet.clock import run_virtual
@@ -98,7 +97,7 @@ class SplitRun:
 
     async def __aenter__(self) -> SplitRun:
         device_end, self._link = modelled_link(self._profile, forget)
-        self._task = asyncio.create_task(up_and_down(device_end, self._device))
+        self._task = asyncio.create_task(self._device.converse(device_end))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
@@ -110,7 +109,7 @@ class SplitRun:
         """One round over all batches, from its plan to its aggregate; returns the mean loss."""
         plan = RoundPlan(self._rounds, (self._plan,))
         contributions = await self._round.server_end(self.server, {self._profile.name: self._link}, plan)
-        self.server.adapter = self._aggregate(self.server.adapter, contributions)
+        self.server.adapter = self._aggregate(self.server.adapter, contributions, plan)
         self._rounds += 1
         return self.server.ledger.take_tallies()[self._profile.name].loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cutlayer.device.device import Device
+from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.model.base import Base
@@ -72,7 +73,7 @@ def make_server(job: Job, base: Base, costs: CostModel, fleet: Fleet) -> Server:
 def make_device(profile: DeviceProfile, base: Base, costs: CostModel, batches: list[Batch]) -> Device:
     """One device of that run."""
     settings = TrainSettings(OptimizerSettings())
-    return Device(profile.name, base, Cycle(batches), _machine(profile), costs, settings)
+    return Device(profile.name, base, Cycle(batches), _machine(profile), costs, settings, SHAPE)
 
 
 def _machine(profile: DeviceProfile | ServerProfile) -> ModelledMachine:

@@ -268,3 +268,155 @@ def test_the_constraints_hold_every_dependency() -> None:
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# ------------------------------------------------------------------ what knows no method, and who keeps what
+
+GENERIC = (
+    "gate/guard.py",
+    "gate/forms.py",
+    "gate/guarded.py",
+    "model/cost.py",
+    "run/rehearsed.py",
+    "server/checkpoint.py",
+    "server/share.py",
+    "state.py",
+    "sealed.py",
+)
+"""What every shape and every method goes through, and none of them may change."""
+KEPT_APART = {"rounds/round.py", "rounds/patience.py", "rounds/turn.py", "methods/method.py", "methods/source.py"}
+"""In the rooms of shapes and methods, what is of no shape and no method."""
+
+
+def shapes() -> set[str]:
+    """By the files of their two ends."""
+    ends = {path.stem for path in (SOURCE / "device" / "talks").glob("*.py")}
+    rounds = {str(path.relative_to(SOURCE)) for path in (SOURCE / "rounds").glob("*.py")} - KEPT_APART
+    return (ends | {Path(path).stem for path in rounds}) - {"__init__"}
+
+
+def clauses() -> set[str]:
+    """The classes of the package that are a clause."""
+    trees = [ast.parse((SOURCE / module).read_text()) for module in modules()]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {node.name for node in classes if any(isinstance(b, ast.Name) and b.id == "Clause" for b in node.bases)}
+
+
+def words_of(tree: ast.Module) -> Iterator[str]:
+    """The texts and names in a file's code: no docstring, no comment."""
+    told = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            told.add(node.value)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in told:
+            yield node.value
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield node.name
+
+
+def test_shapes_clauses_and_methods_are_found() -> None:
+    assert {"split", "stream", "relay", "local", "pruned", "hybrid"} <= shapes()
+    assert {"Prune", "Repeat", "SelfPrune", "Trains", "Directions", "Queries"} <= clauses()
+
+
+@pytest.mark.parametrize("module", GENERIC)
+def test_what_is_for_all_methods_knows_none(module: str) -> None:
+    """It imports no method and no end of a shape, and no word of its code is the name of a method, shape or clause."""
+    names = set(imports_of(Path(module)))
+    rooms = ("cutlayer.methods.", "cutlayer.device.talks")
+    ends = {name for name in names if name.startswith(rooms) and not name.startswith("cutlayer.methods.method.")}
+    ends |= {name for name in names if name.startswith("cutlayer.rounds.") and name.split(".")[2] in shapes()}
+    assert not ends, f"{module} imports {sorted(ends)}"
+    known = shapes() | clauses() | set(TABLE)
+    tree = ast.parse((SOURCE / module).read_text())
+    assert not known.intersection(words_of(tree)), f"{module} knows {sorted(known.intersection(words_of(tree)))}"
+
+
+def attributes_of(node: ast.AST) -> set[str]:
+    """The names that classes in it define: methods, fields, and what they assign to themselves."""
+    found = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.ClassDef):
+            found |= {n.name for n in inner.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
+            found |= {
+                n.target.id for n in inner.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+            }
+            found |= {
+                t.id for n in inner.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+            }
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Attribute) and is_oneself(inner.value) and isinstance(inner.ctx, ast.Store):
+            found.add(inner.attr)
+    return found
+
+
+def is_oneself(node: ast.expr) -> bool:
+    """Whether this is `self`, `cls` or `super()`."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id == "super"
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def keepers() -> Iterator[ast.ClassDef]:
+    """The classes that keep something that outlives a round."""
+    for module in modules():
+        for node in ast.walk(ast.parse((SOURCE / module).read_text())):
+            if isinstance(node, ast.ClassDef):
+                methods = {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+                if {"state", "load"} <= methods and node.name not in ("Keeper", "Stateless"):
+                    yield node
+
+
+OF_OTHERS = {
+    *("_parameters", "_buffers", "_init_weights", "_model_mapping", "_is_view"),  # torch, transformers
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
+    "_log_softmax_backward_data",
+    "_replace",  # of a named tuple
+    "_private",  # ray
+    "_exit",  # os
+}
+"""Names with an underscore that other packages have no public ones for."""
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_nobody_reaches_into_anothers_private_state(module: Path) -> None:
+    """A name with an underscore is used on oneself, or on an object whose class is in the same file."""
+    tree = ast.parse((SOURCE / module).read_text())
+    own = attributes_of(tree) | OF_OTHERS
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr) and not is_oneself(node.value)
+    }
+    assert not used - own, f"{module} uses {sorted(used - own)} of other modules' objects"
+
+
+HANDED = {
+    ("rounds/relay.py", "adapter"): "each device's turn begins from where the one before left off",
+    ("run/served.py", "forecast"): "of the devices that have come, which nobody knows before",
+    ("server/server.py", "shared"): "the adapters are the server's, in whose state theirs is a branch",
+    ("device/commit.py", "before_round"): "whoever keeps a device's commit points goes back to them",
+}
+"""The only public attributes of keepers that others set, and why."""
+
+
+def test_only_its_keeper_writes_what_outlives_a_round() -> None:
+    """Whatever a class with `state` and `load` has, only it sets; but for a few, and these in one place."""
+    kept = {name for keeper in keepers() for name in attributes_of(keeper) if not name.startswith("_")}
+    assert {"shared", "trainable", "sums"} <= kept, "the walk found the keepers"
+    written = set()
+    for module in modules():
+        if room_of(module) == "testing":
+            continue
+        tree = ast.parse((SOURCE / module).read_text())
+        own = {name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for name in attributes_of(node)}
+        for node in ast.walk(tree):
+            if not (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)):
+                continue
+            if node.attr in kept and not is_oneself(node.value) and node.attr not in own:
+                written.add((module.as_posix(), node.attr))
+    assert written == HANDED.keys()

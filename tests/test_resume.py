@@ -23,7 +23,7 @@ from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE
 from cutlayer.policies.scope import personal_below_the_cut
 from cutlayer.report.progress import NoProgress
-from cutlayer.run.inputs import prepare
+from cutlayer.run.inputs import method_of, prepare
 from cutlayer.state import State
 from cutlayer.types import Event
 
@@ -208,7 +208,7 @@ def test_prefixes_of_their_own(inputs: Path, tmp_path: Path, monkeypatch: pytest
     """Each device has what it holds for itself, and gathers momentum there and above: no method of the table does."""
 
     def method_with_prefixes(config: RunConfig) -> Method:
-        return replace(whole_run.method_of(config), scope=personal_below_the_cut)
+        return replace(method_of(config), scope=personal_below_the_cut)
 
     monkeypatch.setattr(simulation, "method_of", method_with_prefixes)
     options = ("method.momentum=0.5", "train.late=use", "train.stragglers=quorum:0.7")

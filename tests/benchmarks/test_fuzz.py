@@ -26,7 +26,7 @@ def test_honest_frames_pass(scenes: list[fuzz.Scene]) -> None:
             outcomes.append(type(fuzz.received(scene, scene.frame)).__name__)
         except Refused as error:
             outcomes.append(error.reason)
-    assert set(outcomes) == {"Activations", "Recall", "Measured", "Update", "wrong-kind"}
+    assert set(outcomes) == {"Activations", "Recall", "Facts", "Measured", "Update", "wrong-kind"}
     assert outcomes.count("wrong-kind") == 2  # what only a server says, in two worlds
 
 
