@@ -371,7 +371,8 @@ def keepers() -> Iterator[ast.ClassDef]:
 
 
 OF_OTHERS = {
-    *("_parameters", "_buffers", "_init_weights", "_model_mapping", "_is_view"),  # torch, transformers
+    *("_parameters", "_buffers", "_init_weights", "_model_mapping", "_is_view", "_cdata"),  # torch, transformers
+    *("_when", "_scheduled"),  # asyncio's timers
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
     "_log_softmax_backward_data",
@@ -398,6 +399,8 @@ def test_nobody_reaches_into_anothers_private_state(module: Path) -> None:
 HANDED = {
     ("rounds/relay.py", "adapter"): "each device's turn begins from where the one before left off",
     ("run/served.py", "forecast"): "of the devices that have come, which nobody knows before",
+    ("run/workers/worker.py", "forecast"): "the same, in a worker",
+    ("run/workers/switchboard.py", "here"): "of a member; a keeper has an attribute of the same name",
     ("server/server.py", "shared"): "the adapters are the server's, in whose state theirs is a branch",
     ("device/commit.py", "before_round"): "whoever keeps a device's commit points goes back to them",
 }
