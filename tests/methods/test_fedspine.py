@@ -15,11 +15,13 @@ import yaml
 
 from bases import open_base
 from commands import FLEET, World, run
+from cutlayer.device.talks.pruned import structure_in
 from cutlayer.errors import ConfigError
 from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.part import WholePart
+from cutlayer.policies.prune import Prune
 from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.testing.tiny import BLOCKS, reviews, save_tiny_model, save_tiny_tokenizer, write_jsonl
 from cutlayer.types import Adapter
@@ -61,17 +63,18 @@ def test_structures_only_shrink_and_reach_the_target(base: Base) -> None:
     for name in ("device-0", "device-1", "device-2"):
         updates = [m for m in result.sent_up if isinstance(m, Update) and m.device == name]
         plans = [m.plan for m in result.sent_down if isinstance(m, Assignment) and m.device == name]
-        kept = [structure.from_tensors(update.structure, name)[0] for update in updates]
+        kept = [structure.from_tensors(structure_in(update.facts), name)[0] for update in updates]
         assert kept[0] == structure.everything
         for before, after in pairwise(kept):
             for units, fewer in zip((*before.heads, *before.channels), (*after.heads, *after.channels), strict=True):
                 assert set(fewer) <= set(units)
-        for plan, now in zip(plans, kept, strict=True):
+        ratios = [prune.ratio for plan in plans if (prune := plan.clause(Prune))]
+        for ratio, now in zip(ratios, kept, strict=True):
             assert {(len(h), len(c)) for h, c in zip(now.heads, now.channels, strict=True)} == {
-                structure.left(plan.prune)
+                structure.left(ratio)
             }
-        assert [plan.prune for plan in plans] == sorted(plan.prune for plan in plans)
-        assert plans[-1].prune == 0.5
+        assert ratios == sorted(ratios)
+        assert ratios[-1] == 0.5
         seen.add(kept[-1])
         for update, now in zip(updates, kept, strict=True):
             for tensor_name, value in update.adapter.items():
@@ -100,7 +103,7 @@ def test_every_entry_is_averaged_over_its_owners(base: Base) -> None:
     for name in (n for n in base.shapes if ".lora_" in n):
         rows: dict[tuple[int, int], list[tuple[float, float]]] = {}
         for update in last:
-            kept, _ = base.structure.from_tensors(update.structure, update.device)
+            kept, _ = base.structure.from_tensors(structure_in(update.facts), update.device)
             place = base.structure.where(name, kept)
             value = update.adapter[name]
             positions: list[list[int]] = [list(range(size)) for size in value.shape]
