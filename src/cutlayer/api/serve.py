@@ -68,9 +68,11 @@ def serve(
       >>> from cutlayer import serve
       >>> from cutlayer.testing.tiny import save_inputs
       >>> here = save_inputs(Path(tempfile.mkdtemp()), rows=24)  # a tiny model, and texts to classify
+      >>> started = []
       >>> def start_a_device(port: int) -> None:
       ...     words = ["join", f"127.0.0.1:{port}", "--name", "pi-1", "--data", here / "data", "--folder", here / "pi"]
-      ...     subprocess.Popen([sys.executable, "-m", "cutlayer", *words], stderr=subprocess.DEVNULL)
+      ...     command = [sys.executable, "-m", "cutlayer", *words]
+      ...     started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
       >>> outcome = serve(
       ...     model=here / "model",
       ...     data={"path": here / "data", "max_length": 16},
@@ -79,8 +81,8 @@ def serve(
       ...     on_listening=start_a_device,
       ...     out=here / "run",
       ... )
-      >>> [list(row["devices"]) for row in outcome.rows]
-      [['pi-1']]
+      >>> [list(row["devices"]) for row in outcome.rows], started[0].wait()
+      ([['pi-1']], 0)
     """
     config = config_from(run, sections, "serve")
     work = serving(

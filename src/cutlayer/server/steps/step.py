@@ -40,9 +40,9 @@ class ServerStep(Keeper, Protocol):
       ...         await self._step(server, arrivals, told)
       >>> step: ServerStep = Told()
       >>> method = Method((everyone(), cut_at(1)), split(server_step=step), mean_per_block())
-      >>> _ = played(method, num_devices=2, rounds=1, local_steps=1)
-      device-0 0
+      >>> _ = played(method, num_devices=2, rounds=1, local_steps=1)  # device-1 is the faster one
       device-1 0
+      device-0 0
     """
 
     owner: Owner
