@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bases import moved_adapter, open_base, settings_for
+from cutlayer.device.shape import shape_by_name
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base
-from cutlayer.model.cost import BYTES_PER_TRAINABLE, FUSED_ATTENTION, HEAP_SLACK, TRANSIENTS, CostModel, cost_model
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.cost import (
+    BYTES_PER_TRAINABLE,
+    FUSED_ATTENTION,
+    HEAP_SLACK,
+    TRANSIENTS,
+    CostModel,
+    ShapedCosts,
+    cost_model,
+)
 from cutlayer.model.part import Part, model_inputs
+from cutlayer.policies.prune import Prune
 from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Cost, DevicePlan, Kept
 
@@ -31,10 +41,15 @@ def at(cut: int) -> DevicePlan:
     return DevicePlan("somebody", cut)
 
 
+def shaped(settings: ModelSettings, shape: str = "split") -> ShapedCosts:
+    """What steps of rounds of this shape cost."""
+    return cost_model(settings).of(shape_by_name(shape).flow)
+
+
 @pytest.fixture
-def costs(tiny_model: ModelMaker) -> Callable[[str, str], CostModel]:
-    """The cost model of a tiny model, counted once for all tests."""
-    return lambda family, task: cost_model(settings_for(tiny_model(family, task), task))
+def costs(tiny_model: ModelMaker) -> Callable[[str, str], ShapedCosts]:
+    """The costs of a tiny model, counted once for all tests."""
+    return lambda family, task: shaped(settings_for(tiny_model(family, task), task))
 
 
 # ------------------------------------------------------------------ beside a real step
@@ -86,7 +101,7 @@ def fixed_bytes(part: Part, adapter: Mapping[str, Tensor]) -> int:
 @pytest.mark.parametrize("cut", [0, 1, BLOCKS])
 @pytest.mark.parametrize(("family", "task"), CASES)
 def test_a_step_costs_what_was_foretold(
-    family: str, task: str, cut: int, costs: Callable[[str, str], CostModel], tiny_model: ModelMaker
+    family: str, task: str, cut: int, costs: Callable[[str, str], ShapedCosts], tiny_model: ModelMaker
 ) -> None:
     """FLOPs exactly; memory but for what does not grow with the batch (rotary tables, a scalar)."""
     base, batch = open_base(tiny_model(family, task), task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
@@ -112,16 +127,17 @@ def test_a_step_costs_what_was_foretold(
 @pytest.mark.parametrize("ranks", [(), (0, 2, 6), (1, 3, 12), (0, 0, 8)])
 @pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("llama", "causal-lm")])
 def test_a_whole_model_costs_what_its_ranks_say(
-    family: str, task: str, ranks: tuple[int, ...], tiny_model: ModelMaker, costs: Callable[[str, str], CostModel]
+    family: str, task: str, ranks: tuple[int, ...], tiny_model: ModelMaker
 ) -> None:
     """A device that trains alone: backward ends at the lowest adapted block, LoRA costs by its rank."""
-    base, batch = open_base(tiny_model(family, task), task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    folder = tiny_model(family, task)
+    base, batch = open_base(folder, task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
     plan = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks)
     adapter = {name: nn.Parameter(value) for name, value in base.initial_adapter(0, ranks).items()}
     whole = base.whole(plan.blocks)
     whole.use(adapter)
     ahead = measured(whole, lambda: whole.loss(batch))
-    cost = costs(family, task).device(plan, SAMPLES, TOKENS)
+    cost = shaped(settings_for(folder, task), "local").device(plan, SAMPLES, TOKENS)
     assert (cost.forward_flops, cost.backward_flops) == (ahead.flops, backward_flops(ahead.output, None))
     memory = fixed_bytes(whole, adapter) + HEAP_SLACK * (ahead.kept_bytes + TRANSIENTS * ahead.largest_bytes)
     assert cost.memory_bytes == pytest.approx(memory, rel=0.03)
@@ -130,7 +146,7 @@ def test_a_whole_model_costs_what_its_ranks_say(
 # ------------------------------------------------------------------ beside formulas
 
 
-def test_flops_of_a_block_by_hand(costs: Callable[[str, str], CostModel]) -> None:
+def test_flops_of_a_block_by_hand(costs: Callable[[str, str], ShapedCosts]) -> None:
     """Two per multiplication and addition: four projections, two of the feed-forward, scores and values, LoRA."""
     projections = 2 * (4 * D * D + 2 * D * FF)
     lora = 4 * 2 * (D * RANK + RANK * D)
@@ -139,7 +155,7 @@ def test_flops_of_a_block_by_hand(costs: Callable[[str, str], CostModel]) -> Non
     assert costs("bert", "classification").device(at(1), SAMPLES, TOKENS).forward_flops == SAMPLES * TOKENS * per_token
 
 
-def test_flops_of_a_head_by_hand(costs: Callable[[str, str], CostModel]) -> None:
+def test_flops_of_a_head_by_hand(costs: Callable[[str, str], ShapedCosts]) -> None:
     """Pooler and classifier on one vector per sample; backward as much again for the weights and for the vector."""
     cost = costs("bert", "classification").server(at(BLOCKS), SAMPLES, TOKENS)
     head = SAMPLES * 2 * (D * D + D * 3)
@@ -147,15 +163,15 @@ def test_flops_of_a_head_by_hand(costs: Callable[[str, str], CostModel]) -> None
     assert cost.backward_flops == 2 * head
 
 
-def test_bytes_by_hand(costs: Callable[[str, str], CostModel], tiny_model: ModelMaker) -> None:
+def test_bytes_by_hand(costs: Callable[[str, str], ShapedCosts], tiny_model: ModelMaker) -> None:
     model = costs("bert", "classification")
     assert model.num_blocks == BLOCKS
     assert model.hidden_size == D
     assert model.activation_bytes(SAMPLES, TOKENS) == SAMPLES * TOKENS * D * 4
     assert model.adapters_on_device(at(2)) == 2 * 4
     assert model.device_adapter_bytes(at(2)) == 2 * 4 * (RANK * D + D * RANK) * 4
-    assert model.adapter_bytes(["base_model.model.classifier.weight"]) == 3 * D * 4
-    half = CostModel(settings_for(tiny_model("bert", "classification"), "classification", dtype="bf16"))
+    assert model.model.adapter_bytes(["base_model.model.classifier.weight"]) == 3 * D * 4
+    half = shaped(settings_for(tiny_model("bert", "classification"), "classification", dtype="bf16"))
     assert half.activation_bytes(SAMPLES, TOKENS) == SAMPLES * TOKENS * D * 2
     assert half.device_adapter_bytes(at(2)) == model.device_adapter_bytes(at(2)), "what is trained stays fp32"
 
@@ -164,7 +180,7 @@ def test_bytes_by_hand(costs: Callable[[str, str], CostModel], tiny_model: Model
 
 
 @pytest.mark.parametrize(("family", "task"), CASES[:2])
-def test_wherever_the_cut_the_blocks_add_up(family: str, task: str, costs: Callable[[str, str], CostModel]) -> None:
+def test_wherever_the_cut_the_blocks_add_up(family: str, task: str, costs: Callable[[str, str], ShapedCosts]) -> None:
     model = costs(family, task)
     pairs = [(model.device(at(cut), 2, 50), model.server(at(cut), 2, 50)) for cut in range(BLOCKS + 1)]
     sums = {device.forward_flops + server.forward_flops for device, server in pairs}
@@ -183,7 +199,7 @@ def test_wherever_the_cut_the_blocks_add_up(family: str, task: str, costs: Calla
 
 
 def test_flops_grow_with_samples_and_attention_with_the_square_of_tokens(
-    costs: Callable[[str, str], CostModel],
+    costs: Callable[[str, str], ShapedCosts],
 ) -> None:
     model = costs("bert", "classification")
 
@@ -194,19 +210,19 @@ def test_flops_grow_with_samples_and_attention_with_the_square_of_tokens(
     assert flops(1, 80) - 2 * flops(1, 40) == 2 * 2 * D * (80**2 - 2 * 40**2)
 
 
-def test_memory_grows_with_the_batch_above_what_is_fixed(costs: Callable[[str, str], CostModel]) -> None:
+def test_memory_grows_with_the_batch_above_what_is_fixed(costs: Callable[[str, str], ShapedCosts]) -> None:
     model = costs("bert", "classification")
     one, two, four = (model.device(at(1), samples, 40).memory_bytes for samples in (1, 2, 4))
     assert four - two == 2 * (two - one) > 0
 
 
 def test_recomputing_costs_flops_and_saves_memory(
-    costs: Callable[[str, str], CostModel], tiny_model: ModelMaker
+    costs: Callable[[str, str], ShapedCosts], tiny_model: ModelMaker
 ) -> None:
     """The backward pass runs the blocks forward once more; one block's activations are there at a time."""
     plain = costs("bert", "classification")
     folder = tiny_model("bert", "classification")
-    thrifty = cost_model(settings_for(folder, "classification", checkpoint_device=True, checkpoint_server=True))
+    thrifty = shaped(settings_for(folder, "classification", checkpoint_device=True, checkpoint_server=True))
     for cut, sides in ((BLOCKS, ("device",)), (0, ("server",))):
         for side in sides:
             before, after = (getattr(model, side)(at(cut), 4, 40) for model in (plain, thrifty))
@@ -223,7 +239,7 @@ def test_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:
     """A folder with nothing but config.json is enough."""
     shutil.copy(tiny_model("bert", "classification") / "config.json", tmp_path)
     model = CostModel(settings_for(tmp_path, "classification"))
-    assert model.device(at(1), 1, 8).forward_flops > 0
+    assert model.of(shape_by_name("split").flow).device(at(1), 1, 8).forward_flops > 0
     assert model._base.weights.bytes_read == 0
 
 
@@ -244,7 +260,8 @@ def test_a_pruned_model_costs_what_it_really_does(
     """From three structures that are counted, at any: FLOPs and what is held exactly, the transient part from above."""
     settings = settings_for(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
     base, batch = Base(settings), random_batch(task, samples=SAMPLES, tokens=TOKENS)
-    plan = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks, prune=prune)
+    unpruned = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks)
+    plan, costs = unpruned.having(Prune(prune)), shaped(settings, "pruned")
     heads, channels = (tuple(range(1, 1 + left)) for left in base.structure.left(prune))
     kept = Kept((tuple(head % base.structure.counts["heads"] for head in heads),) * BLOCKS, (channels,) * BLOCKS)
     adapter = base.structure.slice_all(base.initial_adapter(0, ranks), kept)
@@ -252,11 +269,11 @@ def test_a_pruned_model_costs_what_it_really_does(
     parameters = {name: nn.Parameter(value) for name, value in adapter.items()}
     part.use(parameters)
     ahead = measured(part, lambda: part.loss(batch))
-    cost, whole = (cost_model(settings).device(p, SAMPLES, TOKENS) for p in (plan, replace(plan, prune=0.0)))
+    cost, whole = (costs.device(p, SAMPLES, TOKENS) for p in (plan, unpruned))
     assert (cost.forward_flops, cost.backward_flops) == (ahead.flops, backward_flops(ahead.output, None))
     memory = fixed_bytes(part, adapter) + HEAP_SLACK * (ahead.kept_bytes + TRANSIENTS * ahead.largest_bytes)
     assert 0.97 * memory <= cost.memory_bytes <= 1.1 * memory
     assert cost.forward_flops < whole.forward_flops
     assert cost.memory_bytes < whole.memory_bytes
     sent = 4 * sum(value.numel() for value in adapter.values())
-    assert cost_model(settings).device_adapter_bytes(plan) == sent
+    assert costs.device_adapter_bytes(plan) == sent
