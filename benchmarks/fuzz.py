@@ -423,7 +423,7 @@ class World:
         settings = ModelSettings(
             str(model_folder("tiny")), task, num_labels=labels, lora=LoraSettings(targets=("all-linear",))
         )
-        self.base, costs = Base(settings), cost_model(settings)
+        self.base, costs = Base(settings), cost_model(settings).of(split.SHAPE.flow)
         fleet = Fleet(name="fuzz", source="made up", server=SERVER, devices=(PROFILE,))
         self.server = Server(
             RUN,

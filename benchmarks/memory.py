@@ -34,6 +34,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.adapter import split_adapter
 from cutlayer.model.base import Base
@@ -103,7 +104,7 @@ def memsfl_server(job: Job, num_devices: int, device: str) -> int:
     """Peak bytes of one base that serves one device's activations after the other, through a whole round."""
     torch.set_num_threads(1)
     base, fleet = Base(job.settings, device), equal_fleet(num_devices)
-    server = make_server(job, base, CostModel(job.settings), fleet)
+    server = make_server(job, base, CostModel(job.settings).of(SHAPE.flow), fleet)
     plans = [
         DevicePlan(profile.name, cut, job.num_samples, STEPS)
         for profile, cut in zip(fleet.devices, cuts_of(num_devices), strict=True)
@@ -208,7 +209,8 @@ def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
 
 def _train_device(job: Job, blocks: int, device: str) -> int:
     """A few steps; returns the predicted bytes."""
-    base, costs, profile = Base(job.settings, device), CostModel(job.settings), equal_fleet(1).devices[0]
+    base, costs = Base(job.settings, device), CostModel(job.settings).of(SHAPE.flow)
+    profile = equal_fleet(1).devices[0]
     player = make_device(profile, base, costs, random_batches(job, STEPS))
     plan = DevicePlan(profile.name, blocks, job.num_samples, STEPS)
     adapter = split_adapter(base.initial_adapter(seed=0), base.device_names(blocks))

@@ -29,6 +29,7 @@ from types import TracebackType
 import torch
 from rich.table import Table
 
+from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.model.adapter import LoraSettings
@@ -87,7 +88,8 @@ class SplitRun:
     """A run with one device, held round by round: `async with` it on the virtual clock."""
 
     def __init__(self, job: Job, batches: list[Batch], device: str) -> None:
-        fleet, costs, base = equal_fleet(1), CostModel(job.settings), Base(job.settings, device)
+        fleet, base = equal_fleet(1), Base(job.settings, device)
+        costs = CostModel(job.settings).of(SHAPE.flow)
         self.server = make_server(job, base, costs, fleet)
         self._profile, self._rounds = fleet.devices[0], 0
         self._device = make_device(self._profile, base, costs, batches)
