@@ -168,7 +168,11 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "no such method": (flags("--method", "memsf"), (", ".join(TABLE), "'memsf'")),
     "no such option": (flags("-o", "method.ordre=fifo"), ("an option of memsfl (order, cut", "'ordre'")),
     "no such order": (flags("-o", "method.order=lifo"), ("fifo", "'lifo'")),
-    "an option of another type": (flags("-o", "method.cut=two"), ("method.cut", "int | None", "'two'")),
+    "an option of another type": (
+        flags("-o", "method.least=two"),
+        ("method.least", "expected int for memsfl", "'two'"),
+    ),
+    "a cut that is no rule": (flags("-o", "method.cut=two"), ("method.cut", "a number of blocks, memory or", "'two'")),
     "a cut above the model": (flags("-o", "method.cut=4"), ("method.cut: expected 0 to 3", "got 4")),
     "a cut below 0": (flags("-o", "method.cut=-1"), ("method.cut: expected 0 to 3", "got -1")),
     "targets that attach to nothing": (
