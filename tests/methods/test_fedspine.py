@@ -70,9 +70,7 @@ def test_structures_only_shrink_and_reach_the_target(base: Base) -> None:
                 assert set(fewer) <= set(units)
         ratios = [prune.ratio for plan in plans if (prune := plan.clause(Prune))]
         for ratio, now in zip(ratios, kept, strict=True):
-            assert {(len(h), len(c)) for h, c in zip(now.heads, now.channels, strict=True)} == {
-                structure.left(ratio)
-            }
+            assert {(len(h), len(c)) for h, c in zip(now.heads, now.channels, strict=True)} == {structure.left(ratio)}
         assert ratios == sorted(ratios)
         assert ratios[-1] == 0.5
         seen.add(kept[-1])
