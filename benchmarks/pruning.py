@@ -30,6 +30,7 @@ import torch
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cutlayer.device.talks.pruned import SHAPE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.cost import CostModel
@@ -37,6 +38,7 @@ from cutlayer.model.export import AdapterCard
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.pruned import save_pruned
 from cutlayer.model.trainable import OptimizerSettings, Trainable
+from cutlayer.policies.prune import Prune
 from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.types import Batch, DevicePlan, Kept
 from jobs import JOBS, LEARNING_RATE, Job, random_batches
@@ -153,10 +155,11 @@ def weights_of(job: Job, ratio: float) -> int:
 
 def measure(job: Job, ratios: Sequence[float], repeats: int) -> list[Row]:
     """All ratios, side by side."""
-    taken, ground, costs = in_fresh_process(times, job, ratios, repeats), floor(), CostModel(job.settings)
+    taken, ground = in_fresh_process(times, job, ratios, repeats), floor()
+    costs = CostModel(job.settings).of(SHAPE.flow)
     rows = []
     for ratio, (inference, step, exported) in zip(ratios, taken, strict=True):
-        plan = DevicePlan("device", costs.num_blocks, head=True, prune=ratio)
+        plan = DevicePlan("device", costs.num_blocks, head=True).having(Prune(ratio))
         cost = costs.device(plan, job.num_samples, job.num_tokens)
         heads, channels = Base(job.settings, "meta").structure.left(ratio)
         rows.append(

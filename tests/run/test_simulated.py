@@ -70,7 +70,7 @@ def test_eighty_devices_share_one_base(
         made = run_inputs(inputs, tmp_path / fleet, fleet, name=method)
         simulation.simulate(made, NoProgress())
         read[fleet] = made.base.weights.bytes_read
-        adapter = made.costs.adapter_bytes(made.base.shapes)
+        adapter = made.costs.model.adapter_bytes(made.base.shapes)
         del made
     assert read["jetson-80"] == read["memsfl-six"] > 0
     assert (added["jetson-80"] - added["memsfl-six"]) / (80 - 6) < 4.1 * adapter
