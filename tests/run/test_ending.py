@@ -80,11 +80,7 @@ def test_folds_are_taken_back_before_it_is_written(prepared: ServerInputs, tmp_p
     stack = {name: value for name, value in moved_adapter(prepared.base).items() if ".lora_" in name}
     server.folds.add(stack)
     where = export(tmp_path, prepared, server, {}, method_of(prepared.config))
-    ranks = {
-        value.shape[0]
-        for name, value in written(where).items()
-        if "lora_A" in name
-    }
+    ranks = {value.shape[0] for name, value in written(where).items() if "lora_A" in name}
     assert ranks == {16}, "its own and the fold's"
     prepared.base.unfold()
 
