@@ -3,9 +3,7 @@ from cutlayer.types import StepRecord
 
 
 def record(device: str, *, weight: int, loss: float) -> StepRecord:
-    return StepRecord(
-        3, device, 2, 8, weight, loss, 1.0, 0.5, 0.25, bytes_up=100, bytes_down=10, facts={"change": 0.5}
-    )
+    return StepRecord(3, device, 2, 8, weight, loss, 1.0, 0.5, 0.25, bytes_up=100, bytes_down=10, facts={"change": 0.5})
 
 
 def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
