@@ -7,7 +7,7 @@ from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.model.base import Base
-from cutlayer.model.cost import CostModel
+from cutlayer.model.cost import ShapedCosts
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
@@ -55,7 +55,7 @@ def equal_fleet(num_devices: int) -> Fleet:
     return Fleet(name=f"{num_devices} equal devices", source="made up", server=server, devices=devices)
 
 
-def make_server(job: Job, base: Base, costs: CostModel, fleet: Fleet) -> Server:
+def make_server(job: Job, base: Base, costs: ShapedCosts, fleet: Fleet) -> Server:
     """The server of a run at a constant learning rate."""
     return Server(
         RUN,
@@ -70,7 +70,7 @@ def make_server(job: Job, base: Base, costs: CostModel, fleet: Fleet) -> Server:
     )
 
 
-def make_device(profile: DeviceProfile, base: Base, costs: CostModel, batches: list[Batch]) -> Device:
+def make_device(profile: DeviceProfile, base: Base, costs: ShapedCosts, batches: list[Batch]) -> Device:
     """One device of that run."""
     settings = TrainSettings(OptimizerSettings())
     return Device(profile.name, base, Cycle(batches), _machine(profile), costs, settings, SHAPE)

@@ -272,7 +272,8 @@ def test_every_round_ends_though_a_device_never_answers(
     def link_of(device: str, link: Link) -> Link:
         return MuteLink(link, round=1, after=after) if device == SLOW else link
 
-    played, error = ended(bert, method, policy, fleet=fleet_of(3), link_of=link_of)
+    careful = {"clip": 0.001} if method == "fedkseed" else None  # at the rate of these runs its steps are too long
+    played, error = ended(bert, method, policy, fleet=fleet_of(3), link_of=link_of, options=careful)
     if error:
         assert policy.seconds is not None, "half of the devices always finish"
         return
@@ -344,7 +345,7 @@ def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: B
         @property
         def seconds(self) -> float:  # type: ignore[override]
             TwiceAsLong.rounds += 1
-            return seconds if TwiceAsLong.rounds <= 2 else 1e6  # it is asked twice a round
+            return seconds if TwiceAsLong.rounds <= 1 else 1e6  # it is asked once a round
 
     policy = object.__new__(TwiceAsLong)
     object.__setattr__(policy, "fraction", None)

@@ -73,7 +73,7 @@ def test_the_broadcast_stays_until_the_aggregate_replaces_it(bert: Base) -> None
     class Noting(Stateless):
         name, mixed_ranks = "noting", True
 
-        def __call__(self, broadcast: Adapter, contributions: object) -> Adapter:  # noqa: ARG002
+        def __call__(self, broadcast: Adapter, contributions: object, plan: object) -> Adapter:  # noqa: ARG002
             broadcasts.append(broadcast)
             return broadcast
 

@@ -37,8 +37,8 @@ def played(base: Base, may: SelfPrune | None, *, method: str = "hetlora") -> Pla
 
     built = build_method(method, {}, seed=0)
     built = replace(built, plan=(*built.plan, planner))
-    streams = streams_for(fleet_of(2), "classification", steps=6)
-    return play(base, built, fleet_of(2), streams, rounds=2, local_steps=3)
+    streams = streams_for(fleet_of(2), "classification", steps=16)
+    return play(base, built, fleet_of(2), streams, rounds=2, local_steps=8)
 
 
 def updates(run: Played) -> list[Update]:
@@ -58,7 +58,7 @@ def test_an_update_has_the_ranks_that_it_says(penalty: float, left: tuple[int, .
     """A tail that is held small shrinks, and goes; one that is not grows, and stays."""
     for update in updates(played(bert, SelfPrune(TO, penalty))):
         assert tuple(update.facts[RANKS_LEFT].tolist()) == left
-        shapes = {name: tuple(value.shape) for name, value in update.adapter.items()}
+        shapes = {name: tuple(value.shape) for name, value in update.adapter.items() if value.numel()}
         assert shapes == bert.shapes_of(left)
 
 

@@ -86,14 +86,15 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     lm = ["--task", "causal-lm", "--prompt", "text", "--answer", "reply"]
     flags = [*(world.classification() if task == "classification" else [*world.causal_lm(), *lm])]
     flags += ["--data", world.folder / "equal", "--method", method, *options]
+    flags += ["--lr", "1e-5"] if method == "fedkseed" else []  # its steps are longer than those of AdamW
     assert run("train", *flags, "--quiet").code == 0
 
     inputs = prepare(read_config(world.out / "config.yaml"))
-    first = make_plan(method_of(inputs.config).plan, 0, situation_of(inputs, Logbook()))
+    folds = method_of(inputs.config).fold is not None  # then the first round is unlike the others
+    first = make_plan(method_of(inputs.config).plan, int(folds), situation_of(inputs, Logbook()))
     rehearsed = rehearse(inputs, method_of(inputs.config), first, num_tokens=8)
 
     rows = [json.loads(line) for line in (world.out / "metrics.jsonl").read_text().splitlines()]
-    folds = method_of(inputs.config).fold is not None  # then the first round is unlike the others
     row, start = (rows[1], rows[0]["virtual_seconds"]) if folds else (rows[0], 0.0)
     if method == "fedspine":  # what a device scored while it trained goes up too, and a rehearsal trains nothing
         assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-3)
@@ -134,8 +135,9 @@ def test_each_piece_of_work_says_what_it_would_return(
     monkeypatch.setattr("cutlayer.testing.playground.ModelledMachine", Comparing)
     base = open_base(tiny_model("bert", "classification"), "classification", lora=LoraSettings(targets=("all-linear",)))
     fleet = fleet_of(3)
-    play(base, build_method(method, {}, seed=0), fleet, streams_for(fleet, "classification", steps=4))
-    assert pieces > 0
+    built = build_method(method, {}, seed=0)
+    play(base, built, fleet, streams_for(fleet, "classification", steps=4))
+    assert pieces > 0 or built.round.divisible, "where devices train alone, there is nothing to foretell"
 
 
 def kind_of(value: object) -> object:
