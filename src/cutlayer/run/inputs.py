@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from cutlayer.model.families import family_of
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
+from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
 from cutlayer.settings import (
     columns_of,
@@ -88,6 +90,14 @@ class ServerInputs:
     @property
     def train_settings(self) -> TrainSettings:
         return train_settings(self.config)
+
+    @property
+    def learning_rate(self) -> Callable[[int, int], float]:
+        """The learning rate of a round's local step."""
+        train = self.config.train
+        return schedule(
+            train.schedule, peak=train.lr, warmup=train.warmup, rounds=train.rounds, local_steps=train.local_steps
+        )
 
     @cached_property
     def compression(self) -> Compression:

@@ -114,7 +114,7 @@ class _Rehearsal:
             _IdleMachine(profile.name, profile.effective_flops, _ignore),
             inputs.costs,
             inputs.train_settings,
-            lambda _round, _step: 0.0,
+            inputs.learning_rate,
             Forecast(inputs.fleet, inputs.costs, inputs.compression),
             inputs.config.data.max_length,
             scope=self._method.scope,

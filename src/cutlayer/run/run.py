@@ -18,7 +18,6 @@ from cutlayer.errors import DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
-from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.plan import Situation
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
@@ -89,7 +88,7 @@ def server_of(
     may_leave: bool = True,
 ) -> Server:
     """The server of a run, that starts from this adapter."""
-    train, costs = inputs.config.train, inputs.costs
+    costs = inputs.costs
     return Server(
         inputs.run_id,
         inputs.base,
@@ -97,9 +96,7 @@ def server_of(
         machine,
         costs,
         inputs.train_settings,
-        schedule(
-            train.schedule, peak=train.lr, warmup=train.warmup, rounds=train.rounds, local_steps=train.local_steps
-        ),
+        inputs.learning_rate,
         Forecast(fleet, costs, inputs.compression),
         inputs.config.data.max_length,
         scratch,
