@@ -28,7 +28,7 @@ from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
 from cutlayer.types import Adapter, DevicePlan, Event, History, RoundPlan, StepRecord
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Finish
+from cutlayer.wire.messages import Finish, Update
 
 
 @dataclass(slots=True)
@@ -155,9 +155,8 @@ class Coordinator:
         if self._method.fold is not None:
             self._server.folds.add(self._method.fold(contributions))
 
-    def _observed(self, device: DevicePlan) -> Mapping[str, Any]:
+    def _observed(self, device: DevicePlan, update: Update | None) -> Mapping[str, Any]:
         """What the method makes of a device's update; nothing of one whose round did not count."""
-        update = self._server.ledger.updates.get(device.device)
         return {} if update is None else self._method.observe(device, update)
 
     def _records(
@@ -203,7 +202,7 @@ class Coordinator:
                     flops=sum(event.flops for event in events),
                     memory_bytes=situation.device_bytes(device),
                     step_network_seconds=sum(_seconds(in_steps, what) for what in ("upload", "download")),
-                    facts={**tally.facts, **self._observed(device)},
+                    facts={**tally.facts, **self._observed(device, tally.update)},
                     dropped_messages=tally.dropped_messages,
                     late=tally.late,
                 )

@@ -23,6 +23,7 @@ class Tally:
     begun_weight: int = 0  # of the step under way: its parts count when all of them have been trained on
     begun_loss_sum: float = 0.0
     facts: dict[str, float] = field(default_factory=dict)  # what a shape of a round adds up, by name
+    update: Update | None = field(default=None, compare=False)  # what it sent at the end, if that counts
     late: bool = False  # it left the round, or was asked to end it early
     dropped_messages: int = 0  # that came after their round was over
 
@@ -153,7 +154,7 @@ class Ledger:
         self.counted[update.device] = update.round
         tally = self._tallies[update.device]
         tally.samples += update.samples
-        tally.late = late
+        tally.update, tally.late = update, late
         if update.steps:  # the server saw none of these losses
             tally.steps += update.steps
             tally.weight += update.weight

@@ -43,7 +43,7 @@ class Yield:
 
     Attributes:
       contributions: by device, of those who did not leave.
-      tallies: by device, what was seen of it.
+      tallies: by device, what was seen of it; of what it sent at the end, all but the adapter.
       state: the worker's, of its devices.
     """
 
@@ -74,7 +74,7 @@ def yield_of(server: Server, contributions: Sequence[Contribution]) -> Yield:
             )
             for one in contributions
         },
-        server.ledger.take_tallies(),
+        {name: _without_adapter(tally) for name, tally in server.ledger.take_tallies().items()},
         server.state(_names(server.ledger.plan)).sent(),
     )
 
@@ -85,6 +85,12 @@ def take_yield(server: Server, done: Yield) -> dict[str, Contribution]:
     server.ledger.put_tallies(done.tallies)
     server.load(done.state)
     return {name: replace(one, adapter=_moved(one.adapter, device)) for name, one in done.contributions.items()}
+
+
+def _without_adapter(tally: Tally) -> Tally:
+    """The tally; the adapter is in the contribution."""
+    update = tally.update
+    return tally if update is None else replace(tally, update=replace(update, adapter={}, facts=_copied(update.facts)))
 
 
 def _names(plan: RoundPlan) -> set[str]:
