@@ -26,6 +26,7 @@ from cutlayer.policies.cut import cut_by_capacity as cut_by_capacity
 from cutlayer.policies.cut import cut_by_memory as cut_by_memory
 from cutlayer.policies.cut import whole_model as whole_model
 from cutlayer.policies.depth import depth_by_time as depth_by_time
+from cutlayer.policies.latency_plan import cut_by_latency as cut_by_latency
 from cutlayer.policies.moments import fresh_moments as fresh_moments
 from cutlayer.policies.order import fifo as fifo
 from cutlayer.policies.order import longest_tail as longest_tail

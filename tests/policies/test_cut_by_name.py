@@ -23,30 +23,31 @@ ModelMaker = Callable[[str, str], Path]
 METHODS = ["memsfl", "sfl_v1", "sfl_v2", "splitlora"]
 
 
-def situation_of() -> Situation:
-    return Situation(fleet_of(4), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
+def situation_of(*max_blocks: int) -> Situation:
+    return Situation(
+        fleet_of(4, max_blocks=max_blocks), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2
+    )
 
 
 def test_a_number_or_a_word() -> None:
-    situation = situation_of()
+    situation = situation_of(3)
     plan = make_plan((everyone(),), 0, situation)
 
-    def planned(cut: int | str, **options: int) -> RoundPlan:
-        return cut_by_name(cut, **options)(plan, situation)
+    def planned(cut: int | str) -> RoundPlan:
+        return cut_by_name(cut)(plan, situation)
 
     assert planned(2) == cut_at(2)(plan, situation)
     assert planned(0) == cut_at(0)(plan, situation)
     assert planned("memory") == cut_by_memory()(plan, situation)
     assert planned("latency") == cut_by_latency()(plan, situation) != planned("memory")
-    with pytest.raises(ConfigError, match=r"device device-0: .*max_blocks.*got 1\. "):
-        planned("memory", least=2)
-    with pytest.raises(ConfigError, match=r"device device-0: .*max_blocks.*got 1\. "):
-        planned("latency", least=2)
+    for word in ("memory", "latency"):
+        with pytest.raises(ConfigError, match=r"device device-0: .*max_blocks.*got 1\. "):
+            cut_by_name(word, least=2)(plan, situation_of(1, 2))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_that_cuts_in_parallel_takes_it(method: str) -> None:
-    situation = situation_of()
+    situation = situation_of(3)
     plan = make_plan((everyone(),), 0, situation)
     for cut, planner in ((2, cut_at(2)), ("memory", cut_by_memory()), ("latency", cut_by_latency())):
         assert build_method(method, {"cut": cut}, seed=0).make_plan(0, situation) == planner(plan, situation)
@@ -57,7 +58,7 @@ def test_every_method_that_cuts_in_parallel_takes_it(method: str) -> None:
 
 
 def test_memory_is_what_memsfl_does_unasked() -> None:
-    situation = situation_of()
+    situation = situation_of(1, 2, 3)
     unasked, asked = (build_method("memsfl", options, seed=0) for options in ({}, {"cut": "memory"}))
     assert unasked.make_plan(0, situation) == asked.make_plan(0, situation)
 

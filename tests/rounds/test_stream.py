@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cutlayer.device.conversations import conversation_by_name
 
 from bases import open_base
 from cutlayer.errors import ConfigError, WireError
-from cutlayer.fleet.clock import now, run_virtual
+from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.stream import MIB, stream
 from cutlayer.server.steps.stages import Stages
-from cutlayer.testing.playground import FlatCosts, fleet_of, with_rows
+from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import DevicePlan, RoundPlan
-from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Recall, Update
-from ends import activations_for, device_for, server_for
+from cutlayer.wire.messages import Assignment, Finish, Message, Recall, Update
+from ends import ScriptedLink, activations_for, server_for
 
 ModelMaker = Callable[[str, str], Path]
 FINISH = Finish("run", 1, "done")
@@ -36,81 +33,8 @@ def bert(tiny_model: ModelMaker) -> Base:
     return open_base(tiny_model("bert", "classification"), "classification")
 
 
-class SlowLink:
-    """A link end: a message takes a second to send, and comes in when the round before it has been closed."""
-
-    bytes_sent = bytes_received = 0
-
-    def __init__(self, says: Sequence[Message]) -> None:
-        self._says, self.heard = list(says), list[tuple[float, Message]]()
-        self._free = asyncio.Lock()
-        self._said = 0  # assignments
-
-    async def send(self, message: Message) -> None:
-        async with self._free:
-            await asyncio.sleep(1.0)
-        self.heard.append((now(), message))
-
-    async def receive(self) -> Message:
-        if not self._says:
-            await asyncio.sleep(1e9)
-        if isinstance(self._says[0], Assignment | Finish):
-            while sum(isinstance(message, Update) for _, message in self.heard) < self._said:
-                await asyncio.sleep(0.01)
-            self._said += isinstance(self._says[0], Assignment)
-        return self._says.pop(0)
-
-
 def plan_of(device: str = "device-0", *, cut: int = 1, steps: int = 4) -> DevicePlan:
     return DevicePlan(device, cut, 4, steps, ranks=RANKS)
-
-
-def assignment(*, steps: int = 4, round: int = 0) -> Assignment:
-    return Assignment("run", round, "device-0", plan_of(steps=steps), (0.01,) * steps, {})
-
-
-# ------------------------------------------------------------------ the device's end
-
-
-def run_device(base: Base, says: Sequence[Message], **options: Any) -> tuple[list[tuple[float, Message]], list[Any]]:
-    batches = [with_rows(random_batch("classification", seed=seed), first=4 * seed) for seed in range(4)] * 2
-    events: list[Any] = []
-    link, device = SlowLink(says), device_for(base, batches, events)
-    run_virtual(conversation_by_name(stream(**options).conversation)(link, device))
-    return link.heard, events
-
-
-def test_a_device_sends_its_batches_and_waits_for_nothing(bert: Base) -> None:
-    heard, _ = run_device(bert, [assignment(), assignment(round=1), FINISH])
-    first, second = [*[Activations] * 4, Update], [*[Recall] * 4, Update]
-    assert [type(message) for _, message in heard] == [*first, *second]
-    assert [message.round for _, message in heard] == [0] * 5 + [1] * 5
-    steps = [message.step for _, message in heard if isinstance(message, Activations | Recall)]
-    assert steps == [0, 1, 2, 3] * 2
-
-
-def test_without_a_cache_nothing_is_named(bert: Base) -> None:
-    heard, _ = run_device(bert, [assignment(), assignment(round=1), FINISH], cache=False)
-    batches = [message for _, message in heard if isinstance(message, Activations)]
-    assert len(batches) == 8
-    assert all(batch.rows_B is None for batch in batches)
-
-
-def test_a_batch_is_made_while_the_last_one_is_sent(bert: Base) -> None:
-    """A forward pass takes 0.05 s here, sending a second: steps end a second apart, and no more is made ahead."""
-    heard, events = run_device(bert, [assignment(), FINISH])
-    times = [time for time, message in heard if isinstance(message, Activations)]
-    assert [later - earlier for earlier, later in pairwise(times)] == pytest.approx([1.0] * 3)
-    made = [event.end_seconds for event in events if event.what == "forward"]
-    for step, end in enumerate(made[2:], start=2):
-        assert end > times[step - 2], "one batch on its way, one made; the next waits for the first to have left"
-
-
-@pytest.mark.parametrize("stray", [Gradients("run", 0, 0, "device-0", torch.ones(1), 0.5), Update])
-def test_a_device_believes_nothing_out_of_turn(stray: Any, bert: Base) -> None:
-    message = stray if isinstance(stray, Gradients) else Update("run", 0, "device-0", {}, 0, 1, 1, 0.0, 0.0)
-    with pytest.raises(WireError, match="expected an Assignment or Finish"):
-        run_device(bert, [assignment(), message])
 
 
 # ------------------------------------------------------------------ the server's end
@@ -120,7 +44,7 @@ def run_server(base: Base, said: dict[str, Sequence[Message]], **options: Any) -
     server = server_for(base, fleet_of(len(said)))
     server.adapter = base.initial_adapter(0, RANKS)
     plan = RoundPlan(0, tuple(plan_of(name, steps=2) for name in said), RANKS)
-    links = {name: SlowLink(messages) for name, messages in said.items()}
+    links = {name: ScriptedLink(messages, seconds=1.0) for name, messages in said.items()}
     result = run_virtual(stream(**options).server_end(server, links, plan))  # type: ignore[arg-type]
     return result, (server, links)
 
@@ -136,7 +60,7 @@ def honest(base: Base, name: str, *, seed: int = 0) -> list[Message]:
 def test_the_server_sends_an_assignment_and_no_more(bert: Base) -> None:
     said = {f"device-{i}": honest(bert, f"device-{i}", seed=10 * i) for i in range(2)}
     contributions, (server, links) = run_server(bert, said, cache=False)
-    assert all([type(message) for _, message in link.heard] == [Assignment] for link in links.values())
+    assert all([type(message) for message in link.messages] == [Assignment] for link in links.values())
     shared = contributions[-1]
     assert shared.adapter.keys() == server.adapter.keys()
     assert set(shared.weights.values()) == {16.0}

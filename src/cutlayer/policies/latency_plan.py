@@ -20,7 +20,7 @@ fleet declares no capacity, links are the devices' own and nothing of them is sh
 which does one piece of work at a time, two things hold: of the time from its first activations to its last answer the
 server works for it at most the part phi; and once in a round, when devices that begin together meet at the server, its
 piece takes 1 / phi of what it takes alone. In a round of one step this is a server that works for all at once, each at
-its share of the speed, as the paper has it; why it is so in a longer one is docs/decisions/0027-shares-of-a-server.md.
+its share of the speed, as the paper has it; why it is so in a longer one is docs/decisions/0028-shares-of-a-server.md.
 
 For given cuts seconds come by bisection: a round can take tau seconds iff every device can have shares with which it
 meets tau and which add up to at most 1. Of the pairs (beta, phi) with which a device meets tau it gets the one that
@@ -96,6 +96,13 @@ def cut_by_latency(*, least: int = 1, spread: float = 0.0, samples: int = 20) ->
       ConfigError: A `spread` or `samples` that makes no sense; when planning, the model has fewer blocks than `least`,
         or a device's owner lends fewer.
       BudgetError: When planning, a device cannot hold `least` blocks.
+
+    Example:
+      >>> from cutlayer import cut_by_latency, everyone
+      >>> from cutlayer.testing.playground import fleet_of, planned
+      >>> plan = planned(everyone(), cut_by_latency(), fleet=fleet_of(3, max_blocks=(3,)))
+      >>> [device.cut for device in plan.devices]  # the slowest holds little, who has time to spare spares the server
+      [1, 3, 3]
     """
     _check_links(spread, samples)
 
