@@ -235,14 +235,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first random fleet")
     parser.add_argument("--jetsons", type=int, default=80, help="devices of jetson-80, from its end")
     parser.add_argument("--model", default="builtin:minilm", help="a model for classification")
+    parser.add_argument("--max-length", type=int, default=64, help="tokens of every text")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/latency_plan.json"))
     args = parser.parse_args(arguments)
 
-    steps = {"data.path": "builtin:reviews", "data.max_length": 64, "train.local_steps": 5, "train.batch_size": 8}
-    bench = Bench([f"model.name={args.model}", *(f"{name}={value}" for name, value in steps.items())])
+    run = {
+        "model.name": args.model,
+        "data.path": "builtin:reviews",
+        "data.max_length": args.max_length,
+        "train.local_steps": 5,
+        "train.batch_size": 8,
+    }
+    bench = Bench([f"{name}={value}" for name, value in run.items()])
     rows = [row for fleet in fleets(args.jetsons) for row in bench.rows(fleet)]
     regrets = [bench.regret(random_fleet(args.seed + index)) for index in range(args.fleets)]
-    settings = {name: value for name, value in vars(args).items() if name != "json"} | steps
+    settings = run | {"fleets": args.fleets, "seed": args.seed, "jetsons": args.jetsons}
     publish(
         [rules_table(rows), regrets_table(regrets)],
         args.json,

@@ -49,7 +49,7 @@ def kl_cohort(fraction: float = 1.0, ingress_mbit: float | None = None) -> Plann
     Args:
       fraction: Of the devices in the plan, rounded, but at least one device.
       ingress_mbit: What the server can take in, in megabits per second; None for no limit. It limits whom the planner
-        chooses; the simulated network has no bottleneck at the server.
+        chooses; how narrow the server's connection is in simulation is the fleet's to say.
 
     Raises:
       ConfigError: Another fraction than above 0 and at most 1, a limit that is not positive; when planning, labels
