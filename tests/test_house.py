@@ -34,8 +34,7 @@ NOUNS = {"types", "state", "files", "errors"}
 # Modules whose test is not the file of the same path, and where they are tested instead.
 TESTED_IN = {
     "__init__.py": "test_init.py",
-    "api/join.py": "cli/test_join.py",  # whose command is the same but for how it is called
-    "api/serve.py": "cli/test_serve.py",
+    "api/join.py": "api/test_serve.py",
     "comparing/carried_out.py": "cli/test_compare.py",
     "run/loop.py": "test_every_method.py",  # whole runs
     "comparing/one_run.py": "cli/test_compare.py",  # runs of a comparison

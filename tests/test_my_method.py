@@ -68,3 +68,14 @@ def test_a_strangers_method_is_run_by_name(scratch: Path, tmp_path: Path) -> Non
     assert free["adapter"] == plain["adapter"]
     assert held["adapter"] != plain["adapter"]
     assert real["adapter"] == held["adapter"]
+
+
+@pytest.mark.slow
+def test_it_is_listed_and_keeps_the_laws(scratch: Path) -> None:
+    """By `Neutral: mu=0.0` one device is held to ordinary training, too."""
+    listed = subprocess.run([scratch, "-m", "cutlayer", "methods"], capture_output=True, text=True, check=True)
+    [line] = [line for line in listed.stdout.splitlines() if line.startswith(" fedprox ")]
+    assert "mu=0.01" in line
+    checked = subprocess.run([scratch, "-m", "cutlayer", "check", "fedprox"], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    assert "holds           One device, nothing compressed" in checked.stdout

@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import write_out
+from cutlayer.model.families import family_content, read_family
 from cutlayer.policies.learning_rate import Shape
 from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
 from cutlayer.policies.stragglers import Late, stragglers_by_name
@@ -46,6 +47,9 @@ class ModelSection(Section):
 
     name: str = "builtin:minilm"
     """A folder with config.json and *.safetensors, a hub name, or builtin:minilm."""
+    family: str | dict[str, Any] | None = None
+    """Where the model's parts are, for a family that `cutlayer families` has not: a YAML file, or the content of one
+    written out here (docs/adding-a-family.md)."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the frozen weights and of what crosses the network; trainable tensors are fp32."""
     pooling: Literal["auto", "pooler", "mean", "cls", "last"] = "auto"
@@ -231,14 +235,17 @@ class RunConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def self_contained(self) -> RunConfig:
-        """The same run, readable from any working directory: paths absolute, a fleet file written out.
+        """The same run, readable from any working directory: paths absolute, files of a fleet and a family written out.
 
         Raises:
           ConfigError: There is no such fleet.
+          ModelError: There is no such family file, or it is none.
         """
         return self.model_copy(
             update={
-                "model": self.model.model_copy(update={"name": _absolute(self.model.name)}),
+                "model": self.model.model_copy(
+                    update={"name": _absolute(self.model.name), "family": _written_out(self.model.family)}
+                ),
                 "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
                 "method": self.method.model_copy(update={"name": _absolute_file(self.method.name)}),
                 "fleet": write_out(self.fleet),
@@ -250,6 +257,11 @@ def _absolute(name: str) -> str:
     """A path that is there, from the root; other names (of the hub, built-in) as they are."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
+
+
+def _written_out(family: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """The content of a family file, every field."""
+    return None if family is None else family_content(read_family(family))
 
 
 def _absolute_file(method: str) -> str:
@@ -310,7 +322,7 @@ def _laid_over(content: dict[str, Any], values: Mapping[str, Any], where: str, o
         return RunConfig.model_validate(content)
     except ValidationError as error:
         at = ".".join(map(str, error.errors()[0]["loc"])) + "."
-        laid = any(at.startswith(f"{key}.") for key in values)
+        laid = any(at.startswith(f"{key}.") or f"{key}.".startswith(at) for key in values)
         raise ConfigError(_one_line(where if laid else origin, error)) from error
 
 

@@ -20,6 +20,7 @@ from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts
+from cutlayer.model.families import read_family
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import CompressedLink, Compression, compression
@@ -40,6 +41,7 @@ def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSett
         checkpoint_device=model.checkpoint_device,
         checkpoint_server=model.checkpoint_server,
         lora=LoraSettings(lora.rank, lora.alpha, lora.dropout, lora.targets),
+        family=None if model.family is None else read_family(model.family),
     )
 
 

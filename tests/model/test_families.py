@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Olmo2Config
 
+from cutlayer import Method, cut_at, everyone, mean_per_block, relay
 from cutlayer.errors import ModelError
-from cutlayer.model.cut import head_modules
-from cutlayer.model.families import FAMILIES, family_of
-from cutlayer.testing.tiny import CONFIGS
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.cut import check_paths, head_modules
+from cutlayer.model.families import FAMILIES, Family, family_content, family_of, read_family
+from cutlayer.testing.playground import learning_rate, plain_training, played
+from cutlayer.testing.tiny import BLOCKS, CONFIGS
 
 CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 
@@ -66,3 +72,122 @@ def test_a_family_that_does_not_do_the_task() -> None:
     assert family_of("bert", "classification").name == "bert"
     with pytest.raises(ModelError, match=r"expected a family that does causal-lm, got 'bert'.*--task classification"):
         family_of("bert", "causal-lm")
+
+
+# ------------------------------------------------------------------ rows of somebody's own
+
+
+def test_a_file_is_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: olmo2\nfinal: [norm]\ntasks: [causal-lm]\nhead_width: null\n")
+    row = read_family(str(file))
+    assert row == Family("olmo2", tasks=("causal-lm",), head_width=None)
+    assert read_family({"name": "olmo2"}) == Family("olmo2")
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_row_of_the_table_written_out_is_that_row(family: str) -> None:
+    content = yaml.safe_load(yaml.safe_dump(family_content(FAMILIES[family])))
+    assert read_family(content) == FAMILIES[family]
+
+
+def test_a_row_of_ones_own_comes_before_the_tables() -> None:
+    own = replace(FAMILIES["bert"], attention=("query",))
+    assert family_of("bert", "classification", own) is own
+    with pytest.raises(ModelError, match=r"whose config\.json says 'llama', got one with the name 'bert'"):
+        family_of("llama", "causal-lm", own)
+    with pytest.raises(ModelError, match="expected a family that does causal-lm"):
+        family_of("bert", "causal-lm", own)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({}, "model.family: expected a name, which is model_type"),
+        ({"name": "x", "block": "h"}, r"got the key 'block'\. Did you mean 'blocks'\?"),
+        ({"name": "x", "zzz": "h"}, r"got the key 'zzz'\. Remove it\."),
+        ({"name": 3}, "model.family: name: expected a name, got 3"),
+        ({"name": "x", "blocks": None}, "blocks: expected a name, got None"),
+        ({"name": "x", "final": "norm"}, "final: expected a list of names, got 'norm'"),
+        ({"name": "x", "final": [3]}, r"final: expected a list of names, got \[3\]"),
+        ({"name": "x", "pooler": 3}, "pooler: expected a name or null, got 3"),
+        (
+            {"name": "x", "poolings": ["first"]},
+            r"poolings: expected a list of pooler, mean, cls, last, got \['first'\]",
+        ),
+        ({"name": "x", "tasks": []}, r"tasks: expected a list of classification, causal-lm, got \[\]"),
+    ],
+)
+def test_what_is_no_row(content: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as error:
+        read_family(content)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "expected a family file, got No such file"), ("a: [", "expected YAML, got "), ("- a", "expected fields")],
+)
+def test_what_is_no_file(text: str | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ModelError, match=said) as error:
+        read_family(str(file))
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"blocks": "encoder.layers"}, r"blocks: .* 'encoder\.layers': BertEncoder has no 'layers', but layer\."),
+        ({"blocks": "encoder"}, r"blocks: expected the ModuleList of the blocks, got 'encoder', which is BertEncoder"),
+        ({"embeddings": "embed_tokens"}, "embeddings: .* BertModel has no 'embed_tokens', but embeddings, encoder"),
+        ({"final": ("norm",)}, "final: .* BertModel has no 'norm'"),
+        ({"positions": ("wpe",)}, "positions: "),
+        ({"after_embeddings": ("drop",)}, "after_embeddings: "),
+        ({"pooler": "pool"}, "pooler: "),
+        ({"head": ("score",)}, "head: expected a module of BertForSequenceClassification"),
+    ],
+)
+def test_a_path_that_the_model_has_not(change: dict[str, Any], said: str) -> None:
+    model = meta_model("bert", "classification")
+    check_paths(model, model.bert, FAMILIES["bert"])
+    with pytest.raises(ModelError, match=said) as error:
+        check_paths(model, model.bert, replace(FAMILIES["bert"], **change))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("model.family: ")
+
+
+def olmo2(folder: Path) -> Path:
+    """A tiny model of a family that has no row."""
+    torch.manual_seed(0)
+    config = Olmo2Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("cut", range(BLOCKS + 1))
+def test_a_family_by_file_is_plain_training_at_every_cut(cut: int, tmp_path: Path) -> None:
+    """All that a row of the table is held to (`test_parity.py`), for one that is none."""
+    file = tmp_path / "olmo2.yaml"
+    file.write_text("name: olmo2\ntasks: [causal-lm]\n")
+    assert "olmo2" not in FAMILIES
+    settings = ModelSettings(str(olmo2(tmp_path / "model")), "causal-lm", family=read_family(str(file)))
+    base = Base(settings)
+    start = base.initial_adapter(0)
+    vanilla = Method((everyone(), cut_at(cut)), relay(), mean_per_block())
+    run = played(vanilla, base=base, num_devices=1, rounds=1)
+    plain, _ = plain_training(base, start, run.streams["device-0"].given, [learning_rate(0, step) for step in range(2)])
+    assert plain.keys() == run.adapter.keys()
+    assert all(torch.equal(plain[name], run.adapter[name]) for name in plain)
+    assert not all(torch.equal(plain[name], start[name]) for name in plain)

@@ -70,6 +70,7 @@ def evaluate(
         dtype=dtype,
         pooling=card.pooling,
         lora=_lora(adapter),
+        family=card.own_family,
     )
     base = Base(settings, device)
     batches = evaluation_batches(samples, batch_size, card.pad_id)

@@ -31,8 +31,8 @@ from cutlayer.model.adapter import (
     shape_at_rank,
     target_modules,
 )
-from cutlayer.model.cut import check_cut, keep_device_side, keep_server_side
-from cutlayer.model.families import family_of
+from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
+from cutlayer.model.families import Family, family_of
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, ServerPart, WholePart
@@ -61,6 +61,7 @@ class ModelSettings:
       checkpoint_device: the device recomputes its blocks in the backward pass, to hold fewer activations.
       checkpoint_server: the same on the server.
       lora: the adapter.
+      family: where the parts of the model are, in place of the row of its family.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelSettings:
     checkpoint_device: bool = False
     checkpoint_server: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
+    family: Family | None = None
 
 
 class Base:
@@ -92,12 +94,13 @@ class Base:
         self.device = torch.device(device)
         self.files = ModelFiles(settings.name)
         self.dtype = DTYPES[settings.dtype]
-        self.family = family_of(str(self.files.config.get("model_type")), settings.task)
+        self.family = family_of(str(self.files.config.get("model_type")), settings.task, settings.family)
         self.pooling = choose_pooling(settings.pooling, self.family)
         self.config = self._transformers_config()
         self.trained_heads = self._trained_heads()
         skeleton = self._skeleton()
         self._prefix: str = skeleton.base_model_prefix
+        check_paths(skeleton, self._backbone(skeleton), self.family)
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)

@@ -65,6 +65,43 @@ def check_cut(cut: int, num_blocks: int, where: str = "cut") -> None:
         )
 
 
+def check_paths(model: nn.Module, backbone: nn.Module, family: Family) -> None:
+    """Raises ModelError unless every module that the family names is there, as a row of somebody's own may not have it.
+
+    Args:
+      model: The task model.
+      backbone: Its backbone.
+      family: Its row.
+    """
+    inside = {"embeddings": (family.embeddings,), "pooler": (family.pooler,) if family.pooler else ()}
+    inside |= {key: getattr(family, key) for key in ("positions", "after_embeddings", "final")}
+    for key, paths in inside.items():
+        for path in paths:
+            _expect(key, path, backbone)
+    for path in family.head if not hasattr(model, "lm_head") else ():
+        _expect("head", path, model)
+    blocks = _expect("blocks", family.blocks, backbone)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ModelError(
+            f"model.family: blocks: expected the ModuleList of the blocks, got {family.blocks!r}, which is "
+            f"{type(blocks).__name__}. Correct the path."
+        )
+
+
+def _expect(key: str, path: str, root: nn.Module) -> object:
+    """What is at the path; None where the model has an optional module there and does not use it."""
+    parent: object = root
+    for name in path.split("."):
+        if not hasattr(parent, name):
+            children = [child for child, _ in parent.named_children()] if isinstance(parent, nn.Module) else []
+            raise ModelError(
+                f"model.family: {key}: expected a module of {type(root).__name__}, got {path!r}: "
+                f"{type(parent).__name__} has no {name!r}, but {', '.join(children)}. Correct the path."
+            )
+        parent = getattr(parent, name)
+    return parent
+
+
 def keep_blocks(backbone: nn.Module, family: Family, first: int, end: int) -> None:
     """Replaces every block outside `[first, end)` by `Skip`."""
     blocks = backbone.get_submodule(family.blocks)

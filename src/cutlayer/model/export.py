@@ -24,7 +24,7 @@ from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
-from cutlayer.model.families import family_of
+from cutlayer.model.families import Family, family_of, read_family
 from cutlayer.model.pooling import install_pooling
 from cutlayer.model.source import ModelFiles
 from cutlayer.types import Adapter
@@ -53,6 +53,7 @@ class AdapterCard:
       max_length: tokens at which texts were cut off.
       pad_id: the id that padded.
       columns: which column of the data was what.
+      family: where the parts of the model are, where its family is not of the table.
     """
 
     base: str
@@ -62,6 +63,12 @@ class AdapterCard:
     max_length: int
     pad_id: int
     columns: dict[str, str]
+    family: Mapping[str, Any] | None = None
+
+    @property
+    def own_family(self) -> Family | None:
+        """The row of somebody's own."""
+        return None if self.family is None else read_family(self.family)
 
 
 def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard) -> None:
@@ -189,6 +196,6 @@ def load_finetuned(folder: str | Path) -> PeftModel:
     model.config.pad_token_id = card.pad_id
     model.config.id2label = dict(enumerate(card.labels))
     model.config.label2id = {label: index for index, label in enumerate(card.labels)}
-    family = family_of(str(files.config.get("model_type")), "classification")
+    family = family_of(str(files.config.get("model_type")), "classification", card.own_family)
     install_pooling(getattr(model, model.base_model_prefix), family, card.pooling)  # type: ignore[arg-type]
     return PeftModel.from_pretrained(model, path).eval()

@@ -1,14 +1,20 @@
 """What cutlayer must know of a model family: a row of module paths, no code.
 
-A family is added by one row here and its parity test (`tests/model/test_parity.py` runs over all rows);
-`docs/adding-a-family.md` walks through one. Paths are those of the transformers class for the task, read from
+A family is added by one row here and its parity test (`tests/model/test_parity.py` runs over all rows), or, without
+touching this package, by a YAML file of the same fields (`model.family`); `docs/adding-a-family.md` walks through both.
+Paths are those of the transformers class for the task, read from
 the backbone (`model.<base_model_prefix>`), so one row serves causal LM and sequence classification.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
 
 from cutlayer.errors import ModelError
 from cutlayer.types import TaskKind
@@ -163,18 +169,28 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(model_type: str, task: TaskKind) -> Family:
+def family_of(model_type: str, task: TaskKind, own: Family | None = None) -> Family:
     """The row for a model type.
+
+    Args:
+      model_type: As the model's config.json says it.
+      task: What the model is wanted for.
+      own: A row of somebody's own, which comes before those of the table.
 
     Raises:
       ModelError: No row, or the family does not do this task; says what a row needs.
     """
-    row = FAMILIES.get(model_type)
+    if own is not None and own.name != model_type:
+        raise ModelError(
+            f"model.family: expected the family of this model, whose config.json says {model_type!r}, got one with the "
+            f"name {own.name!r}. Correct the name, or leave model.family out."
+        )
+    row = own or FAMILIES.get(model_type)
     if row is None:
         raise ModelError(
             f"model: expected one of the families {', '.join(sorted(FAMILIES))}, got architecture {model_type!r}. "
-            "Add a row to cutlayer/model/families.py that names its blocks, embeddings, positions, "
-            "after_embeddings, final, attention and head modules (docs/adding-a-family.md), or use another model."
+            "Name its blocks, embeddings, positions, after_embeddings, final, attention and head modules in a file and "
+            "give that as --family (docs/adding-a-family.md), or use another model."
         )
     if task not in row.tasks:
         raise ModelError(
@@ -182,3 +198,65 @@ def family_of(model_type: str, task: TaskKind) -> Family:
             f"Choose --task {row.tasks[0]} or another model."
         )
     return row
+
+
+def read_family(given: str | Mapping[str, Any]) -> Family:
+    """A row of somebody's own.
+
+    Args:
+      given: A YAML file with the fields of `Family`, or its content. `name` must be there; what is not has the value
+        of Llama and its relatives.
+
+    Raises:
+      ModelError: No such file, or a field that is none.
+
+    Example:
+      >>> read_family({"name": "olmo2", "tasks": ["causal-lm"]}).blocks
+      'layers'
+    """
+    where, content = ("model.family", given) if isinstance(given, Mapping) else (given, _read(Path(given)))
+    known = [field.name for field in fields(Family)]
+    for key in content:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else "Remove it."
+            raise ModelError(f"{where}: expected one of {', '.join(known)}, got the key {key!r}. {hint}")
+    if "name" not in content:
+        raise ModelError(f"{where}: expected a name, which is model_type in the model's config.json, got none. Add it.")
+    hints = get_type_hints(Family)
+    return Family(**{key: _value(f"{where}: {key}", hints[key], value) for key, value in content.items()})
+
+
+def family_content(row: Family) -> dict[str, Any]:
+    """The row as a YAML file would say it, every field: `read_family` makes the same of it."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(row).items()}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: expected a family file, got {error.strerror}. Check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: expected YAML, got {' '.join(str(error).split())}. Correct it.") from error
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path}: expected fields such as name: and blocks:, got {content!r}. See adding-a-family.md.")
+    return content
+
+
+def _value(where: str, hint: Any, value: Any) -> Any:
+    """A field's value, of the type that the row has."""
+    words = get_args(hint)
+    several = words[-1:] == (...,)
+    if several and isinstance(value, list | tuple):
+        allowed = get_args(words[0])
+        if all(isinstance(one, str) and (not allowed or one in allowed) for one in value) and (value or not allowed):
+            return tuple(value)
+        expected = f"a list of {', '.join(allowed)}" if allowed else "a list of names"
+    elif several:
+        expected = "a list of names"
+    elif isinstance(value, str) or (value is None and type(None) in words):
+        return value
+    else:
+        expected = "a name or null" if words else "a name"
+    raise ModelError(f"{where}: expected {expected}, got {value!r}. Change it.")

@@ -27,7 +27,7 @@ from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
-from cutlayer.model.families import family_of
+from cutlayer.model.families import family_of, read_family
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
@@ -120,6 +120,7 @@ class ServerInputs:
             max_length=data.max_length,
             pad_id=self.pad_id,
             columns=columns,
+            family=self.config.model.family,
         )
 
     @property
@@ -249,7 +250,8 @@ def _checked_model(config: RunConfig) -> ModelFiles:
     """The model's files, which fit the task and its texts, on hardware that is here."""
     hardware(config.hardware)
     files = ModelFiles(config.model.name)
-    family_of(str(files.config.get("model_type")), config.data.task)
+    own = None if config.model.family is None else read_family(config.model.family)
+    family_of(str(files.config.get("model_type")), config.data.task, own)
     _check_positions(files, config.data.max_length)
     return files
 

@@ -12,6 +12,8 @@ Federated Optimization in Heterogeneous Networks
 
 mu = 0 is federated averaging, bit for bit. The distance is squared, as in the paper.
 
+Neutral: mu=0.0.
+
 Evidence: general knowledge of the paper.
 """
 
