@@ -27,7 +27,7 @@ from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
-from cutlayer.model.families import family_of, read_family
+from cutlayer.model.families import family_content, family_of, read_family
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
@@ -110,7 +110,7 @@ class ServerInputs:
 
     @property
     def card(self) -> AdapterCard:
-        data = self.config.data
+        data, family = self.config.data, self.config.model.family
         columns = {name: value for name, value in vars(columns_of(self.config)).items() if value is not None}
         return AdapterCard(
             base=self.config.model.name,
@@ -120,7 +120,7 @@ class ServerInputs:
             max_length=data.max_length,
             pad_id=self.pad_id,
             columns=columns,
-            family=self.config.model.family,
+            family=None if family is None else family_content(read_family(family)),
         )
 
     @property
