@@ -125,7 +125,7 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "no safetensors": (model(forget("model.safetensors")), ("expected model.safetensors", "pickle")),
     "torn weights": (model(torn), ("model.safetensors: expected a safetensors file", "Fetch it again")),
     "no tokenizer": (model(forget("tokenizer.json")), ("expected a tokenizer",)),
-    "unknown architecture": (model(config_says(model_type="mamba9")), ("'mamba9'", "llama", "families.py")),
+    "unknown architecture": (model(config_says(model_type="mamba9")), ("'mamba9'", "llama", "--family")),
     "the model and the data": (  # what is quick to check comes first
         lambda world: [*model(config_says(model_type="mamba9"))(world), "--data", "./none"],
         ("'mamba9'",),
