@@ -31,7 +31,7 @@ def test_micro_batches_over_a_real_wire(overlap: bool, inputs: Path, tmp_path: P
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(other, tmp_path / "simulated"))
 
 
-@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "ho_sfl", "prge"])
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge"])
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ from cutlayer.types import Adapter, Kept, TaskKind
 
 Blocks = frozenset[int] | None
 """Which blocks have an adapter; None for all of them."""
+
+_BUILDING = Lock()
+"""Held while torch and PEFT make modules on the meta device: they say so to the whole process, not to a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +403,7 @@ class Base:
 
     def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
-        with torch.device("meta"), _from_config_json(self.settings.name):
+        with _BUILDING, torch.device("meta"), _from_config_json(self.settings.name):
             model = model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
         _rebuild_buffers(model, self.device)
         if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
@@ -417,7 +421,9 @@ class Base:
     def _finish(self, model: Any, blocks: frozenset[int], kept: Kept | None = None) -> None:
         """Attaches LoRA to these blocks, assigns the frozen tensors, freezes, and sets the modes."""
         modules = target_modules(model, self._blocks, self.family, self.settings.lora.targets)
-        attach_lora(model, [path for path in modules if self.block_of(f"{PREFIX}{path}") in blocks], self.settings.lora)
+        held = [path for path in modules if self.block_of(f"{PREFIX}{path}") in blocks]
+        with _BUILDING:
+            attach_lora(model, held, self.settings.lora)
         model.requires_grad_(False)
         if self.device.type != "meta":
             self._assign(model, kept)
