@@ -101,8 +101,8 @@ def cut_by_latency(*, least: int = 1, spread: float = 0.0, samples: int = 20) ->
       >>> from cutlayer import cut_by_latency, everyone
       >>> from cutlayer.testing.playground import fleet_of, planned
       >>> plan = planned(everyone(), cut_by_latency(), fleet=fleet_of(3, max_blocks=(3,)))
-      >>> [device.cut for device in plan.devices]  # the slowest holds little, who has time to spare spares the server
-      [1, 3, 3]
+      >>> [device.cut for device in plan.devices]  # the slowest holds little, those with time to spare spare the server
+      [1, 2, 3]
     """
     _check_links(spread, samples)
 
