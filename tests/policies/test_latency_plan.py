@@ -275,9 +275,9 @@ def test_a_device_that_trains_nothing_is_sent_no_gradient() -> None:
 
 # ------------------------------------------------------------------ the clock
 
-UNEQUAL = {"speeds": [1e9, 2e9, 3e9, 7e9]}
-EQUAL = {"speeds": [1e9] * 4}
-SHARED = {"server": 1e11, "links": [(1e6, 1e6)] * 4, "capacity": (1e6, 1e6)}
+UNEQUAL: dict[str, Any] = {"speeds": [1e9, 2e9, 3e9, 7e9]}
+EQUAL: dict[str, Any] = {"speeds": [1e9] * 4}
+SHARED: dict[str, Any] = {"server": 1e11, "links": [(1e6, 1e6)] * 4, "capacity": (1e6, 1e6)}
 ROUNDS: dict[str, tuple[dict[str, Any], list[int], int]] = {
     "one step": (EQUAL | {"server": 1e10}, [1] * 4, 1),
     "four steps": (EQUAL | {"server": 1e10}, [1] * 4, 4),
@@ -295,7 +295,8 @@ def test_the_clock_takes_what_is_reckoned(
     machines: dict[str, Any], chosen: list[int], steps: int, tiny_model: ModelMaker
 ) -> None:
     """Served as they come. A bit less, because the model's adapters are smaller than those of these costs."""
-    situation = situation_of(**{"links": [(1e8, 1e8)] * 4, "local_steps": steps} | machines)
+    settings: dict[str, Any] = {"links": [(1e8, 1e8)] * 4, "local_steps": steps} | machines
+    situation = situation_of(**settings)
     plan = with_cuts(everybody(situation), chosen)
     streams = {
         device.name: ListedBatches(
