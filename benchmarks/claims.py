@@ -26,13 +26,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
 from datasets import load_dataset
 from rich.table import Table
 
+from cutlayer import load_finetuned
+from cutlayer.config import read_config
+from cutlayer.model.part import model_inputs
 from cutlayer.policies.qlearn import LOW, reference_of, step_seconds
 from cutlayer.report.json_lines import JsonLines
 from cutlayer.report.round_row import records_of
+from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.types import History, StepRecord
 from tables import publish
 
@@ -236,6 +242,101 @@ def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def hsfl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """What rounds take, and how well each device classifies rows spread as its own are."""
+    system, *others = figures
+    mine = [at_home(folder) for folder in system["folders"]]
+    lines = []
+    for other in others:
+        theirs = [at_home(folder) for folder in other["folders"]]
+        values = [statistic(shares) for statistic in (mean_of_all, worst) for shares in (mine, theirs)]
+        lines += [
+            Line("training time", "less", less(system, other, "virtual_seconds"), other["label"]),
+            Line("accuracy at home, mean over devices (worst)", "-", "{} / {} ({} / {})".format(*values), other["label"]),
+            Line("final accuracy on all classes", "-", f"{accuracy(system):.3f} / {accuracy(other):.3f}", other["label"]),
+        ]
+    return lines
+
+
+def mean_of_all(runs: Sequence[Mapping[str, float]]) -> str:
+    return f"{fmean(fmean(run.values()) for run in runs):.3f}"
+
+
+def worst(runs: Sequence[Mapping[str, float]]) -> str:
+    return f"{fmean(min(run.values()) for run in runs):.3f}"
+
+
+def at_home(folder: Path) -> dict[str, float]:
+    """Accuracy of each device's own model, or of the one that all share, on rows spread over the classes as its data is.
+
+    The validation rows of each class are weighed by how often the device has that class.
+    """
+    inputs = prepare(read_config(folder / "config.yaml"))
+    recalls: dict[Path, np.ndarray[Any, Any]] = {}
+    result = {}
+    for device, counts in inputs.label_counts.items():
+        own = folder / "adapters" / device
+        adapter = own if own.is_dir() else folder / "adapter"
+        if adapter not in recalls:
+            recalls[adapter] = recall(load_finetuned(adapter), inputs)
+        result[device] = float(np.average(recalls[adapter], weights=counts))
+    return result
+
+
+def recall(model: Any, inputs: RunInputs) -> np.ndarray[Any, Any]:
+    """The part of each class's validation rows that the model knows."""
+    right, rows = np.zeros(len(inputs.labels)), np.zeros(len(inputs.labels))
+    with torch.no_grad():
+        for batch in inputs.validation_batches():
+            guessed = model(**model_inputs(batch, "cpu")).logits.argmax(-1)
+            np.add.at(right, batch.labels.numpy(), (guessed == batch.labels).numpy())
+            np.add.at(rows, batch.labels.numpy(), 1)
+    return right / np.maximum(rows, 1)
+
+
+def fedkseed(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """A device's bytes of a round, which devices take each round; and what they buy."""
+    system, *others = figures
+
+    def device_round(one: Figures) -> float:
+        rows = [row for folder in one["folders"] for row in rows_in(folder, half=False)]
+        return fmean(d["bytes_up"] + d["bytes_down"] for row in rows for d in row["devices"].values())
+
+    lines = []
+    for other in others:
+        against = f"{other['label']}, {trial.data}"
+        sent = f"{device_round(system):,.0f} / {device_round(other):,.0f} bytes"
+        lines += [
+            Line("a device's bytes of a round, both ways", "below 18 kB", sent, against),
+            Line("device memory (cost model)", "inference's", bytes_ratio(system, other), against),
+            Line("final accuracy", "-", f"{accuracy(system):.3f} / {accuracy(other):.3f}", against),
+        ]
+    return lines
+
+
+def ho_sfl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Accuracy, memory, work and bytes at equal samples."""
+    system, *others = figures
+    lines = []
+    for other in others:
+        against = f"{other['label']}, {trial.data}"
+        level = other["label"].startswith("splitlora")
+        points = f"{100 * (accuracy(system) - accuracy(other)):+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        lines += [
+            Line("final accuracy, points", "+0.1" if level else "+34.8", points, against),
+            Line("device memory (cost model)", "inference's", bytes_ratio(system, other), against),
+            Line("device computation", "-", less(system, other, "flops"), against),
+            Line("bytes of the whole run", "-", less(system, other, "bytes"), against),
+            Line("training time", "-", less(system, other, "virtual_seconds"), against),
+        ]
+    return lines
+
+
+def bytes_ratio(one: Figures, other: Figures) -> str:
+    """The most that a device needs, over the other's."""
+    return ratio(one["device_bytes"], other["device_bytes"])
+
+
 STEPS: dict[str, tuple[str, Callable[[StepRecord, float], float]]] = {
     "steps over the latency threshold": ("{:.1%}", lambda step, limit: step_seconds(step) > limit),
     "steps that starve their device": ("{:.1%}", lambda step, limit: step.busy_seconds / step.steps < LOW * limit),
@@ -280,10 +381,24 @@ FLEETS: dict[str, dict[str, Any]] = {
             {"name": "trap-4", "count": 3, "tflops": 0.048, "memory_gib": 2},
             {"name": "trap-5", "count": 3, "tflops": 0.153, "memory_gib": 4},
         ],
-    }
+    },
+    "shared-server-six": {
+        "source": "the devices of memsfl-six, which lend any number of blocks, and a sixteenth of its server; our choice",
+        "server": {"tflops": 3.2625, "efficiency": 0.3, "memory_gib": 16},
+        "defaults": {"efficiency": 0.3, "up_mbit": 100, "down_mbit": 100, "latency_ms": 5},
+        "devices": [
+            {"name": "jetson-nano", "tflops": 0.472, "memory_gib": 4},
+            {"name": "jetson-tx2", "tflops": 1.33, "memory_gib": 8},
+            {"name": "snapdragon-8s-gen-3", "tflops": 1.689, "memory_gib": 8},
+            {"name": "a17-pro", "tflops": 2.147, "memory_gib": 8},
+            {"name": "snapdragon-8-gen-3", "tflops": 2.774, "memory_gib": 12},
+            {"name": "m3", "tflops": 3.533, "memory_gib": 8},
+        ],
+    },
 }
 """By name, fleets of this file alone: where computing decides about time, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
+SMALL_STEPS = "--batch-size 8 --max-length 32"
 SHORT_STEPS = "--local-steps 1 --batch-size 4 --eval-every 100 --spread iid"
 
 
@@ -360,6 +475,41 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 "--fleet memsfl-six --lr 4e-3 --batch-size 8 --local-steps 4 --max-length 24 --eval-every 100",
                 4,
             ),
+        ),
+    ),
+    "hsfl": (
+        hsfl,
+        (
+            Trial(
+                "emotion",
+                ("hsfl", "hsfl:personal=false", "hsfl:cut=1", "hsfl:cut=3", "sfl_v1:cut=memory", "local_only"),
+                f"--fleet shared-server-six --lr 4e-3 --spread dirichlet:0.1 {SMALL_STEPS} --eval-every 100",
+                12,
+            ),
+        ),
+    ),
+    "fedkseed": (
+        fedkseed,
+        tuple(
+            Trial(
+                data,
+                ("fedkseed:full=false", "fedkseed:full=false,pro=true", "fedlora"),
+                "--fleet memsfl-six --lr 1e-3 --local-steps 200 --batch-size 1 --max-length 32 --eval-every 100",
+                4,
+            )
+            for data in ("sst2",)
+        ),
+    ),
+    "ho_sfl": (
+        ho_sfl,
+        tuple(
+            Trial(
+                data,
+                ("ho_sfl:cut=3", "splitlora:cut=3", "prge:queries=2"),
+                f"--fleet memsfl-six --lr 4e-3 {SMALL_STEPS} --eval-every 100",
+                16,
+            )
+            for data in ("sst2", "emotion")
         ),
     ),
     "legend": (

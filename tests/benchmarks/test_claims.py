@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import claims
+from cutlayer import RunConfig, load_finetuned, simulate
+from cutlayer.config import read_config
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.report.json_lines import JsonLines
 from cutlayer.report.round_row import round_row
+from cutlayer.run.inputs import prepare
+from cutlayer.testing.tiny import save_inputs
 from cutlayer.types import StepRecord
 
 
@@ -27,6 +33,7 @@ def figures(
         "totals": spent,
         "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}},
         "server_bytes": int(seconds * 100),
+        "device_bytes": int(seconds * 10),
         "folders": folders,
         "bytes_down": {"mean": 100 * seconds},
         "facts": {"server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
@@ -57,7 +64,10 @@ def test_savings_and_speed_ups() -> None:
 
 
 @pytest.mark.parametrize("system", sorted(claims.CLAIMS))
-def test_every_system_has_lines_against_every_other(system: str, tmp_path: Path) -> None:
+def test_every_system_has_lines_against_every_other(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "at_home", lambda _folder: {"pi": 0.5})
     figure, trials = claims.CLAIMS[system]
     folder = run_folder(tmp_path / "run", 1, 2)
     for trial in trials:
@@ -114,3 +124,45 @@ def test_facts_are_summed_over_a_run_and_averaged_over_runs(tmp_path: Path) -> N
         rows = [{"devices": {"a": {"facts": {"bytes": number}}, "b": {"facts": {"ranks": [1]}}}} for number in numbers]
         (tmp_path / run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert claims.facts_of(tmp_path, {"runs": [{"folder": "one"}, {"folder": "two"}]}) == {"bytes": 5.0}
+
+
+def test_at_home_a_device_is_asked_what_it_has(tmp_path: Path) -> None:
+    """Its own adapter, and of the validation rows those of its own classes; a shared adapter where there is one."""
+    here = save_inputs(tmp_path, rows=24)
+    data = {"path": str(here / "data"), "max_length": 16, "spread": "one-class"}
+    common: dict[str, Any] = {"model": str(here / "model"), "data": data, "fleet": "memsfl-six"}
+    for method in ("local_only", "fedlora"):
+        train = {"rounds": 1, "local_steps": 1, "batch_size": 4}
+        folder = simulate(**common, method=method, train=train, out=tmp_path / method).folder
+        inputs = prepare(read_config(folder / "config.yaml"))
+        found = claims.at_home(folder)
+        assert list(found) == [device.name for device in inputs.fleet.devices]
+        for device, counts in inputs.label_counts.items():
+            own = folder / "adapters" / device
+            known = claims.recall(load_finetuned(own if method == "local_only" else folder / "adapter"), inputs)
+            (mine,) = [label for label, count in enumerate(counts) if count]
+            assert found[device] == known[mine]
+
+
+def test_recall_is_of_each_class(tmp_path: Path) -> None:
+    here = save_inputs(tmp_path, rows=24)
+    data = {"path": str(here / "data"), "max_length": 16}
+    inputs = prepare(RunConfig(model=str(here / "model"), data=data))  # type: ignore[arg-type]
+
+    class Second:
+        """Says the second class of everything."""
+
+        def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
+            logits_BC = torch.zeros(len(inputs["input_ids"]), 3)
+            logits_BC[:, 1] = 1
+            return SimpleNamespace(logits=logits_BC)
+
+    assert claims.recall(Second(), inputs).tolist() == [0.0, 1.0, 0.0]
+
+
+def test_bytes_of_a_round_are_a_devices(tmp_path: Path) -> None:
+    figure, (trial, *_) = claims.CLAIMS["fedkseed"]
+    folder = run_folder(tmp_path / "run", 1, 2)
+    entries = [figures(word, accuracy=0.5, seconds=1.0, folders=(folder,)) for word in ("fedkseed", "fedlora")]
+    first, *_ = figure(trial, entries)
+    assert first.ours == "20 / 20 bytes"

@@ -9,7 +9,7 @@ is fed the learning rate, eps and the slope g of the pass before. It needs no se
     B1 <- B1 + n - u - eps z'         B - u - eps z'
 
 and of q queries the step is the mean of theirs. Up to rounding it is `two_sided` and then `zeroth`: n is eps z as B0
-and B1 have rounded it, so fp32 values part by about 1e-7 of B a step (`tests/model/test_recurrence.py`).
+and B1 have rounded it, so values part in their last bits at each step (`tests/model/test_recurrence.py` says how far).
 
 Shapes: Q queries.
 """
