@@ -38,8 +38,14 @@ def require_device(device: str) -> None:
 
 
 def publish(tables: Sequence[Table], path: Path, settings: dict[str, Any], rows: dict[str, Any]) -> None:
-    """Prints the tables and writes the JSON: settings, rows, versions and the load of the machine (1, 5, 15 min)."""
+    """Prints the tables and writes the JSON: settings, rows, versions and the load of the machine (1, 5, 15 min).
+
+    In a pipe a table is as wide as it needs.
+    """
     console, load = Console(), os.getloadavg()
+    if not console.is_terminal:
+        wide = Console(width=10_000)
+        console.width = max(wide.measure(table).maximum for table in tables)
     for table in tables:
         console.print(table)
     console.print(f"load average: {', '.join(f'{value:.1f}' for value in load)} on {os.cpu_count()} cores")
