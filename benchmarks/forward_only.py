@@ -113,7 +113,7 @@ def seeds_step(job: Job, *, full: bool) -> Step:
     """FedKSeed on the whole model."""
     base, batches = Base(job.settings), random_batches(job, STEPS)
     standing = standing_of(base, seed_search(SEEDS, 0, 5e-4, 0.0, full=full), 0)
-    part, walk = base.whole((0,) * base.num_blocks if full else ()), Walk(standing, torch.zeros(SEEDS))
+    part, walk = base.whole(frozenset() if full else None), Walk(standing, torch.zeros(SEEDS))
 
     def step(number: int) -> None:
         part.use({name: standing.tensors[name] for name in part.names})

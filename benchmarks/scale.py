@@ -4,8 +4,8 @@
 
 A whole run as `cutlayer train` makes it: data spread over the fleet, a part of the fleet drawn each round, plans from
 measurements (legend), modelled machines and links, evaluation and a checkpoint every round. The model is small, so that
-what is measured is what each device costs, not its arithmetic. "start" is until the first round begins; peaks are
-VmHWM, and "base" is what the weights of the one base model take, however many devices there are.
+what is measured is what each device costs, not its arithmetic. Times are of the whole run. Peaks are VmHWM, and "base"
+is what the weights of the one base model take, however many devices there are.
 """
 
 from __future__ import annotations
@@ -110,8 +110,7 @@ def table(rows: Sequence[Row]) -> Table:
         "cohort",
         "rounds",
         "wall s",
-        "start s",
-        "s/round",
+        "cpu s",
         "peak MiB",
         "base MiB",
         "checkpoint MiB",
