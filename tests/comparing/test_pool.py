@@ -17,9 +17,12 @@ import pytest
 from cutlayer.comparing import pool
 from cutlayer.comparing.comparison import Run
 from cutlayer.comparing.entry import parse_entry
-from cutlayer.comparing.pool import Failure, Share, carry_out, error_of
-from cutlayer.config import RunConfig
+from cutlayer.comparing.pool import Failure, Share, carry_out, error_of, share_out
+from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import ConfigError, CutlayerError
+from cutlayer.methods.table import TABLE
+from cutlayer.run.inputs import prepare
+from cutlayer.testing.tiny import save_inputs
 
 STAND_IN = """
 import json, pathlib, sys, time
@@ -113,6 +116,17 @@ def test_memory_decides_how_many_run_at_once(tmp_path: Path) -> None:
     assert most(2**20, 2**30) == 1, "one runs whatever there is"
     assert most(2**20, None) == 3, "who says --jobs is not asked"
     assert most(int(2.5 * 2**30), 2**30) == 2, "what the running ones have yet to take is set aside"
+
+
+@pytest.mark.parametrize("method", sorted(TABLE))
+def test_the_first_guess_is_made_for_every_method(method: str, tmp_path: Path) -> None:
+    """Of what trains the whole model by gradients: no method needs more, whatever its plans say."""
+    here = save_inputs(tmp_path, rows=24)
+    values = {"model.name": str(here / "model"), "data.path": str(here / "data"), "data.max_length": 16}
+    inputs = prepare(read_config(None, values={**values, "method.name": method}))
+    guess = share_out(2, None, inputs).first_guess_bytes
+    assert guess is not None
+    assert guess > pool.PROCESS_BYTES
 
 
 @pytest.mark.parametrize(("code", "kind"), [(2, ConfigError), (1, CutlayerError)])

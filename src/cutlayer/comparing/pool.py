@@ -22,7 +22,7 @@ from cutlayer.comparing.comparison import Run
 from cutlayer.comparing.memory import available_bytes, cores, resident_and_peak_bytes
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.run.inputs import RunInputs
-from cutlayer.types import DevicePlan
+from cutlayer.types import DevicePlan, Flow
 
 COMMAND = (sys.executable, "-m", "cutlayer.comparing.one_run")
 POLL_SECONDS = 0.2
@@ -64,7 +64,7 @@ def share_out(num_runs: int, jobs: int | None, inputs: RunInputs) -> Share:
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // jobs))
     train, data = inputs.config.train, inputs.config.data
     whole = DevicePlan("any", head=True, cut=inputs.costs.num_blocks)
-    step = inputs.costs.device(whole, train.batch_size, data.max_length).memory_bytes
+    step = inputs.costs.model.device(whole, Flow(), train.batch_size, data.max_length).memory_bytes
     return Share(jobs, threads, PROCESS_BYTES + step if asked is None else None)
 
 
