@@ -16,7 +16,7 @@ What is certain: the scalar, one upload and one gradient down a step, P = 2 for 
 each device has seeds of its own and moves by its own slopes, averaged after each round, which lets devices have cuts of
 their own (as HO-FL of the same group; the paper shares P directions and averages the scalars at each step, for which
 all devices must hold the same blocks); the server's adapter is stepped by AdamW, as everywhere here, the device's by
-descent at `scale` times the run's rate. The paper has no table of rates for LoRA: ours were tried on two data sets
+descent at `scale` times the run's rate. The paper has no table of rates for LoRA: ours was tried on one data set
 (docs/lab-log.md).
 
 Neutral: none, a device moves along random directions and not along its gradient.
