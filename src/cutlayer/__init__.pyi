@@ -27,6 +27,7 @@ from cutlayer.policies.cut import cut_by_capacity as cut_by_capacity
 from cutlayer.policies.cut import cut_by_memory as cut_by_memory
 from cutlayer.policies.cut import whole_model as whole_model
 from cutlayer.policies.cut_by_name import cut_by_name as cut_by_name
+from cutlayer.policies.deadline_plan import deadlines_and_batches as deadlines_and_batches
 from cutlayer.policies.deadlines import layer_deadline as layer_deadline
 from cutlayer.policies.depth import depth_by_time as depth_by_time
 from cutlayer.policies.directions import along_directions as along_directions
