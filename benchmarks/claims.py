@@ -216,6 +216,48 @@ def epsl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def salf(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Accuracy when the shortest of the runs is over, and at the end; how long a round took."""
+    system, *others = figures
+    end = min(one["totals"]["virtual_seconds"]["mean"] for one in figures)
+    lines = []
+    for other in others:
+        against = f"{other['label']}{DROPPING if '--stragglers' in trial.flags else ''}"
+        values = [f"{100 * accuracy_by(one, end):.1f}" for one in (system, other)]
+        rounds = [
+            fmean(x for folder in one["folders"] for x in round_seconds(folder, half=False)) for one in (system, other)
+        ]
+        lines += [
+            Line(f"accuracy after {end:.0f} s, %", "-", " / ".join(values), against),
+            Line(
+                "accuracy after as many rounds, %",
+                "-",
+                f"{100 * accuracy(system):.1f} / {100 * accuracy(other):.1f}",
+                against,
+            ),
+            Line("a round", "-", f"{rounds[0]:.2f} s / {rounds[1]:.2f} s", against),
+        ]
+    return lines
+
+
+DROPPING = ", whose late devices are dropped"
+
+
+def accuracy_by(one: Figures, seconds: float) -> float:
+    """The accuracy at the last evaluation up to this time, the mean over runs; 0 before the first."""
+    return fmean(
+        (
+            [0.0]
+            + [
+                row["validation"]["accuracy"]
+                for row in rows_in(folder, half=False)
+                if row["validation"] and row["virtual_seconds"] <= seconds * (1 + 1e-9)
+            ]
+        )[-1]
+        for folder in one["folders"]
+    )
+
+
 def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     """How long rounds and steps take, of all rounds and, in brackets, of the second half, when a table has been learnt.
 
@@ -396,6 +438,21 @@ FLEETS: dict[str, dict[str, Any]] = {
             {"name": "m3", "tflops": 3.533, "memory_gib": 8},
         ],
     },
+    "stragglers-ten": {
+        "source": "ten machines, of which nine are slower by a factor that is drawn anew in every round; our choice",
+        "server": {"tflops": 1.0, "efficiency": 0.3, "memory_gib": 8},
+        "defaults": {"efficiency": 0.3, "up_mbit": 100, "down_mbit": 100, "latency_ms": 5, "memory_gib": 4},
+        "devices": [
+            {"name": "steady", "tflops": 0.005},
+            {
+                "name": "straggler",
+                "count": 9,
+                "tflops": 0.005,
+                "modes": [0.92, 0.84, 0.76, 0.68, 0.6],
+                "mode_rounds": 1,
+            },
+        ],
+    },
 }
 """By name, fleets of this file alone: where computing decides about time, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
@@ -411,6 +468,9 @@ def spread(one: Figures) -> float:
     return float(one["final"]["accuracy"]["spread"] or 0.0)
 
 
+DEADLINE = 3.0
+"""Seconds in which the steady one of `stragglers-ten` is just done, and the others are at some block."""
+STRAGGLERS = "--fleet stragglers-ten --lr 4e-3 --spread iid --local-steps 1 --batch-size 4 --max-length 24"
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
@@ -511,6 +571,28 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 16,
             )
             for data in ("sst2", "emotion")
+        ),
+    ),
+    "salf": (
+        salf,
+        (
+            Trial(
+                "emotion",
+                (
+                    f"salf:deadline={DEADLINE}",
+                    f"salf:deadline={DEADLINE},aggregation=ipw",
+                    f"salf:deadline={DEADLINE},aggregation=code",
+                    "fedlora",
+                ),
+                STRAGGLERS,
+                60,
+            ),
+            Trial(
+                "emotion",
+                (f"salf:deadline={DEADLINE}", "fedlora"),
+                f"{STRAGGLERS} --stragglers deadline:{DEADLINE}",
+                60,
+            ),
         ),
     ),
     "legend": (

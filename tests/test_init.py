@@ -29,16 +29,17 @@ PUBLIC = {
     *("fixed", "speed_proportional", "regulate_kl", "fill_ingress"),
     *("fresh_moments", "activations_repeat", "self_pruning", "ratio_and_rank_by_bandit"),
     *("along_directions", "asking", "SeedSearch", "seed_search", "searching"),
+    *("layer_deadline", "deadlines_and_batches"),
     # facts of a round, for the next plan
-    *("pruning", "ranks_that_are_left"),
+    *("pruning", "ranks_that_are_left", "reached"),
     # rounds, server steps, orders, who shares what
-    *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound"),
+    *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound", "layers"),
     *("one_device_at_a_time", "a_copy_each", "merged", "pooled", "epsl", "accumulated"),
     *("one_per_device", "one_for_all"),
     *("fifo", "random_order", "longest_tail", "ratio", "strict_ratio", "optimal", "order_by_name"),
     *("shared", "personal", "personal_below_the_cut", "lowest_blocks_personal"),
     # aggregates
-    *("mean_per_block", "with_momentum", "zero_pad", "svd", "stack", "begin_anew", "scatter"),
+    *("mean_per_block", "with_momentum", "zero_pad", "svd", "stack", "begin_anew", "scatter", "mean_per_layer"),
 }
 ROOMS = ("cutlayer.policies.", "cutlayer.rounds.", "cutlayer.server.", "cutlayer.methods.")
 

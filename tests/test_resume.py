@@ -105,6 +105,14 @@ OPTIONS = {
     "pruned, compressed": ("method.name=fedspine", "lora.targets=[all-linear]", "wire.adapters=topk:0.1"),
     "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),
     "activations kept in 8 bits": ("method.name=splitfrozen", "method.cache_dtype=int8", "method.window=7"),
+    "stragglers stop inside a step": (
+        "method.name=salf",
+        "method.reach=0.3",
+        "wire.adapters=topk:0.5",
+        "fleet={server: {tflops: 1, efficiency: 0.3, memory_gib: 4}, "
+        "defaults: {efficiency: 0.3, up_mbit: 10, down_mbit: 10, latency_ms: 5, memory_gib: 1}, "
+        "devices: [{name: a, tflops: 0.00001}, {name: b, tflops: 0.00003, count: 2}]}",
+    ),
     "frozen, with dropout": ("method.name=splitfrozen", "method.cache=false", "model.base_dropout=true"),
     "ranks pruned by devices": (
         "method.name=hetlora",

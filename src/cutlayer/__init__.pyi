@@ -27,9 +27,13 @@ from cutlayer.policies.cut import cut_by_capacity as cut_by_capacity
 from cutlayer.policies.cut import cut_by_memory as cut_by_memory
 from cutlayer.policies.cut import whole_model as whole_model
 from cutlayer.policies.cut_by_name import cut_by_name as cut_by_name
+from cutlayer.policies.deadline_plan import deadlines_and_batches as deadlines_and_batches
+from cutlayer.policies.deadlines import layer_deadline as layer_deadline
 from cutlayer.policies.depth import depth_by_time as depth_by_time
 from cutlayer.policies.directions import along_directions as along_directions
 from cutlayer.policies.latency_plan import cut_by_latency as cut_by_latency
+from cutlayer.policies.layerwise import mean_per_layer as mean_per_layer
+from cutlayer.policies.layerwise import reached as reached
 from cutlayer.policies.moments import fresh_moments as fresh_moments
 from cutlayer.policies.order import fifo as fifo
 from cutlayer.policies.order import longest_tail as longest_tail
@@ -66,6 +70,7 @@ from cutlayer.policies.stack import stack as stack
 from cutlayer.policies.svd import svd as svd
 from cutlayer.policies.zero_pad import zero_pad as zero_pad
 from cutlayer.rounds.hybrid import hybrid as hybrid
+from cutlayer.rounds.layers import layers as layers
 from cutlayer.rounds.local import local as local
 from cutlayer.rounds.pruned import pruned as pruned
 from cutlayer.rounds.queries import queries as queries

@@ -166,3 +166,20 @@ def test_bytes_of_a_round_are_a_devices(tmp_path: Path) -> None:
     entries = [figures(word, accuracy=0.5, seconds=1.0, folders=(folder,)) for word in ("fedkseed", "fedlora")]
     first, *_ = figure(trial, entries)
     assert first.ours == "20 / 20 bytes"
+
+
+def test_accuracy_is_that_of_the_last_evaluation_by_then(tmp_path: Path) -> None:
+    """Two runs, evaluated after 2 s and 4 s, and after 3 s."""
+    folders = []
+    for number, evaluated in enumerate(({2.0: 0.5, 4.0: 0.75}, {3.0: 0.25})):
+        folders.append(tmp_path / str(number))
+        folders[-1].mkdir()
+        rows = [
+            {"virtual_seconds": end, "validation": {"accuracy": evaluated[end]} if end in evaluated else {}}
+            for end in (1.0, 2.0, 3.0, 4.0)
+        ]
+        (folders[-1] / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = figures("a", accuracy=0.9, seconds=4.0, folders=tuple(folders))
+    found = [claims.accuracy_by(one, seconds) for seconds in (1.9, 2.0, 3.5, 4.0)]
+    assert found == pytest.approx([0.0, 0.25, 0.375, 0.5])
+    assert claims.round_seconds(folders[0], half=False) == [1.0] * 4

@@ -82,6 +82,7 @@ def variants() -> list[Variant]:
         Variant("splitfrozen", (("cache", False),)),
         Variant("hetlora", (("gamma", 0.5), ("lam", 0.1))),
         Variant("flexlora"),
+        Variant("salf", (("cut", 2), ("deadline", 0.5))),
         Variant("fedlora", trains=Trains()),
     ]
     return list(dict.fromkeys([*by_script.values(), *more]))

@@ -10,6 +10,7 @@ from cutlayer.cli.terminal import console, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cutlayer.methods.method import Method
     from cutlayer.policies.plan import Situation
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.rehearsed import Rehearsed
@@ -33,13 +34,25 @@ def plan(given: Given) -> None:
         first_round = first_plan(inputs, method, situation)
         num_tokens = typical_tokens(inputs)
         rehearsed = rehearse(inputs, method, first_round, num_tokens)
+        deadlines = planned_deadlines(method, situation, first_round)
     terminal.print(device_rows(inputs, situation, first_round, num_tokens))
     need = (
         method.round.server_bytes(first_round, situation.costs, situation.num_tokens)
         + rehearsed.fold_bytes * situation.rounds
     )
-    for line in summary_lines(inputs, situation, need, rehearsed, num_tokens):
+    for line in (*summary_lines(inputs, situation, need, rehearsed, num_tokens), *deadlines):
         terminal.print(line, soft_wrap=True)
+
+
+def planned_deadlines(method: Method, situation: Situation, first_round: RoundPlan) -> list[str]:
+    """The deadlines of all rounds, as far as plans know them before the run; no line where rounds have none."""
+    if first_round.deadline_seconds is None:
+        return []
+    from cutlayer.report.human import human_seconds
+
+    seconds = [method.make_plan(round, situation).deadline_seconds or 0.0 for round in range(situation.rounds)]
+    first, last, all_of_them = map(human_seconds, (seconds[0], seconds[-1], sum(seconds)))
+    return [f"deadlines: {first} in the first round, {last} in the last, {all_of_them} in all"]
 
 
 def typical_tokens(inputs: RunInputs) -> int:

@@ -4,6 +4,7 @@
     bottom, back         the blocks below the cut, forward and backward
     train                a local step of a device that holds the whole model
     update               what it has trained
+    dropping, move       what a talk makes a step of its own of
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -11,6 +12,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 import torch
@@ -21,7 +23,7 @@ from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout, still
 from cutlayer.model.optimizers import Rule
-from cutlayer.model.part import WholePart, model_inputs
+from cutlayer.model.part import DevicePart, WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.trains import Trains, rule_of
@@ -158,7 +160,14 @@ class Device:
     # ------------------------------------------------------------------ below a cut
 
     async def bottom(
-        self, batch: Batch, step: int, micro_batch: int = 0, *, graph: bool = True, share: float = 1.0
+        self,
+        batch: Batch,
+        step: int,
+        micro_batch: int = 0,
+        *,
+        graph: bool = True,
+        share: float = 1.0,
+        within: Callable[[DevicePart], AbstractContextManager[None]] = lambda _part: nullcontext(),
     ) -> Tensor:
         """Runs a batch, or a part of one, up to the cut: (B, T, D).
 
@@ -168,17 +177,17 @@ class Device:
           micro_batch: Which part.
           graph: Whether its graph is kept where something here trains; without one nothing drops out either.
           share: Of the step's forward passes, by their FLOPs.
+          within: What the part runs within.
         """
         now = self.now
         part = self.base.device_part(now.plan.cut, now.plan.blocks)
-        at = (step, micro_batch) if micro_batch else (step,)
 
         def work() -> Tensor:
             part.use(self.trainable.parameters)
             if not graph:
                 with torch.no_grad(), still(part.model):
                     return part.forward(model_inputs(batch, self.base.device))
-            with seeded_dropout(self._drops, self.settings.seed, "device", self.name, now.round, *at):
+            with within(part), self.dropping(step, micro_batch):
                 return part.forward(model_inputs(batch, self.base.device))
 
         shape_BTD = (batch.num_samples, batch.num_tokens, self._costs.hidden_size)
@@ -284,7 +293,7 @@ class Device:
             nonlocal loss
             whole = self.base.whole(now.plan.blocks) if part is None else part()
             whole.use(self.trainable.parameters)
-            with seeded_dropout(self._drops, self.settings.seed, "device", self.name, now.round, step):
+            with self.dropping(step):
                 loss = whole.loss(batch)
             return loss.detach()
 
@@ -306,10 +315,22 @@ class Device:
         value, _ = await self.machine.run_in_turn(works, round=now.round, step=step)
         self.count(batch, float(value))
 
+    # ------------------------------------------------------------------ what a talk makes a step of its own of
+
     @property
-    def _drops(self) -> bool:
-        model = self.base.settings
-        return model.base_dropout or model.lora.dropout > 0
+    def costs(self) -> Costs:
+        """What its steps cost."""
+        return self._costs
+
+    def dropping(self, step: int, micro_batch: int = 0) -> AbstractContextManager[None]:
+        """Within it, what drops out is drawn for this local step, whoever computed before."""
+        model, at = self.base.settings, (step, micro_batch) if micro_batch else (step,)
+        drops = model.base_dropout or model.lora.dropout > 0
+        return seeded_dropout(drops, self.settings.seed, "device", self.name, self.now.round, *at)
+
+    def move(self, step: int) -> None:
+        """Moves the adapter by the gradients that are there; a tensor without one stays."""
+        self.trainable.step(self.now.rate(step), self._rule)
 
     # ------------------------------------------------------------------ what outlives a round
 

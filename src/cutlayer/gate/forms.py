@@ -41,7 +41,8 @@ Shape = tuple[int, ...]
 WORDS = frozenset({"forward", "backward", "step", "upload", "download"})
 """Of `types.Event.what`: those that somebody emits."""
 MOST_EVENTS = 64, 8
-"""That a device may tell of: of a round, and of each part of a local step, for which it computes and sends in five."""
+"""That a device may tell of: of a round, and of each part of a local step, for which it computes and sends in five; and
+one for each block that it holds, where it goes back through them one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +308,7 @@ class Forms:
     @property
     def _most_events(self) -> int:
         once, each_step = MOST_EVENTS
-        return once + each_step * self._plan.local_steps * self._plan.micro_batches
+        return once + (each_step + self._plan.cut) * self._plan.local_steps * self._plan.micro_batches
 
     def _check_update(self, message: Update, facts: Facts) -> None:
         self._check_counts(message)

@@ -309,6 +309,7 @@ def play(
 
     `apart`, each device has a base of its own, as in a process of its own; `guard` makes the guard of the server's end
     of each link, and `link_of` may put something more around that end. With `stores` devices keep commit points there.
+    Where `stragglers` waits for all, the method's own patience counts.
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
@@ -383,7 +384,7 @@ def play(
             evaluate_when=lambda _round: False,
             commit=commit,
             events=events,
-            hold=Patience(stragglers).hold,
+            hold=Patience(method.patience or stragglers if stragglers.waits_for_all else stragglers).hold,
         )
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:
