@@ -100,6 +100,7 @@ def every_law_on_every_row() -> Iterator[ParameterSet]:
     """`test_resume.py` stops runs of every method in more places: here that law is slow on most rows."""
     for method, law in product(METHODS, LAWS):
         slow = law == "stop_and_resume_is_never_stopped" and method not in ("memsfl", "vanilla")
+        slow |= law == "devices_may_come_and_go" and method in ("fedkseed", "ho_sfl", "fedspine", "prge")
         yield pytest.param(method, law, marks=[pytest.mark.slow] if slow else [])
 
 

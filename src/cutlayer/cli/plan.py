@@ -10,6 +10,7 @@ from cutlayer.cli.terminal import console, table
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from cutlayer.methods.method import Method
     from cutlayer.policies.plan import Situation
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.rehearsed import Rehearsed
@@ -33,13 +34,46 @@ def plan(given: Given) -> None:
         first_round = first_plan(inputs, method, situation)
         num_tokens = typical_tokens(inputs)
         rehearsed = rehearse(inputs, method, first_round, num_tokens)
+        comings = comings_and_goings(inputs, method, situation, rehearsed, num_tokens)
     terminal.print(device_rows(inputs, situation, first_round, num_tokens))
     need = (
         method.round.server_bytes(first_round, situation.costs, situation.num_tokens)
         + rehearsed.fold_bytes * situation.rounds
     )
-    for line in summary_lines(inputs, situation, need, rehearsed, num_tokens):
+    for line in [*summary_lines(inputs, situation, need, rehearsed, num_tokens), *comings]:
         terminal.print(line, soft_wrap=True)
+
+
+def comings_and_goings(
+    inputs: RunInputs, method: Method, situation: Situation, rehearsed: Rehearsed, num_tokens: int
+) -> list[str]:
+    """What it does to a round that devices come and go; nothing where they stay.
+
+    Args:
+      inputs: What the run is made of.
+      method: The run's.
+      situation: Of the whole fleet.
+      rehearsed: A round in which all of them stay.
+      num_tokens: Of every batch.
+    """
+    from cutlayer.fleet.clock import run_virtual
+    from cutlayer.fleet.presence import mustered, share_here
+    from cutlayer.report.human import human_seconds
+    from cutlayer.run.inputs import stragglers_of
+    from cutlayer.run.rehearsed import rehearse
+
+    fleet, waits_for_all = inputs.fleet, stragglers_of(inputs.config, method).waits_for_all
+    shares = [share_here(device) for device in fleet.devices]
+    if all(share == 1 for share in shares):
+        return []
+    here = run_virtual(mustered(fleet, 0, situation.seed, all_of_them=waits_for_all))
+    plan = method.make_plan(0, situation.of(here))
+    first = rehearse(inputs, method, plan, num_tokens, away=True)
+    return [
+        f"availability: {sum(shares):.1f} of {len(shares)} devices are there on average; the first round has "
+        f"{len(plan.devices)} of them and takes {human_seconds(first.seconds)} until the last is done "
+        f"({human_seconds(rehearsed.seconds)} with all of them, if none left)"
+    ]
 
 
 def typical_tokens(inputs: RunInputs) -> int:

@@ -21,6 +21,7 @@ from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
+from cutlayer.fleet.presence import Hours, hours_of
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
@@ -57,7 +58,13 @@ class Rehearsed:
 
 
 def rehearse(
-    inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, bandwidth_shares: Mapping[str, float] = EQUAL
+    inputs: RunInputs,
+    method: Method,
+    plan: RoundPlan,
+    num_tokens: int,
+    bandwidth_shares: Mapping[str, float] = EQUAL,
+    *,
+    away: bool = False,
 ) -> Rehearsed:
     """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
 
@@ -68,16 +75,25 @@ def rehearse(
       num_tokens: Of every batch.
       bandwidth_shares: By device, of the server's connection where the fleet has one that is shared
         (`Gateway.share_by`).
+      away: Whether devices are away when the fleet says so; else all of them stay.
     """
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares).play())
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares, away=away).play())
 
 
 class _Rehearsal:
     """The wiring of one round."""
 
     def __init__(
-        self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, shares: Mapping[str, float]
+        self,
+        inputs: RunInputs,
+        method: Method,
+        plan: RoundPlan,
+        num_tokens: int,
+        shares: Mapping[str, float],
+        *,
+        away: bool,
     ) -> None:
+        self._away = away
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
         self._gateway = Gateway(inputs.fleet.server)
         self._gateway.share_by(shares)
@@ -89,9 +105,10 @@ class _Rehearsal:
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
-                ends = modelled_link(profile, _ignore, self._gateway)
+                hours = hours_of(profile, self._inputs.config.train.seed) if self._away else None
+                ends = modelled_link(profile, _ignore, self._gateway, hours)
                 device_end, links[profile.name] = map(self._inputs.compressed, ends)
-                device = self._device(profile.name, profile.effective_flops)
+                device = self._device(profile.name, profile.effective_flops, hours)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
             result = Rehearsed(
@@ -121,8 +138,8 @@ class _Rehearsal:
             broadcast=self._method.broadcast,
         )
 
-    def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, _ignore)
+    def _device(self, name: str, effective_flops: float, hours: Hours | None) -> Device:
+        machine = _IdleMachine(name, effective_flops, _ignore, hours=hours)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
         shape = self._method.round.shape
         return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)

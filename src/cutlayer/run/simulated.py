@@ -21,6 +21,7 @@ from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
+from cutlayer.fleet.presence import hours_of, mustered
 from cutlayer.methods.method import Method
 from cutlayer.packing import CompressedLink
 from cutlayer.policies.plan import Situation
@@ -75,20 +76,22 @@ class _Player:
 
 
 @dataclass(frozen=True, slots=True)
-class _Everyone:
-    """The members of a simulated fleet: all of it, always."""
+class _Mustered:
+    """The members of a simulated fleet: those who are there when a round is planned (`fleet/presence.py`)."""
 
     players: Mapping[str, _Player]
     situation: Situation
+    all_of_them: bool
     muster_again: Callable[[], None]
 
     @property
     def links(self) -> Mapping[str, CompressedLink]:
         return {name: player.server_end for name, player in self.players.items()}
 
-    async def muster(self, round: int) -> Situation:  # noqa: ARG002
+    async def muster(self, round: int) -> Situation:
         self.muster_again()
-        return self.situation
+        everybody = self.situation
+        return everybody.of(await mustered(everybody.fleet, round, everybody.seed, all_of_them=self.all_of_them))
 
     async def dismiss(self, finish: Finish) -> None:
         for link in self.links.values():
@@ -111,7 +114,8 @@ class _Simulation:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
         self._events: list[Event] = []
         fleet = inputs.fleet
-        may_leave = not stragglers_of(inputs.config, method).waits_for_all
+        self._waits_for_all = stragglers_of(inputs.config, method).waits_for_all
+        may_leave = not self._waits_for_all
         self._gateway = Gateway(fleet.server)
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
@@ -141,7 +145,8 @@ class _Simulation:
             for name in self._players:
                 self._start(name, tasks)
             situation = situation_of(self._inputs, self._logbook)
-            adapter = await self._run.play(_Everyone(self._players, situation, lambda: self._start_anew(tasks)))
+            members = _Mustered(self._players, situation, self._waits_for_all, lambda: self._start_anew(tasks))
+            adapter = await self._run.play(members)
         return self._run.finish(adapter, fleet)
 
     def _player(self, index: int) -> _Player:
@@ -152,10 +157,11 @@ class _Simulation:
             if self._players[profile.name] is player:  # and not one that has been put in its place
                 self._record(event)
 
-        machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
+        hours = hours_of(profile, inputs.config.train.seed)
+        machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile), hours)
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
         device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
-        device_end, server_end = modelled_link(profile, record, self._gateway)
+        device_end, server_end = modelled_link(profile, record, self._gateway, hours)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
         if committing:
