@@ -178,3 +178,11 @@ def test_it_says_what_coming_and_going_does_to_a_round(world: World, tmp_path: P
     assert " until the last is done (" in line
     ran = run("plan", *with_fleet(world, fleet_with(tmp_path, slow=0.001, quick=0.999)))
     assert "availability: 1.0 of 2 devices are there on average; the first round has 1 of them" in ran.out
+
+
+def test_it_says_when_a_round_without_a_barrier_ends(world: World) -> None:
+    ran = run("plan", *world.classification(), "--method", "teasq_fed", "-o", "method.concurrency=1.0")
+    assert (ran.code, ran.err) == (0, "")
+    assert "no barrier: of 2 devices at most 2 are at work at a time, a round ends with 1 updates" in ran.out
+    waiting = run("plan", *world.classification(), "--method", "teasq_fed", "--stragglers", "wait_all")
+    assert "no barrier" not in waiting.out

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -25,9 +25,12 @@ from cutlayer.fleet.presence import Hours, hours_of
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.stragglers import Stragglers
+from cutlayer.rounds.patience import Patience
 from cutlayer.run.inputs import RunInputs
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
 from cutlayer.wire.link import Link
@@ -65,6 +68,8 @@ def rehearse(
     bandwidth_shares: Mapping[str, float] = EQUAL,
     *,
     away: bool = False,
+    keeping: Stragglers | None = None,
+    rounds: int = 1,
 ) -> Rehearsed:
     """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
 
@@ -76,8 +81,10 @@ def rehearse(
       bandwidth_shares: By device, of the server's connection where the fleet has one that is shared
         (`Gateway.share_by`).
       away: Whether devices are away when the fleet says so; else all of them stay.
+      keeping: When rounds end, where late work is kept; None plays until everybody is done.
+      rounds: So many are then played, and what comes out is their mean: the first has nobody who is late.
     """
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares, away=away).play())
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares, away, keeping, rounds).play())
 
 
 class _Rehearsal:
@@ -90,10 +97,11 @@ class _Rehearsal:
         plan: RoundPlan,
         num_tokens: int,
         shares: Mapping[str, float],
-        *,
         away: bool,
+        keeping: Stragglers | None,
+        rounds: int,
     ) -> None:
-        self._away = away
+        self._away, self._keeping, self._rounds = away, keeping, rounds
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
         self._gateway = Gateway(inputs.fleet.server)
         self._gateway.share_by(shares)
@@ -110,17 +118,28 @@ class _Rehearsal:
                 device_end, links[profile.name] = map(self._inputs.compressed, ends)
                 device = self._device(profile.name, profile.effective_flops, hours)
                 tasks.create_task(device.converse(device_end), name=profile.name)
-            await self._method.round.server_end(server, links, self._plan)
+            await self._hold(server, links)
             result = Rehearsed(
-                seconds=now(),
-                bytes_up=sum(link.bytes_received for link in links.values()),
-                bytes_down=sum(link.bytes_sent for link in links.values()),
+                seconds=now() / self._rounds,
+                bytes_up=sum(link.bytes_received for link in links.values()) // self._rounds,
+                bytes_down=sum(link.bytes_sent for link in links.values()) // self._rounds,
                 owners=server.adapters.owners,
                 fold_bytes=server.folds.num_bytes,
             )
             for link in links.values():
                 await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))
         return result
+
+    async def _hold(self, server: Server, links: Mapping[str, Link]) -> None:
+        """The round; or some of them, in which whoever is late goes on."""
+        if self._keeping is None:
+            await self._method.round.server_end(server, links, self._plan)
+            return
+        tasks = Tasks()
+        patience = Patience(self._keeping, tasks)
+        for number in range(self._rounds):
+            plan = tasks.joined(replace(self._plan, round=number))
+            await patience.hold(self._method.round, server, links, plan)
 
     def _server(self) -> Server:
         inputs, profile = self._inputs, self._inputs.fleet.server

@@ -36,6 +36,7 @@ from cutlayer.run.loop import Coordinator, Logbook
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch, tiny_model
@@ -320,6 +321,7 @@ def play(
 
     async def run() -> None:
         events: list[Event] = []
+        under_way = Tasks()
         situation = Situation(
             fleet,
             costs,
@@ -394,7 +396,8 @@ def play(
             evaluate_when=lambda _round: False,
             commit=commit,
             events=events,
-            hold=Patience(stragglers).hold,
+            hold=Patience(stragglers, under_way).hold,
+            tasks=under_way,
         )
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:
