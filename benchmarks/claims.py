@@ -388,6 +388,20 @@ STEPS: dict[str, tuple[str, Callable[[StepRecord, float], float]]] = {
 """Means over what each device measured in each round, and how they are written."""
 
 
+def teasq_fed(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    system, *others = figures
+    lines = []
+    for other in others:
+        ours = f"{100 * (accuracy(system) - accuracy(other)):+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        lines += [
+            Line(f"time to accuracy {trial.target}", "up to 2 x", speedup(system, other), other["label"]),
+            Line("final accuracy, points", "up to +16.67", ours, other["label"]),
+            Line("bytes to the target", "-", speedup(system, other, "bytes"), other["label"]),
+            Line("time of the run", "-", less(system, other, "virtual_seconds"), other["label"]),
+        ]
+    return lines
+
+
 def rows_in(folder: Path, *, half: bool) -> list[dict[str, Any]]:
     """The rounds of a run, or their second half."""
     rows = list(JsonLines(folder / "metrics.jsonl").read())
@@ -451,6 +465,15 @@ FLEETS: dict[str, dict[str, Any]] = {
                 "modes": [0.92, 0.84, 0.76, 0.68, 0.6],
                 "mode_rounds": 1,
             },
+        ],
+    },
+    "come-and-go-ten": {
+        "source": "ten machines, the slowest a tenth as fast as the quickest, that are away for a third of the time",
+        "server": {"tflops": 1.0, "efficiency": 0.3, "memory_gib": 8},
+        "defaults": {"efficiency": 0.3, "up_mbit": 10, "down_mbit": 20, "latency_ms": 20, "memory_gib": 2}
+        | {"availability": {"here_seconds": [[0, 20]], "every_seconds": 30, "random_start": True}},
+        "devices": [
+            {"name": f"machine-{number}", "tflops": round(0.02 * 10 ** (number / 9), 4)} for number in range(10)
         ],
     },
 }
@@ -609,6 +632,19 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 60,
             )
             for fleet, part in (("field-ten", ()), ("jetson-80", (TENTH,)))
+        ),
+    ),
+    "teasq_fed": (
+        teasq_fed,
+        (
+            Trial(
+                "emotion",
+                ("teasq_fed:buffer=0.3", "fedlora"),
+                "--fleet come-and-go-ten --lr 4e-3 --spread dirichlet:0.5 --batch-size 8 --max-length 32 "
+                "--local-steps 4",
+                60,
+                target=0.6,
+            ),
         ),
     ),
     "fedspine": (

@@ -38,7 +38,7 @@ METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
 SPLIT = {"epsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl", "splitlora", "vanilla"}
-ALONE = {"adel", "centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only", "salf"}
+ALONE = {"adel", "centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only", "salf", "teasq_fed"}
 HELD = {
     "one_device_is_plain_training": SPLIT | ALONE,
     "one_device_trains_the_products_of_plain_training": {"flexlora", "flora"},
@@ -50,6 +50,7 @@ HELD = {
         "hetlora",
         "memsfl",
         "sfl_v1",
+        "teasq_fed",
     },
     "frozen_weights_never_change": SPLIT | ALONE | {"flexlora", "ho_sfl", "prge", "splitfrozen"},
 }
@@ -100,6 +101,7 @@ def every_law_on_every_row() -> Iterator[ParameterSet]:
     """`test_resume.py` stops runs of every method in more places: here that law is slow on most rows."""
     for method, law in product(METHODS, LAWS):
         slow = law == "stop_and_resume_is_never_stopped" and method not in ("memsfl", "vanilla")
+        slow |= law == "devices_may_come_and_go" and method in ("fedkseed", "ho_sfl", "fedspine", "prge")
         yield pytest.param(method, law, marks=[pytest.mark.slow] if slow else [])
 
 

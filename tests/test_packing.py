@@ -18,11 +18,12 @@ from cutlayer.errors import ConfigError, DivergedError, MalformedMessage
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression, update_codec
 from cutlayer.policies.moments import FreshMoments
+from cutlayer.policies.sparse_then_dense import PackedUpdate
 from cutlayer.state import State
 from cutlayer.types import Adapter, DevicePlan
-from cutlayer.wire.codecs import NONE, Bf16, Int8, TopK
+from cutlayer.wire.codecs import NONE, Bf16, Int8, Sparse, TopK
 from cutlayer.wire.frames import decode, encode
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Update
@@ -434,3 +435,32 @@ def test_damaged_frames_are_refused_or_make_another_message(name: str, kind: int
             assert all(value.shape == adapter(0)[key].shape for key, value in got.adapter.items())
 
     run(program())
+
+
+def test_a_plan_says_how_its_update_is_packed_where_the_run_does_not() -> None:
+    """Nothing of what a method's codec loses is owed; what the run file says comes first."""
+    plan = DevicePlan("phone").having(PackedUpdate("sparse:0.25:8"))
+    assert update_codec(plan, NONE) == Sparse(0.25, 8)
+    assert update_codec(plan, Int8()) == Int8()
+    assert update_codec(DevicePlan("phone"), NONE) is NONE
+    start = {"w": torch.zeros(4, 8)}
+    trained = {"w": torch.arange(32.0).reshape(4, 8)}
+
+    async def program() -> tuple[Message, Message, Adapter]:
+        there, here = Wire(), Wire()
+        server, device = end(there), end(here)
+        await server.send(Assignment("run", 0, "phone", plan, (0.1,), start))
+        here.inbox.put_nowait(there.sent[0])
+        await device.receive()
+        await device.send(Update("run", 0, "phone", trained, 1, 4, 4, 0.5, 0.0))
+        there.inbox.put_nowait(here.sent[0])
+        return here.sent[0], await server.receive(), device.state().tensors
+
+    packed, unpacked, owed = run_virtual(program())
+    assert isinstance(packed, Update)
+    assert isinstance(unpacked, Update)
+    assert packed.adapter["w"].shape == (4 + 8 + 4,)
+    kept = unpacked.adapter["w"].flatten()
+    assert not kept[:24].any()
+    torch.testing.assert_close(kept[24:], trained["w"].flatten()[24:], rtol=0, atol=31 / 127)
+    assert not owed

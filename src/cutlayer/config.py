@@ -33,7 +33,7 @@ from cutlayer.policies.learning_rate import Shape
 from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
 from cutlayer.policies.stragglers import Late, stragglers_by_name
 from cutlayer.types import TaskKind
-from cutlayer.wire.codecs import SPELLED, codec_by_name
+from cutlayer.wire.codecs import SPELLED, SPELLED_ADAPTERS, codec_by_name
 
 
 class Section(BaseModel):
@@ -126,7 +126,8 @@ class TrainSection(Section):
     """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION; None leaves it to the
     method, and most wait for all."""
     late: Late = "drop"
-    """What becomes of the work of a device that is late: drop, or use what it has done (docs/decisions/0021)."""
+    """What becomes of the work of a device that is late: drop, use what it has done (docs/decisions/0021), or keep: it
+    finishes, and counts when it has (docs/decisions/0031)."""
     eval_every: int = Field(1, ge=1)
     """Rounds between two evaluations; the last round is always evaluated."""
     eval_batch_size: int = Field(64, ge=1)
@@ -151,7 +152,8 @@ class TrainSection(Section):
 
 
 class WireSection(Section):
-    """How tensors are packed before they cross the network: none, bf16, int8 or topk:FRACTION (docs/compression.md)."""
+    """How tensors are packed before they cross the network: none, bf16, int8 or topk:FRACTION; adapters sparse:F:BITS
+    too (docs/compression.md)."""
 
     activations: str = "none"
     gradients: str = "none"
@@ -163,11 +165,12 @@ class WireSection(Section):
 
     @field_validator("activations", "gradients", "adapters")
     @classmethod
-    def _is_a_codec(cls, name: str) -> str:
+    def _is_a_codec(cls, name: str, info: ValidationInfo) -> str:
+        rows = info.field_name != "adapters"
         try:
-            codec_by_name(name)
+            codec_by_name(name, rows=rows)
         except ConfigError:
-            raise PydanticCustomError("codec", SPELLED) from None
+            raise PydanticCustomError("codec", SPELLED if rows else SPELLED_ADAPTERS) from None
         return name
 
 

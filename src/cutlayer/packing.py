@@ -35,8 +35,8 @@ from torch import Tensor
 from cutlayer.errors import DivergedError, MalformedMessage
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import State
-from cutlayer.types import Adapter
-from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
+from cutlayer.types import Adapter, DevicePlan
+from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, Sparse, TopK, codec_by_name
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import ROLES, Assignment, Message, Role, Update
 
@@ -79,10 +79,21 @@ def compression(
     return Compression(
         activations=codec_by_name(activations),
         gradients=codec_by_name(gradients),
-        broadcast=NONE if isinstance(of_adapters, TopK) else of_adapters,
+        broadcast=NONE if isinstance(of_adapters, TopK | Sparse) else of_adapters,
         update=of_adapters,
         error_feedback=error_feedback,
     )
+
+
+def update_codec(plan: DevicePlan, of_run: Codec) -> Codec:
+    """The codec of a device's update: the run's, unless it has none and a clause of the plan says one.
+
+    Args:
+      plan: The device's.
+      of_run: What the run file says.
+    """
+    spelled = next((clause.update_codec for clause in plan.clauses if clause.update_codec != "none"), "none")
+    return codec_by_name(spelled, rows=False) if of_run is NONE else of_run
 
 
 StartedFrom = Callable[[Adapter, Update], Adapter]
@@ -118,6 +129,7 @@ class CompressedLink(Around):
         self._compression, self._started_from = compression, started_from
         self._hidden_size, self._dtype = hidden_size, dtype
         self._broadcasts: dict[int, Adapter] = {}  # of the round that is open: what differences refer to
+        self._update_codec: Codec = compression.update  # of that round
         self._lost: Adapter = {}
 
     async def send(self, message: Message) -> None:
@@ -173,40 +185,53 @@ class CompressedLink(Around):
     def _pack(self, message: Message, lost: Adapter) -> Message:
         """The message as it travels; what packing an update loses goes into `lost`."""
         changes: dict[str, Any] = {}
+        self._learn(message)
         for field, role in ROLES.get(type(message), {}).items():
             value, codec = getattr(message, field), self._compression.of(role)
             if role == "broadcast":
                 self._broadcasts = {message.round: value}
                 changes[field] = {name: codec.pack(tensor) for name, tensor in value.items()}
-            elif role == "update" and codec is not NONE:
-                changes[field] = self._pack_update(codec, value, self._references(message), lost)
+            elif role == "update" and self._update_codec is not NONE:
+                changes[field] = self._pack_update(message, value, lost)
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.pack(value)
         return replace(message, **changes)
 
-    def _pack_update(self, codec: Codec, trained: Adapter, references: Adapter, lost: Adapter) -> Adapter:
-        """Differences to the references, and what the last ones owe, packed."""
-        packed = {}
+    def _learn(self, message: Message) -> None:
+        """Of an assignment, how the round's update is packed."""
+        if isinstance(message, Assignment):
+            self._update_codec = update_codec(message.plan, self._compression.update)
+
+    def _pack_update(self, update: Message, trained: Adapter, lost: Adapter) -> Adapter:
+        """Differences to what was broadcast, and what the last ones owe, packed.
+
+        What a codec loses that the method has chosen is not owed: a method that wants it says so by its own means.
+        """
+        packed, references, codec = {}, self._references(update), self._update_codec
+        feedback = self._compression.error_feedback and self._compression.update is not NONE
         for name, value in trained.items():
+            if isinstance(codec, Sparse):
+                codec = codec.keyed(f"{update.run}/{getattr(update, 'device', '')}/{update.round}/{name}")
             change = value - _reference(references, name, value.shape)
             owed = self._lost.get(name)
             if owed is not None and owed.shape == change.shape:  # else its rank has changed since, or it was pruned
                 change = change + owed
             packed[name] = codec.pack(change)
-            if self._compression.error_feedback:
+            if feedback:
                 lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
         return packed
 
     def _unpack(self, message: Message) -> Message:
         """The message in whole tensors."""
         changes: dict[str, Any] = {}
+        self._learn(message)
         for field, role in ROLES.get(type(message), {}).items():
             value, codec = getattr(message, field), self._compression.of(role)
             if role == "broadcast":
                 changes[field] = {name: self._unpack_values(packed) for name, packed in value.items()}
                 self._broadcasts = {message.round: changes[field]}
-            elif role == "update" and codec is not NONE and not self._is_over(message.round):
-                changes[field] = self._unpack_update(codec, value, self._references(message))
+            elif role == "update" and self._update_codec is not NONE and not self._is_over(message.round):
+                changes[field] = self._unpack_update(self._update_codec, value, self._references(message))
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.unpack(value, (*value.shape[:-1], self._hidden_size), self._dtype)
         return replace(message, **changes)

@@ -147,3 +147,42 @@ def test_a_typical_batch_is_padded_as_batches_are(world: World) -> None:
     padded = [min(16, 8 * -(-int(length) // 8)) for length in made.train.lengths]
     assert typical_tokens(made) == round(sum(padded) / len(padded))
     assert 8 < typical_tokens(made) < 16
+
+
+def fleet_with(tmp_path: Path, **availability: Any) -> Path:
+    """The usual fleet, whose devices come and go."""
+    rows = [dict(row) for row in FLEET["devices"]]
+    for row in rows:
+        row |= {"availability": availability[row["name"]]} if row["name"] in availability else {}
+    path = tmp_path / "comes-and-goes.yaml"
+    path.write_text(yaml.safe_dump(FLEET | {"devices": rows}))
+    return path
+
+
+def with_fleet(world: World, fleet: Path) -> list[object]:
+    flags = world.classification()
+    flags[flags.index("--fleet") + 1] = fleet
+    return flags
+
+
+def test_it_says_what_coming_and_going_does_to_a_round(world: World, tmp_path: Path) -> None:
+    plain = run("plan", *world.classification())
+    assert "availability" not in plain.out
+    trace = {"here_seconds": [[0, 0.05]], "every_seconds": 0.2}
+    ran = run("plan", *with_fleet(world, fleet_with(tmp_path, slow=trace)))
+    assert (ran.code, ran.err) == (0, "")
+    line = next(line for line in ran.out.splitlines() if line.startswith("availability: "))
+    assert line.startswith(
+        "availability: 1.2 of 2 devices are there on average; the first round has 2 of them and takes "
+    )
+    assert " until the last is done (" in line
+    ran = run("plan", *with_fleet(world, fleet_with(tmp_path, slow=0.001, quick=0.999)))
+    assert "availability: 1.0 of 2 devices are there on average; the first round has 1 of them" in ran.out
+
+
+def test_it_says_when_a_round_without_a_barrier_ends(world: World) -> None:
+    ran = run("plan", *world.classification(), "--method", "teasq_fed", "-o", "method.concurrency=1.0")
+    assert (ran.code, ran.err) == (0, "")
+    assert "no barrier: of 2 devices at most 2 are at work at a time, a round ends with 1 updates" in ran.out
+    waiting = run("plan", *world.classification(), "--method", "teasq_fed", "--stragglers", "wait_all")
+    assert "no barrier" not in waiting.out

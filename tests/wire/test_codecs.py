@@ -12,12 +12,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cutlayer.errors import ConfigError, MalformedMessage
-from cutlayer.wire.codecs import NONE, AsItIs, Bf16, Codec, Int8, NotFinite, TopK, codec_by_name, packed_form
+from cutlayer.wire.codecs import (
+    BITS,
+    NONE,
+    AsItIs,
+    Bf16,
+    Codec,
+    Int8,
+    NotFinite,
+    Sparse,
+    TopK,
+    codec_by_name,
+    packed_form,
+)
 
 few = settings(max_examples=150, deadline=None, derandomize=True)
 many = settings(max_examples=400, deadline=None, derandomize=True)
 
 CODECS = [NONE, Bf16(), Int8(), TopK(0.25), TopK(0.25, rows=False), TopK(1.0)]
+CODECS += [Sparse(0.3, bits) for bits in BITS]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = 2.0**-149
 """The smallest fp32 above zero."""
@@ -219,3 +232,50 @@ def test_top_k_is_by_rows_or_not() -> None:
 def test_what_is_no_codec_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"expected none, bf16, int8 or topk:FRACTION .*, got "):
         codec_by_name(name)
+
+
+# ------------------------------------------------------------------ few numbers in few bits
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_sparse_keeps_the_largest_within_a_step(bits: int) -> None:
+    tensor = torch.randn(7, 9, generator=torch.Generator().manual_seed(1))
+    codec = Sparse(0.25, bits).keyed("a")
+    back, exact = there_and_back(codec, tensor), there_and_back(TopK(0.25, rows=False), tensor)
+    assert torch.equal(back != 0, (exact != 0) & (back != 0)), "nothing but the largest"
+    step = 0.0 if bits == 32 else float(tensor.abs().max()) / (2 ** (bits - 1) - 1)
+    assert float((back - exact).abs().max()) <= step * (1 + 1e-5)
+    assert len(codec.pack(tensor)) == 8 + -(-16 * bits // 8) + (4 if bits < 32 else 0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_kept_is_unbiased(bits: int) -> None:
+    """The mean over keys is the number, within its deviation: a step has at most a variance of a quarter."""
+    tensor, keys = torch.tensor([1.0, -0.63, 0.411, 0.05, 0.0]), 4000
+    mean = sum(there_and_back(Sparse(1.0, bits).keyed(str(key)), tensor).double() for key in range(keys)) / keys
+    step = 1.0 / (2 ** (bits - 1) - 1)
+    assert float((mean - tensor).abs().max()) < 4 * 0.5 * step / keys**0.5
+
+
+def test_the_draws_are_by_the_key() -> None:
+    tensor = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    one, again, other = (Sparse(1.0, 4).keyed(key).pack(tensor) for key in ("a", "a", "b"))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert Sparse(1.0, 4, "a") == Sparse(1.0, 4, "b"), "they are one codec to whoever unpacks"
+
+
+@pytest.mark.parametrize("change", [0, 255])
+def test_a_bitmap_that_says_otherwise_is_refused(change: int) -> None:
+    packed = Sparse(0.5, 8).pack(torch.arange(1.0, 13.0))
+    packed[1] = change
+    with pytest.raises(MalformedMessage, match="expected 6 of 12 numbers"):
+        Sparse(0.5, 8).unpack(packed, (12,), torch.float32)
+
+
+def test_sparse_is_for_adapters() -> None:
+    assert codec_by_name("sparse:0.1:4", rows=False) == Sparse(0.1, 4)
+    assert codec_by_name("sparse:0.1:4", rows=False).name == "sparse:0.1:4"
+    for name, rows in (("sparse:0.1:4", True), ("sparse:0.1:5", False), ("sparse:0:4", False), ("sparse:0.1", False)):
+        with pytest.raises(ConfigError, match="codec: expected none, bf16, int8"):
+            codec_by_name(name, rows=rows)

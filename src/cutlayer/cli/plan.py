@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.terminal import console, table
@@ -12,17 +13,19 @@ if TYPE_CHECKING:
 
     from cutlayer.methods.method import Method
     from cutlayer.policies.plan import Situation
+    from cutlayer.policies.stragglers import Stragglers
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.rehearsed import Rehearsed
     from cutlayer.types import RoundPlan
 
 TOKENS_MULTIPLE = 8  # what batches are padded to
+ROUNDS_WITHOUT_BARRIER = 20  # so many are rehearsed, and their mean is shown
 
 
 def plan(given: Given) -> None:
     """Show each device's cut, memory, bytes, FLOPs and step time, and the time and bytes of the run. Trains nothing."""
     config = given.config()
-    from cutlayer.run.inputs import method_of, prepare
+    from cutlayer.run.inputs import method_of, prepare, stragglers_of
     from cutlayer.run.loop import Logbook
     from cutlayer.run.rehearsed import rehearse
     from cutlayer.run.run import first_plan, situation_of
@@ -33,14 +36,20 @@ def plan(given: Given) -> None:
         method, situation = method_of(config), situation_of(inputs, Logbook())
         first_round = first_plan(inputs, method, situation)
         num_tokens = typical_tokens(inputs)
-        rehearsed = rehearse(inputs, method, first_round, num_tokens)
+        policy = stragglers_of(config, method)
+        how: dict[str, Any] = {}
+        if policy.late == "keep":
+            how = {"keeping": policy, "rounds": ROUNDS_WITHOUT_BARRIER}
+        rehearsed = rehearse(inputs, method, first_round, num_tokens, **how)
         deadlines = planned_deadlines(method, situation, first_round)
+        comings = comings_and_goings(inputs, method, situation, rehearsed, num_tokens, policy, how)
     terminal.print(device_rows(inputs, situation, first_round, num_tokens))
     need = (
         method.round.server_bytes(first_round, situation.costs, situation.num_tokens)
         + rehearsed.fold_bytes * situation.rounds
     )
-    for line in (*summary_lines(inputs, situation, need, rehearsed, num_tokens), *deadlines):
+    lines = summary_lines(inputs, situation, need, rehearsed, num_tokens)
+    for line in [*lines, *deadlines, *without_barrier(policy, len(first_round.devices)), *comings]:
         terminal.print(line, soft_wrap=True)
 
 
@@ -53,6 +62,57 @@ def planned_deadlines(method: Method, situation: Situation, first_round: RoundPl
     seconds = [method.make_plan(round, situation).deadline_seconds or 0.0 for round in range(situation.rounds)]
     first, last, all_of_them = map(human_seconds, (seconds[0], seconds[-1], sum(seconds)))
     return [f"deadlines: {first} in the first round, {last} in the last, {all_of_them} in all"]
+
+
+def without_barrier(policy: Stragglers, num_devices: int) -> list[str]:
+    """When a round ends that waits for nobody in particular; nothing where late work is not kept."""
+    if policy.late != "keep":
+        return []
+    ends = f"with {policy.enough(num_devices)} updates" if policy.fraction else f"after {policy.seconds:g} s"
+    return [
+        f"no barrier: of {num_devices} devices at most {policy.at_once(num_devices)} are at work at a time, a round "
+        f"ends {ends}, and who is late goes on (the round above is a mean of {ROUNDS_WITHOUT_BARRIER})"
+    ]
+
+
+def comings_and_goings(
+    inputs: RunInputs,
+    method: Method,
+    situation: Situation,
+    rehearsed: Rehearsed,
+    num_tokens: int,
+    policy: Stragglers,
+    how: Mapping[str, Any],
+) -> list[str]:
+    """What it does to a round that devices come and go; nothing where they stay.
+
+    Args:
+      inputs: What the run is made of.
+      method: The run's.
+      situation: Of the whole fleet.
+      rehearsed: A round in which all of them stay.
+      num_tokens: Of every batch.
+      policy: For stragglers.
+      how: It was rehearsed.
+    """
+    from cutlayer.fleet.clock import run_virtual
+    from cutlayer.fleet.presence import mustered, share_here
+    from cutlayer.report.human import human_seconds
+    from cutlayer.run.rehearsed import rehearse
+
+    fleet = inputs.fleet
+    shares = [share_here(device) for device in fleet.devices]
+    if all(share == 1 for share in shares):
+        return []
+    here = run_virtual(mustered(fleet, 0, situation.seed, all_of_them=policy.waits_for_all))
+    plan = method.make_plan(0, situation.of(here))
+    first = rehearse(inputs, method, plan, num_tokens, away=True, **how)
+    until = "" if how else " until the last is done"
+    return [
+        f"availability: {sum(shares):.1f} of {len(shares)} devices are there on average; the first round has "
+        f"{len(plan.devices)} of them and takes {human_seconds(first.seconds)}{until} "
+        f"({human_seconds(rehearsed.seconds)} with all of them, if none left)"
+    ]
 
 
 def typical_tokens(inputs: RunInputs) -> int:

@@ -42,6 +42,24 @@ def run_virtual(coroutine: Coroutine[Any, Any, T], *, start_seconds: float = 0.0
         return runner.run(coroutine)
 
 
+async def until(seconds: float) -> None:
+    """Returns at this time of the running loop's clock, or at once if it is past: to the bit, on the virtual clock."""
+    loop = asyncio.get_running_loop()
+    if seconds <= loop.time():
+        return
+    reached = loop.create_future()
+    timer = loop.call_at(seconds, _reach, reached)
+    try:
+        await reached
+    finally:
+        timer.cancel()
+
+
+def _reach(reached: asyncio.Future[None]) -> None:
+    if not reached.done():
+        reached.set_result(None)
+
+
 def now() -> float:
     """Seconds on the clock of the running loop: virtual in simulation, monotonic on a real fleet."""
     return asyncio.get_running_loop().time()
@@ -66,14 +84,17 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         self.num_threads = 0
         self._numbers = itertools.count()
         super().__init__(_JumpingSelector(self))
-        self.advance(0.0)
+        self._set(start_seconds)
 
     def time(self) -> float:
         return self._seconds
 
-    def advance(self, seconds: float) -> None:
-        """Moves the clock on."""
-        self._seconds += seconds
+    def jump(self) -> None:
+        """Moves the clock on to the next timer: to the bit, so that a time does not depend on what else happens."""
+        self._set(self._scheduled[0].when())  # type: ignore[attr-defined]
+
+    def _set(self, seconds: float) -> None:
+        self._seconds = seconds
         # asyncio fires the timers that are due within this time: here those that are due now, and no other
         self._clock_resolution = math.ulp(self._seconds)
 
@@ -103,7 +124,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Asked to wait for a while, it moves the clock on by that while and returns."""
+    """Asked to wait for a while, it moves the clock on to the end of that while and returns."""
 
     def __init__(self, loop: _VirtualLoop) -> None:
         super().__init__()
@@ -119,7 +140,7 @@ class _JumpingSelector(selectors.DefaultSelector):
             return ready
         if timeout is None:
             raise Deadlock(_describe(self._loop))
-        self._loop.advance(timeout)
+        self._loop.jump()
         return ready
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from cutlayer.fleet.clock import now
+from cutlayer.fleet.clock import now, until
+from cutlayer.fleet.presence import Hours, passing
 from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.types import Event, Recorder
 from cutlayer.wire.frames import frame_bytes
@@ -44,21 +45,25 @@ class Gateway:
                 line.share_by(shares)
 
 
-def modelled_link(profile: DeviceProfile, record: Recorder, gateway: Gateway | None = None) -> tuple[Link, Link]:
+def modelled_link(
+    profile: DeviceProfile, record: Recorder, gateway: Gateway | None = None, hours: Hours | None = None
+) -> tuple[Link, Link]:
     """The two ends of a device's connection, the device's first.
 
     A direction sends one message after the other: `8 * frame_bytes(message) / rate` seconds, and the message
     arrives the latency later. The other direction is not slowed by it. Each transmission is one event of the
-    device, from its first to its last byte: `upload` or `download`.
+    device, from its first to its last byte: `upload` or `download`; one that waits for a device which is away is
+    several.
 
     Args:
       profile: Says the rates and the latency.
       record: Gets the events.
       gateway: The server's end of all links, which may be narrower than the links together; None for no such.
+      hours: When the device is there (`fleet/presence.py`); None for always.
     """
     up_line, down_line = (None, None) if gateway is None else (gateway.up, gateway.down)
-    up = _Pipe(profile, profile.up_bits_per_second, "upload", record, up_line)
-    down = _Pipe(profile, profile.down_bits_per_second, "download", record, down_line)
+    up = _Pipe(profile, profile.up_bits_per_second, "upload", record, up_line, hours)
+    down = _Pipe(profile, profile.down_bits_per_second, "download", record, down_line, hours)
     return _End(up, down), _End(down, up)
 
 
@@ -117,6 +122,7 @@ class _Pipe:
         what: Literal["upload", "download"],
         record: Recorder,
         line: _Line | None,
+        hours: Hours | None,
     ) -> None:
         self.arrived: asyncio.Queue[tuple[Message, int]] = asyncio.Queue()
         self._free = asyncio.Lock()
@@ -124,23 +130,27 @@ class _Pipe:
         self._bits_per_second = bits_per_second
         self._what = what
         self._record = record
-        self._line = line
+        self._line, self._hours = line, hours
 
     async def transmit(self, message: Message) -> int:
         """Returns the message's length in bytes when the last of them has left."""
-        num_bytes = frame_bytes(message)
+        num_bytes, step = frame_bytes(message), getattr(message, "step", None)
         async with self._free:
-            start = now()
-            if self._line is None:
-                await asyncio.sleep(num_bytes * 8 / self._bits_per_second)
-            else:
-                await self._line.carry(self._profile.name, num_bytes * 8, self._bits_per_second)
+            before: list[tuple[float, float]] = []  # stretches after which the device was away
+            async for stretch in self._stretches(num_bytes * 8):
+                before.append(stretch)
             arrive = self.arrived.put_nowait
             asyncio.get_running_loop().call_later(self._profile.latency_seconds, arrive, (message, num_bytes))
-            step = getattr(message, "step", None)
-            event = Event(self._profile.name, self._what, start, now(), message.round, step, None, num_bytes)
-            self._record(event)
+            *others, last = before
+            for (start, end), passed in (*((one, 0) for one in others), (last, num_bytes)):
+                self._record(Event(self._profile.name, self._what, start, end, message.round, step, None, passed))
         return num_bytes
+
+    def _stretches(self, num_bits: int) -> AsyncIterator[tuple[float, float]]:
+        """Lets so many bits pass; from when to when, of each stretch of it."""
+        if self._line is None:
+            return passing(num_bits / self._bits_per_second, self._hours)
+        return self._line.carry(self._profile.name, num_bits, self._bits_per_second, self._hours)
 
 
 @dataclass(slots=True, eq=False)
@@ -177,17 +187,34 @@ class _Line:
         if self._under_way:
             self._set_rates()
 
-    async def carry(self, device: str, num_bits: int, most: float) -> None:
-        """Returns when so many bits of the device have passed, at `most` bits per second or slower."""
-        transfer = _Transfer(device, most, num_bits, now(), asyncio.get_running_loop().create_future())
-        self._under_way.append(transfer)
-        self._set_rates()
-        try:
-            await transfer.over
-        finally:
-            if transfer in self._under_way:  # given up
-                self._under_way.remove(transfer)
-                self._set_rates()
+    async def carry(
+        self, device: str, num_bits: float, most: float, hours: Hours | None
+    ) -> AsyncIterator[tuple[float, float]]:
+        """Lets so many bits of the device pass, at `most` bits per second or slower, while it is there.
+
+        Yields:
+          From when to when, of each stretch that is over.
+        """
+        while num_bits >= 1:  # less is rounding
+            if hours is not None:
+                await until(hours.back(now()))
+            start = now()
+            transfer = _Transfer(device, most, num_bits, start, asyncio.get_running_loop().create_future())
+            self._under_way.append(transfer)
+            self._set_rates()
+            num_bits = 0
+            try:
+                async with asyncio.timeout_at(None if hours is None else hours.gone(start)) as here:
+                    await transfer.over
+            except TimeoutError:
+                if not here.expired():
+                    raise
+                num_bits = transfer.left_bits - transfer.rate * (now() - transfer.since)
+            finally:
+                if transfer in self._under_way:  # given up
+                    self._under_way.remove(transfer)
+                    self._set_rates()
+            yield start, now()
 
     def _set_rates(self) -> None:
         time = now()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from cutlayer.fleet.clock import now
 from cutlayer.fleet.modes import always_fast
+from cutlayer.fleet.presence import Hours, passing
 from cutlayer.types import Event, Recorder
 
 T = TypeVar("T")
@@ -89,16 +89,22 @@ class ModelledMachine:
       effective_flops: floating-point operations per second that it reaches.
       record: gets one event for each piece of work.
       mode: round -> the part of its speed that it has then (`fleet/modes.py`).
+      hours: When it is there (`fleet/presence.py`); None for always.
     """
 
     def __init__(
-        self, name: str, effective_flops: float, record: Recorder, mode: Callable[[int], float] = always_fast
+        self,
+        name: str,
+        effective_flops: float,
+        record: Recorder,
+        mode: Callable[[int], float] = always_fast,
+        hours: Hours | None = None,
     ) -> None:
         self.name = name
         self.effective_flops = effective_flops
         self.busy_seconds = 0.0
         self._record = record
-        self._mode = mode
+        self._mode, self._hours = mode, hours
         self._lock = asyncio.Lock()
 
     async def run(
@@ -114,12 +120,8 @@ class ModelledMachine:
     ) -> T:
         """See `Machine.run`; it takes `flops / effective_flops` virtual seconds, and longer in a slower mode."""
         async with self._lock:
-            start = now()
             result = fn()
-            await asyncio.sleep(self._seconds(flops, round))
-            end = now()
-            self.busy_seconds += end - start
-            self._record(Event(self.name, what, start, end, round, step, peer, flops=flops))
+            await self._take_time(what, flops, round, step, peer)
         return result
 
     async def aside(self, fn: Callable[[], T]) -> T:
@@ -131,18 +133,19 @@ class ModelledMachine:
         async with self._lock:
             results = [work.fn() for work in works]
             for work in works:
-                start = now()
-                await asyncio.sleep(self._seconds(work.flops, round))
-                end = now()
-                self.busy_seconds += end - start
-                self._record(Event(self.name, work.what, start, end, round, step, flops=work.flops))
+                await self._take_time(work.what, work.flops, round, step)
         return results
 
     def close(self) -> None:
         """See `Machine.close`: there is nothing to end."""
 
-    def _seconds(self, flops: float, round: int) -> float:
-        return flops / (self.effective_flops * self._mode(round))
+    async def _take_time(self, what: str, flops: float, round: int, step: int | None, peer: str | None = None) -> None:
+        """Lets the time of a piece of work pass: an event for each stretch in which the machine is there."""
+        seconds = flops / (self.effective_flops * self._mode(round))
+        async for start, end in passing(seconds, self._hours):
+            self.busy_seconds += end - start
+            done = flops if self._hours is None else (end - start) * self.effective_flops * self._mode(round)
+            self._record(Event(self.name, what, start, end, round, step, peer, flops=done))
 
 
 class RealMachine:

@@ -20,8 +20,9 @@ from collections import Counter
 from collections.abc import Set
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,6 +40,28 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Trace(_Frozen):
+    """When a device is there (`fleet/presence.py`): in these stretches of time, again and again.
+
+    Attributes:
+      here_seconds: from when to when, in order, from 0 to `every_seconds`.
+      every_seconds: after so long the trace begins anew.
+      random_start: whether a run begins somewhere in it, for each device by its name and the run's seed; else at 0 s.
+    """
+
+    here_seconds: tuple[tuple[float, float], ...] = Field(min_length=1)
+    every_seconds: float = Field(gt=0)
+    random_start: bool = False
+
+    @model_validator(mode="after")
+    def _stretches_follow_each_other(self) -> Trace:
+        times = [0.0, *(time for stretch in self.here_seconds for time in stretch), self.every_seconds]
+        ascending = all(before <= after for before, after in pairwise(times))
+        if not ascending or any(start == end for start, end in self.here_seconds):
+            raise ValueError("expected stretches [from, to] in order, from 0 to every_seconds, none of them empty")
+        return self
+
+
 class DeviceProfile(_Frozen):
     """A device, in base units.
 
@@ -54,6 +77,8 @@ class DeviceProfile(_Frozen):
       data_weight: its share of the training data, relative to the other devices'.
       modes: the parts of its speed among which it changes (`fleet/modes.py`); nobody plans with them.
       mode_rounds: rounds that it stays in a mode.
+      availability: the probability with which it takes part in a round, or when it is there; 1 for always
+        (`fleet/presence.py`).
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -67,6 +92,7 @@ class DeviceProfile(_Frozen):
     data_weight: float = Field(default=1.0, gt=0)
     modes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1)
     mode_rounds: int = Field(default=20, ge=1)
+    availability: Annotated[float, Field(gt=0, le=1)] | Trace = 1.0
 
     @property
     def effective_flops(self) -> float:
@@ -234,6 +260,11 @@ class _DeviceRow(_Row):
         [1.0], min_length=1, description="parts of its speed among which it changes, such as [1.0, 0.6, 0.3]"
     )
     mode_rounds: int = Field(20, ge=1, le=_MOST, description="rounds that it stays in a mode, such as 20")
+    availability: Literal["always"] | Annotated[float, Field(gt=0, le=1)] | Trace = Field(
+        "always",
+        description="availability: always, the probability of a round such as 0.8, or "
+        "{here_seconds: [[0, 600]], every_seconds: 900}",
+    )
 
     def profiles(self) -> list[DeviceProfile]:
         names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
@@ -250,6 +281,7 @@ class _DeviceRow(_Row):
                 data_weight=self.data_weight,
                 modes=tuple(self.modes),
                 mode_rounds=self.mode_rounds,
+                availability=1.0 if self.availability == "always" else self.availability,
             )
             for name in names
         ]

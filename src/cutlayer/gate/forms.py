@@ -26,7 +26,7 @@ from torch import Tensor
 from cutlayer.errors import Refused
 from cutlayer.model.base import Base
 from cutlayer.model.loss import MASKED
-from cutlayer.packing import Compression
+from cutlayer.packing import Compression, update_codec
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import frame_bytes
@@ -406,7 +406,7 @@ class Forms:
         return packed_form(self._compression.activations, shape, self.base.dtype)
 
     def _form_of_update(self, shape: Shape) -> Tensor:
-        return packed_form(self._compression.update, shape, torch.float32)
+        return packed_form(update_codec(self._plan, self._compression.update), shape, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

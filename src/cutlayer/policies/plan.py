@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -55,6 +55,14 @@ class Situation:
     rounds: int = 1
     micro_batches: int = 1
     overlap: bool = True
+
+    def of(self, fleet: Fleet) -> Situation:
+        """The situation in which a part of the fleet is there."""
+        if fleet is self.fleet:
+            return self
+        names = {device.name for device in fleet.devices}
+        counts = {name: counts for name, counts in self.label_counts.items() if name in names}
+        return replace(self, fleet=fleet, label_counts=counts)
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)

@@ -10,6 +10,11 @@ Rounds know nothing of time. They talk through links that this file lays around 
     as long again has passed                  `DeviceGone`
     a message of an earlier round arrives     nothing: it is counted and dropped
 
+    the round is closed, `late: keep`         `DeviceGone`, at once; the device hears nothing and works on
+    a device at work is assigned something    nothing is sent: the device is at work on what it was assigned before
+    its update arrives, in whatever round     the update; what it changed is added to what the adapter is by then,
+                                              unless its values are wanted as they are
+
 As long again: a device that has finished a step by the time the round is closed has shown that a step and its
 transfers fit into that time, and what is left for it is at most a step and its update. One that has finished none has
 nothing to give.
@@ -19,15 +24,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+import math
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from cutlayer.errors import ConfigError, DeviceGone, StragglersError
 from cutlayer.fleet.clock import now
+from cutlayer.packing import StartedFrom
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers
 from cutlayer.rounds.round import Round
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.types import RoundPlan
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Close, Message, Update
@@ -40,10 +49,11 @@ class Patience:
 
     Args:
       policy: How long a round waits.
+      tasks: What devices are at work on, where late work is kept.
     """
 
-    def __init__(self, policy: Stragglers) -> None:
-        self._policy = policy
+    def __init__(self, policy: Stragglers, tasks: Tasks | None = None) -> None:
+        self._policy, self._tasks = policy, Tasks() if tasks is None else tasks
         self._parting: set[asyncio.Task[None]] = set()  # of `Close`s, which no round waits for
 
     async def hold(
@@ -59,7 +69,12 @@ class Patience:
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
             task.result()  # an error of ours is nobody's lateness
-        hold = _Hold(self._policy, server, links, plan, self._part)
+        if self._policy.late == "keep":
+            check_kept(plan)
+            started_from = round.shape.started_from(server.base)
+            hold: _Hold = _Keep(self._policy, server, links, plan, self._part, self._tasks, started_from)
+        else:
+            hold = _Hold(self._policy, server, links, plan, self._part)
         try:
             contributions = await round.server_end(server, hold.links, plan)
         finally:
@@ -78,6 +93,17 @@ def check(policy: Stragglers, round: Round) -> None:
         raise ConfigError(
             f"train.stragglers: expected a deadline where devices wait for each other in a round, got a quorum of "
             f"{policy.fraction:g}: one that is late keeps all from finishing. Write deadline:SECONDS."
+        )
+
+
+def check_kept(plan: RoundPlan) -> None:
+    """Raises ConfigError where the server trains with a device: what it trained would have moved before it is done."""
+    cut = next((device for device in plan.devices if not device.head), None)
+    if cut is not None:
+        raise ConfigError(
+            f"train.late: expected drop or use where the server trains a part of the model, got keep, and device "
+            f"{cut.device} is cut at block {cut.cut}: the adapter on the server would be another by the time it is "
+            "done. Change train.late, or choose a method whose devices train alone (fedlora)."
         )
 
 
@@ -116,10 +142,8 @@ class _Hold:
         self._enough = policy.enough(len(plan.devices))
         self._finished = 0
         self._lasting = links  # which outlive the round
-        self._links = {
-            device.device: PatientLink(links[device.device], device.device, plan.round, server, self._finish)
-            for device in plan.devices
-        }
+        self._server = server
+        self._links = {device.device: self._link(links[device.device], device.device) for device in plan.devices}
         seconds = policy.seconds if plan.deadline_seconds is None else plan.deadline_seconds
         if seconds is not None:
             self._after(seconds, self._close, "deadline")
@@ -127,6 +151,9 @@ class _Hold:
     @property
     def links(self) -> Mapping[str, Link]:
         return self._links
+
+    def _link(self, link: Link, device: str) -> PatientLink:
+        return PatientLink(link, device, self._round, self._server, self._finish)
 
     def end(self) -> None:
         """Nobody is waited for any more."""
@@ -156,6 +183,78 @@ class _Hold:
         for device, link in self._links.items():
             if link.leave(reason) and link.knows_no_better:
                 self._part(self._lasting[device], Close(self._run, self._round, False, reason))
+
+
+class _Keep(_Hold):
+    """One round under way in which nothing is lost: whoever has not finished when it ends goes on.
+
+    Whoever finishes at the very moment at which a round ends is in it, whatever the order in which the loop hears of
+    them: so a run that is resumed, with its tasks begun anew, is the one that never stopped.
+    """
+
+    def __init__(
+        self,
+        policy: Stragglers,
+        server: Server,
+        links: Mapping[str, Link],
+        plan: RoundPlan,
+        part: Callable[[Link, Close], None],
+        tasks: Tasks,
+        started_from: StartedFrom,
+    ) -> None:
+        tasks.waiting.clear()
+        self._tasks, self._started_from, self._rebased = tasks, started_from, policy.rebased
+        self._slots = _Slots(policy.at_once(len(plan.devices)) - len(tasks))
+        super().__init__(policy, server, links, plan, part)
+
+    def _link(self, link: Link, device: str) -> PatientLink:
+        return TaskLink(
+            link,
+            device,
+            self._round,
+            self._server,
+            self._finish,
+            self._tasks,
+            self._slots,
+            self._started_from if self._rebased else None,
+        )
+
+    def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
+        at = math.nextafter(now() + seconds, math.inf)
+        self._timers.append(asyncio.get_running_loop().call_at(at, call, reason))
+
+    def _finish(self) -> None:
+        self._finished += 1
+        if self._finished < self._enough:
+            self._slots.give_back()
+        elif self._finished == self._enough:
+            self._after(0.0, self._leave, "quorum")
+
+    def _close(self, reason: str) -> None:
+        if self._finished:
+            self._leave(reason)
+        else:
+            self._enough = 1  # whoever is the first
+
+
+class _Slots:
+    """How many devices may still begin; they do in the order in which they ask.
+
+    Args:
+      free: So many; below 0 where more are at work than may be.
+    """
+
+    def __init__(self, free: int) -> None:
+        self._owed, self._free = max(0, -free), asyncio.Semaphore(max(0, free))
+
+    async def take(self) -> None:
+        await self._free.acquire()
+
+    def give_back(self) -> None:
+        if self._owed:
+            self._owed -= 1
+        else:
+            self._free.release()
 
 
 class PatientLink(Around):
@@ -253,6 +352,82 @@ class PatientLink(Around):
             raise self._gone or _Interrupted from None
         finally:
             scopes.discard(scope)
+
+
+class TaskLink(PatientLink):
+    """The server's end of a link in one round, of a device whose task may outlive it.
+
+    Args:
+      link: The end that outlives the round.
+      device: Whose it is.
+      round: The round.
+      server: Told of messages that are dropped, and of the age of what arrives.
+      finished: Called when the device's update has come.
+      tasks: What devices are at work on.
+      slots: How many may begin.
+      started_from: What of a broadcast an update is the difference to; None where its values stand as they are.
+    """
+
+    knows_no_better = False  # a device that is late is told nothing
+
+    def __init__(
+        self,
+        link: Link,
+        device: str,
+        round: int,
+        server: Server,
+        finished: Callable[[], None],
+        tasks: Tasks,
+        slots: _Slots,
+        started_from: StartedFrom | None,
+    ) -> None:
+        stamp = tasks.assignment(device).round if device in tasks else round
+        super().__init__(link, device, stamp, server, finished)
+        self._tasks, self._slots, self._started_from = tasks, slots, started_from
+        self._opened: Assignment | None = None  # what the device would be told if it began now
+
+    async def send(self, message: Message) -> None:
+        """See `PatientLink.send`; of a device that is at work nothing is sent."""
+        if not isinstance(message, Assignment):
+            await super().send(message)
+            return
+        self._opened = message
+        if self._device not in self._tasks:
+            self._tasks.waiting.add(self._device)
+            await self._unless_interrupted(self._slots.take(), self._sending)
+            self._tasks.waiting.remove(self._device)
+            self._tasks.begin(message)
+        with self._gone_for_good():
+            await self._unless_interrupted(self._tasks.sent(self._device, self._link), self._sending)
+
+    async def receive(self) -> Message:
+        """See `PatientLink.receive`; an update as it is to count in this round."""
+        with self._gone_for_good():
+            message = await super().receive()
+        return self._aged(message, self._tasks.end(self._device)) if isinstance(message, Update) else message
+
+    def _aged(self, update: Update, begun: Assignment) -> Update:
+        """The update, of a task that was begun some rounds ago, with what it changed on what there is now."""
+        now = self._opened
+        assert now is not None, "a device is assigned something before it is heard"
+        age = now.round - begun.round
+        self._server.ledger.note(self._device, staleness=age)
+        if not age or self._started_from is None:
+            return update
+        before, after = (self._started_from(one.adapter, update) for one in (begun, now))
+        adapter = {name: after[name] + (value - before[name]) for name, value in update.adapter.items()}
+        return replace(update, adapter=adapter)
+
+    @contextlib.contextmanager
+    def _gone_for_good(self) -> Iterator[None]:
+        """Ends the task of a device that is gone for another reason than that its round is over."""
+        try:
+            yield
+        except DeviceGone:
+            if self._gone is None:
+                self._tasks.end(self._device)
+                self._slots.give_back()
+            raise
 
 
 class _Interrupted(Exception):

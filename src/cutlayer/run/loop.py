@@ -26,6 +26,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.types import Adapter, DevicePlan, Event, History, RoundPlan, StepRecord
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Finish, Update
@@ -85,6 +86,7 @@ class Coordinator:
       commit: Called at each commit point with the round's row and events.
       events: Where machines and links record; emptied at each commit point.
       hold: Holds a round, for as long as its devices are waited for.
+      tasks: What devices are at work on, where that may outlive a round: rounds are planned for the others.
     """
 
     def __init__(
@@ -102,7 +104,9 @@ class Coordinator:
         commit: Callable[[dict[str, Any], list[Event]], Awaitable[None]],
         events: list[Event],
         hold: Hold,
+        tasks: Tasks,
     ) -> None:
+        self._tasks = tasks
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
@@ -117,10 +121,12 @@ class Coordinator:
     async def _one_round(self, number: int) -> None:
         situation = await self._members.muster(number)
         links = self._members.links
+        self._tasks.forget_all_but(links.keys())
         start_wall, start = time.perf_counter(), self._clock()
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         plan = await self._server.machine.aside(lambda: self._make_plan(number, situation))
         contributions = await self._hold(self._method.round, self._server, links, plan)
+        plan = self._tasks.begun(plan)
         await self._server.machine.aside(lambda: self._aggregate(contributions, plan))
         duration = self._clock() - start
         if self._evaluate_when(number):
@@ -143,12 +149,19 @@ class Coordinator:
 
     def _make_plan(self, number: int, situation: Situation) -> RoundPlan:
         """The round's plan; what its steps cost is counted here, where it holds up no link, and later looked up."""
-        plan = self._method.make_plan(number, situation)
+        plan = self._tasks.joined(self._planned(number, situation))
         for device in plan.devices:
             situation.costs.device(device, device.micro_batch_size, situation.num_tokens)
             if not device.head:
                 situation.costs.server(device, device.micro_batch_size, situation.num_tokens)
         return plan
+
+    def _planned(self, number: int, situation: Situation) -> RoundPlan:
+        """The plan for the devices that are idle; of a fleet at work, one that `Tasks.joined` empties."""
+        idle = tuple(device for device in situation.fleet.devices if device.name not in self._tasks)
+        if 0 < len(idle) < len(situation.fleet.devices):
+            situation = situation.of(situation.fleet.model_copy(update={"devices": idle}))
+        return self._method.make_plan(number, situation)
 
     def _aggregate(self, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
         self._aggregation(self._server.adapters, contributions, plan)

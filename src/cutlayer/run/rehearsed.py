@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -21,12 +21,16 @@ from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
+from cutlayer.fleet.presence import Hours, hours_of
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.stragglers import Stragglers
+from cutlayer.rounds.patience import Patience
 from cutlayer.run.inputs import RunInputs
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
 from cutlayer.wire.link import Link
@@ -57,7 +61,15 @@ class Rehearsed:
 
 
 def rehearse(
-    inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, bandwidth_shares: Mapping[str, float] = EQUAL
+    inputs: RunInputs,
+    method: Method,
+    plan: RoundPlan,
+    num_tokens: int,
+    bandwidth_shares: Mapping[str, float] = EQUAL,
+    *,
+    away: bool = False,
+    keeping: Stragglers | None = None,
+    rounds: int = 1,
 ) -> Rehearsed:
     """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
 
@@ -68,16 +80,28 @@ def rehearse(
       num_tokens: Of every batch.
       bandwidth_shares: By device, of the server's connection where the fleet has one that is shared
         (`Gateway.share_by`).
+      away: Whether devices are away when the fleet says so; else all of them stay.
+      keeping: When rounds end, where late work is kept; None plays until everybody is done.
+      rounds: So many are then played, and what comes out is their mean: the first has nobody who is late.
     """
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares).play())
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares, away, keeping, rounds).play())
 
 
 class _Rehearsal:
     """The wiring of one round."""
 
     def __init__(
-        self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, shares: Mapping[str, float]
+        self,
+        inputs: RunInputs,
+        method: Method,
+        plan: RoundPlan,
+        num_tokens: int,
+        shares: Mapping[str, float],
+        away: bool,
+        keeping: Stragglers | None,
+        rounds: int,
     ) -> None:
+        self._away, self._keeping, self._rounds = away, keeping, rounds
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
         self._gateway = Gateway(inputs.fleet.server)
         self._gateway.share_by(shares)
@@ -89,21 +113,33 @@ class _Rehearsal:
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
-                ends = modelled_link(profile, _ignore, self._gateway)
+                hours = hours_of(profile, self._inputs.config.train.seed) if self._away else None
+                ends = modelled_link(profile, _ignore, self._gateway, hours)
                 device_end, links[profile.name] = map(self._inputs.compressed, ends)
-                device = self._device(profile.name, profile.effective_flops)
+                device = self._device(profile.name, profile.effective_flops, hours)
                 tasks.create_task(device.converse(device_end), name=profile.name)
-            await self._method.round.server_end(server, links, self._plan)
+            await self._hold(server, links)
             result = Rehearsed(
-                seconds=now(),
-                bytes_up=sum(link.bytes_received for link in links.values()),
-                bytes_down=sum(link.bytes_sent for link in links.values()),
+                seconds=now() / self._rounds,
+                bytes_up=sum(link.bytes_received for link in links.values()) // self._rounds,
+                bytes_down=sum(link.bytes_sent for link in links.values()) // self._rounds,
                 owners=server.adapters.owners,
                 fold_bytes=server.folds.num_bytes,
             )
             for link in links.values():
                 await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))
         return result
+
+    async def _hold(self, server: Server, links: Mapping[str, Link]) -> None:
+        """The round; or some of them, in which whoever is late goes on."""
+        if self._keeping is None:
+            await self._method.round.server_end(server, links, self._plan)
+            return
+        tasks = Tasks()
+        patience = Patience(self._keeping, tasks)
+        for number in range(self._rounds):
+            plan = tasks.joined(replace(self._plan, round=number))
+            await patience.hold(self._method.round, server, links, plan)
 
     def _server(self) -> Server:
         inputs, profile = self._inputs, self._inputs.fleet.server
@@ -121,8 +157,8 @@ class _Rehearsal:
             broadcast=self._method.broadcast,
         )
 
-    def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, _ignore)
+    def _device(self, name: str, effective_flops: float, hours: Hours | None) -> Device:
+        machine = _IdleMachine(name, effective_flops, _ignore, hours=hours)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
         shape = self._method.round.shape
         return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)

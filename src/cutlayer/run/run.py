@@ -14,14 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cutlayer.errors import DivergedError, UserError, leaves
+from cutlayer.errors import ConfigError, DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
-from cutlayer.rounds.patience import Patience, check, check_deadline
+from cutlayer.rounds.patience import Patience, check, check_deadline, check_kept
 from cutlayer.run.ending import Outcome, export, in_need_of_room, write_reports
 from cutlayer.run.inputs import RunInputs, ServerInputs, stragglers_of
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
@@ -30,6 +30,7 @@ from cutlayer.server.checkpoint import save_checkpoint
 from cutlayer.server.evaluate import evaluate
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Event, RoundPlan
 
@@ -72,9 +73,22 @@ def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> Ro
     check(stragglers, method.round)
     plan = method.make_plan(0, situation)
     check_deadline(plan, stragglers)
+    if stragglers.late == "keep":
+        check_kept(plan)
+        _check_still(method)
     for device in plan.devices:
         method.round.shape.prepare(inputs.base, device)
     return plan
+
+
+def _check_still(method: Method) -> None:
+    """Raises ConfigError where the base moves between rounds: under a device that is at work."""
+    if method.fold is not None or method.moved is not None:
+        raise ConfigError(
+            "train.late: expected drop or use where the base's own weights move from round to round, got keep: they "
+            "would move under a device that is at work. Change train.late, or choose a method that leaves them as they "
+            "are (fedlora)."
+        )
 
 
 def server_of(
@@ -125,6 +139,7 @@ class Run:
 
     Attributes:
       server: The server.
+      tasks: What devices are at work on, where that may outlive a round.
     """
 
     def __init__(
@@ -154,6 +169,7 @@ class Run:
         adapter = inputs.base.initial_adapter(inputs.config.train.seed, tuple(ranks))
         self.server = server_of(inputs, method, adapter, machine, fleet, self._scratch, may_leave=may_leave)
         self._aggregation = Aggregation(method.aggregate)
+        self.tasks = Tasks()
 
     async def play(self, members: Members, hold: Hold | None = None) -> Path:
         """Holds the rounds that are left and exports; returns the adapter's folder.
@@ -180,7 +196,8 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
-            hold=hold or Patience(stragglers_of(self._inputs.config, self._method)).hold,
+            hold=hold or Patience(stragglers_of(self._inputs.config, self._method), self.tasks).hold,
+            tasks=self.tasks,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
@@ -231,7 +248,7 @@ class Run:
             save_checkpoint(self._folder.path / "checkpoint", self._state(seconds), self._inputs.run_id)
 
     def _state(self, seconds: float) -> State:
-        """The checkpoint: {server, method, devices, run}."""
+        """The checkpoint: {server, method, devices, run}, and the tasks in flight where there are any."""
         run = {
             "rounds_done": self._logbook.rounds_done,
             "clock_seconds": seconds,
@@ -246,6 +263,7 @@ class Run:
                 "method": joined({"round": self._method.round.state(), "aggregate": self._aggregation.state()}),
                 "devices": self._devices.state(),
                 "run": State(run),
+                **({"tasks": self.tasks.state()} if self.tasks else {}),
             }
         )
 
@@ -256,6 +274,8 @@ class Run:
         method = branches["method"].moved(self._inputs.base.device).branches()
         self._method.round.load(method["round"])
         self._aggregation.load(method["aggregate"])
+        if "tasks" in branches:
+            self.tasks.load(branches["tasks"].moved(self._inputs.base.device))
         run = branches["run"].facts
         self._logbook.rounds_done = run["rounds_done"]
         self._logbook.history.records.extend(self._folder.read_records())

@@ -3,6 +3,10 @@
 Where a round may end without a device, devices keep commit points (`device/commit.py`), and one that was dropped begins
 the next round anew from its own: the simulated device gives up the moment its round is closed, so that a run that is
 resumed there is the same. (A real one finishes what it is at, which delays its next round by a step at most.)
+
+Where late work is kept, devices are at work at a commit point. A run that is resumed begins at the time at which the
+first of their tasks was begun, gives each device its assignment again when it was given it, and is at the commit point
+where the stopped run was; nothing that happens on the way there is recorded a second time.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from itertools import takewhile
 from cutlayer.device.commit import CommittingLink, device_state
 from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
-from cutlayer.errors import DeviceGone
+from cutlayer.errors import ConfigError, DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
+from cutlayer.fleet.presence import hours_of, mustered
 from cutlayer.methods.method import Method
 from cutlayer.packing import CompressedLink
 from cutlayer.policies.plan import Situation
@@ -31,6 +36,7 @@ from cutlayer.run.inputs import RunInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import Run, first_error, first_plan, situation_of
 from cutlayer.run.state import open_folder
+from cutlayer.server.tasks import Tasks, first_seconds
 from cutlayer.state import State, joined
 from cutlayer.types import Event
 from cutlayer.wire.messages import Finish
@@ -50,18 +56,38 @@ def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = Fals
     method, logbook = method_of(inputs.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
     ranks = first_plan(inputs, method, situation_of(inputs, logbook)).ranks
+    _check_links(inputs, method)
     inputs.base.whole()
     folder, checkpoint = open_folder(inputs.config, inputs.run_id, resume=resume)
     simulation = _Simulation(inputs, method, ranks, folder, display, logbook)
     try:
         return run_virtual(
-            simulation.play(checkpoint),
-            start_seconds=checkpoint.branch("run").facts["clock_seconds"] if checkpoint else 0.0,
+            simulation.play(checkpoint), start_seconds=_start_seconds(checkpoint, inputs) if checkpoint else 0.0
         )
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
         folder.close()
+
+
+def _check_links(inputs: RunInputs, method: Method) -> None:
+    """Raises ConfigError where a resumed run could not repeat what is under way: it depends on who else was sending."""
+    server = inputs.fleet.server
+    shared = (server.up_bits_per_second, server.down_bits_per_second) != (None, None)
+    if shared and stragglers_of(inputs.config, method).late == "keep":
+        raise ConfigError(
+            "train.late: expected drop or use where devices share the server's connection, got keep: how long a "
+            "message under way takes depends on others that are over. Leave up_mbit and down_mbit of the server out."
+        )
+
+
+def _start_seconds(checkpoint: State, inputs: RunInputs) -> float:
+    """The time at which a resumed run begins: that of its commit point, or of the oldest task that is under way."""
+    run = checkpoint.branch("run").facts
+    clock: float = run["clock_seconds"]
+    if "tasks" not in checkpoint.facts or run["rounds_done"] >= inputs.config.train.rounds:
+        return clock
+    return first_seconds(checkpoint.branch("tasks"), clock)
 
 
 @dataclass(slots=True)
@@ -75,25 +101,29 @@ class _Player:
 
 
 @dataclass(frozen=True, slots=True)
-class _Everyone:
-    """The members of a simulated fleet: all of it, always."""
+class _Mustered:
+    """The members of a simulated fleet: those who are there when a round is planned (`fleet/presence.py`)."""
 
     players: Mapping[str, _Player]
     situation: Situation
+    all_of_them: bool
+    tasks: Tasks
     muster_again: Callable[[], None]
 
     @property
     def links(self) -> Mapping[str, CompressedLink]:
         return {name: player.server_end for name, player in self.players.items()}
 
-    async def muster(self, round: int) -> Situation:  # noqa: ARG002
+    async def muster(self, round: int) -> Situation:
         self.muster_again()
-        return self.situation
+        everybody = self.situation
+        return everybody.of(await mustered(everybody.fleet, round, everybody.seed, all_of_them=self.all_of_them))
 
     async def dismiss(self, finish: Finish) -> None:
-        for link in self.links.values():
-            with contextlib.suppress(DeviceGone):
-                await link.send(finish)
+        for device, link in self.links.items():
+            if device not in self.tasks:  # those who are at work are stopped
+                with contextlib.suppress(DeviceGone):
+                    await link.send(finish)
 
 
 class _Simulation:
@@ -110,8 +140,10 @@ class _Simulation:
     ) -> None:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
         self._events: list[Event] = []
+        self._replaying = False
         fleet = inputs.fleet
-        may_leave = not stragglers_of(inputs.config, method).waits_for_all
+        self._waits_for_all = stragglers_of(inputs.config, method).waits_for_all
+        may_leave = not self._waits_for_all
         self._gateway = Gateway(fleet.server)
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
@@ -141,7 +173,18 @@ class _Simulation:
             for name in self._players:
                 self._start(name, tasks)
             situation = situation_of(self._inputs, self._logbook)
-            adapter = await self._run.play(_Everyone(self._players, situation, lambda: self._start_anew(tasks)))
+            under_way = self._run.tasks
+            members = _Mustered(
+                self._players, situation, self._waits_for_all, under_way, lambda: self._start_anew(tasks)
+            )
+            if checkpoint and under_way and self._logbook.rounds_done < train.rounds:
+                self._replaying = True  # what happened before the commit point has been recorded
+                await under_way.replay(members.links, checkpoint.branch("run").facts["clock_seconds"])
+                self._replaying = False
+            adapter = await self._run.play(members)
+            for name, player in self._players.items():
+                if name in under_way and player.task is not None:
+                    player.task.cancel()
         return self._run.finish(adapter, fleet)
 
     def _player(self, index: int) -> _Player:
@@ -152,10 +195,11 @@ class _Simulation:
             if self._players[profile.name] is player:  # and not one that has been put in its place
                 self._record(event)
 
-        machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
+        hours = hours_of(profile, inputs.config.train.seed)
+        machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile), hours)
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
         device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
-        device_end, server_end = modelled_link(profile, record, self._gateway)
+        device_end, server_end = modelled_link(profile, record, self._gateway, hours)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
         if committing:
@@ -174,7 +218,7 @@ class _Simulation:
             record.device for record in takewhile(lambda record: record.round == last, records) if not record.samples
         }
         for index, profile in enumerate(self._inputs.fleet.devices):
-            if profile.name in dropped:
+            if profile.name in dropped and profile.name not in self._run.tasks:
                 old = self._players[profile.name].task
                 assert old is not None, "every player has been started"
                 old.cancel()
@@ -182,6 +226,8 @@ class _Simulation:
                 self._start(profile.name, tasks)
 
     def _record(self, event: Event) -> None:
+        if self._replaying:
+            return
         self._events.append(event)
         self._display.event(event)
 

@@ -146,7 +146,7 @@ class Adapters:
                 served.setdefault(owner, []).append((device, weight))
             weights = dict.fromkeys(adapter, weight)
             where = places(self._base, update)
-            result.append(Contribution(adapter, weights, device.device, round, where, update.facts))
+            result.append(Contribution(adapter, weights, device.device, update.round, where, update.facts))
         for owner, devices in sorted(served.items()):
             adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}

@@ -22,7 +22,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cutlayer.config import read_config
-from cutlayer.errors import ConfigError, UserError
+from cutlayer.device.store import MemoryStore
+from cutlayer.errors import ConfigError, StragglersError, UserError, leaves
+from cutlayer.fleet.profile import Fleet, Trace
 from cutlayer.methods.method import Method
 from cutlayer.methods.source import described_error
 from cutlayer.methods.table import MethodRow
@@ -30,6 +32,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.low_rank import factor_names
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Situation
+from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.inputs import prepare
 from cutlayer.run.simulated import simulate
@@ -236,7 +239,11 @@ def _situation(num_devices: int, history: History | None = None) -> Situation:
 @law
 def every_sample_counts_once(subject: Subject) -> str | None:
     """Every sample that a device draws is trained on and counts once, and devices take all steps of their plans."""
-    run = subject.run
+    _expect_all_counted(subject.run)
+    return None
+
+
+def _expect_all_counted(run: Played) -> None:
     for device, stream in run.streams.items():
         records = run.logbook.history.of(device)
         drawn = sum(batch.num_samples for batch in stream.given)
@@ -248,7 +255,6 @@ def every_sample_counts_once(subject: Subject) -> str | None:
         expect(len(stream.given) == sum(steps), f"{device} drew {len(stream.given)} batches for {sum(steps)} steps")
     of_rounds, drawn = sum(row["samples"] for row in run.rows), sum(_drawn(run))
     expect(of_rounds == drawn > 0, f"devices drew {drawn} samples, and the rounds say {of_rounds}")
-    return None
 
 
 def _planned_steps(run: Played, device: str) -> list[int]:
@@ -264,7 +270,8 @@ def _drawn(run: Played) -> list[int]:
 @law
 def devices_that_agree_are_followed(subject: Subject) -> str | None:
     """Where all devices end with one adapter, that is the next one: nobody counts twice, nothing shrinks or grows."""
-    method, start = subject.build(), tiny_base().initial_adapter(0)
+    # a method may go only a part of the way to what devices have learnt: with its neutral options it goes all of it
+    method, start = subject.build(**subject.plain()), tiny_base().initial_adapter(0)
     if method.fold is not None:
         return "what devices learnt is folded into the base, and adapters begin anew"
     moved = {name: value + 0.125 for name, value in start.items()}
@@ -334,6 +341,56 @@ def who_leaves_holds_up_nobody(subject: Subject) -> str | None:
         steps, planned = [record.steps for record in run.logbook.history.of(device)], _planned_steps(run, device)
         expect(steps == planned, f"device-1 left, and {device} took {steps} steps, of {planned} that were planned")
     return None
+
+
+@law
+def devices_may_come_and_go(subject: Subject) -> str | None:
+    """Where devices come and go, every round ends under every policy; where all are waited for, all counts."""
+    fleet = fleet_that_comes_and_goes(subject.run.rows[0]["virtual_seconds"])
+    _expect_all_counted(_on(subject, fleet, wait_all()))
+    method = subject.build()
+    late: list[Late] = ["drop", "use"]
+    if all(device.head for device in method.make_plan(0, _situation(3)).devices) and not (method.fold or method.moved):
+        late.append("keep")
+    quorums = [] if method.round.together else [quorum(0.5, what) for what in late]
+    for policy in (deadline(0.6 * subject.run.rows[0]["virtual_seconds"], "use"), *quorums):
+        try:
+            run = _on(subject, fleet, policy)
+        except ExceptionGroup as group:  # a deadline that nobody has met says so
+            if policy.seconds is None or not all(isinstance(error, StragglersError) for error in leaves(group)):
+                raise
+        else:
+            expect(len(run.rows) == ROUNDS, f"with {policy}, {len(run.rows)} of {ROUNDS} rounds have ended")
+            counted = sum(row["samples"] for row in run.rows)
+            expect(0 < counted <= sum(_drawn(run)), f"with {policy}, {counted} samples count of {sum(_drawn(run))}")
+    return None
+
+
+def fleet_that_comes_and_goes(seconds: float) -> Fleet:
+    """A device that is there in most rounds, one that leaves in every half of these seconds, and one that stays.
+
+    Args:
+      seconds: What a round takes where nobody leaves.
+    """
+    fleet = fleet_of(3)
+    trace = Trace(here_seconds=((0.0, seconds / 3),), every_seconds=seconds / 2)
+    availability = {"device-0": 0.7, "device-1": trace, "device-2": 1.0}
+    devices = [one.model_copy(update={"availability": availability[one.name]}) for one in fleet.devices]
+    return fleet.model_copy(update={"devices": tuple(devices)})
+
+
+def _on(subject: Subject, fleet: Fleet, policy: Stragglers) -> Played:
+    streams = streams_for(fleet, "classification", steps=(ROUNDS + 2) * STEPS)
+    return play(
+        tiny_base(),
+        subject.build(),
+        fleet,
+        streams,
+        rounds=ROUNDS,
+        local_steps=STEPS,
+        stragglers=policy,
+        stores={device.name: MemoryStore() for device in fleet.devices},
+    )
 
 
 @law

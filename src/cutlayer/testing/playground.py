@@ -18,6 +18,7 @@ from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.fleet.presence import hours_of, mustered
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
@@ -35,6 +36,7 @@ from cutlayer.run.loop import Coordinator, Logbook
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.tasks import Tasks
 from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch, tiny_model
@@ -189,14 +191,16 @@ def with_rows(batch: Batch, *, first: int) -> Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Everyone:
-    """All devices, in every round."""
+class Mustered:
+    """The devices that are there when a round is planned: all of them, unless the fleet says otherwise."""
 
     links: Mapping[str, Link]
     situation: Situation
+    all_of_them: bool = True
 
-    async def muster(self, round: int) -> Situation:  # noqa: ARG002
-        return self.situation
+    async def muster(self, round: int) -> Situation:
+        whole = self.situation
+        return whole.of(await mustered(whole.fleet, round, whole.seed, all_of_them=self.all_of_them))
 
     async def dismiss(self, finish: Finish) -> None:
         for link in self.links.values():
@@ -318,6 +322,8 @@ def play(
 
     async def run() -> None:
         events: list[Event] = []
+        under_way = Tasks()
+        policy = method.patience or stragglers if stragglers.waits_for_all else stragglers
         situation = Situation(
             fleet,
             costs,
@@ -371,12 +377,20 @@ def play(
             happened.events.extend(done)
 
         gateway = Gateway(fleet.server)
-        ends = {profile.name: modelled_link(profile, events.append, gateway) for profile in fleet.devices}
+        hours = {profile.name: hours_of(profile, situation.seed) for profile in fleet.devices}
+        ends = {
+            profile.name: modelled_link(profile, events.append, gateway, hours[profile.name])
+            for profile in fleet.devices
+        }
         coordinator = Coordinator(
             method,
             server,
             Aggregation(method.aggregate),
-            Everyone({name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()}, situation),
+            Mustered(
+                {name: link_of(name, server_end(name, link)) for name, (_, link) in ends.items()},
+                situation,
+                policy.waits_for_all,
+            ),
             happened.logbook,
             rounds=rounds,
             clock=now,
@@ -384,11 +398,14 @@ def play(
             evaluate_when=lambda _round: False,
             commit=commit,
             events=events,
-            hold=Patience(method.patience or stragglers if stragglers.waits_for_all else stragglers).hold,
+            hold=Patience(policy, under_way).hold,
+            tasks=under_way,
         )
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:
-                machine = ModelledMachine(profile.name, profile.effective_flops, events.append)
+                machine = ModelledMachine(
+                    profile.name, profile.effective_flops, events.append, hours=hours[profile.name]
+                )
                 own = Base(base.settings) if apart else base
                 device = Device(profile.name, own, streams[profile.name], machine, costs, settings, method.round.shape)
                 if stores is None:

@@ -6,20 +6,25 @@
     bf16           bf16, to the nearest, ties to even                             2 D
     int8           D signed bytes in steps of the largest / 127, then that step   D + 4
     topk:FRACTION  the largest in magnitude, then where they were (int32)         k (item + 4), k = FRACTION x D
+    sparse:F:BITS  of a tensor of N as one row: which are the largest (a bitmap), N / 8 + k BITS / 8 + 4, k = F x N
+                   these in steps of the largest / (2^(BITS-1) - 1), that step
 
-A row is the last dimension; `item` is the size of the tensor's own dtype. Packing is deterministic, and its size
+A row is the last dimension; `item` is the size of the tensor's own dtype. Packing is deterministic (`sparse` rounds at
+random, by a key that whoever packs gives it), and its size
 depends on shape and dtype alone: pack a tensor that holds nothing (`meta`) to know it. A packed tensor says nothing
 of where it came from: whoever unpacks knows the shape and dtype to expect, so nothing that arrives is believed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +32,8 @@ from cutlayer.errors import ConfigError, MalformedMessage
 
 SPELLED = "none, bf16, int8 or topk:FRACTION with a fraction above 0 and at most 1"
 """What a person may write for a codec."""
+SPELLED_ADAPTERS = f"{SPELLED}, or sparse:FRACTION:BITS with 4, 8, 16 or 32 bits"
+"""The same for that of adapters."""
 
 SCALE_BYTES = 4
 
@@ -175,15 +182,129 @@ class TopK:
         return max(1, round(self.fraction * width))
 
 
+BITS = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """The largest numbers of a tensor in magnitude, in few bits; the others become zero. Of equal ones, the first.
+
+    A number that lies between two steps becomes one of them at random, the nearer one more likely: what is kept is
+    unbiased. With 32 bits it is kept as it is.
+
+    Attributes:
+      fraction: how many are kept, of the tensor as a whole, rounded to a whole number and at least one.
+      bits: of each of these.
+      key: of the draws: with another one rounds otherwise.
+    """
+
+    fraction: float
+    bits: int
+    key: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"sparse:{self.fraction:g}:{self.bits}"
+
+    def keyed(self, key: str) -> Sparse:
+        """The same codec with another key."""
+        return replace(self, key=key)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        _expect_finite(tensor)
+        flat_N = tensor.reshape(-1).float()
+        if flat_N.is_meta:
+            return torch.empty(sum(self._bytes(flat_N.numel())), dtype=torch.uint8, device="meta")
+        order_N = torch.sort(flat_N.abs(), descending=True, stable=True).indices
+        kept_N = torch.zeros_like(flat_N, dtype=torch.bool)
+        kept_N[order_N[: self._kept(flat_N.numel())]] = True
+        return torch.cat([_bitmap(kept_N), *self._levels(flat_N[kept_N])])
+
+    def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        _expect_form(self, packed, shape, dtype)
+        if packed.is_meta:
+            return torch.empty(tuple(shape), dtype=dtype, device="meta")
+        size = math.prod(shape)
+        bitmap, levels, scale = packed.split(self._bytes(size))
+        kept_N = _from_bitmap(bitmap, size)
+        if int(kept_N.sum()) != self._kept(size) or not torch.equal(_bitmap(kept_N), bitmap):
+            raise MalformedMessage(
+                f"tensor packed by {self.name}: expected {self._kept(size)} of {size} numbers, got others. "
+                "Drop it: it is damaged."
+            )
+        values_N = torch.zeros(size, dtype=torch.float32, device=packed.device)
+        values_N[kept_N] = self._values(levels, scale, self._kept(size))
+        return values_N.reshape(tuple(shape)).to(dtype)
+
+    def _levels(self, values_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Values in whole steps of the largest, as bytes, and that step."""
+        if self.bits == 32:
+            return values_K.contiguous().view(torch.uint8), values_K.new_empty(0).view(torch.uint8)
+        most = 2 ** (self.bits - 1) - 1
+        scale = values_K.abs().amax() / most
+        steps_K = values_K / torch.where(scale > 0, scale, math.inf)
+        below_K = steps_K.floor()
+        drawn_K = torch.from_numpy(_uniform(self.key, len(values_K))).to(values_K.device)
+        levels_K = (below_K + (drawn_K < steps_K - below_K)).clamp_(-most, most)
+        return _as_bytes(levels_K, self.bits), scale.reshape(1).view(torch.uint8)
+
+    def _values(self, levels: Tensor, scale: Tensor, kept: int) -> Tensor:
+        if self.bits == 32:
+            return _as(torch.float32, levels)
+        return _from_bytes(levels, self.bits, kept).float() * _as(torch.float32, scale)
+
+    def _kept(self, size: int) -> int:
+        return max(1, round(self.fraction * size))
+
+    def _bytes(self, size: int) -> list[int]:
+        """The lengths of the bitmap, the levels and the step."""
+        return [-(-size // 8), -(-self._kept(size) * self.bits // 8), SCALE_BYTES if self.bits < 32 else 0]
+
+
+def _uniform(key: str, number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers from 0 to 1, by the key alone."""
+    seed = np.frombuffer(hashlib.sha256(key.encode()).digest(), np.uint32)
+    return np.random.default_rng(seed.tolist()).random(number)
+
+
+def _bitmap(kept_N: Tensor) -> Tensor:
+    """Eight truths in a byte, the first the highest bit."""
+    padded = torch.zeros(-(-len(kept_N) // 8) * 8, dtype=torch.uint8, device=kept_N.device)
+    padded[: len(kept_N)] = kept_N
+    return (padded.view(-1, 8) * _eights(kept_N.device)).sum(1).to(torch.uint8)
+
+
+def _from_bitmap(packed: Tensor, size: int) -> Tensor:
+    return ((packed[:, None] & _eights(packed.device)) > 0).reshape(-1)[:size]
+
+
+def _eights(device: torch.device) -> Tensor:
+    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
+
+
+def _as_bytes(levels_K: Tensor, bits: int) -> Tensor:
+    """Signed levels; of four bits two in a byte, the first the higher."""
+    if bits == 4:
+        nibbles = torch.nn.functional.pad(levels_K + 8, (0, len(levels_K) % 2)).to(torch.uint8).view(-1, 2)
+        return nibbles[:, 0] * 16 + nibbles[:, 1]
+    return levels_K.to(torch.int8 if bits == 8 else torch.int16).view(torch.uint8)
+
+
+def _from_bytes(packed: Tensor, bits: int, number: int) -> Tensor:
+    if bits == 4:
+        return torch.stack([packed // 16, packed % 16], 1).reshape(-1)[:number].to(torch.int16) - 8
+    return _as(torch.int8 if bits == 8 else torch.int16, packed)
+
+
 NONE = AsItIs()
 
 
-def codec_by_name(name: str, *, rows: bool = True) -> AsItIs | Bf16 | Int8 | TopK:
+def codec_by_name(name: str, *, rows: bool = True) -> AsItIs | Bf16 | Int8 | TopK | Sparse:
     """The codec that a person spelled.
 
     Args:
       name: See `SPELLED`.
-      rows: Of top-k: whether it chooses in each row.
+      rows: Of top-k: whether it chooses in each row; only without may it be `sparse`.
 
     Raises:
       ConfigError: No codec is spelled like this.
@@ -192,13 +313,18 @@ def codec_by_name(name: str, *, rows: bool = True) -> AsItIs | Bf16 | Int8 | Top
     if name in plain:
         return plain[name]
     kind, _, text = name.partition(":")
+    bits = 0
+    if kind == "sparse" and not rows:
+        text, _, number = text.partition(":")
+        bits = int(number) if number in map(str, BITS) else 0
+        kind = "topk" if bits else kind
     try:
         fraction = float(text) if kind == "topk" else math.nan
     except ValueError:
         fraction = math.nan
     if not 0 < fraction <= 1:
-        raise ConfigError(f"codec: expected {SPELLED}, got {name!r}. Change it.")
-    return TopK(fraction, rows)
+        raise ConfigError(f"codec: expected {SPELLED if rows else SPELLED_ADAPTERS}, got {name!r}. Change it.")
+    return Sparse(fraction, bits) if bits else TopK(fraction, rows)
 
 
 @lru_cache(maxsize=4096)  # a run has few shapes, and asks for each message

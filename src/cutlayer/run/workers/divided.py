@@ -37,6 +37,11 @@ def check_divisible(method: str, round: Round, stragglers: Stragglers) -> None:
             f"--workers: expected a method whose server trains an adapter for each device, or none, got {method}: its "
             f"server trains one on what all devices send. Leave --workers out, or choose one of {names}."
         )
+    if stragglers.late == "keep":
+        raise ConfigError(
+            "--workers: expected late work that is dropped or used in its round, got keep: a worker holds one round at "
+            "a time. Leave --workers out, or change train.late."
+        )
     if stragglers.fraction is not None:
         raise ConfigError(
             f"--workers: expected rounds that wait for all or until a deadline, got a quorum of "
