@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from cutlayer.fleet.allotment import Allotment
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.types import Event, Recorder
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Message
+from cutlayer.wire.messages import Assignment, Message
 
 
 class Gateway:
@@ -43,6 +44,12 @@ class Gateway:
             if line is not None:
                 line.share_by(shares)
 
+    def give(self, device: str, share: float) -> None:
+        """Gives one device this share from now on; the others keep theirs. See `share_by`."""
+        for line in (self.up, self.down):
+            if line is not None:
+                line.give(device, share)
+
 
 def modelled_link(profile: DeviceProfile, record: Recorder, gateway: Gateway | None = None) -> tuple[Link, Link]:
     """The two ends of a device's connection, the device's first.
@@ -50,6 +57,9 @@ def modelled_link(profile: DeviceProfile, record: Recorder, gateway: Gateway | N
     A direction sends one message after the other: `8 * frame_bytes(message) / rate` seconds, and the message
     arrives the latency later. The other direction is not slowed by it. Each transmission is one event of the
     device, from its first to its last byte: `upload` or `download`.
+
+    A round's plan may allot the device a share of what links pass through (`fleet/allotment.py`): it has it from the
+    moment when its assignment leaves.
 
     Args:
       profile: Says the rates and the latency.
@@ -59,7 +69,7 @@ def modelled_link(profile: DeviceProfile, record: Recorder, gateway: Gateway | N
     up_line, down_line = (None, None) if gateway is None else (gateway.up, gateway.down)
     up = _Pipe(profile, profile.up_bits_per_second, "upload", record, up_line)
     down = _Pipe(profile, profile.down_bits_per_second, "download", record, down_line)
-    return _End(up, down), _End(down, up)
+    return _End(up, down), _End(down, up, gateway)
 
 
 def fair_rates(most: Sequence[float], shares: Sequence[float], capacity: float) -> list[float]:
@@ -91,13 +101,18 @@ def fair_rates(most: Sequence[float], shares: Sequence[float], capacity: float) 
 class _End:
     """One end: it sends into one pipe and receives from the other."""
 
-    def __init__(self, outgoing: _Pipe, incoming: _Pipe) -> None:
+    def __init__(self, outgoing: _Pipe, incoming: _Pipe, gateway: Gateway | None = None) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._outgoing = outgoing
         self._incoming = incoming
+        self._gateway = gateway
 
     async def send(self, message: Message) -> None:
+        if self._gateway is not None and isinstance(message, Assignment):
+            allotted = message.plan.clause(Allotment)
+            if allotted is not None:
+                self._gateway.give(message.device, allotted.bandwidth)
         num_bytes = await self._outgoing.transmit(message)
         self.bytes_sent += num_bytes  # read after the wait: others may have been sent meanwhile
 
@@ -176,6 +191,10 @@ class _Line:
         self._mean_share = fmean(shares.values()) if shares else 1.0
         if self._under_way:
             self._set_rates()
+
+    def give(self, device: str, share: float) -> None:
+        """See `Gateway.give`."""
+        self.share_by({**self._shares, device: share})
 
     async def carry(self, device: str, num_bits: int, most: float) -> None:
         """Returns when so many bits of the device have passed, at `most` bits per second or slower."""

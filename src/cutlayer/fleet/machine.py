@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -65,6 +66,13 @@ class Machine(Protocol):
         """
         ...
 
+    def set_pace(self, frequency: float) -> None:
+        """From now on it works at this part of its speed.
+
+        Args:
+          frequency: Above 0 and up to 1.
+        """
+
     def close(self) -> None:
         """Ends after the work that it has."""
 
@@ -99,6 +107,7 @@ class ModelledMachine:
         self.busy_seconds = 0.0
         self._record = record
         self._mode = mode
+        self._pace = 1.0
         self._lock = asyncio.Lock()
 
     async def run(
@@ -138,11 +147,15 @@ class ModelledMachine:
                 self._record(Event(self.name, work.what, start, end, round, step, flops=work.flops))
         return results
 
+    def set_pace(self, frequency: float) -> None:
+        """See `Machine.set_pace`."""
+        self._pace = frequency
+
     def close(self) -> None:
         """See `Machine.close`: there is nothing to end."""
 
     def _seconds(self, flops: float, round: int) -> float:
-        return flops / (self.effective_flops * self._mode(round))
+        return flops / (self.effective_flops * self._mode(round) * self._pace)
 
 
 class RealMachine:
@@ -157,6 +170,7 @@ class RealMachine:
         self.name = name
         self.busy_seconds = 0.0
         self._record = record
+        self._pace = 1.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(
@@ -176,6 +190,8 @@ class RealMachine:
         def timed() -> tuple[T, float, float]:
             start = loop.time()
             result = fn()
+            if self._pace < 1:
+                time.sleep((loop.time() - start) * (1 / self._pace - 1))
             return result, start, loop.time()
 
         result, start, end = await loop.run_in_executor(self._thread, timed)
@@ -193,6 +209,10 @@ class RealMachine:
             await self.run(work.fn, like=work.like, what=work.what, flops=work.flops, round=round, step=step)
             for work in works
         ]
+
+    def set_pace(self, frequency: float) -> None:
+        """See `Machine.set_pace`: it rests after each piece of work, as a process has no say about a clock."""
+        self._pace = frequency
 
     def close(self) -> None:
         """See `Machine.close`."""

@@ -54,6 +54,8 @@ class DeviceProfile(_Frozen):
       data_weight: its share of the training data, relative to the other devices'.
       modes: the parts of its speed among which it changes (`fleet/modes.py`); nobody plans with them.
       mode_rounds: rounds that it stays in a mode.
+      watts: its power while it computes at its highest clock (`fleet/allotment.py`).
+      radio_watts: its power while it sends or is sent something.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -67,6 +69,8 @@ class DeviceProfile(_Frozen):
     data_weight: float = Field(default=1.0, gt=0)
     modes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1)
     mode_rounds: int = Field(default=20, ge=1)
+    watts: float = Field(default=10.0, ge=0)
+    radio_watts: float = Field(default=1.0, ge=0)
 
     @property
     def effective_flops(self) -> float:
@@ -234,6 +238,8 @@ class _DeviceRow(_Row):
         [1.0], min_length=1, description="parts of its speed among which it changes, such as [1.0, 0.6, 0.3]"
     )
     mode_rounds: int = Field(20, ge=1, le=_MOST, description="rounds that it stays in a mode, such as 20")
+    watts: float = Field(10.0, ge=0, le=_MOST, description="power while it computes in W, such as 10")
+    radio_watts: float = Field(1.0, ge=0, le=_MOST, description="power while it sends or is sent in W, such as 1")
 
     def profiles(self) -> list[DeviceProfile]:
         names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
@@ -250,6 +256,8 @@ class _DeviceRow(_Row):
                 data_weight=self.data_weight,
                 modes=tuple(self.modes),
                 mode_rounds=self.mode_rounds,
+                watts=self.watts,
+                radio_watts=self.radio_watts,
             )
             for name in names
         ]

@@ -146,7 +146,7 @@ class Coordinator:
         plan = self._method.make_plan(number, situation)
         for device in plan.devices:
             situation.costs.device(device, device.micro_batch_size, situation.num_tokens)
-            if not device.head:
+            if not device.alone:
                 situation.costs.server(device, device.micro_batch_size, situation.num_tokens)
         return plan
 
