@@ -167,7 +167,7 @@ def test_a_round_takes_what_was_reckoned(delay: int, up_mbit: float | None, inpu
     values = values_for(
         inputs,
         fleet=fleet(up_mbit),
-        train__local_steps=8,
+        train__local_steps=6,
         method__name="gan_hfsl",
         method__delay=delay,
         method__search="enumerate",

@@ -89,7 +89,7 @@ class _UShape:
         server.begin(plan, self._server_step.owner)
         halved = RoundPlan(plan.round, tuple(device for device in plan.devices if not device.alone))
         arrivals = Arrivals(halved, server.forecast, server.longest_tokens)
-        returns = Returns(device.device for device in halved.devices)
+        returns = Returns()
         async with asyncio.TaskGroup() as tasks:
 
             async def reply(answer: Hidden | Gradients) -> None:

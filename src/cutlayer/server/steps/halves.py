@@ -145,7 +145,7 @@ class _InHalves:
     async def _second_half(self, server: Server, passing: _Passing, returns: Returns, reply: Reply) -> None:
         """What came back, followed to the cut; nothing of a device that has left meanwhile."""
         arrived = passing.arrived
-        if (returned := await returns.next(arrived.device)) is None:
+        if (returned := await returns.of(arrived.device, arrived.step)) is None:
             return
         owner = self.owner(arrived.device)
         rate, rule = server.learning_rate(arrived.round, arrived.step), server.adapters.rule(owner)
@@ -197,7 +197,7 @@ class _Accumulated(_InHalves):
 
     async def _second_half(self, server: Server, passing: _Passing, returns: Returns, reply: Reply) -> None:
         arrived = passing.arrived
-        if (returned := await returns.next(arrived.device)) is None:
+        if (returned := await returns.of(arrived.device, arrived.step)) is None:
             return
         total = self._sums.setdefault(arrived.device, GradientSum())
         trainable = server.adapters.trainable(SHARED)
