@@ -379,7 +379,7 @@ def make_scenes() -> list[Scene]:
     rows_B = torch.arange(4, dtype=torch.int32)
     cut = DevicePlan(DEVICE, cut=2, batch_size=4, local_steps=2)
     keeping, looking = cut.having(Repeat()), cut.having(Directions(2, 1e-3, 1.0))
-    whole = DevicePlan(DEVICE, cut=3, batch_size=4, local_steps=2, head=True)
+    whole = DevicePlan(DEVICE, cut=3, batch_size=4, local_steps=2, top=3)
     shrunk = replace(whole, ranks=(8,) * 3).having(SelfPrune((4,) * 3))
     alone = (whole, whole.having(Prune(0.5)), shrunk, whole.having(Queries(2, 1e-2, "dual")))
     scenes = []

@@ -159,7 +159,7 @@ def measure(job: Job, ratios: Sequence[float], repeats: int) -> list[Row]:
     costs = CostModel(job.settings).of(SHAPE.flow)
     rows = []
     for ratio, (inference, step, exported) in zip(ratios, taken, strict=True):
-        plan = DevicePlan("device", costs.num_blocks, head=True).having(Prune(ratio))
+        plan = DevicePlan("device", costs.num_blocks, top=costs.num_blocks).having(Prune(ratio))
         cost = costs.device(plan, job.num_samples, job.num_tokens)
         heads, channels = Base(job.settings, "meta").structure.left(ratio)
         rows.append(

@@ -37,7 +37,10 @@ from cutlayer.wire.messages import Gradients
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
-SPLIT = {"epsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl", "splitlora", "vanilla"}
+SPLIT = {
+    *("epsl", "gan_hfsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl", "splitlora"),
+    "vanilla",
+}
 ALONE = {"adel", "centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only", "salf", "teasq_fed"}
 HELD = {
     "one_device_is_plain_training": SPLIT | ALONE,
@@ -47,6 +50,7 @@ HELD = {
         "fedspine",
         "flexlora",
         "flora",
+        "gan_hfsl",
         "hetlora",
         "memsfl",
         "sfl_v1",

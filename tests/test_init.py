@@ -30,10 +30,12 @@ PUBLIC = {
     *("fresh_moments", "activations_repeat", "self_pruning", "ratio_and_rank_by_bandit"),
     *("along_directions", "asking", "SeedSearch", "seed_search", "searching"),
     *("layer_deadline", "deadlines_and_batches"),
+    *("heads_for", "labels_on_devices", "labels_stay", "delayed", "pareto_plan"),
     # facts of a round, for the next plan
     *("pruning", "ranks_that_are_left", "reached"),
     # rounds, server steps, orders, who shares what
     *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound", "layers"),
+    *("u_shape", "in_halves", "accumulated_in_halves"),
     *("one_device_at_a_time", "a_copy_each", "merged", "pooled", "epsl", "accumulated"),
     *("one_per_device", "one_for_all"),
     *("fifo", "random_order", "longest_tail", "ratio", "strict_ratio", "optimal", "order_by_name"),

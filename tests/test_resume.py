@@ -121,6 +121,8 @@ OPTIONS = {
         "train.rounds=4",
         "wire.adapters=topk:0.5",
     ),
+    "labels on the devices": ("method.labels=device", "method.cut=1"),
+    "late gradients": ("method.name=gan_hfsl", "method.search=enumerate", "method.delay=2"),
     "folds, a part of the fleet": ("method.name=flora", "method.fraction=0.5", "train.rounds=4"),
     "a connection that is shared": (
         "fleet={server: {tflops: 1, efficiency: 0.3, memory_gib: 4, up_mbit: 0.5, down_mbit: 0.3}, "

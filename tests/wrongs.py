@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter
 from cutlayer.wire.frames import DTYPES
-from cutlayer.wire.messages import Activations, Measured, Message, Recall, Update
+from cutlayer.wire.messages import Activations, HiddenGradients, Measured, Message, Recall, Update
 
 Wrong = tuple[str, Message]
 """What is wrong, and the message."""
@@ -36,6 +36,8 @@ def honest(message: Message, label: str) -> bool:
     free = {"round: one less", "round: below 0"}
     if isinstance(message, Activations):  # who else knows how many rows a device has
         free |= {"rows_B: highest first", "rows_B: highest last"}
+    if isinstance(message, HiddenGradients):  # training may have diverged
+        free |= {"loss: nan", "loss: inf", "loss: -inf"}
     if isinstance(message, Recall):
         free |= {"rows_B: one less", "num_tokens: one less", "num_tokens: one more"}
     if isinstance(message, Measured):
@@ -121,7 +123,8 @@ def wrong_elements(tensor: Tensor) -> list[tuple[str, float | int | bool]]:
 
 def larger(batch: Activations) -> Activations:
     """A batch with its first sample once more, and true to itself."""
-    weight = 1 if batch.labels.dim() == 1 else int((batch.labels[0, 1:] != -100).sum())
+    one_each = batch.labels is None or batch.labels.dim() == 1
+    weight = 1 if one_each else int((batch.targets[0, 1:] != -100).sum())
     again = {
         name: torch.cat([value, value[:1]])
         for name in ("h_BTD", "mask_BT", "labels", "rows_B")

@@ -29,8 +29,12 @@ from cutlayer.policies.cut import whole_model as whole_model
 from cutlayer.policies.cut_by_name import cut_by_name as cut_by_name
 from cutlayer.policies.deadline_plan import deadlines_and_batches as deadlines_and_batches
 from cutlayer.policies.deadlines import layer_deadline as layer_deadline
+from cutlayer.policies.delay import delayed as delayed
 from cutlayer.policies.depth import depth_by_time as depth_by_time
 from cutlayer.policies.directions import along_directions as along_directions
+from cutlayer.policies.labels import heads_for as heads_for
+from cutlayer.policies.labels import labels_on_devices as labels_on_devices
+from cutlayer.policies.labels import labels_stay as labels_stay
 from cutlayer.policies.latency_plan import cut_by_latency as cut_by_latency
 from cutlayer.policies.layerwise import mean_per_layer as mean_per_layer
 from cutlayer.policies.layerwise import reached as reached
@@ -42,6 +46,7 @@ from cutlayer.policies.order import order_by_name as order_by_name
 from cutlayer.policies.order import random_order as random_order
 from cutlayer.policies.order import ratio as ratio
 from cutlayer.policies.order import strict_ratio as strict_ratio
+from cutlayer.policies.pareto import pareto_plan as pareto_plan
 from cutlayer.policies.plan import Planner as Planner
 from cutlayer.policies.plan import Situation as Situation
 from cutlayer.policies.qlearn import RewardWeights as RewardWeights
@@ -80,11 +85,14 @@ from cutlayer.rounds.seeds import SeedsRound as SeedsRound
 from cutlayer.rounds.shrinking import shrinking as shrinking
 from cutlayer.rounds.split import split as split
 from cutlayer.rounds.stream import stream as stream
+from cutlayer.rounds.u_shape import u_shape as u_shape
 from cutlayer.run.ending import Outcome as Outcome
 from cutlayer.server.owners import one_for_all as one_for_all
 from cutlayer.server.owners import one_per_device as one_per_device
 from cutlayer.server.steps.accumulated import accumulated as accumulated
 from cutlayer.server.steps.epsl import epsl as epsl
+from cutlayer.server.steps.halves import accumulated_in_halves as accumulated_in_halves
+from cutlayer.server.steps.halves import in_halves as in_halves
 from cutlayer.server.steps.merged import merged as merged
 from cutlayer.server.steps.one_at_a_time import a_copy_each as a_copy_each
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time as one_device_at_a_time

@@ -33,6 +33,7 @@ from cutlayer.settings import data_spec, hardware, load_tokenizer, model_setting
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Dial
 from cutlayer.transport.session import Session
+from cutlayer.types import DevicePlan
 from cutlayer.wire.messages import Ask, Assignment, Ready, Welcome
 
 FROM_SERVER = "server"
@@ -103,7 +104,7 @@ def _preparing(
 ) -> Prepare:
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
         files = _Files(joining, welcome, dial)
-        await files.fetch(0, head=False, ask=ask)  # what the model is, and how it reads text
+        await files.fetch(0, ask=ask)  # what the model is, and how it reads text
         attendance = _Attendance(joining, welcome, await _measure_link(ask), files, machines, notice)
         await attendance.machine.aside(lambda: attendance.load(probe))
         return attendance
@@ -118,32 +119,33 @@ class _Files:
         self._joining, self._dial = joining, dial
         self._named = joining.model or RunConfig.model_validate_json(welcome.config).model.name
         self._store = PieceStore(joining.folder / "model", FRAME_BYTES) if joining.model == FROM_SERVER else None
-        self._have: tuple[int, bool] | None = None
+        self._have = DevicePlan("", cut=-1)  # nothing
 
     @property
     def name(self) -> str:
         """By which `ModelFiles` finds them."""
         return self._named if self._store is None else str(self._store.folder)
 
-    async def fetch(self, cut: int, *, head: bool, ask: Asking | None = None) -> None:
+    async def fetch(self, cut: int, top: int | None = None, *, ask: Asking | None = None) -> None:
         """Makes sure that what a device with this cut needs is here.
 
         Args:
           cut: Blocks on the device.
-          head: Whether it holds what follows the last block as well.
+          top: The first block of the tail that it holds as well, with what follows the last; None for none.
           ask: Where the connection of a handshake is at hand; else one is opened.
         """
-        if self._store is None or (self._have and self._have[0] >= cut and self._have[1] >= head):
+        have = self._have
+        if self._store is None or (have.cut >= cut and (top is None or (have.top is not None and have.top <= top))):
             return
         if ask is None:
             async with asking(self._joining.name, self._dial) as ask:
-                await self._fetch(self._store, cut, head, ask)
+                await self._fetch(self._store, cut, top, ask)
         else:
-            await self._fetch(self._store, cut, head, ask)
-        self._have = (cut, head)
+            await self._fetch(self._store, cut, top, ask)
+        self._have = DevicePlan("", cut=cut, top=top)
 
-    async def _fetch(self, store: PieceStore, cut: int, head: bool, ask: Asking) -> None:
-        listed = await ask(Ask("files", "head" if head else "", cut))
+    async def _fetch(self, store: PieceStore, cut: int, top: int | None, ask: Asking) -> None:
+        listed = await ask(Ask("files", "", cut) if top is None else Ask("files", "head", cut, length=top))
         manifest = read_manifest(bytes(listed.body.numpy()))
         for piece, offset in await asyncio.to_thread(store.missing, manifest):
             while offset < piece.length:
@@ -223,14 +225,14 @@ class _Attendance:
             down_bits_per_second=self._rates.down_bits_per_second,
             latency_seconds=self._rates.latency_seconds,
             num_samples=len(data.samples),
-            label_counts=data.label_counts,
+            label_counts=() if self._shape.labels_stay else data.label_counts,
             max_blocks=() if self._joining.max_blocks is None else (self._joining.max_blocks,),
         )
 
     async def _before_round(self, assignment: Assignment) -> None:
         """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
         plan, num_tokens = assignment.plan, self._config.data.max_length
-        await self._files.fetch(plan.cut, head=plan.head)
+        await self._files.fetch(plan.cut, plan.top)
         await self.machine.aside(lambda: self._costs.device(plan, plan.micro_batch_size, num_tokens))
 
     async def converse(self) -> None:

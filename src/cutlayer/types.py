@@ -88,6 +88,9 @@ class DevicePlan:
       >>> from cutlayer import DevicePlan
       >>> DevicePlan("pi-1", cut=2, ranks=(8, 8, 4)).blocks == {0, 1, 2}
       True
+      >>> ends = DevicePlan("pi-1", cut=1, top=3)  # of a model of four blocks
+      >>> [block for block in range(4) if ends.holds(block)], ends.alone
+      ([0, 3], False)
     """
 
     device: str
@@ -95,8 +98,9 @@ class DevicePlan:
     """Number of blocks the device holds: it has the embeddings and blocks [0, cut)."""
     batch_size: int = 16
     local_steps: int = 1
-    head: bool = False
-    """Whether the device holds the final norm and the head too, and so trains alone; its cut is then L."""
+    top: int | None = None
+    """The first block of the tail that the device holds too: blocks [top, L), the final norm and the head, and so the
+    labels stay with it. L for no block of a tail, None where the server has the head."""
     ranks: tuple[int, ...] = ()
     """LoRA rank on each block of the model, 0 for no adapter there; empty for the run's rank on every block."""
     micro_batches: int = 1
@@ -120,6 +124,27 @@ class DevicePlan:
     def clause(self, kind: type[C]) -> C | None:
         """The clause of this kind; None where the plan has none."""
         return next((one for one in self.clauses if isinstance(one, kind)), None)
+
+    @property
+    def head(self) -> bool:
+        """Whether the device holds the final norm and the head."""
+        return self.top is not None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the device holds the whole model, and so trains without the server."""
+        return self.top is not None and self.top <= self.cut
+
+    @property
+    def below(self) -> DevicePlan:
+        """The same, of a device that holds no tail."""
+        return self if self.top is None else replace(self, top=None)
+
+    def holds(self, block: int | None) -> bool:
+        """Whether the device holds a block; or, for None, the head."""
+        if block is None:
+            return self.head
+        return block < self.cut or (self.top is not None and block >= self.top)
 
     @property
     def micro_batch_size(self) -> int:
@@ -192,12 +217,14 @@ class Flow:
       at_once: how many of these run at the same time, as one larger batch.
       backward: whether it runs backward too, for which a forward pass keeps a graph.
       removed: the share of each block's heads and FFN channels that is gone from its model.
+      in_flight: how many steps it is at together, of which it holds the graphs below the cut.
     """
 
     forwards: int = 1
     at_once: int = 1
     backward: bool = True
     removed: float = 0.0
+    in_flight: int = 1
 
 
 @dataclass(frozen=True, slots=True)

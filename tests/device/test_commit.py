@@ -67,7 +67,7 @@ class Process:
         committing.attach(self.device, self.link)
 
     def begin(self, round: int, counted: int | None, **more: Any) -> None:
-        plan = DevicePlan("device-0", self.base.num_blocks, 4, STEPS, head=True)
+        plan = DevicePlan("device-0", self.base.num_blocks, 4, STEPS, top=self.base.num_blocks)
         assignment = Assignment(
             "run", round, "device-0", plan, (1e-2,) * STEPS, self.base.initial_adapter(0), counted=counted, **more
         )
@@ -190,7 +190,7 @@ def test_fresh_moments_owe_nothing(bert: Base) -> None:
     process.play(0, None)
     process.play(1, 0, send=False)
     assert process.link.state().tensors
-    plan = DevicePlan("device-0", bert.num_blocks, 4, STEPS, head=True).having(FreshMoments())
+    plan = DevicePlan("device-0", bert.num_blocks, 4, STEPS, top=bert.num_blocks).having(FreshMoments())
     adapter = bert.initial_adapter(0)
     process.device.begin(Assignment("run", 2, "device-0", plan, (1e-2,) * STEPS, adapter, counted=0))
     assert process.link.state() == State()

@@ -260,7 +260,7 @@ def test_before_a_round_it_may_go_back(bert: Base) -> None:
 
 def test_a_device_that_trains_alone_says_its_loss(bert: Base) -> None:
     device, batches = device_for(bert, BATCHES), BATCHES[:2]
-    plan = DevicePlan("device-0", BLOCKS, 3, 2, head=True)
+    plan = DevicePlan("device-0", BLOCKS, 3, 2, top=BLOCKS)
     device.begin(Assignment("run", 0, "device-0", plan, RATES, moved_adapter(bert)))
     trainable, losses, called = Trainable(moved_adapter(bert), ADAMW.optimizer), [], []
     for step, batch in enumerate(batches):
@@ -283,7 +283,7 @@ def test_a_device_that_trains_alone_says_its_loss(bert: Base) -> None:
 def test_a_gradient_may_be_added_to_before_a_step(bert: Base) -> None:
     def trained(before_step: Callable[[Device], None]) -> Adapter:
         device = device_for(bert, BATCHES)
-        plan = DevicePlan("device-0", BLOCKS, 3, 1, head=True)
+        plan = DevicePlan("device-0", BLOCKS, 3, 1, top=BLOCKS)
         device.begin(Assignment("run", 0, "device-0", plan, RATES[:1], moved_adapter(bert)))
         run_virtual(device.train(0, before_step=lambda: before_step(device)))
         return device.update().adapter

@@ -34,6 +34,8 @@ from cutlayer.wire.messages import (
     Facts,
     Finish,
     Gradients,
+    Hidden,
+    HiddenGradients,
     Measured,
     Message,
     Recall,
@@ -77,6 +79,7 @@ def variants() -> list[Variant]:
         by_script.setdefault(build_method(name, {}, 0).round.script, Variant(name))
     more = [
         Variant("vanilla"),  # the relay
+        Variant("vanilla", (("labels", "device"),)),
         Variant("memsfl", micro_batches=2),
         Variant("splitfrozen"),
         Variant("splitfrozen", (("cache", False),)),
@@ -130,15 +133,18 @@ class Conversation:
         return None
 
     def unknown_weight(self, what: str) -> bool:
-        """Whether this is the weight of tokens of batches that were only named."""
+        """Whether this is the weight of tokens of batches that were only named, or whose labels stay on the device."""
         tokens = self.base.settings.task == "causal-lm"
-        return what.startswith("weight: one") and tokens and any(isinstance(one, Recall) for one in self.messages)
+        untold = any(isinstance(one, Recall | HiddenGradients) for one in self.messages)
+        return what.startswith("weight: one") and tokens and untold
 
     def allowed(self, at: int) -> set[type[Message]]:
         """The kinds that may come at a point."""
         if at == len(self.messages):
             return set()
         kinds: set[type[Message]] = {type(self.messages[at])}
+        if isinstance(self.messages[at], Activations | HiddenGradients):  # a device may be some steps ahead
+            kinds |= {form.kind for form in self.guard(*self.messages[:at])._options}
         if isinstance(self.messages[at], Activations | Recall) and rows_of(self.messages[at]):
             kinds |= {Activations, Recall}
         return kinds | ({Update} if kinds == {Measured} else set())
@@ -201,7 +207,7 @@ def test_every_shape_and_every_clause_is_played(tiny_model: ModelMaker) -> None:
     of_the_house = {kind for kind in Clause.kinds.values() if kind.__module__.startswith("cutlayer.")}
     assert {type(clause) for one in said for clause in one.assignment.plan.clauses} == of_the_house, "see `variants`"
     kinds = {type(message) for one in said for message in one.messages}
-    assert kinds == {Activations, Recall, Facts, Measured, Update}
+    assert kinds == {Activations, HiddenGradients, Recall, Facts, Measured, Update}
 
 
 # ------------------------------------------------------------------ the laws
@@ -268,7 +274,10 @@ def test_each_message_has_its_place(played: Sequence[Conversation]) -> None:
     for one in played:
         for at, message in enumerate(one.messages):
             before, allowed = one.messages[:at], one.allowed(at)
-            for other in one.messages[at + 1 :]:
+            for later, other in enumerate(one.messages[at + 1 :], at + 1):
+                first = type(other) not in {type(message) for message in one.messages[at:later]}
+                if type(other) in allowed and first and one.refuses(other, *before) is None:
+                    continue  # a device may be some steps ahead
                 if not (isinstance(other, Update) and Update in allowed):
                     reason = one.refuses(other, *before)
                     assert reason in ("wrong-kind", "wrong-step"), f"{other} too early"
@@ -323,6 +332,8 @@ def strangers(one: Conversation) -> Iterator[Message]:
     h_BTD, mask_BT, labels = torch.zeros(1, 4, 16), torch.ones(1, 4, dtype=torch.bool), torch.zeros(1).int()
     yield Activations(run, round, 0, device, h_BTD, mask_BT, labels, 1)
     yield Recall(run, round, 0, device, torch.zeros(1).int(), 4)
+    yield HiddenGradients(run, round, 0, device, h_BTD, 0.5)
+    yield Hidden(run, round, 0, device, h_BTD)
     yield Facts(run, round, 0, device, {})
     yield Measured(run, round, device, (), EVENTS[:0])
     yield Update(run, round, device, {}, 0, 0, 0, 0.0, 0.0)

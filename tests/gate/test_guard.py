@@ -114,7 +114,7 @@ def test_the_frame_limit_is_tight(method: str, bert: Base) -> None:
 Rows = frozenset[int]
 
 SPLIT = DevicePlan("device-0", cut=2, batch_size=4, local_steps=2)
-WHOLE = DevicePlan("device-0", cut=3, batch_size=4, local_steps=2, head=True)
+WHOLE = DevicePlan("device-0", cut=3, batch_size=4, local_steps=2, top=3)
 PRUNED = WHOLE.having(Prune(0.5))
 KEEPING = SPLIT.having(Repeat())
 EVENTS = torch.tensor([[0.0, 1.5, -1, 0, 2e9, 0], [1.5, 1.5, 1, 4096, 0, 1]], dtype=torch.float64)
@@ -180,7 +180,7 @@ def honest(base: Base, step: int = 0, **fields: Any) -> Activations:
 
 def update_of(base: Base, plan: DevicePlan = SPLIT, **fields: Any) -> Update:
     full, facts = base.initial_adapter(0), dict[str, torch.Tensor]()
-    adapter = {name: full[name] for name in base.device_names(plan.cut, head=plan.head)}
+    adapter = {name: full[name] for name in base.device_names(plan.cut, top=plan.top)}
     if prune := plan.clause(Prune):
         heads, channels = (tuple(range(number)) for number in base.structure.left(prune.ratio))
         kept = Kept((heads,) * 3, (channels,) * 3)

@@ -56,7 +56,7 @@ def test_its_part_of_the_round(here: bool, done: bool, gone: bool, state: str, a
 
 def test_steps_that_the_server_cannot_see_are_not_made_up() -> None:
     """Those of a device that holds the head and so trains alone."""
-    part = Part(replace(PLAN, head=True), 0, done=False, gone=False)
+    part = Part(replace(PLAN, top=PLAN.cut), 0, done=False, gone=False)
     (row,) = called([member("pi", 0, here=True)], {"pi": part})
     assert (row.state, row.step) == ("training", None)
     (row,) = called([member("pi", 0, here=True)], {"pi": replace(part, done=True)})

@@ -132,7 +132,7 @@ def test_the_cost_model_counts_the_same(family: str, task: str, tiny_model: Mode
     counted = []
     for number in range(1, BLOCKS + 1):
         ranks = (0,) * (BLOCKS - number) + (8,) * number
-        cost = costs.device(DevicePlan("a", cut=BLOCKS, head=True, ranks=ranks), 4, 16)
+        cost = costs.device(DevicePlan("a", cut=BLOCKS, top=BLOCKS, ranks=ranks), 4, 16)
         assert cost.backward_flops == pytest.approx(Measured(base, number).backward_flops, rel=0.02)
         counted.append(cost.memory_bytes)
     assert counted == sorted(set(counted))

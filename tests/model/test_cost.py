@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from cutlayer.model.cost import (
     cost_model,
 )
 from cutlayer.model.part import Part, model_inputs
+from cutlayer.policies.delay import Delay
 from cutlayer.policies.prune import Prune
 from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Cost, DevicePlan, Kept
@@ -132,7 +134,7 @@ def test_a_whole_model_costs_what_its_ranks_say(
     """A device that trains alone: backward ends at the lowest adapted block, LoRA costs by its rank."""
     folder = tiny_model(family, task)
     base, batch = open_base(folder, task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
-    plan = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks)
+    plan = DevicePlan("somebody", BLOCKS, top=BLOCKS, ranks=ranks)
     adapter = {name: nn.Parameter(value) for name, value in base.initial_adapter(0, ranks).items()}
     whole = base.whole(plan.blocks)
     whole.use(adapter)
@@ -141,6 +143,49 @@ def test_a_whole_model_costs_what_its_ranks_say(
     assert (cost.forward_flops, cost.backward_flops) == (ahead.flops, backward_flops(ahead.output, None))
     memory = fixed_bytes(whole, adapter) + HEAP_SLACK * (ahead.kept_bytes + TRANSIENTS * ahead.largest_bytes)
     assert cost.memory_bytes == pytest.approx(memory, rel=0.03)
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("top", [2, BLOCKS])
+@pytest.mark.parametrize(("family", "task"), [*CASES, ("llama", "causal-lm")])
+def test_a_device_with_both_ends_costs_what_its_parts_cost(
+    family: str, task: str, top: int, delay: int, tiny_model: ModelMaker
+) -> None:
+    """FLOPs exactly; of weights that both ends share (a tied head) one copy; graphs of all steps under way."""
+    folder = tiny_model(family, task)
+    base, batch = open_base(folder, task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    plan = DevicePlan("somebody", 1, top=top)
+    adapter = {name: nn.Parameter(value) for name, value in moved_adapter(base).items()}
+    parts: tuple[Any, Any, Any] = base.device_part(1), base.middle_part(1, top), base.tail_part(top)
+    for part in parts:
+        part.use(adapter)
+    below, middle, above = parts
+    mask_BT = batch.attention_mask_BT.bool()
+    first = measured(below, lambda: below.forward(model_inputs(batch)))
+    h_BTD = first.output.detach().requires_grad_()
+    second = measured(middle, lambda: middle.forward(h_BTD, mask_BT))
+    leaf_BTD = second.output.detach().requires_grad_()
+    third = measured(above, lambda: above.loss(leaf_BTD, mask_BT, batch.labels))
+    back = [backward_flops(third.output, None)]
+    back.append(backward_flops(second.output, leaf_BTD.grad))
+    back.append(backward_flops(first.output, h_BTD.grad))
+
+    asked = shaped(settings_for(folder, task), "u-shape")
+    late = plan.having(Delay(delay)) if delay else plan
+    device, server = asked.device(late, SAMPLES, TOKENS), asked.server(late, SAMPLES, TOKENS)
+    assert (server.forward_flops, server.backward_flops) == (second.flops, back[1])
+    assert (device.forward_flops, device.backward_flops) == (first.flops + third.flops, back[2] + back[0])
+    shared = {p.data_ptr(): p.numel() * p.element_size() for p in below.model.parameters() if not p.requires_grad}
+    shared_bytes = sum(shared.get(p.data_ptr(), 0) for p in above.model.parameters())
+    assert (shared_bytes > 0) == (family == "gpt2"), "its head is its embeddings"
+    values = 4 * sum(adapter[name].numel() for part in (below, above) for name in part.names)
+    fixed = fixed_bytes(below, adapter) + fixed_bytes(above, adapter) - shared_bytes + delay * values
+    kept = (1 + delay) * first.kept_bytes + third.kept_bytes
+    memory = fixed + HEAP_SLACK * (kept + TRANSIENTS * max(first.largest_bytes, third.largest_bytes))
+    assert device.memory_bytes == pytest.approx(memory, rel=0.03)
+    names = base.device_names(1, top=top)
+    assert asked.device_adapter_bytes(plan) == 4 * sum(adapter[name].numel() for name in names)
+    assert asked.adapters_on_device(plan) == sum(".lora_A." in name for name in names)
 
 
 # ------------------------------------------------------------------ beside formulas
@@ -260,7 +305,7 @@ def test_a_pruned_model_costs_what_it_really_does(
     """From three structures that are counted, at any: FLOPs and what is held exactly, the transient part from above."""
     settings = settings_for(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
     base, batch = Base(settings), random_batch(task, samples=SAMPLES, tokens=TOKENS)
-    unpruned = DevicePlan("somebody", BLOCKS, head=True, ranks=ranks)
+    unpruned = DevicePlan("somebody", BLOCKS, top=BLOCKS, ranks=ranks)
     plan, costs = unpruned.having(Prune(prune)), shaped(settings, "pruned")
     heads, channels = (tuple(range(1, 1 + left)) for left in base.structure.left(prune))
     kept = Kept((tuple(head % base.structure.counts["heads"] for head in heads),) * BLOCKS, (channels,) * BLOCKS)

@@ -86,7 +86,7 @@ def test_parts_from_pieces_are_parts_from_the_files(
         assert fetch(server, store, server.manifest(cut)) == [f"block-{cut - 1}.safetensors"]
         assert_same(received.device_part(cut), files.device_part(cut))
         assert_same(open_base(store.folder, task).device_part(cut), files.device_part(cut))
-    fetch(server, store, server.manifest(BLOCKS, head=True))
+    fetch(server, store, server.manifest(BLOCKS, top=BLOCKS))
     assert_same(received.whole(), files.whole())
     assert received.shapes == files.shapes
     assert fetch(server, store, server.manifest(1)) == []
@@ -132,7 +132,7 @@ def test_however_the_checkpoint_is_spelled(
     folder = Path(shutil.copytree(tiny_model(family, task), tmp_path / "model"))
     change(folder)
     server, store = PieceServer(settings_for(folder, task)), PieceStore(tmp_path / "store", PLENTY)
-    fetch(server, store, server.manifest(BLOCKS, head=True))
+    fetch(server, store, server.manifest(BLOCKS, top=BLOCKS))
     received, files = open_base(store.folder, task), open_base(folder, task)
     for cut in range(BLOCKS + 1):
         assert_same(received.device_part(cut), files.device_part(cut))
@@ -181,7 +181,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> PieceServer:
 @settings(deadline=None)
 @given(data=st.data())
 def test_any_bytes_of_a_piece_are_those_of_the_whole(data: st.DataObject, server: PieceServer) -> None:
-    piece = data.draw(st.sampled_from(server.manifest(BLOCKS, head=True)))
+    piece = data.draw(st.sampled_from(server.manifest(BLOCKS, top=BLOCKS)))
     whole = server.read(piece.name, 0, piece.length)
     assert hashlib.sha256(whole).hexdigest() == piece.sha256
     first = data.draw(st.integers(0, piece.length))
@@ -226,7 +226,7 @@ def test_tensors_lie_aligned_in_what_is_sent(tiny_model: ModelMaker, tmp_path: P
     CHECKPOINTS["mixed"][2](folder)
     server = PieceServer(settings_for(folder, "causal-lm"))
     widths, seen = {"F32": 4, "F16": 2, "BF16": 2}, set()
-    for piece in server.manifest(BLOCKS, head=True):
+    for piece in server.manifest(BLOCKS, top=BLOCKS):
         if not piece.name.endswith(".safetensors"):
             continue
         blob = server.read(piece.name, 0, piece.length)
@@ -404,7 +404,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_a_manifest_crosses_the_network(served: PieceServer) -> None:
-    manifest = served.manifest(BLOCKS, head=True)
+    manifest = served.manifest(BLOCKS, top=BLOCKS)
     assert read_manifest(manifest_bytes(manifest)) == manifest
     assert read_manifest(b"[]") == ()
 

@@ -11,7 +11,7 @@ from cutlayer.testing.playground import FlatCosts, fleet_of
 from cutlayer.types import DevicePlan, History, RoundPlan
 
 SITUATION = Situation(fleet_of(2), FlatCosts(3), History(), num_tokens=10, batch_size=4, local_steps=2)
-PLAN = RoundPlan(0, (DevicePlan("a", 3, 16, head=True), DevicePlan("b", 3, 8, head=True)))
+PLAN = RoundPlan(0, (DevicePlan("a", 3, 16, top=3), DevicePlan("b", 3, 8, top=3)))
 
 
 @pytest.mark.parametrize("form", FORMS)

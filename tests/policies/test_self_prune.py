@@ -46,7 +46,7 @@ def record(round: int, device: str, ranks_left: tuple[int, ...]) -> StepRecord:
 
 
 def planned(given: Situation, gamma: float, ranks: tuple[int, ...], *, lowest: int = 1, lam: float = 0.5) -> DevicePlan:
-    plan = RoundPlan(3, (DevicePlan("device-0", BLOCKS, head=True, ranks=ranks),), ranks=(8, 8, 8))
+    plan = RoundPlan(3, (DevicePlan("device-0", BLOCKS, top=BLOCKS, ranks=ranks),), ranks=(8, 8, 8))
     result = self_pruning(gamma, lam, lowest=lowest)(plan, given)
     assert result.ranks == plan.ranks, "the full adapter stays as it is"
     return result.devices[0]
@@ -122,7 +122,7 @@ def test_the_ranks_of_a_clause_are_those_with_which_a_round_may_end() -> None:
 
 
 def test_what_an_update_says_of_ranks_is_observed() -> None:
-    plan = DevicePlan("device-0", BLOCKS, head=True)
+    plan = DevicePlan("device-0", BLOCKS, top=BLOCKS)
     update = Update("run", 0, "device-0", {}, 2, 8, 8, 0.5, 1.0)
     assert ranks_that_are_left(plan, update) == {}
     said = replace(update, facts={"ranks_left": torch.tensor([4, 2, 0], dtype=torch.int32)})

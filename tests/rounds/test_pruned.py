@@ -103,6 +103,6 @@ def test_contributions_say_where_their_tensors_lie(base: Base) -> None:
 
 
 def test_a_plan_that_prunes_needs_a_model_that_can_be(base: Base) -> None:
-    plan = DevicePlan("pi", base.num_blocks, head=True).having(Prune(0.5))
+    plan = DevicePlan("pi", base.num_blocks, top=base.num_blocks).having(Prune(0.5))
     assert pruned().shape.copies_weights
     pruned().shape.prepare(base, plan)

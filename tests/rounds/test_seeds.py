@@ -125,7 +125,7 @@ def test_who_missed_a_round_catches_up_by_scalars_alone(bert: Base) -> None:
 
 def test_a_round_of_4096_seeds_and_200_steps_is_some_eighteen_kilobytes() -> None:
     """The paper's 17,984 bytes of scalars, less two for each index, and two headers."""
-    plan = DevicePlan("device-0", 12, 1, 200, head=True).having(SeedSearch(4096, 0, 5e-4, full=True))
+    plan = DevicePlan("device-0", 12, 1, 200, top=12).having(SeedSearch(4096, 0, 5e-4, full=True))
     down = Assignment("run", 40, "device-0", plan, (3e-7,), {}, facts={SUMS: torch.zeros(4096)})
     facts = {INDICES: torch.zeros(200, dtype=torch.int16), SLOPES: torch.zeros(200)}
     up = Update("run", 40, "device-0", {}, 200, 200, 200, 1.0, 1.0, facts)
@@ -163,7 +163,7 @@ def test_the_round_keeps_its_sums_and_what_it_learnt_of_seeds(bert: Base) -> Non
     ],
 )
 def test_scalars_that_cannot_be_are_refused(facts: Adapter, reason: str, bert: Base) -> None:
-    plan = DevicePlan("device-0", 3, 4, 2, head=True).having(SEARCH)
+    plan = DevicePlan("device-0", 3, 4, 2, top=3).having(SEARCH)
     assignment = Assignment("run", 0, "device-0", plan, (0.1,), {}, facts={SUMS: torch.zeros(16)})
     more: dict[str, Any] = {"hidden_size": 16, "longest_tokens": 10, "holds": lambda _device, _row: False}
     forms = Forms(assignment, bert, compression=UNCOMPRESSED, **more)

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from cutlayer.config import read_config
-from cutlayer.fleet.profile import load_fleet
+from cutlayer.fleet.profile import DeviceProfile, load_fleet
 from cutlayer.gate import hub
 from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.report.progress import NoProgress
+from cutlayer.run.desk import RunHost
 from cutlayer.run.inputs import prepare, prepare_server, write_shares
 from cutlayer.run.run import Outcome
 from cutlayer.run.served import serve
+from cutlayer.wire.messages import Ready
 from real import FLEET, one_thread, served, simulated, values_for
 
 
@@ -31,7 +33,25 @@ def test_micro_batches_over_a_real_wire(overlap: bool, inputs: Path, tmp_path: P
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(other, tmp_path / "simulated"))
 
 
-@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge"])
+def test_labels_at_home_over_a_real_wire(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapter of the simulated run, and of the one with labels on the server; not even their counts are told."""
+    told: list[tuple[int, ...]] = []
+    profile = RunHost.profile
+
+    def noted(desk: RunHost, ready: Ready) -> DeviceProfile:
+        told.append(ready.label_counts)
+        return profile(desk, ready)
+
+    monkeypatch.setattr(RunHost, "profile", noted)
+    home, away = (values_for(inputs, method__labels=labels, method__cut=1) for labels in ("device", "server"))
+    expected = bytes_of(simulated(away, tmp_path / "simulated"))
+    assert bytes_of(served(home, tmp_path / "real")) == expected
+    assert told == [(), ()]
+    assert bytes_of(served(away, tmp_path / "away")) == expected
+    assert all(sum(counts) > 0 for counts in told[2:])
+
+
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge", "gan_hfsl"])
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))

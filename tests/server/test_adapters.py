@@ -162,7 +162,7 @@ def test_ranks_below_the_cuts_are_the_devices_affair(bert: Base) -> None:
 
 
 def test_devices_that_train_alone_have_nothing_to_agree_on(bert: Base) -> None:
-    whole = [DevicePlan(f"device-{i}", BLOCKS, head=True, ranks=(2 + i,) * BLOCKS) for i in range(2)]
+    whole = [DevicePlan(f"device-{i}", BLOCKS, top=BLOCKS, ranks=(2 + i,) * BLOCKS) for i in range(2)]
     adapters = adapters_of(bert, personal)
     adapters.open(RoundPlan(0, tuple(whole)), one_for_all)
     assert adapters.owners == ()

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from cutlayer.fleet.allotment import Allotment
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
 from cutlayer.packing import compression
 from cutlayer.server.forecast import Forecast, StepTimes
@@ -124,4 +125,20 @@ def test_what_is_packed_takes_the_time_of_its_bytes() -> None:
     assert times.upload == pytest.approx(8 * 400 / 1e5 + 0.5)
     assert times.download == pytest.approx(8 * 640 / 2e5 + 0.5)
     assert asked.crossing_bytes(DevicePlan("slow", cut=0), SAMPLES, TOKENS) == (400, 0)
-    assert asked.crossing_bytes(DevicePlan("slow", cut=3, head=True), SAMPLES, TOKENS) == (0, 0)
+    assert asked.crossing_bytes(DevicePlan("slow", cut=3, top=3), SAMPLES, TOKENS) == (0, 0)
+    assert asked.crossing_bytes(DevicePlan("slow", cut=1, top=3), SAMPLES, TOKENS) == (400 + 640, 640 + 400)
+
+
+def test_a_device_with_the_labels_has_two_more_crossings() -> None:
+    """And its tail after the server's first piece of work; a slower clock is slower."""
+    plan, home = DevicePlan("slow", cut=1), DevicePlan("slow", cut=1, top=3)
+    away, times = forecast().step(plan, SAMPLES, TOKENS), forecast().step(home, SAMPLES, TOKENS)
+    assert (times.forward, times.upload) == (away.forward, away.upload)
+    tail_seconds = 2 * 1e6 * 0.1 * SAMPLES * TOKENS / 1e8
+    assert times.backward == pytest.approx(away.backward + tail_seconds)
+    crossing = 8 * 4 * SAMPLES * TOKENS * 16
+    assert times.download == pytest.approx(2 * crossing / 2e5 + crossing / 1e5 + 3 * 0.5)
+    assert times.server < away.server + 1e-12
+    slow = forecast().step(home.having(Allotment(0.5)), SAMPLES, TOKENS)
+    assert slow.forward == pytest.approx(2 * times.forward)
+    assert slow.upload == times.upload

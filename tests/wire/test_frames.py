@@ -29,6 +29,8 @@ from cutlayer.wire.messages import (
     Facts,
     Finish,
     Gradients,
+    Hidden,
+    HiddenGradients,
     Measured,
     Message,
     Recall,
@@ -99,7 +101,7 @@ plans = st.builds(
     cut=counts,
     batch_size=counts,
     local_steps=counts,
-    head=st.booleans(),
+    top=st.none() | st.integers(0, 200),
     ranks=some_counts,
     micro_batches=counts,
     overlap=st.booleans(),
@@ -136,7 +138,7 @@ messages = st.one_of(
         device=words,
         h_BTD=tensors(),
         mask_BT=tensors(),
-        labels=tensors(),
+        labels=st.none() | tensors(),
         weight=counts,
         rows_B=st.none() | tensors(),
         micro_batch=counts,
@@ -151,6 +153,16 @@ messages = st.one_of(
         device=words,
         rows_B=tensors(),
         num_tokens=counts,
+    ),
+    st.builds(Hidden, run=words, round=counts, step=counts, device=words, h_BTD=tensors()),
+    st.builds(
+        HiddenGradients,
+        run=words,
+        round=counts,
+        step=counts,
+        device=words,
+        grad_BTD=tensors(),
+        loss=floats,
     ),
     st.builds(
         Gradients,
@@ -228,11 +240,11 @@ def test_any_buffer_will_do_at_any_address(kind: Callable[[bytes], memoryview]) 
     assert same(read(kind(encode(GRADIENTS))), GRADIENTS)
 
 
-def test_the_bytes_of_version_3() -> None:
+def test_the_bytes_of_version_4() -> None:
     """If this fails, frames of the last release are misread: raise PROTOCOL_VERSION."""
     message = Gradients("r", 0, 1, "d", torch.tensor([1.0, 2.0], dtype=torch.bfloat16), 0.5)
     assert encode(message) == (
-        b"CUTL\x03\0\0\0\x69\0\0\0"
+        b"CUTL\x04\0\0\0\x69\0\0\0"
         b"\x83\xa4kind\xa9gradients"
         b"\xa6fields\x86\xa3run\xa1r\xa5round\x00\xa4step\x01\xa6device\xa1d\xa4loss\xcb\x3f\xe0\0\0\0\0\0\0"
         b"\xabmicro_batch\x00"
@@ -423,10 +435,9 @@ def test_a_field_of_another_type(field: str, value: object, match: str) -> None:
 
 
 def test_a_tensor_that_is_missing() -> None:
-    message = Activations("run", 0, 0, "phone", torch.ones(1), torch.ones(1), torch.ones(1), 1)
-    header, body = parts(encode(message))
+    header, body = parts(encode(Hidden("run", 0, 0, "phone", torch.ones(1))))
     header["tensors"].pop()
-    refused(frame_of(header, body[:-16]), "'labels': expected a tensor, got None")
+    refused(frame_of(header, body[:-16]), "'h_BTD': expected a tensor, got None")
 
 
 def test_a_plan_is_checked_like_a_message() -> None:
@@ -500,6 +511,9 @@ ONE_OF_EACH = [
     Assignment("run", 0, "phone", DevicePlan("phone", clauses=(Prune(0.5), Repeat())), (0.1,), {}, facts=ADAPTER),
     Facts("run", 0, 1, "phone", ADAPTER),
     Activations("run", 0, 1, "phone", torch.ones(1, 2, 2), torch.ones(1, 2) > 0, torch.ones(1).int(), 1),
+    Activations("run", 0, 1, "phone", torch.ones(1, 2, 2), torch.ones(1, 2) > 0, None, 1),
+    Hidden("run", 0, 1, "phone", torch.ones(1, 2, 2)),
+    HiddenGradients("run", 0, 1, "phone", torch.ones(1, 2, 2), 0.5),
     GRADIENTS,
     dataclasses.replace(GRADIENTS, grad_BTD=None),
     Update("run", 0, "phone", ADAPTER, 2, 3, 4, 0.25, 0.5),

@@ -132,7 +132,7 @@ def device_rows(inputs: RunInputs, situation: Situation, plan: RoundPlan, num_to
     shown = table("device", numbers=numbers)
     for device in plan.devices:
         shape = (device, device.batch_size, num_tokens)
-        work = (costs.device(*shape), Cost(0.0, 0.0, 0) if device.head else costs.server(*shape))
+        work = (costs.device(*shape), Cost(0.0, 0.0, 0) if device.alone else costs.server(*shape))
         shown.add_row(
             device.device,
             str(device.cut),

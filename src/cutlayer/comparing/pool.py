@@ -63,7 +63,7 @@ def share_out(num_runs: int, jobs: int | None, inputs: RunInputs) -> Share:
     jobs = min(jobs, num_runs)
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // jobs))
     train, data = inputs.config.train, inputs.config.data
-    whole = DevicePlan("any", head=True, cut=inputs.costs.num_blocks)
+    whole = DevicePlan("any", cut=inputs.costs.num_blocks, top=inputs.costs.num_blocks)
     step = inputs.costs.model.device(whole, Flow(), train.batch_size, data.max_length).memory_bytes
     return Share(jobs, threads, PROCESS_BYTES + step if asked is None else None)
 

@@ -2,6 +2,7 @@
 
     draw                 the batch of a local step
     bottom, back         the blocks below the cut, forward and backward
+    tail                 the blocks above the server's, forward, loss and backward, where the device has the labels
     train                a local step of a device that holds the whole model
     update               what it has trained
     dropping, move       what a talk makes a step of its own of
@@ -11,6 +12,7 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
@@ -19,12 +21,15 @@ import torch
 from torch import Tensor
 
 from cutlayer.device.shape import Shape
+from cutlayer.fleet.allotment import frequency_of
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout, still
 from cutlayer.model.optimizers import Rule
 from cutlayer.model.part import DevicePart, WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
+from cutlayer.model.versions import Versions
+from cutlayer.policies.delay import delay_of
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.state import Keeper, State, joined
@@ -79,7 +84,8 @@ class Device:
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
         self._busy_before = 0.0
-        self._drawn_from = State()  # the place in its data where the last batch began
+        self._drawn_from: deque[State] = deque()  # where in its data each batch began that does not count yet
+        self._versions = Versions(self.trainable)
         self._rule: Rule | None = None  # where the plan says something else than AdamW
         self._talk = shape.talk(self)
 
@@ -111,26 +117,33 @@ class Device:
         if assignment.plan.clause(FreshMoments) or not self.settings.keep_moments:
             self.trainable.load_moments({})
         self._rule = rule_of(assignment.plan, self.settings.optimizer) if assignment.plan.clause(Trains) else None
+        self._versions = Versions(self.trainable, delay_of(assignment.plan))
+        self.machine.set_pace(frequency_of(assignment.plan))
+        self._drawn_from.clear()
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0
         self._busy_before = self.machine.busy_seconds
 
     def draw(self) -> Batch:
         """Draws the batch of a local step."""
-        self._drawn_from = self._batches.state()
+        self._drawn_from.append(self._batches.state())
         return self._batches.next(self.now.plan.batch_size)
 
     def take_back(self) -> None:
-        """Puts the batch of a step that is not done to its end back: it will be drawn again."""
-        self._batches.load(self._drawn_from)
+        """Puts the batches of steps that are not done to their end back: they will be drawn again."""
+        if self._drawn_from:
+            self._batches.load(self._drawn_from[0])
+        self._drawn_from.clear()
 
     def count(self, batch: Batch, loss: float | None = None) -> None:
-        """Counts a batch as trained on.
+        """Counts a batch as trained on, the first of those that were drawn and do not count yet.
 
         Args:
           batch: The batch.
           loss: Where the device took the step alone, the mean loss.
         """
+        if self._drawn_from:
+            self._drawn_from.popleft()
         self._samples += batch.num_samples
         self._weight += batch.weight
         if loss is not None:
@@ -183,7 +196,7 @@ class Device:
         part = self.base.device_part(now.plan.cut, now.plan.blocks)
 
         def work() -> Tensor:
-            part.use(self.trainable.parameters)
+            part.use(self._versions.of(step))
             if not graph:
                 with torch.no_grad(), still(part.model):
                     return part.forward(model_inputs(batch, self.base.device))
@@ -191,7 +204,7 @@ class Device:
                 return part.forward(model_inputs(batch, self.base.device))
 
         shape_BTD = (batch.num_samples, batch.num_tokens, self._costs.hidden_size)
-        cost = self._costs.device(now.plan, *shape_BTD[:2])
+        cost = self._costs.device(now.plan.below, *shape_BTD[:2])
         return await self.machine.run(
             work,
             like=lambda: torch.empty(shape_BTD, dtype=self.base.dtype, device=self.base.device),
@@ -202,7 +215,7 @@ class Device:
         )
 
     def activations(self, batch: Batch, h_BTD: Tensor, step: int, rows_B: Tensor | None = None) -> Activations:
-        """A batch at the cut, as it is sent: detached from its graph.
+        """A batch at the cut, as it is sent: detached from its graph, without labels where the device has the head.
 
         Args:
           batch: The batch.
@@ -217,7 +230,7 @@ class Device:
             device=self.name,
             h_BTD=h_BTD.detach(),
             mask_BT=batch.attention_mask_BT.bool(),
-            labels=batch.labels.int(),
+            labels=None if self.now.plan.head else batch.labels.int(),
             weight=batch.weight,
             rows_B=rows_B,
         )
@@ -228,27 +241,69 @@ class Device:
         Args:
           batch: What was run.
           h_BTD: What `bottom` made of it.
-          grad_BTD: The gradient of the step's loss by it; None where nothing on the device trains.
+          grad_BTD: The gradient of the step's loss by it; None where nothing below the cut trains.
           step: The local step.
           moves: Whether the adapter is stepped then.
         """
-        if grad_BTD is None:
+        if grad_BTD is None and not self.now.plan.head:
             return
 
         def work() -> None:
-            h_BTD.backward(grad_BTD)
+            if grad_BTD is not None:
+                h_BTD.backward(grad_BTD)
             if moves:
-                self.trainable.step(self.now.rate(step), self._rule)
+                self._versions.step(step, self.now.rate(step), self._rule)
 
-        cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
+        cost = self._costs.device(self.now.plan.below, batch.num_samples, batch.num_tokens)
         await self.machine.run(
             work,
             like=lambda: None,
             what="backward",
-            flops=cost.backward_flops,
+            flops=0.0 if grad_BTD is None else cost.backward_flops,
             round=self.now.round,
             step=step,
         )
+
+    async def tail(self, batch: Batch, h_BTD: Tensor, step: int) -> tuple[float, Tensor]:
+        """Runs what came down through the tail to the loss, and follows the graph back; nothing is stepped yet.
+
+        Args:
+          batch: Whose labels are needed.
+          h_BTD: Hidden states where the tail begins.
+          step: The local step.
+
+        Returns:
+          The mean loss of the batch, and its gradient by `h_BTD`.
+        """
+        now = self.now
+        assert now.plan.top is not None, "who has the labels has a tail"
+        part = self.base.tail_part(now.plan.top, now.plan.blocks)
+        loss: Tensor | None = None
+        leaf_BTD = h_BTD.detach().to(self.base.device).requires_grad_()
+
+        def forward() -> Tensor:
+            nonlocal loss
+            part.use(self._versions.of(step))
+            mask_BT, labels = batch.attention_mask_BT.bool(), batch.labels.long()
+            with seeded_dropout(self._drops, self.settings.seed, "tail", self.name, now.round, step):
+                loss = part.loss(leaf_BTD, mask_BT.to(self.base.device), labels.to(self.base.device))
+            return loss.detach()
+
+        def backward() -> Tensor | None:
+            nonlocal loss
+            assert loss is not None
+            loss.backward()
+            loss = None  # while the time of this passes, other devices of this process need the memory of its graph
+            return leaf_BTD.grad
+
+        shape = batch.num_samples, batch.num_tokens
+        both, below = (self._costs.device(plan, *shape) for plan in (now.plan, now.plan.below))
+        works = (
+            Work(forward, lambda: torch.zeros(()), "forward", both.forward_flops - below.forward_flops),
+            Work(backward, lambda: torch.empty_like(h_BTD), "backward", both.backward_flops - below.backward_flops),
+        )
+        value, grad_BTD = await self.machine.run_in_turn(works, round=now.round, step=step)
+        return float(value), grad_BTD
 
     async def forwards(
         self, work: Callable[[], T], batch: Batch, step: int, *, like: Callable[[], T], share: float = 1.0

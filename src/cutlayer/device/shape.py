@@ -46,6 +46,7 @@ class Shape:
       started_from: of a model, what of a broadcast an update is the difference to.
       prepare: raises ConfigError where a model cannot serve under a plan; builds what must be built before a round.
       copies_weights: whether devices may hold copies of frozen weights, which a fold does not reach.
+      labels_stay: whether nothing of a device's labels is said, not even how many samples it has of each class.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Shape:
     started_from: Callable[[Base], StartedFrom] = lambda _base: all_of_it
     prepare: Callable[[Base, DevicePlan], None] = lambda _base, _plan: None
     copies_weights: bool = False
+    labels_stay: bool = False
 
 
 @cache

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from cutlayer.fleet.allotment import Allotment
 from cutlayer.fleet.clock import now, until
 from cutlayer.fleet.presence import Hours, passing
 from cutlayer.fleet.profile import DeviceProfile, ServerProfile
 from cutlayer.types import Event, Recorder
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Message
+from cutlayer.wire.messages import Assignment, Message
 
 
 class Gateway:
@@ -44,6 +45,12 @@ class Gateway:
             if line is not None:
                 line.share_by(shares)
 
+    def give(self, device: str, share: float) -> None:
+        """Gives one device this share from now on; the others keep theirs. See `share_by`."""
+        for line in (self.up, self.down):
+            if line is not None:
+                line.give(device, share)
+
 
 def modelled_link(
     profile: DeviceProfile, record: Recorder, gateway: Gateway | None = None, hours: Hours | None = None
@@ -55,6 +62,9 @@ def modelled_link(
     device, from its first to its last byte: `upload` or `download`; one that waits for a device which is away is
     several.
 
+    A round's plan may allot the device a share of what links pass through (`fleet/allotment.py`): it has it from the
+    moment when its assignment leaves.
+
     Args:
       profile: Says the rates and the latency.
       record: Gets the events.
@@ -64,7 +74,7 @@ def modelled_link(
     up_line, down_line = (None, None) if gateway is None else (gateway.up, gateway.down)
     up = _Pipe(profile, profile.up_bits_per_second, "upload", record, up_line, hours)
     down = _Pipe(profile, profile.down_bits_per_second, "download", record, down_line, hours)
-    return _End(up, down), _End(down, up)
+    return _End(up, down), _End(down, up, gateway)
 
 
 def fair_rates(most: Sequence[float], shares: Sequence[float], capacity: float) -> list[float]:
@@ -96,13 +106,18 @@ def fair_rates(most: Sequence[float], shares: Sequence[float], capacity: float) 
 class _End:
     """One end: it sends into one pipe and receives from the other."""
 
-    def __init__(self, outgoing: _Pipe, incoming: _Pipe) -> None:
+    def __init__(self, outgoing: _Pipe, incoming: _Pipe, gateway: Gateway | None = None) -> None:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._outgoing = outgoing
         self._incoming = incoming
+        self._gateway = gateway
 
     async def send(self, message: Message) -> None:
+        if self._gateway is not None and isinstance(message, Assignment):
+            allotted = message.plan.clause(Allotment)
+            if allotted is not None:
+                self._gateway.give(message.device, allotted.bandwidth)
         num_bytes = await self._outgoing.transmit(message)
         self.bytes_sent += num_bytes  # read after the wait: others may have been sent meanwhile
 
@@ -186,6 +201,10 @@ class _Line:
         self._mean_share = fmean(shares.values()) if shares else 1.0
         if self._under_way:
             self._set_rates()
+
+    def give(self, device: str, share: float) -> None:
+        """See `Gateway.give`."""
+        self.share_by({**self._shares, device: share})
 
     async def carry(
         self, device: str, num_bits: float, most: float, hours: Hours | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -65,6 +66,13 @@ class Machine(Protocol):
         """
         ...
 
+    def set_pace(self, frequency: float) -> None:
+        """From now on it works at this part of its speed.
+
+        Args:
+          frequency: Above 0 and up to 1.
+        """
+
     def close(self) -> None:
         """Ends after the work that it has."""
 
@@ -105,6 +113,7 @@ class ModelledMachine:
         self.busy_seconds = 0.0
         self._record = record
         self._mode, self._hours = mode, hours
+        self._pace = 1.0
         self._lock = asyncio.Lock()
 
     async def run(
@@ -136,15 +145,19 @@ class ModelledMachine:
                 await self._take_time(work.what, work.flops, round, step)
         return results
 
+    def set_pace(self, frequency: float) -> None:
+        """See `Machine.set_pace`."""
+        self._pace = frequency
+
     def close(self) -> None:
         """See `Machine.close`: there is nothing to end."""
 
     async def _take_time(self, what: str, flops: float, round: int, step: int | None, peer: str | None = None) -> None:
         """Lets the time of a piece of work pass: an event for each stretch in which the machine is there."""
-        seconds = flops / (self.effective_flops * self._mode(round))
-        async for start, end in passing(seconds, self._hours):
+        speed = self.effective_flops * self._mode(round) * self._pace
+        async for start, end in passing(flops / speed, self._hours):
             self.busy_seconds += end - start
-            done = flops if self._hours is None else (end - start) * self.effective_flops * self._mode(round)
+            done = flops if self._hours is None else (end - start) * speed
             self._record(Event(self.name, what, start, end, round, step, peer, flops=done))
 
 
@@ -160,6 +173,7 @@ class RealMachine:
         self.name = name
         self.busy_seconds = 0.0
         self._record = record
+        self._pace = 1.0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(
@@ -179,6 +193,8 @@ class RealMachine:
         def timed() -> tuple[T, float, float]:
             start = loop.time()
             result = fn()
+            if self._pace < 1:
+                time.sleep((loop.time() - start) * (1 / self._pace - 1))
             return result, start, loop.time()
 
         result, start, end = await loop.run_in_executor(self._thread, timed)
@@ -196,6 +212,10 @@ class RealMachine:
             await self.run(work.fn, like=work.like, what=work.what, flops=work.flops, round=round, step=step)
             for work in works
         ]
+
+    def set_pace(self, frequency: float) -> None:
+        """See `Machine.set_pace`: it rests after each piece of work, as a process has no say about a clock."""
+        self._pace = frequency
 
     def close(self) -> None:
         """See `Machine.close`."""

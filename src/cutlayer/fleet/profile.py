@@ -79,6 +79,8 @@ class DeviceProfile(_Frozen):
       mode_rounds: rounds that it stays in a mode.
       availability: the probability with which it takes part in a round, or when it is there; 1 for always
         (`fleet/presence.py`).
+      watts: its power while it computes at its highest clock (`fleet/allotment.py`).
+      radio_watts: its power while it sends or is sent something.
     """
 
     name: str = Field(pattern=NAME_PATTERN)
@@ -93,6 +95,8 @@ class DeviceProfile(_Frozen):
     modes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1)
     mode_rounds: int = Field(default=20, ge=1)
     availability: Annotated[float, Field(gt=0, le=1)] | Trace = 1.0
+    watts: float = Field(default=10.0, ge=0)
+    radio_watts: float = Field(default=1.0, ge=0)
 
     @property
     def effective_flops(self) -> float:
@@ -265,6 +269,8 @@ class _DeviceRow(_Row):
         description="availability: always, the probability of a round such as 0.8, or "
         "{here_seconds: [[0, 600]], every_seconds: 900}",
     )
+    watts: float = Field(10.0, ge=0, le=_MOST, description="power while it computes in W, such as 10")
+    radio_watts: float = Field(1.0, ge=0, le=_MOST, description="power while it sends or is sent in W, such as 1")
 
     def profiles(self) -> list[DeviceProfile]:
         names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
@@ -282,6 +288,8 @@ class _DeviceRow(_Row):
                 modes=tuple(self.modes),
                 mode_rounds=self.mode_rounds,
                 availability=1.0 if self.availability == "always" else self.availability,
+                watts=self.watts,
+                radio_watts=self.radio_watts,
             )
             for name in names
         ]

@@ -30,7 +30,7 @@ from cutlayer.packing import Compression, update_codec
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import frame_bytes
-from cutlayer.wire.messages import Activations, Assignment, Measured, Message, Recall, Update
+from cutlayer.wire.messages import Activations, Assignment, HiddenGradients, Measured, Message, Recall, Update
 from cutlayer.wire.messages import Facts as FactsMessage
 
 Holds = Callable[[str, int], bool]
@@ -126,6 +126,7 @@ class Forms:
         self._compression, self._holds = compression, holds
         self._steps = self._samples = self._weight = 0
         self._begun: _Begun | None = None
+        self._shapes_of: dict[int, tuple[int, int]] = {}  # of batches whose hidden states are still to come back
         self._recalled = False
 
     # ------------------------------------------------------------------ forms that scripts use
@@ -144,6 +145,31 @@ class Forms:
         first = yield (activations, recall) if rows else activations
         while isinstance(first, Activations) and not first.ends_step:
             first = yield activations
+
+    def unlabelled(self, step: int) -> Form:
+        """The batch of a local step of a device that has the labels: its activations, whole, and none of these."""
+        return Form(
+            Activations,
+            "a batch",
+            lambda message: self._check_batch(message, step, rows=False, labels=False),
+            self._activations(rows=False, labels=False),
+        )
+
+    def hidden_gradients(self, step: int) -> Form:
+        """What such a device answers to the hidden states of a local step, and its loss."""
+
+        def looks_right(message: HiddenGradients) -> None:
+            self.expect("wrong-step", "step", step, message.step)
+            self.expect_form("grad_BTD", message.grad_BTD, self._form_of_gradients(*self._shapes_of[step]))
+            if math.isfinite(message.loss) and message.loss < 0:
+                raise self.refused("wrong-counts", "a loss from 0 on", message.loss)
+            del self._shapes_of[step]
+
+        def most() -> Message:
+            now, form = self.assignment, self._form_of_gradients(self._plan.batch_size, self._longest)
+            return HiddenGradients(now.run, now.round, self._plan.local_steps, self._device, form, 0.0)
+
+        return Form(HiddenGradients, "HiddenGradients", looks_right, most)
 
     def facts(self, step: int, largest: Adapter, check: Callable[[Adapter], None] | None = None) -> Form:
         """Tensors that the shape has the device say in a local step.
@@ -187,23 +213,33 @@ class Forms:
 
     # ------------------------------------------------------------------ batches
 
-    def _check_batch(self, message: Activations, step: int, rows: bool) -> None:
+    def _check_batch(self, message: Activations, step: int, rows: bool, *, labels: bool = True) -> None:
         self.expect("wrong-step", "step", step, message.step)
-        mask_BT, labels = message.mask_BT, message.labels
+        mask_BT = message.mask_BT
         self.expect_between("wrong-shape", "dimensions of mask_BT", 2, mask_BT.dim(), 2)
         batch, tokens = mask_BT.shape
         self.expect_between("wrong-shape", "samples", 1, batch, self._plan.micro_batch_size)
         self.expect_between("wrong-shape", "tokens", 1, tokens, self._longest)
         self.expect_form("mask_BT", mask_BT, meta((batch, tokens), torch.bool))
         self.expect_form("h_BTD", message.h_BTD, self._form_of_activations(batch, tokens))
-        self.expect_form("labels", labels, meta((batch, tokens) if self._per_token else (batch,), torch.int32))
+        if (message.labels is not None) != labels:
+            raise self.refused("wrong-labels", "labels" if labels else "no labels", message.labels)
+        if message.labels is not None:
+            form = meta((batch, tokens) if self._per_token else (batch,), torch.int32)
+            self.expect_form("labels", message.labels, form)
         if (message.rows_B is not None) != rows:
             raise self.refused("wrong-rows", "a row for each sample" if rows else "no rows", message.rows_B)
         if message.rows_B is not None:
             self._check_rows(message.rows_B, batch)
         if not bool(mask_BT[:, 0].all()) or bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
             raise self.refused("wrong-mask", "text from the left, padding at its right", "another mask")
-        self.expect("wrong-weight", "weight", self._weight_of(labels), message.weight)
+        if message.labels is not None:
+            self.expect("wrong-weight", "weight", self._weight_of(message.labels), message.weight)
+        else:  # at most every token but the first of each text is predicted
+            most = int(mask_BT.sum()) - batch if self._per_token else batch
+            self.expect_between("wrong-weight", "weight", batch, message.weight, most)
+            self.expect("wrong-step", "number of micro-batches", 1, message.micro_batches)
+            self._shapes_of[step] = (batch, tokens)
         self._check_part(message)
         self._weight += message.weight
         self._samples += batch
@@ -258,7 +294,7 @@ class Forms:
         if bool((rows_B < 0).any()):
             raise self.refused("wrong-rows", "rows of the device's data", "a number below 0")
 
-    def _activations(self, rows: bool) -> Callable[[], Message]:
+    def _activations(self, rows: bool, *, labels: bool = True) -> Callable[[], Message]:
         def largest() -> Message:
             now, plan = self.assignment, self._plan
             shape_BT = (plan.micro_batch_size, self._longest)
@@ -269,7 +305,7 @@ class Forms:
                 device=self._device,
                 h_BTD=self._form_of_activations(*shape_BT),
                 mask_BT=meta(shape_BT, torch.bool),
-                labels=meta(shape_BT if self._per_token else shape_BT[:1], torch.int32),
+                labels=meta(shape_BT if self._per_token else shape_BT[:1], torch.int32) if labels else None,
                 weight=plan.batch_size * self._longest,
                 rows_B=meta(shape_BT[:1], torch.int32) if rows else None,
                 micro_batch=plan.micro_batches - 1,
@@ -320,7 +356,7 @@ class Forms:
 
     def _check_counts(self, message: Update) -> None:
         plan, closing = self._plan, self.closing
-        alone = plan.head
+        alone = plan.alone
         heaviest = self._longest - 1 if self._per_token else 1  # the first token of a text is not predicted
         all_steps = plan.local_steps if alone else 0
         self.expect_between("wrong-counts", "steps", 0 if closing else all_steps, message.steps, all_steps)
@@ -404,6 +440,10 @@ class Forms:
     def _form_of_activations(self, batch: int, tokens: int) -> Tensor:
         shape = (batch, tokens, self._hidden_size)
         return packed_form(self._compression.activations, shape, self.base.dtype)
+
+    def _form_of_gradients(self, batch: int, tokens: int) -> Tensor:
+        shape = (batch, tokens, self._hidden_size)
+        return packed_form(self._compression.gradients, shape, self.base.dtype)
 
     def _form_of_update(self, shape: Shape) -> Tensor:
         return packed_form(update_codec(self._plan, self._compression.update), shape, torch.float32)
@@ -507,9 +547,9 @@ def as_options(yielded: Form | tuple[Form, ...]) -> tuple[Form, ...]:
     return yielded if isinstance(yielded, tuple) else (yielded,)
 
 
-def diverged(update: Update) -> bool:
-    """Whether training diverged on a device that trained alone: its tensors need not be finite."""
-    return not math.isfinite(update.loss)
+def diverged(message: Update | HiddenGradients) -> bool:
+    """Whether training diverged on a device that computes its losses: its tensors need not be finite."""
+    return not math.isfinite(message.loss)
 
 
 def finite(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ before there is a form. Whatever fails is `Refused`, by one of these reasons:
     wrong-shape     not the samples, tokens and width of the plan
     wrong-dtype
     wrong-mask      no text at the left and padding at its right
-    wrong-labels    a class or a token that the model does not have
+    wrong-labels    a class or a token that the model does not have; labels of a device that keeps them, or none
     wrong-weight    not what the labels weigh, or parts of a batch that do not add up to what they said it weighs
     wrong-rows      not one row of the device's data for each sample, or rows that nobody asked for
     unknown-rows    recalled, but never sent
@@ -30,9 +30,9 @@ before there is a form. Whatever fails is `Refused`, by one of these reasons:
     wrong-events    what it did, in words that there are not, or at times that cannot be
     not-finite      infinite, or not a number
 
-A loss that is not finite, of a device that trained alone, passes: training diverged, and the server says so
-(`Server.accept`). So do finite numbers of any size: a device that has proved its name and sends well-formed nonsense is
-a matter of aggregation, not of the guard.
+A loss that is not finite, of a device that computes its own, passes: training diverged, and the server says so
+(`Server.accept`, `Engine.check_finite`). So do finite numbers of any size: a device that has proved its name and sends
+well-formed nonsense is a matter of aggregation, not of the guard.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from cutlayer.wire.messages import (
     Assignment,
     Close,
     FromDevice,
+    HiddenGradients,
     Measured,
     Message,
     Recall,
@@ -168,7 +169,7 @@ class Guard:
         Raises:
           Refused: not-finite.
         """
-        if isinstance(message, Update) and diverged(message):
+        if isinstance(message, Update | HiddenGradients) and diverged(message):
             return
         for field in ROLES.get(type(message), {}):
             value = getattr(message, field)

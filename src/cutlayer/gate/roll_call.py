@@ -58,7 +58,7 @@ def _device(member: Member, server: Server | None, *, round_seconds: float, now:
         row,
         state=_state(row.state, late=part.gone),
         awaited=not part.gone,
-        step=None if part.plan.head else part.steps,  # who holds the head trains alone: its steps are not seen
+        step=None if part.plan.alone else part.steps,  # the steps of who trains alone are not seen
         samples_per_second=samples / round_seconds if samples and round_seconds > 0 else None,
     )
 

@@ -30,11 +30,15 @@ from cutlayer.errors import ConfigError
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import cut_at
+from cutlayer.policies.labels import heads_for, labels_stay
 from cutlayer.policies.latency_plan import cut_by_latency
+from cutlayer.policies.order import fifo
 from cutlayer.policies.scope import personal_below_the_cut, shared
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
+from cutlayer.rounds.u_shape import u_shape
 from cutlayer.server.steps.accumulated import accumulated
+from cutlayer.server.steps.halves import accumulated_in_halves, in_halves
 from cutlayer.server.steps.one_at_a_time import a_copy_each
 
 SERVERS = {"accumulated": accumulated, "copies": a_copy_each}
@@ -47,6 +51,7 @@ def hsfl(
     spread: float = 0.0,
     personal: bool = True,
     server: str = "accumulated",
+    labels: str = "server",
     weighted: bool = True,
     fraction: float = 1.0,
 ) -> Method:
@@ -58,6 +63,7 @@ def hsfl(
       spread: With cut None, how much links vary: standard deviation of the logarithm of their rates.
       personal: Whether the adapter of the blocks that a device holds stays its own.
       server: How the server's adapter moves: accumulated (once a round) or copies (as sfl_v1).
+      labels: Where they are: server (they go up with the activations) or device (they stay there, with the head).
       weighted: Whether devices count by what they trained in the mean; False counts them alike.
       fraction: Of the fleet, drawn anew every round.
     """
@@ -67,9 +73,14 @@ def hsfl(
         plan=(
             everyone(),
             random_fraction(fraction),
+            *heads_for(labels),
             cut_by_latency(least=least, spread=spread) if cut is None else cut_at(cut),
         ),
-        round=split(server_step=SERVERS[server]()),
+        round=(
+            u_shape(server_step=accumulated_in_halves() if server == "accumulated" else in_halves(fifo(), copies=True))
+            if labels_stay(labels)
+            else split(server_step=SERVERS[server]())
+        ),
         aggregate=mean_per_block(weighted=weighted),
         scope=personal_below_the_cut if personal else shared,
     )

@@ -23,10 +23,13 @@ from __future__ import annotations
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block, with_momentum
 from cutlayer.policies.cut_by_name import cut_by_name
+from cutlayer.policies.labels import heads_for, labels_stay
 from cutlayer.policies.order import order_by_name
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
+from cutlayer.rounds.u_shape import u_shape
 from cutlayer.server.owners import one_per_device
+from cutlayer.server.steps.halves import in_halves
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
@@ -35,6 +38,7 @@ def memsfl(
     order: str = "longest_tail",
     cut: int | str | None = None,
     least: int = 1,
+    labels: str = "server",
     weighted: bool = True,
     momentum: float = 0.0,
     fraction: float = 1.0,
@@ -47,14 +51,25 @@ def memsfl(
       cut: Blocks on every device; memory, or None, gives each as many as its memory holds; latency as many as make the
         round short.
       least: With cut memory or latency, the fewest blocks that a device must be able to hold.
+      labels: Where they are: server (they go up with the activations) or device (they stay there, with the head).
       weighted: Whether devices count by what they trained in the mean; False counts them alike (the 1/U of the
         paper's objective).
       momentum: Of the averaged updates, from round to round; 0 is the paper's plain mean.
       fraction: Of the fleet, drawn anew every round; the paper has everyone.
       seed: Of the random order.
     """
+    served = order_by_name(order, seed)
     return Method(
-        plan=(everyone(), random_fraction(fraction), cut_by_name("memory" if cut is None else cut, least=least)),
-        round=split(server_step=one_device_at_a_time(order_by_name(order, seed), owner=one_per_device)),
+        plan=(
+            everyone(),
+            random_fraction(fraction),
+            *heads_for(labels),
+            cut_by_name("memory" if cut is None else cut, least=least),
+        ),
+        round=(
+            u_shape(server_step=in_halves(served, owner=one_per_device))
+            if labels_stay(labels)
+            else split(server_step=one_device_at_a_time(served, owner=one_per_device))
+        ),
         aggregate=with_momentum(mean_per_block(weighted=weighted), momentum),
     )

@@ -110,9 +110,10 @@ class Method:
         """Raises ConfigError where batches must stay whole."""
         if number > 1 and not self.round.cuts_batches:
             raise ConfigError(
-                f"train.micro_batches: expected 1 where no answer comes to a batch, or where one adapter on the server "
-                f"learns from several devices in turn, got {number}. Leave it out, or choose a method in which each "
-                "device trains a server adapter of its own (memsfl), or all take turns (sl)."
+                f"train.micro_batches: expected 1 where no answer comes to a batch, where labels stay on devices, or "
+                f"where one adapter on the server learns from several devices in turn, got {number}. Leave it out, or "
+                "choose a method in which each device trains a server adapter of its own (memsfl), or all take turns "
+                "(sl)."
             )
 
     def _check_fold(self) -> None:

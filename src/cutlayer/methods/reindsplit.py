@@ -29,11 +29,14 @@ from __future__ import annotations
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import cut_at
+from cutlayer.policies.labels import heads_for, labels_stay
 from cutlayer.policies.order import fifo
 from cutlayer.policies.qlearn import RewardWeights, cut_by_qlearning
 from cutlayer.policies.select import everyone, random_fraction
 from cutlayer.rounds.split import split
+from cutlayer.rounds.u_shape import u_shape
 from cutlayer.server.owners import one_per_device
+from cutlayer.server.steps.halves import in_halves
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 
 
@@ -49,6 +52,7 @@ def reindsplit(
     w_acc: float = 1.0,
     w_lat: float = 1.0,
     w_load: float = 0.5,
+    labels: str = "server",
     fraction: float = 1.0,
 ) -> Method:
     """Builds ReinDSplit.
@@ -65,6 +69,7 @@ def reindsplit(
       w_acc: Of the drop of the loss in the reward.
       w_lat: Of what a step takes beyond the threshold.
       w_load: Of computing for more than 0.9 of the threshold, or for less than 0.5.
+      labels: Where they are: server (they go up with the activations) or device (they stay there, with the head).
       fraction: Of the fleet, drawn anew every round.
     """
     choose = cut_by_qlearning(
@@ -77,7 +82,11 @@ def reindsplit(
         weights=RewardWeights(w_acc, w_lat, w_load),
     )
     return Method(
-        plan=(everyone(), choose if cut is None else cut_at(cut), random_fraction(fraction)),
-        round=split(server_step=one_device_at_a_time(fifo(), owner=one_per_device)),
+        plan=(everyone(), *heads_for(labels), choose if cut is None else cut_at(cut), random_fraction(fraction)),
+        round=(
+            u_shape(server_step=in_halves(fifo(), owner=one_per_device))
+            if labels_stay(labels)
+            else split(server_step=one_device_at_a_time(fifo(), owner=one_per_device))
+        ),
         aggregate=mean_per_block(),
     )

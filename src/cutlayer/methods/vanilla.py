@@ -21,18 +21,20 @@ from __future__ import annotations
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import cut_at
+from cutlayer.policies.labels import heads_for
 from cutlayer.policies.select import everyone
 from cutlayer.rounds.relay import relay
 
 
-def vanilla(*, cut: int = 1) -> Method:
+def vanilla(*, cut: int = 1, labels: str = "server") -> Method:
     """Builds vanilla split learning.
 
     Args:
       cut: Blocks on every device.
+      labels: Where they are: server (they go up with the activations) or device (they stay there, with the head).
     """
     return Method(
-        plan=(everyone(), cut_at(cut)),
-        round=relay(),
+        plan=(everyone(), *heads_for(labels), cut_at(cut)),
+        round=relay(labels=labels),
         aggregate=mean_per_block(),  # of one contribution: where the last device left off
     )

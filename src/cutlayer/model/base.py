@@ -36,7 +36,7 @@ from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_se
 from cutlayer.model.families import Family, family_of
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
-from cutlayer.model.part import DevicePart, MiddlePart, ServerPart, WholePart
+from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.model.standing import Standing
@@ -118,7 +118,7 @@ class Base:
         self._folded: dict[str, int] = {}
         self._standing: Standing | None = None
         self._device_parts: dict[tuple[int, Blocks], DevicePart] = {}
-        self._server_parts: dict[tuple[int, Blocks], ServerPart] = {}
+        self._upper_parts: dict[tuple[int, Blocks, bool], ServerPart] = {}
         self._middle_parts: dict[tuple[int, int, Blocks], MiddlePart] = {}
         self._wholes: dict[Blocks, WholePart] = {}
         self._pruned: tuple[tuple[Kept, Blocks], WholePart] | None = None
@@ -141,16 +141,23 @@ class Base:
 
     def server_part(self, cut: int, blocks: Blocks = None) -> ServerPart:
         """Blocks `[cut, L)` and the head; parts that hold the same are one object. See `device_part`."""
-        check_cut(cut, self.num_blocks)
-        key = (cut, self._adapted(blocks, cut, self.num_blocks))
-        if key not in self._server_parts:
-            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
-            feed = keep_server_side(self._backbone(model), self.family, cut, self.num_blocks, self.dtype)
+        return self._upper(cut, blocks, checkpoint=self.settings.checkpoint_server)
+
+    def tail_part(self, top: int, blocks: Blocks = None) -> ServerPart:
+        """Blocks `[top, L)` and the head, on a device that keeps its labels. See `device_part`."""
+        return self._upper(top, blocks, checkpoint=self.settings.checkpoint_device)
+
+    def _upper(self, first: int, blocks: Blocks, *, checkpoint: bool) -> ServerPart:
+        check_cut(first, self.num_blocks)
+        key = (first, self._adapted(blocks, first, self.num_blocks), checkpoint)
+        if key not in self._upper_parts:
+            model = self._skeleton(checkpoint=checkpoint)
+            feed = keep_server_side(self._backbone(model), self.family, first, self.num_blocks, self.dtype)
             self._pool(model)
             self._finish(model, key[1])
             slots = find_slots(model, self.trained_heads)
-            self._server_parts[key] = ServerPart(model, feed, slots, self.settings.pad_id)
-        return self._server_parts[key]
+            self._upper_parts[key] = ServerPart(model, feed, slots, self.settings.pad_id)
+        return self._upper_parts[key]
 
     def middle_part(self, first: int, end: int, blocks: Blocks = None) -> MiddlePart:
         """Blocks `[first, end)`; parts that hold the same are one object. See `device_part`."""
@@ -214,15 +221,23 @@ class Base:
         structure.check_adapted(inside_block(path, self._blocks) for path in targets)
         return structure
 
-    def device_names(self, cut: int, blocks: Blocks = None, *, head: bool = False) -> list[str]:
-        """The trainable tensors of blocks `[0, cut)`, of those of `blocks` alone; with `head`, the head's too."""
-        return [name for name in self.shapes if self._on_device(name, cut, head) and self._has_adapter(name, blocks)]
+    def device_names(self, cut: int, blocks: Blocks = None, *, top: int | None = None) -> list[str]:
+        """The trainable tensors of blocks `[0, cut)`, of those of `blocks` alone; with `top`, of `[top, L)` and the
+        head too."""
+        return [name for name in self.shapes if self._on_device(name, cut, top) and self._has_adapter(name, blocks)]
 
-    def server_names(self, cut: int, blocks: Blocks = None, *, head: bool = False) -> list[str]:
-        """The other trainable tensors: of blocks `[cut, L)`, and the head's unless the device has them (`head`)."""
-        return [
-            name for name in self.shapes if not self._on_device(name, cut, head) and self._has_adapter(name, blocks)
-        ]
+    def server_names(self, cut: int, blocks: Blocks = None, *, top: int | None = None) -> list[str]:
+        """The other trainable tensors: of blocks `[cut, L)` and the head; with `top`, of blocks `[cut, top)`."""
+        return [name for name in self.shapes if not self._on_device(name, cut, top) and self._has_adapter(name, blocks)]
+
+    def stored_names(self, part: Part) -> dict[str, Tensor]:
+        """The frozen tensors of a part by the names under which they are stored: a tied one once, under one name."""
+        trained = {slot.name for slot in part.slots}
+        named = (
+            (PREFIX + path.replace(".default.", "."), path, value) for path, value in part.model.named_parameters()
+        )
+        frozen = ((path.replace(".base_layer.", "."), value) for name, path, value in named if name not in trained)
+        return {self._ties.get(path, path): value for path, value in frozen}
 
     def shapes_of(self, ranks: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
         """The trainable tensors and their shapes at these ranks.
@@ -335,9 +350,10 @@ class Base:
     def _adapted(self, blocks: Blocks, first: int, end: int) -> frozenset[int]:
         return frozenset(range(first, end)) if blocks is None else blocks & frozenset(range(first, end))
 
-    def _on_device(self, name: str, cut: int, head: bool) -> bool:
+    def _on_device(self, name: str, cut: int, top: int | None) -> bool:
         block = self.block_of(name)
-        return head if block is None else block < cut
+        above = top is not None and (block is None or block >= top)
+        return above or (block is not None and block < cut)
 
     def _has_adapter(self, name: str, blocks: Blocks) -> bool:
         block = self.block_of(name)

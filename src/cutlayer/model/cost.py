@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cutlayer.model.base import Base, Blocks, ModelSettings
-from cutlayer.model.part import DevicePart, Part, ServerPart, WholePart
+from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.structure import Left
 from cutlayer.types import Batch, Cost, DevicePlan, Flow, Kept, adapted_blocks
 
@@ -52,16 +52,31 @@ class Counts:
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a machine holds: device-side, server-side or the whole, its cut, the rank on every block, and, of a whole
-    that is pruned, how many heads and channels are left in every block."""
+    that is pruned, how many heads and channels are left in every block.
+
+    A device that keeps its labels holds a `tail` too, from its cut on; the server's is then `middle`, up to `end`.
+    """
 
     kind: str
     cut: int
     ranks: tuple[int, ...]
     left: Left | None = None
+    end: int = 0
 
     @property
     def blocks(self) -> Blocks:
         return adapted_blocks(self.ranks)
+
+    @property
+    def on_device(self) -> bool:
+        return self.kind in ("device", "tail")
+
+    def num_blocks(self, of_model: int) -> int:
+        """How many blocks it holds of a model of so many."""
+        first, end = {"device": (0, self.cut), "middle": (self.cut, self.end), "whole": (0, of_model)}.get(
+            self.kind, (self.cut, of_model)
+        )
+        return end - first
 
 
 class CostModel:
@@ -88,7 +103,9 @@ class CostModel:
 
     def device(self, plan: DevicePlan, flow: Flow, num_samples: int, num_tokens: int) -> Cost:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
-        held = Held("whole" if plan.head else "device", plan.cut, plan.ranks, self._left(flow))
+        if plan.head and not plan.alone:
+            return self._both_ends(plan, flow, num_samples, num_tokens)
+        held = Held("whole" if plan.alone else "device", plan.cut, plan.ranks, self._left(flow))
         if flow.backward and flow.forwards == 1:
             return self._cost(held, num_samples, num_tokens)
         forward = self._cost(held, num_samples * flow.at_once, num_tokens)
@@ -98,13 +115,38 @@ class CostModel:
             backward, memory = forward.backward_flops, forward.memory_bytes
         return Cost(times * forward.forward_flops, backward, memory)
 
+    def _both_ends(self, plan: DevicePlan, flow: Flow, num_samples: int, num_tokens: int) -> Cost:
+        """A step below the cut and in the tail: what is kept for the backward pass below is there all the while."""
+        assert plan.top is not None, "who keeps its labels holds a tail"
+        ends = [Held("device", plan.cut, plan.ranks), Held("tail", plan.top, plan.ranks)]
+        below, above = (self._cost(held, num_samples, num_tokens) for held in ends)
+        powers = np.array([1.0, num_tokens, num_tokens**2])
+        (kept, largest), (kept_above, largest_above) = ((self._coefficients(held) @ powers)[2:] for held in ends)
+        samples = num_samples * (flow.in_flight * kept + kept_above + TRANSIENTS * max(largest, largest_above))
+        fixed = self._fixed_bytes(ends[0]) + self._fixed_bytes(ends[1]) - self._shared_bytes(*ends)
+        fixed += (flow.in_flight - 1) * self.device_adapter_bytes(plan, flow)  # the values of earlier steps
+        return Cost(
+            below.forward_flops + above.forward_flops,
+            below.backward_flops + above.backward_flops,
+            int(fixed + HEAP_SLACK * samples),
+        )
+
+    @cache  # noqa: B019
+    def _shared_bytes(self, one: Held, other: Held) -> int:
+        """Frozen weights that two parts on one machine share: of a head that is tied to the embeddings."""
+        stored = [self._base.stored_names(self._part(held)) for held in (one, other)]
+        return sum(stored[0][name].numel() * stored[0][name].element_size() for name in stored[0].keys() & stored[1])
+
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for that device; memory is that of one model, one adapter and one batch."""
-        return self._cost(Held("server", plan.cut, plan.ranks), num_samples, num_tokens)
+        held = Held("server", plan.cut, plan.ranks)
+        if plan.top is not None:
+            held = Held("middle", plan.cut, plan.ranks, end=max(plan.cut, plan.top))
+        return self._cost(held, num_samples, num_tokens)
 
     def server_trainable_bytes(self, plan: DevicePlan) -> int:
         """A server adapter of that device at rest: values and AdamW's moments."""
-        names = self._base.server_names(plan.cut, plan.blocks, head=plan.head)
+        names = self._base.server_names(plan.cut, plan.blocks, top=plan.top)
         return 3 * self.adapter_bytes(names, plan.ranks)
 
     @cache  # noqa: B019  (one cost model per process; what is held and batch shapes are few, and every step asks)
@@ -137,16 +179,16 @@ class CostModel:
 
     def device_adapter_bytes(self, plan: DevicePlan, flow: Flow) -> int:
         """The adapter that the device trains, as it is sent."""
-        names = self._base.device_names(plan.cut, plan.blocks, head=plan.head)
+        names = self._base.device_names(plan.cut, plan.blocks, top=plan.top)
         return self.adapter_bytes(names, plan.ranks, self._left(flow))
 
     def adapters_on_device(self, plan: DevicePlan) -> int:
         """Number of LoRA layers that a device trains."""
-        return self._adapters(plan.cut, plan.blocks)
+        return self._adapters(plan.cut, plan.blocks, plan.top)
 
     @cache  # noqa: B019
-    def _adapters(self, cut: int, blocks: Blocks) -> int:
-        return sum(".lora_A." in name for name in self._base.device_names(cut, blocks))
+    def _adapters(self, cut: int, blocks: Blocks, top: int | None) -> int:
+        return sum(".lora_A." in name for name in self._base.device_names(cut, blocks, top=top))
 
     @cached_property
     def hidden_size(self) -> int:
@@ -165,6 +207,10 @@ class CostModel:
             return self._faked(self._base.device_part(held.cut, held.blocks))
         if held.kind == "server":
             return self._faked(self._base.server_part(held.cut, held.blocks))
+        if held.kind == "tail":
+            return self._faked(self._base.tail_part(held.cut, held.blocks))
+        if held.kind == "middle":
+            return self._faked(self._base.middle_part(held.cut, held.end, held.blocks))
         if held.left is None:
             return self._faked(self._base.whole(held.blocks))
         heads, channels = (tuple(range(units)) for units in held.left)
@@ -210,8 +256,8 @@ class CostModel:
         part = self._part(held)
         coefficients = self._fit(part, self._probe(part, held), self._shapes(held.ranks, held.left))
         settings = self._settings
-        recomputes = settings.checkpoint_device if held.kind == "device" else settings.checkpoint_server
-        blocks = {"device": held.cut, "server": self.num_blocks - held.cut, "whole": self.num_blocks}[held.kind]
+        recomputes = settings.checkpoint_device if held.on_device else settings.checkpoint_server
+        blocks = held.num_blocks(self.num_blocks)
         if recomputes and blocks:  # while one block is recomputed, its activations are there
             coefficients[2] += self._without_recomputing._coefficients(held)[2] / blocks
         return coefficients
@@ -229,10 +275,12 @@ class CostModel:
                 ids_BT, mask_BT = _inputs(*shape).values()
                 batch = Batch(ids_BT, mask_BT, labels, token_type_ids_BT=None, indices=(), weight=1)
                 return _count(part, lambda: part.loss(batch))
-            assert isinstance(part, ServerPart)
-            trains = bool(self._base.device_names(held.cut, held.blocks))
+            assert isinstance(part, ServerPart | MiddlePart)
+            trains = held.kind == "tail" or bool(self._base.device_names(held.cut, held.blocks))
             h_BTD = torch.zeros(*shape, hidden_size, dtype=self._base.dtype, requires_grad=trains)
             mask_BT = torch.ones(shape, dtype=torch.bool)
+            if isinstance(part, MiddlePart):
+                return _count(part, lambda: part.forward(h_BTD, mask_BT))
             return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
 
         return step

@@ -104,15 +104,17 @@ class PieceServer:
         self._base = Base(settings, device="meta")
         self._digests: dict[str, str] = {}
 
-    def manifest(self, cut: int, *, head: bool = False) -> tuple[Piece, ...]:
+    def manifest(self, cut: int, *, top: int | None = None) -> tuple[Piece, ...]:
         """What a device with this cut needs. Digests are computed once, which reads those pieces from end to end.
 
         Args:
           cut: Blocks on the device.
-          head: Whether the device holds what follows the last block as well.
+          top: The first block of the tail that it holds as well, with what follows the last; None for none.
         """
-        check_cut(cut, self._base.num_blocks)
-        tensors = [EMBEDDINGS, *(_block(index) for index in range(cut)), *([HEAD] if head else [])]
+        blocks = self._base.num_blocks
+        check_cut(cut, blocks)
+        tail = [] if top is None else [*range(max(cut, top), blocks)]
+        tensors = [EMBEDDINGS, *(_block(index) for index in (*range(cut), *tail)), *([] if top is None else [HEAD])]
         names = [name for name in self._contents if name not in self._tensors or name in tensors]
         return tuple(Piece(name, self._length(name), self._digest(name)) for name in names)
 

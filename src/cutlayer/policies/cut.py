@@ -144,12 +144,13 @@ def whole_model() -> Planner:
       >>> from cutlayer import everyone, whole_model
       >>> from cutlayer.testing.playground import planned
       >>> plan = planned(everyone(), whole_model())
-      >>> [(device.cut, device.head) for device in plan.devices]
+      >>> [(device.cut, device.alone) for device in plan.devices]
       [(3, True), (3, True), (3, True)]
     """
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
-        whole = plan.with_each(lambda device: replace(device, cut=situation.costs.num_blocks, head=True))
+        blocks = situation.costs.num_blocks
+        whole = plan.with_each(lambda device: replace(device, cut=blocks, top=blocks))
         for device in whole.devices:
             _check_fits(device, situation)
         return whole

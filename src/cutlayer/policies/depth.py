@@ -83,7 +83,7 @@ def depth_by_time(*, least: int = 1, waiting: float = 1.0) -> Planner:
             raise ConfigError(f"method.least: expected at most {blocks}, the model's blocks, got {least}. Lower it.")
 
         def at_depth(device: DevicePlan, depth: int) -> DevicePlan:
-            return replace(device, cut=blocks, head=True, ranks=(0,) * (blocks - depth) + plan.ranks[blocks - depth :])
+            return replace(device, cut=blocks, top=blocks, ranks=(0,) * (blocks - depth) + plan.ranks[blocks - depth :])
 
         def deepest(device: DevicePlan) -> int:
             memory = situation.profile(device.device).memory_bytes

@@ -328,7 +328,7 @@ class _Amounts:
       server_flops: The server's, for a step.
       step_bits: Activations up and gradients down, of a step.
       adapter_bits: The adapter that comes at the beginning and goes at the end.
-      waits: Whether a step waits for an answer.
+      waits: For how many answers a step waits.
     """
 
     steps: int
@@ -336,19 +336,20 @@ class _Amounts:
     server_flops: float
     step_bits: tuple[float, float]
     adapter_bits: float
-    waits: bool
+    waits: int
 
 
 def _amounts(situation: Situation, plan: DevicePlan) -> _Amounts:
     shape, costs = (plan, plan.batch_size, situation.num_tokens), situation.costs
     own, adapter_bits = costs.device(*shape), 8 * costs.device_adapter_bytes(plan)
     flops = own.forward_flops + own.backward_flops
-    if plan.head:
-        return _Amounts(plan.local_steps, flops, 0.0, (0.0, 0.0), adapter_bits, waits=False)
+    if plan.alone:
+        return _Amounts(plan.local_steps, flops, 0.0, (0.0, 0.0), adapter_bits, waits=0)
     served, bits = costs.server(*shape), 8 * costs.activation_bytes(*shape[1:])
-    bits_down = bits if adapter_bits else 0.0  # a device that trains nothing is answered with a loss alone
+    answered = costs.device_adapter_bytes(plan.below) > 0  # what trains nothing is answered with a loss alone
+    step_bits = (bits * (1 + plan.head), bits * (answered + plan.head))  # twice, of a device that has the labels
     server_flops = served.forward_flops + served.backward_flops
-    return _Amounts(plan.local_steps, flops, server_flops, (bits, bits_down), adapter_bits, waits=True)
+    return _Amounts(plan.local_steps, flops, server_flops, step_bits, adapter_bits, waits=1 + plan.head)
 
 
 NO_CUT = {field.name: 0.0 for field in fields(_Loads)} | {"alone": math.inf}

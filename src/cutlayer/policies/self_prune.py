@@ -79,7 +79,7 @@ def self_pruning(gamma: float, lam: float, *, lowest: int = 1) -> Planner:
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         def pruned(device: DevicePlan) -> DevicePlan:
-            if not device.head:
+            if not device.alone:
                 raise ConfigError(
                     f"method.gamma: expected the whole model on every device that prunes its rank, got a cut at "
                     f"{device.cut} on {device.device}. Plan whole_model() first, or set method.gamma=1."

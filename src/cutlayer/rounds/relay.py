@@ -12,36 +12,46 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cutlayer.policies.aggregate import Contribution
+from cutlayer.policies.labels import labels_stay
 from cutlayer.policies.order import fifo
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.split import split
+from cutlayer.rounds.u_shape import u_shape
 from cutlayer.server.owners import one_for_all
 from cutlayer.server.server import Server
+from cutlayer.server.steps.halves import in_halves
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 from cutlayer.state import State
 from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.link import Link
 
 
-def relay() -> Round:
+def relay(*, labels: str = "server") -> Round:
     """Builds the relay.
+
+    Args:
+      labels: Where they are, and so the shape of each device's turn: `server`, up-and-down; `device`, the U-shape.
 
     Example:
       >>> from cutlayer import relay
       >>> round = relay()
       >>> round.together, round.divisible
       (True, False)
+      >>> relay(labels="device").shape.name
+      'u-shape'
     """
-    return _Relay()
+    if labels_stay(labels):
+        return _Relay(u_shape(server_step=in_halves(fifo(), owner=one_for_all)), cuts_batches=False)
+    return _Relay(split(server_step=one_device_at_a_time(fifo(), owner=one_for_all)), cuts_batches=True)
 
 
 class _Relay:
     equal_cuts = keeps_activations = divisible = False
-    together = cuts_batches = True
+    together = True
 
-    def __init__(self) -> None:
-        self._turn: Round = split(server_step=one_device_at_a_time(fifo(), owner=one_for_all))
-        self.shape, self.script = self._turn.shape, self._turn.script
+    def __init__(self, turn: Round, *, cuts_batches: bool) -> None:
+        self._turn, self.cuts_batches = turn, cuts_batches
+        self.shape, self.script = turn.shape, turn.script
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         broadcast = server.adapter

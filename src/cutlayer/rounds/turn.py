@@ -29,20 +29,31 @@ class Turn:
       device: What the device was given to do.
       kinds: Of the messages of a local step, in their order, each with the others that may come in its place; none
         where the device trains alone.
+      ahead: How many steps the device may begin before the messages of an earlier one are all there.
 
     Attributes:
-      step: the local step whose message is next.
       late: whether the device was told to end early.
     """
 
     def __init__(
-        self, server: Server, link: Link, device: DevicePlan, *kinds: type[Any] | tuple[type[Any], ...]
+        self,
+        server: Server,
+        link: Link,
+        device: DevicePlan,
+        *kinds: type[Any] | tuple[type[Any], ...],
+        ahead: int = 0,
     ) -> None:
-        self._server, self._link, self._device = server, link, device
+        self._server, self._link, self._device, self._ahead = server, link, device, ahead
         self._kinds = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
         self._local_steps = device.local_steps if kinds else 0
-        self.step = self._place = self._micro_batch = 0
+        self._came = [0] * len(kinds)  # of each kind, steps of which it has come
+        self._micro_batch = 0
         self.late = False
+
+    @property
+    def step(self) -> int:
+        """The first local step of which a message is missing."""
+        return self._came[-1] if self._came else 0
 
     @property
     def all_steps_came(self) -> bool:
@@ -91,17 +102,26 @@ class Turn:
 
     def _advance(self, message: Any) -> None:
         """Counts a message of a step, or of a part of a batch, if it is the next."""
-        micro_batch = message.micro_batch if isinstance(message, Activations) else 0
-        if self.all_steps_came or not isinstance(message, self._kinds[self._place]):
+        place = next((place for place in self._awaited() if isinstance(message, self._kinds[place])), None)
+        if place is None or message.step != self._came[place]:
             raise self._unexpected(message)
-        if (message.step, micro_batch) != (self.step, self._micro_batch):
-            raise self._unexpected(message)
-        if isinstance(message, Activations) and not message.ends_step:
-            self._micro_batch += 1
-            return
-        self._micro_batch, self._place = 0, (self._place + 1) % len(self._kinds)
-        self.step += self._place == 0
+        if isinstance(message, Activations):
+            if message.micro_batch != self._micro_batch:
+                raise self._unexpected(message)
+            self._micro_batch = 0 if message.ends_step else message.micro_batch + 1
+            if not message.ends_step:
+                return
+        self._came[place] += 1
+
+    def _awaited(self) -> list[int]:
+        """The places in the order of a step whose message may come now."""
+        steps, may = self._came, list[int]()
+        for place in range(len(self._kinds)):
+            most = min(self._local_steps, self.step + self._ahead + 1) if place == 0 else steps[place - 1]
+            if steps[place] < most:
+                may.append(place)
+        return may
 
     def _unexpected(self, message: object) -> WireError:
-        awaited = "an Update" if self.all_steps_came else f"{self._kinds[self._place][0].__name__} of step {self.step}"
-        return unexpected(self._device.device, awaited, message)
+        awaited = [f"{self._kinds[place][0].__name__} of step {self._came[place]}" for place in self._awaited()]
+        return unexpected(self._device.device, " or ".join(awaited) or "an Update", message)

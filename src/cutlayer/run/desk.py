@@ -114,9 +114,9 @@ class RunHost:
         if ask.what == "echo":
             return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
         if ask.what == "files":
-            head = ask.name == "head"
+            top = ask.length if ask.name == "head" else None
             # where the machine computes: torch builds a model on the meta device for one thread of a process at a time
-            manifest = await self._machine.aside(lambda: self._pieces.manifest(ask.number, head=head))
+            manifest = await self._machine.aside(lambda: self._pieces.manifest(ask.number, top=top))
             return _answer(manifest_bytes(manifest))
         if ask.what == "piece":
             return _answer(

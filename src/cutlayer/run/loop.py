@@ -152,7 +152,7 @@ class Coordinator:
         plan = self._tasks.joined(self._planned(number, situation))
         for device in plan.devices:
             situation.costs.device(device, device.micro_batch_size, situation.num_tokens)
-            if not device.head:
+            if not device.alone:
                 situation.costs.server(device, device.micro_batch_size, situation.num_tokens)
         return plan
 

@@ -78,7 +78,7 @@ class Adapters:
         fresh = {owner(device.device) for device in plan.devices if device.clause(FreshMoments)}
         shares: dict[str, Adapter] = {}
         for device in plan.devices:
-            names = self._base.server_names(device.cut, device.blocks, head=device.head)
+            names = self._base.server_names(device.cut, device.blocks, top=device.top)
             shares.setdefault(owner(device.device), {}).update(self.of(device, names))
         for name, share in shares.items():
             if not share and name not in self._trainables:
@@ -148,8 +148,10 @@ class Adapters:
             where = places(self._base, update)
             result.append(Contribution(adapter, weights, device.device, update.round, where, update.facts))
         for owner, devices in sorted(served.items()):
+            if owner not in self._trainables:
+                continue  # they all hold the whole model
             adapter = self._trainables[owner].values()
-            weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
+            weights = {key: sum(w for device, w in devices if self._on_server(key, device)) for key in adapter}
             result.append(Contribution(adapter, weights, round=round))
         return result
 
@@ -157,7 +159,7 @@ class Adapters:
         """Where several devices train one server adapter, it must mean the same to all of them, block by block."""
         firsts: dict[tuple[str, int | None], DevicePlan] = {}
         for device in plan.devices:
-            for place in () if device.head else self._places[device.cut :]:
+            for place in (place for place in self._places if not device.holds(place)):
                 first = firsts.setdefault((self._owner(device.device), place), device)
                 if _rank(first, place) != _rank(device, place):
                     raise ConfigError(
@@ -180,9 +182,8 @@ class Adapters:
             if owner in self._trainables:
                 self.trainable(owner).load_moments(self._before.get(owner, {}))
 
-    def _on_server(self, name: str, cut: int) -> bool:
-        block = self._base.block_of(name)
-        return block is None or block >= cut
+    def _on_server(self, name: str, device: DevicePlan) -> bool:
+        return not device.holds(self._base.block_of(name))
 
     # ------------------------------------------------------------------ scopes
 

@@ -61,6 +61,12 @@ class Arrivals:
         guest.waiting.append((activations, now()))
         self._news.set()
 
+    def goes_on(self, device: str) -> None:
+        """What was served of a device, and answered for a time, is being served again."""
+        guest = self._guests[device]
+        guest.unanswered += 1
+        guest.settled.clear()
+
     def leave(self, device: str) -> None:
         """A device takes no further part: what waits of it is not served, and nobody waits for more."""
         guest = self._guests[device]

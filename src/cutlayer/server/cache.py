@@ -194,7 +194,7 @@ class ActivationCache:
             scale_T = scale_T1[:, 0]
         elif self._stored == "bf16":
             h_TD = h_TD.bfloat16()
-        label = sample.labels[0, :length] if self._per_token else sample.labels[0]
+        label = sample.targets[0, :length] if self._per_token else sample.targets[0]
         return _Kept(h_TD.clone(), scale_T, sample.mask_BT[0, :length].cpu().clone(), label.cpu().clone())
 
     def _unpack(self, asked: Recall, row: int) -> Activations:

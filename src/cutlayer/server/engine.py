@@ -14,6 +14,7 @@ Shapes: B batch, T tokens, D hidden size, K classes or tokens of the vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Graph:
 
     Attributes:
       input_BTD: what came in, a leaf.
-      output: the loss, or logits (B, K) or (B, T, K).
+      output: the loss, logits (B, K) or (B, T, K), or hidden states (B, T, D).
     """
 
     input_BTD: Tensor
@@ -90,9 +91,9 @@ class Engine:
     def __init__(self, base: Base, adapters: Adapters, settings: TrainSettings) -> None:
         self._base, self._adapters, self._settings = base, adapters, settings
 
-    def span(self, cut: int, blocks: Blocks) -> Span:
-        """All that is above a cut."""
-        return Span(cut, None, blocks, trains_below=bool(self._base.device_names(cut, blocks)))
+    def span(self, cut: int, blocks: Blocks, end: int | None = None) -> Span:
+        """All that is above a cut; or, where the device has the labels, what is below its tail."""
+        return Span(cut, end, blocks, trains_below=bool(self._base.device_names(cut, blocks)))
 
     def loss(self, owner: str, span: Span, batch: Activations) -> Graph:
         """Runs a batch, or a part of one, through the span to its mean loss.
@@ -115,6 +116,21 @@ class Engine:
         part.use(self._adapters.trainable(owner).parameters)
         with self._dropout("server", batch):
             return Graph(h_BTD, part.logits(h_BTD, mask_BT))
+
+    def through(self, span: Span, batch: Activations, adapter: Mapping[str, Tensor]) -> Graph:
+        """Runs a batch through the blocks of a span, to the hidden states at its end, (B, T, D).
+
+        Args:
+          span: From the cut to where the device's tail begins.
+          batch: What came in, at the cut.
+          adapter: What is put in, by name.
+        """
+        assert span.end is not None, "blocks are run up to a block"
+        h_BTD = batch.h_BTD.detach().requires_grad_(span.trains_below)
+        part = self._base.middle_part(span.first, span.end, span.blocks)
+        part.use(adapter)
+        with self._dropout("server", batch):
+            return Graph(h_BTD, part.forward(h_BTD, batch.mask_BT.to(h_BTD.device)))
 
     def lift(self, span: Span, batch: Activations) -> Tensor:
         """The activations at the end of a span, (B, T, D), from those at its beginning: no adapter, no gradient."""
@@ -150,7 +166,7 @@ class Engine:
     def _given(self, span: Span, batch: Activations) -> tuple[Tensor, Tensor, Tensor]:
         """What came in as the model takes it: activations as a leaf, mask, labels."""
         h_BTD = batch.h_BTD.detach().requires_grad_(span.trains_below)
-        return h_BTD, batch.mask_BT.to(h_BTD.device), batch.labels.long().to(h_BTD.device)
+        return h_BTD, batch.mask_BT.to(h_BTD.device), batch.targets.long().to(h_BTD.device)
 
     def _dropout(self, what: str, batch: Activations, *, drops: bool | None = None) -> AbstractContextManager[None]:
         """Dropout drawn for this part of this step of this device, whoever was served before."""

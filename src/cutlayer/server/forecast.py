@@ -11,16 +11,20 @@ from typing import Protocol
 
 import torch
 
+from cutlayer.fleet.allotment import frequency_of
 from cutlayer.fleet.profile import DeviceProfile, Fleet
 from cutlayer.packing import UNCOMPRESSED, Compression
 from cutlayer.policies.order import Job
 from cutlayer.types import Costs, DevicePlan
-from cutlayer.wire.codecs import packed_form
+from cutlayer.wire.codecs import Codec, packed_form
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Seconds of each piece of one local step, in the order in which they happen."""
+    """Seconds of each piece of one local step, in the order in which they happen.
+
+    Where a device has the labels, what lies between the server's two pieces of work is in `download` and `backward`.
+    """
 
     forward: float
     upload: float
@@ -82,18 +86,26 @@ class Forecast:
     def _step(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> StepTimes:
         profile = self._profiles[plan.device]
         device = self._costs.device(plan, num_samples, num_tokens)
-        forward = device.forward_flops / profile.effective_flops
-        backward = device.backward_flops / profile.effective_flops
-        if plan.head:
+        speed = profile.effective_flops * frequency_of(plan)
+        if plan.alone:
+            forward, backward = device.forward_flops / speed, device.backward_flops / speed
             return StepTimes(forward, upload=0.0, server=0.0, download=0.0, backward=backward)
+        below = self._costs.device(plan.below, num_samples, num_tokens)
+        above_flops = device.forward_flops - below.forward_flops + device.backward_flops - below.backward_flops
+        forward, backward = below.forward_flops / speed, (below.backward_flops + above_flops) / speed
         server = self._costs.server(plan, num_samples, num_tokens)
         up_bytes, down_bytes = self.crossing_bytes(plan, num_samples, num_tokens)
         up_bits_per_second, down_bits_per_second = self._rates(profile)
+        first_bytes, returned_bytes = up_bytes, 0
+        if plan.head:  # what crosses between the server's two pieces of work comes after the first of them
+            first_bytes = self._packed_bytes(self._compression.activations, num_samples, num_tokens)
+            returned_bytes = up_bytes - first_bytes
+        back_and_forth = 8 * returned_bytes / up_bits_per_second + 2 * profile.latency_seconds * plan.head
         return StepTimes(
             forward=forward,
-            upload=8 * up_bytes / up_bits_per_second + profile.latency_seconds,
+            upload=8 * first_bytes / up_bits_per_second + profile.latency_seconds,
             server=(server.forward_flops + server.backward_flops) / self._server_flops,
-            download=8 * down_bytes / down_bits_per_second + profile.latency_seconds,
+            download=8 * down_bytes / down_bits_per_second + profile.latency_seconds + back_and_forth,
             backward=backward,
         )
 
@@ -105,7 +117,7 @@ class Forecast:
         """
         sizes, latency = plan.parts_of(num_samples), self._profiles[plan.device].latency_seconds
         parts = [self.step(plan, size, num_tokens) for size in sizes]
-        if plan.head:
+        if plan.alone:
             return sum(part.total for part in parts)
         device = up = server = down = 0.0  # from when on each is free
         heard: list[float] = []
@@ -123,15 +135,21 @@ class Forecast:
         return device
 
     def crossing_bytes(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> tuple[int, int]:
-        """What one local step sends over the cut, packed: activations up, gradients down."""
-        if plan.head:
+        """What one local step sends over the cut, packed: activations up, gradients down.
+
+        Over two cuts where the device has the labels: the server's activations come down, their gradients go up.
+        """
+        if plan.alone:
             return 0, 0
-        shape_BTD = (num_samples, num_tokens, self._costs.hidden_size)
-        up, down = (
-            packed_form(codec, shape_BTD, self._costs.dtype).nbytes
+        of_activations, of_gradients = (
+            self._packed_bytes(codec, num_samples, num_tokens)
             for codec in (self._compression.activations, self._compression.gradients)
         )
-        return up, down if self._costs.adapters_on_device(plan) else 0
+        down = of_gradients if self._costs.adapters_on_device(plan.below) else 0
+        return of_activations + of_gradients * plan.head, down + of_activations * plan.head
+
+    def _packed_bytes(self, codec: Codec, num_samples: int, num_tokens: int) -> int:
+        return packed_form(codec, (num_samples, num_tokens, self._costs.hidden_size), self._costs.dtype).nbytes
 
     def job(self, plan: DevicePlan, num_samples: int, num_tokens: int, release_seconds: float) -> Job:
         """The step as the scheduling problem sees it."""

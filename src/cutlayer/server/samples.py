@@ -21,8 +21,8 @@ def one_by_one(arrived: Activations) -> list[Activations]:
             arrived,
             h_BTD=arrived.h_BTD[i : i + 1],
             mask_BT=arrived.mask_BT[i : i + 1],
-            labels=arrived.labels[i : i + 1],
-            weight=weight_of(arrived.labels[i]),
+            labels=arrived.targets[i : i + 1],
+            weight=weight_of(arrived.targets[i]),
             rows_B=None if rows_B is None else rows_B[i : i + 1],
         )
         for i in range(len(arrived.h_BTD))

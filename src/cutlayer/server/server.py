@@ -102,7 +102,7 @@ class Server:
     def assignment(self, device: DevicePlan) -> Assignment:
         """What a device is told when the round opens."""
         round = self.ledger.plan.round
-        own = self.adapters.of(device, self.base.device_names(device.cut, device.blocks, head=device.head))
+        own = self.adapters.of(device, self.base.device_names(device.cut, device.blocks, top=device.top))
         adapter, facts = self._broadcast(own, device)
         return Assignment(
             run=self.run,
@@ -111,7 +111,7 @@ class Server:
             plan=device,
             learning_rates=_shortened([self.learning_rate(round, step) for step in range(device.local_steps)]),
             adapter=adapter,
-            folds=self.folds.missed(device.device, self.base.device_names(device.cut)),
+            folds=self.folds.missed(device.device, self.base.device_names(device.cut, top=device.top)),
             facts=facts,
             counted=self.ledger.counted.get(device.device),
         )

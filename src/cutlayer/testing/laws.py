@@ -24,6 +24,7 @@ from torch import Tensor
 from cutlayer.config import read_config
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError, StragglersError, UserError, leaves
+from cutlayer.fleet.allotment import frequency_of
 from cutlayer.fleet.profile import Fleet, Trace
 from cutlayer.methods.method import Method
 from cutlayer.methods.source import described_error
@@ -581,6 +582,8 @@ def times_add_up(subject: Subject) -> str | None:
     run = subject.run
     ends = [0.0, *(row["virtual_seconds"] for row in run.rows)]
     speeds = {device.name: device.effective_flops for device in fleet_of(3).devices}
+    assigned = [one for one in run.sent_down if isinstance(one, Assignment)]
+    clocks = {(one.device, one.round): frequency_of(one.plan) for one in assigned}
     for record in run.logbook.history.records:
         where = f"{record.device} in round {record.round}"
         duration = ends[record.round + 1] - ends[record.round]
@@ -589,7 +592,8 @@ def times_add_up(subject: Subject) -> str | None:
         expect(occupied <= record.busy_seconds + record.network_seconds + 1e-9, f"{where} is occupied with nothing")
         expect(record.busy_seconds > 0, f"{where} computes nothing")
         expect(record.network_seconds > 0, f"{where} sends nothing")
-        _expect_close(record.flops, record.busy_seconds * speeds[record.device], f"{where}, FLOPs against its speed")
+        speed = speeds[record.device] * clocks[record.device, record.round]
+        _expect_close(record.flops, record.busy_seconds * speed, f"{where}, FLOPs against its speed")
     return None
 
 

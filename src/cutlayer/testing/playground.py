@@ -80,7 +80,10 @@ class ListedBatches:
 
 @dataclass(frozen=True)
 class FlatCosts:
-    """A cost model with round numbers: one MFLOP per block, sample and token; backward ends at the lowest adapter."""
+    """A cost model with round numbers: one MFLOP per block, sample and token; backward ends at the lowest adapter.
+
+    A tail that a device holds is run forward and backward to its end.
+    """
 
     num_blocks: int
     hidden_size: int = 16
@@ -90,23 +93,27 @@ class FlatCosts:
         blocks = [block for block in range(plan.cut) if plan.blocks is None or block in plan.blocks]
         deep = plan.cut - min(blocks, default=plan.cut)
         forward, backward = (1e6 * (passed + 0.1) * num_samples * num_tokens for passed in (plan.cut, deep))
-        return Cost(forward, backward if deep else 0.0, 2**20 * (1 + plan.cut))
+        tail = 0 if plan.top is None or plan.alone else self.num_blocks - plan.top
+        above = 0.0 if plan.top is None or plan.alone else 1e6 * (tail + 0.1) * num_samples * num_tokens
+        return Cost(forward + above, (backward if deep else 0.0) + above, 2**20 * (1 + plan.cut + tail))
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
-        flops = 1e6 * (self.num_blocks - plan.cut + 0.1) * num_samples * num_tokens
-        return Cost(flops, flops, 2**20 * (1 + self.num_blocks - plan.cut))
+        blocks = (self.num_blocks if plan.top is None else plan.top) - plan.cut
+        flops = 1e6 * (blocks + 0.1) * num_samples * num_tokens
+        return Cost(flops, flops, 2**20 * (1 + blocks))
 
     def activation_bytes(self, num_samples: int, num_tokens: int) -> int:
         return 4 * num_samples * num_tokens * self.hidden_size
 
     def adapters_on_device(self, plan: DevicePlan) -> int:
-        return 2 * plan.cut
+        return 2 * sum(map(plan.holds, range(self.num_blocks)))
 
     def device_adapter_bytes(self, plan: DevicePlan) -> int:
-        return 4096 * (plan.cut if plan.blocks is None else len([block for block in plan.blocks if block < plan.cut]))
+        adapted = range(self.num_blocks) if plan.blocks is None else plan.blocks
+        return 4096 * sum(map(plan.holds, adapted))
 
     def server_trainable_bytes(self, plan: DevicePlan) -> int:
-        return 12288 * (self.num_blocks - plan.cut)
+        return 12288 * ((self.num_blocks if plan.top is None else plan.top) - plan.cut)
 
 
 def fleet_of(num_devices: int, *, max_blocks: Sequence[int] = (1, 2, 3)) -> Fleet:

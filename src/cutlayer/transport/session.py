@@ -37,6 +37,8 @@ from cutlayer.wire.messages import (
     Close,
     Finish,
     Gradients,
+    Hidden,
+    HiddenGradients,
     Message,
     Update,
     passes_in_rounds,
@@ -140,7 +142,7 @@ class Session:
         frame, sent = parts(message), self._sent
         number = sent.add(frame)
         self._news.set()
-        needed = number - isinstance(message, Activations | Gradients)
+        needed = number - isinstance(message, Activations | Hidden | HiddenGradients | Gradients)
         while sent is self._sent and (sent.handed < needed or sent.under_way_bytes > WINDOW_BYTES):
             self._progress.clear()
             await self._progress.wait()

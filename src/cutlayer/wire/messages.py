@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter, DevicePlan
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 """Raised by one whenever a frame of the old code would be misread by the new."""
 
 
@@ -68,7 +68,8 @@ class Activations:
       device: who sends it.
       h_BTD: hidden states at the cut, detached.
       mask_BT: True where there is a token, False where there is padding.
-      labels: int32; (B,) class ids, or (B, T) token ids with -100 where the loss is masked.
+      labels: int32; (B,) class ids, or (B, T) token ids with -100 where the loss is masked; None where they stay with
+        the device, which has the head.
       weight: the loss normaliser of the batch: samples, or unmasked target tokens (`types.Batch.weight`).
       rows_B: int32; which rows of the device's data these are, where the server is to keep their activations.
       micro_batch: which part of the batch it is, from 0.
@@ -82,12 +83,18 @@ class Activations:
     device: str
     h_BTD: Tensor
     mask_BT: Tensor
-    labels: Tensor
+    labels: Tensor | None
     weight: int
     rows_B: Tensor | None = None
     micro_batch: int = 0
     micro_batches: int = 1
     others_weight: int = 0
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels, of a device that sends them."""
+        assert self.labels is not None, "the shape of the round has devices send their labels"
+        return self.labels
 
     @property
     def share(self) -> float:
@@ -145,6 +152,46 @@ class Gradients:
 
 
 @dataclass(frozen=True, slots=True)
+class Hidden:
+    """Server to device, to `Activations` without labels: the batch as it leaves the server's blocks.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it belongs to.
+      step: the local step that it belongs to.
+      device: whom it is for.
+      h_BTD: hidden states where the device's tail begins, detached.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    h_BTD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenGradients:
+    """Device to server, the answer to `Hidden`.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it belongs to.
+      step: the local step that it belongs to.
+      device: who sends it.
+      grad_BTD: gradient of the step's loss by the `h_BTD` that came down.
+      loss: the step's mean loss; not finite when training diverged.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    grad_BTD: Tensor
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """Device to server, closing the device's part of a round.
 
@@ -153,7 +200,7 @@ class Update:
       round: the round that it closes.
       device: who sends it.
       adapter: the tensors that the device trained, by global name.
-      steps: local steps that it took alone, without the server; 0 where the server computed every loss.
+      steps: local steps that it took alone, without the server; 0 where the server computed or was told every loss.
       samples: training samples that it saw in this round.
       weight: sum of its batches' weights.
       loss: mean loss of those steps, weighted by the batches' weights; not finite when training diverged.
@@ -321,7 +368,7 @@ class Ask:
       what: `echo` (answer with some bytes), `files` (list the pieces of the model up to a cut), or `piece`.
       name: of the piece; of files, `head` for what follows the last block as well.
       number: the cut; or the offset in the piece.
-      length: bytes to answer with.
+      length: bytes to answer with; of files with the `head`, the first block of the tail that goes with it.
       body: uint8; carried and thrown away, for the rate of the link; None elsewhere.
     """
 
@@ -357,7 +404,7 @@ class Ready:
       up_bits_per_second, down_bits_per_second: of its link, as measured.
       latency_seconds: of its link, one way.
       num_samples: that it has to train on.
-      label_counts: its samples of each class; empty for causal LM.
+      label_counts: its samples of each class; empty for causal LM, and where labels stay with the device.
       max_blocks: the most blocks that its owner lends; nothing for as many as fit.
     """
 
@@ -390,10 +437,22 @@ class Stand:
     received: int
 
 
-Message = Assignment | Activations | Recall | Gradients | Facts | Close | Measured | Update | Finish
+Message = (
+    Assignment
+    | Activations
+    | Recall
+    | Hidden
+    | HiddenGradients
+    | Gradients
+    | Facts
+    | Close
+    | Measured
+    | Update
+    | Finish
+)
 """What passes in rounds: exactly once, in order."""
 
-FromDevice = Activations | Recall | Facts | Measured | Update
+FromDevice = Activations | Recall | HiddenGradients | Facts | Measured | Update
 """What a device sends in rounds."""
 
 Handshake = Hello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
@@ -415,6 +474,8 @@ Role = Literal["activations", "gradients", "broadcast", "update"]
 ROLES: Mapping[type[Any], Mapping[str, Role]] = {
     Assignment: {"adapter": "broadcast"},
     Activations: {"h_BTD": "activations"},
+    Hidden: {"h_BTD": "activations"},
+    HiddenGradients: {"grad_BTD": "gradients"},
     Gradients: {"grad_BTD": "gradients"},
     Update: {"adapter": "update"},
 }

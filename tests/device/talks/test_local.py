@@ -39,7 +39,7 @@ def device_of(base: Base, events: list[Event] | None = None) -> Device:
 
 
 def assignment(base: Base, *, steps: int = 3, round: int = 0) -> Assignment:
-    plan = DevicePlan("device-0", BLOCKS, 4, steps, head=True)
+    plan = DevicePlan("device-0", BLOCKS, 4, steps, top=BLOCKS)
     return Assignment("run", round, "device-0", plan, RATES[:steps], moved_adapter(base))
 
 

@@ -40,7 +40,7 @@ def pruning_device(base: Base) -> Device:
 
 
 def told(base: Base, round: int, prune: Prune | None) -> Assignment:
-    plan = DevicePlan("device-0", BLOCKS, 3, 2, head=True)
+    plan = DevicePlan("device-0", BLOCKS, 3, 2, top=BLOCKS)
     plan = plan if prune is None else plan.having(prune)
     return Assignment("run", round, "device-0", plan, RATES, moved_adapter(base, seed=round))
 

@@ -34,7 +34,7 @@ def bert(tiny_model: ModelMaker) -> Base:
 
 
 def assignment(base: Base, asked: Queries) -> Assignment:
-    plan = DevicePlan("device-0", BLOCKS, 4, 2, head=True).having(asked)
+    plan = DevicePlan("device-0", BLOCKS, 4, 2, top=BLOCKS).having(asked)
     return Assignment("run", 0, "device-0", plan, RATES, moved_adapter(base))
 
 

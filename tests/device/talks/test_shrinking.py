@@ -33,7 +33,7 @@ def bert(tiny_model: Callable[[str, str], Path]) -> Base:
 
 
 def assignment(base: Base, *, penalty: float, may: bool = True, round: int = 0) -> Assignment:
-    plan = DevicePlan("device-0", BLOCKS, 3, 2, head=True, ranks=(8,) * BLOCKS)
+    plan = DevicePlan("device-0", BLOCKS, 3, 2, top=BLOCKS, ranks=(8,) * BLOCKS)
     plan = plan.having(SelfPrune(TO, penalty)) if may else plan
     return Assignment("run", round, "device-0", plan, RATES, moved_adapter(base))
 
@@ -151,7 +151,7 @@ def test_moments_of_what_is_left_go_on(bert: Base, monkeypatch: pytest.MonkeyPat
             assert float(value) == 2.0
         else:
             assert torch.equal(value, bert.at_ranks({name: whole[name]}, TO)[name])
-    plan = DevicePlan("device-0", BLOCKS, 3, 1, head=True, ranks=TO)
+    plan = DevicePlan("device-0", BLOCKS, 3, 1, top=BLOCKS, ranks=TO)
     hold_round(device, Assignment("run", 1, "device-0", plan, RATES, bert.at_ranks(moved_adapter(bert), TO)))
     moments = device.state().branch("moments").tensors
     assert {float(value) for name, value in moments.items() if name.endswith("#step")} == {3.0}

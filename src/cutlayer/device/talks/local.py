@@ -26,15 +26,26 @@ class Local(Stateless):
 
         async def work(assignment: Assignment) -> Message | None:
             self._device.begin(assignment)
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._device.train(step)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
+            return await steps_alone(self._device, heard, assignment)
 
         async with Attentive(link) as heard:
             await follow(heard, self._device, work)
+
+
+async def steps_alone(device: Device, heard: Attentive, assignment: Assignment) -> Message | None:
+    """The local steps of a device that holds the whole model; or the message that ended them.
+
+    Args:
+      device: The device, which has begun the round.
+      heard: Its end of the link.
+      assignment: Of the round.
+    """
+    heard.begin()
+    for step in range(assignment.plan.local_steps):
+        await device.train(step)
+        if (ended := heard.waiting()) is not None:
+            return ended
+    return None
 
 
 SHAPE = Shape("local", Local)

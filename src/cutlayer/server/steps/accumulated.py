@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cutlayer.model.trainable import Trainable
 from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import SHARED, Owner, one_for_all
@@ -38,12 +39,24 @@ def accumulated() -> ServerStep:
     return _Accumulated(fifo())
 
 
-class _Sum:
-    """The gradients of one device, and what they weigh."""
+class GradientSum:
+    """The gradients of one device, and what they weigh.
+
+    Attributes:
+      gradients: by name, of the sum of losses that are weighted by what was trained.
+      weight: of the batches.
+    """
 
     def __init__(self) -> None:
         self.gradients: Adapter = {}
         self.weight = 0
+
+    def take(self, trainable: Trainable, weight: int) -> None:
+        """Takes the gradients that an adapter has, of the mean loss over a batch of this weight."""
+        found = {name: parameter.grad for name, parameter in trainable.parameters.items()}
+        self.add({name: gradient for name, gradient in found.items() if gradient is not None}, weight)
+        for parameter in trainable.parameters.values():
+            parameter.grad = None
 
     def add(self, gradients: Adapter, weight: int) -> None:
         """Adds the gradients of a mean loss over a batch of this weight."""
@@ -62,11 +75,11 @@ class _Accumulated(Stateless):
         self._order = order
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
-        sums: dict[str, _Sum] = {}
+        sums: dict[str, GradientSum] = {}
         while (arrived := await arrivals.pick(self._order)) is not None:
-            loss, grad_BTD = await _back(server, arrived, sums.setdefault(arrived.device, _Sum()))
+            loss, grad_BTD = await _back(server, arrived, sums.setdefault(arrived.device, GradientSum()))
             await reply(answer(server, arrived, loss, grad_BTD))
-        await _step(server, sums)
+        await step_once(server, sums)
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """One model and one step, a gradient of the server's adapter for every device, and a queue of the others."""
@@ -76,7 +89,7 @@ class _Accumulated(Stateless):
         return step + gradients + queue
 
 
-async def _back(server: Server, arrived: Activations, total: _Sum) -> tuple[float, Tensor | None]:
+async def _back(server: Server, arrived: Activations, total: GradientSum) -> tuple[float, Tensor | None]:
     """Forward and backward of one device's batch; the gradients of the adapter go to the device's sum."""
     engine, device = server.engine, server.ledger.device(arrived.device)
     span, trainable = engine.span(device.cut, device.blocks), server.adapters.trainable(SHARED)
@@ -86,10 +99,7 @@ async def _back(server: Server, arrived: Activations, total: _Sum) -> tuple[floa
         loss = graph.value
         engine.check_finite(loss, arrived.device, arrived.round, arrived.step)
         grad_BTD = graph.back()
-        found = {name: parameter.grad for name, parameter in trainable.parameters.items()}
-        total.add({name: gradient for name, gradient in found.items() if gradient is not None}, arrived.weight)
-        for parameter in trainable.parameters.values():
-            parameter.grad = None
+        total.take(trainable, arrived.weight)
         return loss, grad_BTD
 
     cost = server.costs.server(device, *arrived.h_BTD.shape[:2])
@@ -104,8 +114,13 @@ async def _back(server: Server, arrived: Activations, total: _Sum) -> tuple[floa
     )
 
 
-async def _step(server: Server, sums: dict[str, _Sum]) -> None:
-    """Moves the adapter by the gradients of those who stayed, joined in the order of their names."""
+async def step_once(server: Server, sums: dict[str, GradientSum]) -> None:
+    """Moves the adapter by the gradients of those who stayed, joined in the order of their names.
+
+    Args:
+      server: The server.
+      sums: By device.
+    """
     stayed = [total for device, total in sorted(sums.items()) if device not in server.ledger.gone and total.weight]
     round, trainable = server.ledger.plan.round, server.adapters.trainable(SHARED)
     if not stayed:

@@ -154,8 +154,8 @@ class _Epsl(Stateless):
         shared = num_shared(self._phi, sizes) if len(arrived) > 1 else 0  # with oneself there is nothing to share
         if not shared or not self._pairing:
             return [list(range(shared)) for _ in arrived]
-        if arrived[0].labels.dim() == 1:
-            return pair_labels([part.labels.tolist() for part in arrived], shared, rng)
+        if arrived[0].targets.dim() == 1:
+            return pair_labels([part.targets.tolist() for part in arrived], shared, rng)
         return pair_lengths([part.mask_BT.sum(1).tolist() for part in arrived], shared, rng)
 
     def _note(self, server: Server, arrived: Sequence[Activations], shared: int, backward_flops: float) -> None:
@@ -279,7 +279,7 @@ def _places(shared: Sequence[Activations], *, ends: bool) -> list[_Place]:
 
 def _rows(arrived: Activations, rows: Tensor, micro_batch: int = 0) -> Activations:
     """Some samples of a batch as a batch, with dropout that is drawn for them alone where `micro_batch` is not 0."""
-    labels = arrived.labels[rows]
+    labels = arrived.targets[rows]
     return replace(
         arrived,
         h_BTD=arrived.h_BTD[rows.to(arrived.h_BTD.device)],
@@ -453,7 +453,7 @@ def last_layer_gradient(logits_BK: Tensor, batch: Activations, share: float) -> 
     if not batch.weight:
         return 0.0, torch.zeros_like(logits_BK, dtype=torch.float32)
     leaf_BK = logits_BK.detach().float().requires_grad_()
-    labels = batch.labels.long().to(leaf_BK.device)
+    labels = batch.targets.long().to(leaf_BK.device)
     loss = token_loss(leaf_BK, labels) if labels.dim() == 2 else cross_entropy(leaf_BK, labels)
     [z_BK] = torch.autograd.grad(loss, leaf_BK, torch.full_like(loss, share))
     return float(loss.detach()) * share, z_BK

@@ -71,7 +71,7 @@ def merge(arrived: Sequence[Activations]) -> Activations:
         device=SHARED,
         h_BTD=concat([part.h_BTD for part in arrived]),
         mask_BT=concat([part.mask_BT for part in arrived]),
-        labels=concat([part.labels for part in arrived], fill=MASKED),
+        labels=concat([part.targets for part in arrived], fill=MASKED),
         weight=sum(part.weight for part in arrived),
     )
 

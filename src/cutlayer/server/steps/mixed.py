@@ -66,7 +66,7 @@ async def train_mixed(
     def compute() -> float:
         h_BTD = concat([sample.h_BTD.to(device) for sample in samples])
         mask_BT = concat([sample.mask_BT for sample in samples]).to(device)
-        labels = concat([sample.labels for sample in samples], MASKED).long().to(device)
+        labels = concat([sample.targets for sample in samples], MASKED).long().to(device)
         stages.use(trainable.parameters)
         drops = model.base_dropout or model.lora.dropout > 0
         with seeded_dropout(drops, server.settings.seed, "server", SHARED, round, step):
