@@ -285,7 +285,7 @@ class Device:
             nonlocal loss
             part.use(self._versions.of(step))
             mask_BT, labels = batch.attention_mask_BT.bool(), batch.labels.long()
-            with seeded_dropout(self._drops, self.settings.seed, "tail", self.name, now.round, step):
+            with self.dropping(step, part="tail"):
                 loss = part.loss(leaf_BTD, mask_BT.to(self.base.device), labels.to(self.base.device))
             return loss.detach()
 
@@ -377,11 +377,11 @@ class Device:
         """What its steps cost."""
         return self._costs
 
-    def dropping(self, step: int, micro_batch: int = 0) -> AbstractContextManager[None]:
-        """Within it, what drops out is drawn for this local step, whoever computed before."""
+    def dropping(self, step: int, micro_batch: int = 0, *, part: str = "device") -> AbstractContextManager[None]:
+        """Within it, what drops out of this part is drawn for this local step, whoever computed before."""
         model, at = self.base.settings, (step, micro_batch) if micro_batch else (step,)
         drops = model.base_dropout or model.lora.dropout > 0
-        return seeded_dropout(drops, self.settings.seed, "device", self.name, self.now.round, *at)
+        return seeded_dropout(drops, self.settings.seed, part, self.name, self.now.round, *at)
 
     def move(self, step: int) -> None:
         """Moves the adapter by the gradients that are there; a tensor without one stays."""

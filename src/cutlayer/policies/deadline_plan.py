@@ -164,7 +164,7 @@ class Bound:
     def layers(self) -> Floats:
         """Blocks of work up to the end of each block from the output down; a device is as far ahead as any other."""
         pace = self.paces[0]
-        return pace.ahead + np.arange(1, pace.blocks + 1)
+        return np.asarray(pace.ahead + np.arange(1, pace.blocks + 1), dtype=np.float64)
 
     @cached_property
     def weights(self) -> Floats:
