@@ -14,6 +14,8 @@ from cutlayer.comparing.entry import parse_entries
 from cutlayer.comparing.metric import Metric
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError
+from cutlayer.methods.table import TABLE
+from cutlayer.testing.tiny import save_inputs
 
 
 def comparison(
@@ -129,3 +131,17 @@ def test_what_is_done_is_methods_of_which_every_run_is(tmp_path: Path) -> None:
     assert done is not None
     assert [entry.label for entry in done.entries] == ["memsfl", "fedlora"]
     assert done.seeds == asked.seeds
+
+
+def test_every_method_is_planned_by_its_own_steps(tmp_path: Path) -> None:
+    """All rows of the table in one comparison: none is planned by what the steps of the first one cost."""
+    here = save_inputs(tmp_path, rows=24)
+    content = {
+        "model": {"name": str(here / "model")},
+        "data": {"path": str(here / "data"), "max_length": 16},
+        "lora": {"targets": ["all-linear"]},
+    }
+    for first in ("ho_sfl", "prge"):
+        words = [first, *(name for name in sorted(TABLE) if name != first)]
+        inputs = comparison(tmp_path / "out", *words, **content).check()
+        assert inputs.config.method.name == first

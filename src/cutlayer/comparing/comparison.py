@@ -131,7 +131,8 @@ class Comparison:
         inputs = prepare(runs[0].config)
         for run in runs[: len(self.entries)]:
             try:
-                method_of(run.config).make_plan(0, situation_of(inputs, Logbook()))
+                own = replace(inputs, config=run.config)  # what a step costs is the method's to say
+                method_of(run.config).make_plan(0, situation_of(own, Logbook()))
             except UserError as error:
                 raise ConfigError(f"compare {run.entry.label}: {error}") from error
         return inputs
