@@ -20,7 +20,7 @@ PUBLIC = {
     *("simulate", "serve", "join", "compare", "load_finetuned", "RunConfig", "ConfigError", "Outcome"),
     # what a method is made of
     *("Method", "Planner", "Round", "ServerStep", "Aggregate"),
-    *("Situation", "RoundPlan", "DevicePlan", "Contribution"),
+    *("Situation", "RoundPlan", "DevicePlan", "Contribution", "Trains"),
     # planners
     *("everyone", "random_fraction", "in_random_order", "kl_cohort"),
     *("cut_at", "cut_by_name", "cut_by_memory", "cut_by_capacity", "cut_by_latency", "whole_model"),

@@ -73,6 +73,7 @@ from cutlayer.policies.self_prune import self_pruning as self_pruning
 from cutlayer.policies.stack import begin_anew as begin_anew
 from cutlayer.policies.stack import stack as stack
 from cutlayer.policies.svd import svd as svd
+from cutlayer.policies.trains import Trains as Trains
 from cutlayer.policies.zero_pad import zero_pad as zero_pad
 from cutlayer.rounds.hybrid import hybrid as hybrid
 from cutlayer.rounds.layers import layers as layers

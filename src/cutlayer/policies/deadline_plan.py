@@ -164,7 +164,8 @@ class Bound:
     def layers(self) -> Floats:
         """Blocks of work up to the end of each block from the output down; a device is as far ahead as any other."""
         pace = self.paces[0]
-        return np.asarray(pace.ahead + np.arange(1, pace.blocks + 1), dtype=np.float64)
+        layers_N: Floats = pace.ahead + np.arange(1.0, pace.blocks + 1)
+        return layers_N
 
     @cached_property
     def weights(self) -> Floats:
@@ -172,8 +173,9 @@ class Bound:
         rates_R = self.eta * RATES[self.rates](np.arange(self.rounds, dtype=np.float64))
         kept_R = 1 - self.rho * rates_R
         after_R = np.append(np.cumprod(kept_R[::-1])[::-1][1:], 1.0)
-        weights: Floats = rates_R**2 * after_R
-        return weights / weights.mean() if weights.any() else np.ones(self.rounds)
+        weights_R = rates_R**2 * after_R
+        normal_R: Floats = weights_R / weights_R.mean() if weights_R.any() else np.ones(self.rounds)
+        return normal_R
 
     @property
     def noise(self) -> float:

@@ -14,6 +14,12 @@ class Trains(Clause):
 
     Attributes:
       momentum: what is left of the last step's direction in the next.
+
+    Example:
+      >>> from cutlayer import Method, Trains, cut_at, everyone, mean_per_block, relay
+      >>> method = Method((everyone(), cut_at(1)), relay(), mean_per_block(), trains=Trains(momentum=0.9))
+      >>> method.trains.momentum
+      0.9
     """
 
     momentum: float = 0.0
