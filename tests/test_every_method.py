@@ -37,13 +37,27 @@ from cutlayer.wire.messages import Gradients
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
-SPLIT = {"epsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl", "splitlora", "vanilla"}
+SPLIT = {
+    "epsl",
+    "fedsl",
+    "hsfl",
+    "memsfl",
+    "mergesfl",
+    "reindsplit",
+    "sfl_v1",
+    "sfl_v2",
+    "sfpl",
+    "sl",
+    "splitlora",
+    "vanilla",
+}
 ALONE = {"centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only"}
 HELD = {
     "one_device_is_plain_training": SPLIT | ALONE,
-    "one_device_trains_the_products_of_plain_training": {"flexlora", "flora"},
+    "one_device_trains_the_products_of_plain_training": {"flexlora", "flora", "hsplitlora"},
     "the_order_of_the_fleet_does_not_matter": {
         "fedlora",
+        "fedsl",
         "fedspine",
         "flexlora",
         "flora",

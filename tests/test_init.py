@@ -29,10 +29,13 @@ PUBLIC = {
     *("fixed", "speed_proportional", "regulate_kl", "fill_ingress"),
     *("fresh_moments", "activations_repeat", "self_pruning", "ratio_and_rank_by_bandit"),
     *("along_directions", "asking", "SeedSearch", "seed_search", "searching"),
+    *("cut_by_knapsack", "ranks_by_importance", "weighing"),
+    *("pruning_below", "dropping_channels", "rounding_to", "aggregating_every"),
     # facts of a round, for the next plan
-    *("pruning", "ranks_that_are_left"),
+    *("pruning", "ranks_that_are_left", "importance_of_modules"),
     # rounds, server steps, orders, who shares what
     *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound"),
+    *("thinned", "weighing_split"),
     *("one_device_at_a_time", "a_copy_each", "merged", "pooled", "epsl", "accumulated"),
     *("one_per_device", "one_for_all"),
     *("fifo", "random_order", "longest_tail", "ratio", "strict_ratio", "optimal", "order_by_name"),

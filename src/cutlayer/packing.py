@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from torch import Tensor
 from cutlayer.errors import DivergedError, MalformedMessage
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import State
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, TopK, codec_by_name
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import ROLES, Assignment, Message, Role, Update
@@ -61,6 +61,31 @@ class Compression:
 
 
 UNCOMPRESSED = Compression()
+
+
+@runtime_checkable
+class ChoosesCodecs(Protocol):
+    """A clause of a device's plan that says how what passes between the device and the server is packed."""
+
+    def codec(self, role: Role, codec: Codec, at: str) -> Codec:
+        """The codec of one tensor.
+
+        Args:
+          role: What the tensor is.
+          codec: The one that it has so far, at first the run's.
+          at: Names the tensor among all that pass in a run: what is random about its packing is drawn from that.
+        """
+
+
+def codec_under(plan: DevicePlan, role: Role, codec: Codec, at: str = "") -> Codec:
+    """The codec of one tensor under a device's plan. See `ChoosesCodecs.codec`.
+
+    The shape and dtype of what it packs are the same whatever `at` says.
+    """
+    for clause in plan.clauses:
+        if isinstance(clause, ChoosesCodecs):
+            codec = clause.codec(role, codec, at)
+    return codec
 
 
 def compression(
@@ -118,6 +143,8 @@ class CompressedLink(Around):
         self._compression, self._started_from = compression, started_from
         self._hidden_size, self._dtype = hidden_size, dtype
         self._broadcasts: dict[int, Adapter] = {}  # of the round that is open: what differences refer to
+        self._plan: DevicePlan | None = None  # of the round that was opened last
+        self._opened = -1  # the number of that round
         self._lost: Adapter = {}
 
     async def send(self, message: Message) -> None:
@@ -174,26 +201,44 @@ class CompressedLink(Around):
         """The message as it travels; what packing an update loses goes into `lost`."""
         changes: dict[str, Any] = {}
         for field, role in ROLES.get(type(message), {}).items():
-            value, codec = getattr(message, field), self._compression.of(role)
+            value, codec = getattr(message, field), self._codec(role, message)
             if role == "broadcast":
+                self._open(message)
                 self._broadcasts = {message.round: value}
                 changes[field] = {name: codec.pack(tensor) for name, tensor in value.items()}
             elif role == "update" and codec is not NONE:
-                changes[field] = self._pack_update(codec, value, self._references(message), lost)
+                changes[field] = self._pack_update(message, value, lost)
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.pack(value)
         return replace(message, **changes)
 
-    def _pack_update(self, codec: Codec, trained: Adapter, references: Adapter, lost: Adapter) -> Adapter:
-        """Differences to the references, and what the last ones owe, packed."""
-        packed = {}
+    def _open(self, message: Message) -> None:
+        """Notes the plan of a round that is opened."""
+        assert isinstance(message, Assignment), "nothing else opens a round"
+        self._plan, self._opened = message.plan, message.round
+
+    def _codec(self, role: Role, message: Message, name: str = "") -> Codec:
+        """The codec of a tensor of a message; of an update's tensor of this name."""
+        codec = self._compression.of(role)
+        if self._plan is None or message.round != self._opened:
+            return codec
+        at = f"{message.round}/{self._plan.device}/{getattr(message, 'step', '')}/{getattr(message, 'micro_batch', 0)}"
+        return codec_under(self._plan, role, codec, f"{at}/{name}")
+
+    def _pack_update(self, message: Message, trained: Adapter, lost: Adapter) -> Adapter:
+        """Differences to what the device started from, and what the last ones owe, packed.
+
+        What a plan's codec rounds without bias is not owed: it is right in the mean as it is.
+        """
+        packed, references = {}, self._references(message)
         for name, value in trained.items():
             change = value - _reference(references, name, value.shape)
             owed = self._lost.get(name)
             if owed is not None and owed.shape == change.shape:  # else its rank has changed since, or it was pruned
                 change = change + owed
+            codec = self._codec("update", message, name)
             packed[name] = codec.pack(change)
-            if self._compression.error_feedback:
+            if self._compression.error_feedback and codec is self._compression.update:
                 lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
         return packed
 
@@ -201,20 +246,21 @@ class CompressedLink(Around):
         """The message in whole tensors."""
         changes: dict[str, Any] = {}
         for field, role in ROLES.get(type(message), {}).items():
-            value, codec = getattr(message, field), self._compression.of(role)
+            value, codec = getattr(message, field), self._codec(role, message)
             if role == "broadcast":
+                self._open(message)
                 changes[field] = {name: self._unpack_values(packed) for name, packed in value.items()}
                 self._broadcasts = {message.round: changes[field]}
             elif role == "update" and codec is not NONE and not self._is_over(message.round):
-                changes[field] = self._unpack_update(codec, value, self._references(message))
-            elif role in ("activations", "gradients") and value is not None:
+                changes[field] = self._unpack_update(message, value)
+            elif role in ("activations", "gradients") and value is not None and message.round >= self._opened:
                 changes[field] = codec.unpack(value, (*value.shape[:-1], self._hidden_size), self._dtype)
         return replace(message, **changes)
 
-    def _unpack_update(self, codec: Codec, packed: Adapter, references: Adapter) -> Adapter:
-        trained = {}
+    def _unpack_update(self, message: Message, packed: Adapter) -> Adapter:
+        trained, references = {}, self._references(message)
         for name, value in packed.items():
-            reference = _reference(references, name)
+            reference, codec = _reference(references, name), self._codec("update", message, name)
             trained[name] = reference + codec.unpack(value, reference.shape, reference.dtype)
         return trained
 

@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import seeded_dropout, still
 from cutlayer.model.optimizers import Rule
-from cutlayer.model.part import WholePart, model_inputs
+from cutlayer.model.part import DevicePart, WholePart, model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.trains import Trains, rule_of
@@ -158,7 +159,15 @@ class Device:
     # ------------------------------------------------------------------ below a cut
 
     async def bottom(
-        self, batch: Batch, step: int, micro_batch: int = 0, *, graph: bool = True, share: float = 1.0
+        self,
+        batch: Batch,
+        step: int,
+        micro_batch: int = 0,
+        *,
+        part: Callable[[], DevicePart] | None = None,
+        within: Callable[[DevicePart], AbstractContextManager[object]] = nullcontext,
+        graph: bool = True,
+        share: float = 1.0,
     ) -> Tensor:
         """Runs a batch, or a part of one, up to the cut: (B, T, D).
 
@@ -166,20 +175,22 @@ class Device:
           batch: The batch, or the part.
           step: The local step.
           micro_batch: Which part.
+          part: What the device holds below the cut; None for all of it.
+          within: In what the part is run.
           graph: Whether its graph is kept where something here trains; without one nothing drops out either.
           share: Of the step's forward passes, by their FLOPs.
         """
         now = self.now
-        part = self.base.device_part(now.plan.cut, now.plan.blocks)
         at = (step, micro_batch) if micro_batch else (step,)
 
         def work() -> Tensor:
-            part.use(self.trainable.parameters)
+            held = self.base.device_part(now.plan.cut, now.plan.blocks) if part is None else part()
+            held.use(self.trainable.parameters)
             if not graph:
-                with torch.no_grad(), still(part.model):
-                    return part.forward(model_inputs(batch, self.base.device))
-            with seeded_dropout(self._drops, self.settings.seed, "device", self.name, now.round, *at):
-                return part.forward(model_inputs(batch, self.base.device))
+                with torch.no_grad(), still(held.model):
+                    return held.forward(model_inputs(batch, self.base.device))
+            with seeded_dropout(self._drops, self.settings.seed, "device", self.name, now.round, *at), within(held):
+                return held.forward(model_inputs(batch, self.base.device))
 
         shape_BTD = (batch.num_samples, batch.num_tokens, self._costs.hidden_size)
         cost = self._costs.device(now.plan, *shape_BTD[:2])
@@ -213,7 +224,18 @@ class Device:
             rows_B=rows_B,
         )
 
-    async def back(self, batch: Batch, h_BTD: Tensor, grad_BTD: Tensor | None, step: int, *, moves: bool) -> None:
+    async def back(
+        self,
+        batch: Batch,
+        h_BTD: Tensor,
+        grad_BTD: Tensor | None,
+        step: int,
+        *,
+        moves: bool,
+        rule: Rule | None = None,
+        before_step: Callable[[], None] | None = None,
+        more_flops: float = 0.0,
+    ) -> None:
         """Follows a graph back from the cut and frees it.
 
         Args:
@@ -222,21 +244,27 @@ class Device:
           grad_BTD: The gradient of the step's loss by it; None where nothing on the device trains.
           step: The local step.
           moves: Whether the adapter is stepped then.
+          rule: By which; None for the plan's.
+          before_step: Called when the gradients of the whole step are there.
+          more_flops: What else is computed on the way.
         """
         if grad_BTD is None:
             return
 
         def work() -> None:
             h_BTD.backward(grad_BTD)
-            if moves:
-                self.trainable.step(self.now.rate(step), self._rule)
+            if not moves:
+                return
+            if before_step is not None:
+                before_step()
+            self.trainable.step(self.now.rate(step), rule or self._rule)
 
         cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
         await self.machine.run(
             work,
             like=lambda: None,
             what="backward",
-            flops=cost.backward_flops,
+            flops=cost.backward_flops + more_flops,
             round=self.now.round,
             step=step,
         )

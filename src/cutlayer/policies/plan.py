@@ -31,6 +31,7 @@ class Situation:
       rounds: of the whole run.
       micro_batches: into which a step's batch is cut, as the run asks.
       overlap: whether a device computes while one is on its way, as the run asks.
+      num_modules: LoRA modules of the model, as many in each block; 0 where that is not known.
 
     Example:
       >>> from cutlayer import everyone
@@ -55,6 +56,7 @@ class Situation:
     rounds: int = 1
     micro_batches: int = 1
     overlap: bool = True
+    num_modules: int = 0
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)

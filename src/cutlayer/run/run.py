@@ -53,6 +53,7 @@ def situation_with(
         rounds=train.rounds,
         micro_batches=train.micro_batches,
         overlap=train.overlap,
+        num_modules=len(inputs.base.modules),
     )
 
 

@@ -12,10 +12,14 @@ from typing import Protocol
 import torch
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
-from cutlayer.packing import UNCOMPRESSED, Compression
+from cutlayer.packing import UNCOMPRESSED, Compression, codec_under
 from cutlayer.policies.order import Job
 from cutlayer.types import Costs, DevicePlan
 from cutlayer.wire.codecs import packed_form
+from cutlayer.wire.messages import Role
+
+ROLES_AT_THE_CUT: tuple[Role, Role] = ("activations", "gradients")
+"""What crosses the cut in a local step: up, and down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +132,8 @@ class Forecast:
             return 0, 0
         shape_BTD = (num_samples, num_tokens, self._costs.hidden_size)
         up, down = (
-            packed_form(codec, shape_BTD, self._costs.dtype).nbytes
-            for codec in (self._compression.activations, self._compression.gradients)
+            packed_form(codec_under(plan, role, self._compression.of(role)), shape_BTD, self._costs.dtype).nbytes
+            for role in ROLES_AT_THE_CUT
         )
         return up, down if self._costs.adapters_on_device(plan) else 0
 

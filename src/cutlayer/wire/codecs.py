@@ -7,6 +7,9 @@
     int8           D signed bytes in steps of the largest / 127, then that step   D + 4
     topk:FRACTION  the largest in magnitude, then where they were (int32)         k (item + 4), k = FRACTION x D
 
+Two more a method chooses for a round (`packing.codec_under`), with a key from which both ends, or the one that packs,
+draw what is random: `SomeNumbers` of each row, and `StochasticSteps`, a tensor in few bits without bias.
+
 A row is the last dimension; `item` is the size of the tensor's own dtype. Packing is deterministic, and its size
 depends on shape and dtype alone: pack a tensor that holds nothing (`meta`) to know it. A packed tensor says nothing
 of where it came from: whoever unpacks knows the shape and dtype to expect, so nothing that arrives is believed.
@@ -14,12 +17,14 @@ of where it came from: whoever unpacks knows the shape and dtype to expect, so n
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -173,6 +178,121 @@ class TopK:
 
     def _kept(self, width: int) -> int:
         return max(1, round(self.fraction * width))
+
+
+@dataclass(frozen=True, slots=True)
+class SomeNumbers:
+    """Some of the numbers of each row, the same of all rows, packed by another codec; the others become zero.
+
+    Which ones, both ends draw from the key: it is not sent. Those that stay are multiplied by how many there were for
+    each that stays, so that a row keeps its mean over draws, as dropout keeps it.
+
+    Attributes:
+      codec: what packs those that stay.
+      fraction: how many stay, rounded to a whole number and at least one.
+      key: what they are drawn from.
+      on_arrival: whether they are multiplied when they are unpacked, else before they are packed. A gradient travels
+        back through a product: what was multiplied before it was packed is multiplied again where its gradient arrives.
+    """
+
+    codec: Codec
+    fraction: float
+    key: str
+    on_arrival: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.fraction:g} of {self.codec.name}"
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        some = tensor.index_select(-1, self._where(tensor))
+        return self.codec.pack(some if self.on_arrival else some * self._factor(tensor.shape[-1]))
+
+    def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        some = self.codec.unpack(packed, (*shape[:-1], self._kept(shape[-1])), dtype)
+        whole = torch.zeros(tuple(shape), dtype=dtype, device=packed.device)
+        if self.on_arrival:
+            some = some * self._factor(shape[-1])
+        return whole.index_copy_(-1, self._where(whole), some)
+
+    def _kept(self, width: int) -> int:
+        return max(1, round(self.fraction * width))
+
+    def _factor(self, width: int) -> float:
+        return width / self._kept(width)
+
+    def _where(self, tensor: Tensor) -> Tensor:
+        """The places of those that stay, in order: those of the smallest of as many random numbers as there are."""
+        width = tensor.shape[-1]
+        drawn = np.frombuffer(hashlib.shake_256(self.key.encode()).digest(8 * width), dtype="<u8")
+        where = np.sort(np.argsort(drawn, kind="stable")[: self._kept(width)])
+        return torch.from_numpy(where).to(tensor.device)
+
+
+@dataclass(frozen=True, slots=True)
+class StochasticSteps:
+    """Whole steps of the largest magnitude / (2^(bits - 1) - 1), rounded at random so that their mean is the number.
+
+    The error of each number is below one step, and its variance at most a quarter of a step's square. The packed form
+    is one row: the steps, `bits` each, and then the step (fp32).
+
+    Attributes:
+      bits: of a number, 2 to 16.
+      key: what the rounding is drawn from, by the end that packs.
+    """
+
+    bits: int
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"stochastic:{self.bits}"
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        _expect_finite(tensor)
+        num_bytes = self._num_bytes(tensor.numel())
+        if tensor.is_meta:
+            return torch.empty(num_bytes + SCALE_BYTES, dtype=torch.uint8, device="meta")
+        values_N = tensor.detach().flatten().float()
+        scale = values_N.abs().amax().reshape(1) / self._levels if len(values_N) else values_N.new_zeros(1)
+        steps_N = values_N / torch.where(scale > 0, scale, math.inf)
+        below_N = steps_N.floor()
+        up_N = _uniform(self.key, len(values_N)).to(values_N.device) < steps_N - below_N
+        # a scale just above the smallest number is so coarse that more steps than there are would fit
+        codes_N = (below_N + up_N).clamp_(-self._levels, self._levels).to(torch.int32) + self._levels
+        bits_NB = (codes_N[:, None] >> torch.arange(self.bits, device=codes_N.device)) & 1
+        bits_M8 = torch.nn.functional.pad(bits_NB.flatten(), (0, 8 * num_bytes - bits_NB.numel())).view(-1, 8)
+        packed = (bits_M8 << torch.arange(8, device=codes_N.device)).sum(1).to(torch.uint8)
+        return torch.cat([packed, scale.view(torch.uint8)])
+
+    def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        _expect_form(self, packed, shape, dtype)
+        if packed.is_meta:
+            return torch.empty(tuple(shape), dtype=dtype, device="meta")
+        count = math.prod(shape)
+        scale = _as(torch.float32, packed[-SCALE_BYTES:])
+        bits_M8 = (packed[:-SCALE_BYTES, None].int() >> torch.arange(8, device=packed.device)) & 1
+        bits_NB = bits_M8.flatten()[: count * self.bits].view(count, self.bits)
+        steps_N = (bits_NB << torch.arange(self.bits, device=packed.device)).sum(1) - self._levels
+        if bool((steps_N > self._levels).any()) or not bool((scale >= 0).all() and scale.isfinite().all()):
+            raise MalformedMessage(
+                f"tensor packed by {self.name}: expected steps up to {self._levels} of a finite length, got others. "
+                "Drop it: it is damaged."
+            )
+        return (steps_N * scale).to(dtype).view(tuple(shape))
+
+    @property
+    def _levels(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    def _num_bytes(self, count: int) -> int:
+        return -(-count * self.bits // 8)
+
+
+def _uniform(key: str, count: int) -> Tensor:
+    """(count,) fp32 from 0 to below 1, drawn from a key: multiples of 2^-24."""
+    drawn = np.frombuffer(hashlib.shake_256(key.encode()).digest(4 * count), dtype="<u4") >> 8
+    return torch.from_numpy(drawn.astype(np.float32) * np.float32(2.0**-24))
 
 
 NONE = AsItIs()
