@@ -2,7 +2,7 @@
 
     python benchmarks/claims.py --data FOLDER [--full] [--only mergesfl]
 
-FOLDER holds the data sets `emotion`, `sst2` and `mrpc` (train.parquet, validation.parquet). Every trial is one
+FOLDER holds the data sets `emotion`, `sst2`, `mrpc` and `gsm8k` (train.parquet, validation.parquet). Every trial is one
 `cutlayer compare`, kept in `--work`: the same command goes on where it was stopped, and each trial's report.html is
 there to look at. Figures are read from compare.json. The quick mode has few rounds: it shows that a trial runs, not
 what it is worth. `docs/claims.md` holds the results of the full mode and what they say.
@@ -21,6 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -43,13 +44,17 @@ from cutlayer.report.round_row import records_of
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.types import History, StepRecord
 from tables import publish
+from writer import writer_folder
 
 VALIDATION_ROWS = 500
 COLUMNS = {
     "emotion": ["--text", "text"],
     "sst2": ["--text", "sentence"],
     "mrpc": ["--text", "sentence1", "--text-pair", "sentence2"],
+    "gsm8k": ["--task", "causal-lm", "--prompt", "question", "--answer", "answer"],
 }
+WRITER = "a-small-writer"
+"""Stands in a trial's flags for the folder of `writer.py`'s model."""
 COMMON = ["--max-length", "64", "--local-steps", "5", "--batch-size", "16"]
 EVERYWHERE = "-o lora.targets=[all-linear]"
 TENTH = "fraction=0.125"  # ten of the eighty
@@ -180,6 +185,42 @@ def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
             Line("final accuracy, points", "+0.4 to +4.5 at equal sparsity", ours, other["label"]),
             Line(f"time to accuracy {trial.target}", "1.4 to 6.9 x", speedup(system, other), other["label"]),
             Line("device computation", "-", less(system, other, "flops"), other["label"]),
+        ]
+    return lines
+
+
+def hsplitlora(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Perplexities, which are lower where they are better, and times to the target."""
+    system, *others = figures
+    lines = []
+    for other in others:
+        paper = {"hetlora": ("-0.47", "1.7 x"), "splitlora": ("-0.15", "1.5 x")}
+        less_by, sooner = paper.get(other["label"].partition(":")[0], ("-", "-"))
+        values = [one["final"]["perplexity"]["mean"] for one in (system, other)]
+        ours = f"{values[0] - values[1]:+.2f} ({values[0]:.2f} / {values[1]:.2f})"
+        lines += [
+            Line("final perplexity", less_by, ours, other["label"]),
+            Line(f"time to perplexity {trial.target:g}", sooner, speedup(system, other), other["label"]),
+            Line("time of the whole run", "-", less(system, other, "virtual_seconds"), other["label"]),
+            Line("bytes of the whole run", "-", less(system, other, "bytes"), other["label"]),
+        ]
+    return lines
+
+
+def fedsl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Every setting against the one that thins nothing."""
+    plain, *others = figures
+    lines = []
+    for one in others:
+        points = 100 * (accuracy(one) - accuracy(plain))
+        ours = f"{points:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(plain):.3f})"
+        up, down = ([figure[f"bytes_{way}"]["mean"] for figure in (one, plain)] for way in ("up", "down"))
+        lines += [
+            Line("device computation", "-", less(one, plain, "flops"), one["label"]),
+            Line("bytes up", "-", ratio(*up), one["label"]),
+            Line("bytes down", "-", ratio(*down), one["label"]),
+            Line("training time", "-", less(one, plain, "virtual_seconds"), one["label"]),
+            Line("final accuracy, points", "best at moderate pruning, 8 bits", ours, one["label"]),
         ]
     return lines
 
@@ -529,6 +570,14 @@ FLEETS: dict[str, dict[str, Any]] = {
             {"name": "newer", "count": 3, "tflops": 0.15},
         ],
     },
+    "unequal-five": {
+        "source": "five clients of unequal memories, as HSplitLoRA's, for a small model; all of it our choice",
+        "server": {"tflops": 35.6, "efficiency": 0.3, "memory_gib": 24},
+        "defaults": {"tflops": 0.1, "efficiency": 0.3, "up_mbit": 20, "down_mbit": 20, "latency_ms": 5},
+        "devices": [
+            {"name": f"client-{number}", "memory_gib": gib} for number, gib in enumerate((0.055, 0.06, 0.07, 0.08, 0.1))
+        ],
+    },
 }
 """By name, fleets of this file alone: where computing decides about time, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
@@ -671,6 +720,50 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
             ),
         ),
     ),
+    "hsplitlora": (
+        hsplitlora,
+        (
+            Trial(
+                "gsm8k",
+                (
+                    "hsplitlora",
+                    "hetlora:by=memory",
+                    "splitlora:cut=1",
+                    "hsplitlora:server_share=1.0",
+                    "hsplitlora:lowest=32",
+                ),
+                f"--model {WRITER} --fleet unequal-five --rank 32 --alpha 64 --lr 3e-3 --batch-size 8 --max-length 96 "
+                f"{EVERYWHERE}",
+                16,
+                target=20.0,
+            ),
+        ),
+    ),
+    "fedsl": (
+        fedsl,
+        (
+            Trial(
+                "emotion",
+                tuple(
+                    f"fedsl:cut=2,{options}"
+                    for options in (
+                        "prune=0,dropout=0,bits=null",
+                        "prune=0.3,dropout=0,bits=null",
+                        "prune=0.6,dropout=0,bits=null",
+                        "prune=0,dropout=0.1,bits=null",
+                        "prune=0,dropout=0.5,bits=null",
+                        "prune=0,dropout=0,bits=8",
+                        "prune=0,dropout=0,bits=4",
+                        "prune=0,dropout=0,bits=2",
+                        "prune=0.3,dropout=0.1,bits=8",
+                    )
+                ),
+                "--fleet memsfl-six --lr 4e-3 --batch-size 8 --local-steps 4 --max-length 24 --eval-every 100 "
+                f"{EVERYWHERE}",
+                12,
+            ),
+        ),
+    ),
     "legend": (
         legend,
         (Trial("emotion", (f"legend:{TENTH}", f"fedlora:{TENTH}", f"hetlora:{TENTH}"), f"{JETSONS} iid", 12, 0.6),),
@@ -735,7 +828,9 @@ def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: 
     out = work / ("full" if full else "quick") / trial.name
     words = ["cutlayer", "compare", *trial.methods, "--data", str(with_short_validation(data / trial.data, work))]
     words += [*COLUMNS[trial.data], "--rounds", str(trial.rounds if full else 3), "--eval-every", "2", *COMMON]
-    words += [fleet_file(word, work) if word in FLEETS else word for word in shlex.split(trial.flags)]
+    known: dict[str, Callable[[], str]] = {name: partial(fleet_file, name, work) for name in FLEETS}
+    known[WRITER] = lambda: str(writer_folder(data, work))
+    words += [known[word]() if word in known else word for word in shlex.split(trial.flags)]
     words += ["--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
     if trial.target is not None:
         words += ["--target", str(trial.target)]

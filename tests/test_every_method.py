@@ -38,15 +38,16 @@ METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
 SPLIT = {
-    *("epsl", "gan_hfsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl", "splitlora"),
-    "vanilla",
+    *("epsl", "fedsl", "gan_hfsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl"),
+    *("splitlora", "vanilla"),
 }
 ALONE = {"adel", "centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only", "salf", "teasq_fed"}
 HELD = {
     "one_device_is_plain_training": SPLIT | ALONE,
-    "one_device_trains_the_products_of_plain_training": {"flexlora", "flora"},
+    "one_device_trains_the_products_of_plain_training": {"flexlora", "flora", "hsplitlora"},
     "the_order_of_the_fleet_does_not_matter": {
         "fedlora",
+        "fedsl",
         "fedspine",
         "flexlora",
         "flora",

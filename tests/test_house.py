@@ -46,6 +46,8 @@ TESTED_IN = {
     "cli/resumed.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_up.py",
     "device/talks/seeds.py": "rounds/test_seeds.py",  # both ends, held to each other
+    "device/talks/thinned.py": "rounds/test_thinned.py",
+    "device/talks/weighing.py": "rounds/test_weighing.py",
     "device/own_link.py": "run/test_served.py",
     "flower/client_app.py": "flower/test_server_app.py",
     "gate/door.py": "run/test_served.py",
@@ -59,6 +61,7 @@ TESTED_IN = {
     "types.py": "policies/test_plan.py",  # nouns
     "rounds/round.py": "rounds/test_split.py",  # an interface
     "server/owners.py": "server/test_server.py",  # of whole steps
+    "server/steps/weigh.py": "rounds/test_weighing.py",  # both ends, held to each other
     "server/steps/step.py": "server/steps/test_one_at_a_time.py",  # an interface
     "wire/link.py": "fleet/test_link.py",  # an interface
 }

@@ -31,11 +31,13 @@ PUBLIC = {
     *("along_directions", "asking", "SeedSearch", "seed_search", "searching"),
     *("layer_deadline", "deadlines_and_batches"),
     *("heads_for", "labels_on_devices", "labels_stay", "delayed", "pareto_plan"),
+    *("cut_by_knapsack", "ranks_by_importance", "weighing"),
+    *("pruning_below", "dropping_channels", "rounding_to", "aggregating_every"),
     # facts of a round, for the next plan
-    *("pruning", "ranks_that_are_left", "reached"),
+    *("pruning", "ranks_that_are_left", "reached", "importance_of_modules"),
     # rounds, server steps, orders, who shares what
     *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound", "layers"),
-    *("u_shape", "in_halves", "accumulated_in_halves"),
+    *("u_shape", "in_halves", "accumulated_in_halves", "thinned", "weighing_split"),
     *("one_device_at_a_time", "a_copy_each", "merged", "pooled", "epsl", "accumulated"),
     *("one_per_device", "one_for_all"),
     *("fifo", "random_order", "longest_tail", "ratio", "strict_ratio", "optimal", "order_by_name"),

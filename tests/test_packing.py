@@ -18,7 +18,9 @@ from cutlayer.errors import ConfigError, DivergedError, MalformedMessage
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.fleet.link import modelled_link
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression, update_codec
+from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, codec_under, compression
+from cutlayer.policies.channels import DropChannels
+from cutlayer.policies.few_bits import FewBits
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.sparse_then_dense import PackedUpdate
 from cutlayer.state import State
@@ -440,9 +442,9 @@ def test_damaged_frames_are_refused_or_make_another_message(name: str, kind: int
 def test_a_plan_says_how_its_update_is_packed_where_the_run_does_not() -> None:
     """Nothing of what a method's codec loses is owed; what the run file says comes first."""
     plan = DevicePlan("phone").having(PackedUpdate("sparse:0.25:8"))
-    assert update_codec(plan, NONE) == Sparse(0.25, 8)
-    assert update_codec(plan, Int8()) == Int8()
-    assert update_codec(DevicePlan("phone"), NONE) is NONE
+    assert codec_under(plan, "update", NONE) == Sparse(0.25, 8)
+    assert codec_under(plan, "update", Int8()) == Int8()
+    assert codec_under(DevicePlan("phone"), "update", NONE) is NONE
     start = {"w": torch.zeros(4, 8)}
     trained = {"w": torch.arange(32.0).reshape(4, 8)}
 
@@ -464,3 +466,69 @@ def test_a_plan_says_how_its_update_is_packed_where_the_run_does_not() -> None:
     assert not kept[:24].any()
     torch.testing.assert_close(kept[24:], trained["w"].flatten()[24:], rtol=0, atol=31 / 127)
     assert not owed
+
+
+# ------------------------------------------------------------------ codecs that a plan chooses
+
+
+PLANNED = DevicePlan("phone").having(DropChannels(0.25, seed=1)).having(FewBits(6, seed=2))
+
+
+def opened(values: Adapter, round: int = 0, plan: DevicePlan = PLANNED) -> Assignment:
+    return replace(assignment(values, round), plan=plan)
+
+
+def test_a_plan_chooses_the_codecs_of_its_round_alone() -> None:
+    """Activations lose a quarter of their channels, others in each step; an update has six bits a number."""
+    pair, start, trained = Pair(UNCOMPRESSED), adapter(0), adapter(1)
+
+    async def program() -> tuple[Any, Any, Any, Any]:
+        await pair.to_device(opened(start))
+        first, second = [await pair.to_server(activations(0, step)) for step in range(2)]
+        after = await pair.to_server(update(trained))
+        await pair.to_device(opened(trained, 1, DevicePlan("phone")))
+        plain = await pair.to_server(replace(activations(0), round=1))
+        return first, second, after, plain
+
+    first, second, after, plain = run(program())
+    dropped = [(message.h_BTD == 0).all(0).all(0) for message in (first, second)]
+    assert [int(where.sum()) for where in dropped] == [4, 4]
+    assert not torch.equal(*dropped)
+    assert torch.equal(plain.h_BTD, activations(0).h_BTD)
+    for name, value in after.adapter.items():
+        step = float((trained[name] - start[name]).abs().max()) / 31
+        assert float((value - trained[name]).abs().max()) <= step * 1.0001
+        assert not torch.equal(value, trained[name])
+
+
+def test_what_a_plan_rounds_without_bias_is_not_owed() -> None:
+    pair = Pair(UNCOMPRESSED)
+
+    async def program() -> None:
+        await pair.to_device(opened(adapter(0)))
+        await pair.to_server(update(adapter(1)))
+
+    run(program())
+    assert pair.device.state().tensors == {}
+
+
+def test_activations_of_a_round_that_is_over_stay_as_they_came() -> None:
+    """Nobody can use them, and the plan by which they were packed is gone."""
+    pair = Pair(UNCOMPRESSED)
+
+    async def program() -> Any:
+        await pair.to_device(opened(adapter(0)))
+        late = activations(0)
+        await pair.device.send(late)
+        await pair.to_device(opened(adapter(0), 1, DevicePlan("phone")))
+        pair.down.inbox.put_nowait(pair.up.sent[0])
+        return await pair.server.receive()
+
+    assert run(program()).h_BTD.shape[-1] == 12
+
+
+def test_codecs_under_a_plan_go_around_the_runs() -> None:
+    codec = codec_under(PLANNED, "activations", Int8(), "at")
+    assert codec.pack(torch.randn(2, 3, D)).shape == (2, 3, 12 + 4)
+    assert codec_under(DevicePlan("phone"), "activations", Int8()) == Int8()
+    assert codec_under(PLANNED, "broadcast", NONE) is NONE

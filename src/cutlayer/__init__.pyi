@@ -21,6 +21,7 @@ from cutlayer.policies.batch import fill_ingress as fill_ingress
 from cutlayer.policies.batch import fixed as fixed
 from cutlayer.policies.batch import regulate_kl as regulate_kl
 from cutlayer.policies.batch import speed_proportional as speed_proportional
+from cutlayer.policies.channels import dropping_channels as dropping_channels
 from cutlayer.policies.cohort import kl_cohort as kl_cohort
 from cutlayer.policies.cut import cut_at as cut_at
 from cutlayer.policies.cut import cut_by_capacity as cut_by_capacity
@@ -35,6 +36,12 @@ from cutlayer.policies.directions import along_directions as along_directions
 from cutlayer.policies.labels import heads_for as heads_for
 from cutlayer.policies.labels import labels_on_devices as labels_on_devices
 from cutlayer.policies.labels import labels_stay as labels_stay
+from cutlayer.policies.few_bits import rounding_to as rounding_to
+from cutlayer.policies.importance_ranks import importance_of_modules as importance_of_modules
+from cutlayer.policies.importance_ranks import ranks_by_importance as ranks_by_importance
+from cutlayer.policies.importance_ranks import weighing as weighing
+from cutlayer.policies.interval import aggregating_every as aggregating_every
+from cutlayer.policies.knapsack import cut_by_knapsack as cut_by_knapsack
 from cutlayer.policies.latency_plan import cut_by_latency as cut_by_latency
 from cutlayer.policies.layerwise import mean_per_layer as mean_per_layer
 from cutlayer.policies.layerwise import reached as reached
@@ -49,6 +56,7 @@ from cutlayer.policies.order import strict_ratio as strict_ratio
 from cutlayer.policies.pareto import pareto_plan as pareto_plan
 from cutlayer.policies.plan import Planner as Planner
 from cutlayer.policies.plan import Situation as Situation
+from cutlayer.policies.prune_below import pruning_below as pruning_below
 from cutlayer.policies.qlearn import RewardWeights as RewardWeights
 from cutlayer.policies.qlearn import cut_by_qlearning as cut_by_qlearning
 from cutlayer.policies.queries import asking as asking
@@ -87,6 +95,8 @@ from cutlayer.rounds.shrinking import shrinking as shrinking
 from cutlayer.rounds.split import split as split
 from cutlayer.rounds.stream import stream as stream
 from cutlayer.rounds.u_shape import u_shape as u_shape
+from cutlayer.rounds.thinned import thinned as thinned
+from cutlayer.rounds.weighing import weighing_split as weighing_split
 from cutlayer.run.ending import Outcome as Outcome
 from cutlayer.server.owners import one_for_all as one_for_all
 from cutlayer.server.owners import one_per_device as one_per_device

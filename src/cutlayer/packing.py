@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -63,6 +63,31 @@ class Compression:
 UNCOMPRESSED = Compression()
 
 
+@runtime_checkable
+class ChoosesCodecs(Protocol):
+    """A clause of a device's plan that says how what passes between the device and the server is packed."""
+
+    def codec(self, role: Role, codec: Codec, at: str) -> Codec:
+        """The codec of one tensor.
+
+        Args:
+          role: What the tensor is.
+          codec: The one that it has so far, at first the run's.
+          at: Names the tensor among all that pass in a run: what is random about its packing is drawn from that.
+        """
+
+
+def codec_under(plan: DevicePlan, role: Role, codec: Codec, at: str = "") -> Codec:
+    """The codec of one tensor under a device's plan. See `ChoosesCodecs.codec`.
+
+    The shape and dtype of what it packs are the same whatever `at` says.
+    """
+    for clause in plan.clauses:
+        if isinstance(clause, ChoosesCodecs):
+            codec = clause.codec(role, codec, at)
+    return codec
+
+
 def compression(
     *, activations: str = "none", gradients: str = "none", adapters: str = "none", error_feedback: bool = True
 ) -> Compression:
@@ -83,17 +108,6 @@ def compression(
         update=of_adapters,
         error_feedback=error_feedback,
     )
-
-
-def update_codec(plan: DevicePlan, of_run: Codec) -> Codec:
-    """The codec of a device's update: the run's, unless it has none and a clause of the plan says one.
-
-    Args:
-      plan: The device's.
-      of_run: What the run file says.
-    """
-    spelled = next((clause.update_codec for clause in plan.clauses if clause.update_codec != "none"), "none")
-    return codec_by_name(spelled, rows=False) if of_run is NONE else of_run
 
 
 StartedFrom = Callable[[Adapter, Update], Adapter]
@@ -129,7 +143,8 @@ class CompressedLink(Around):
         self._compression, self._started_from = compression, started_from
         self._hidden_size, self._dtype = hidden_size, dtype
         self._broadcasts: dict[int, Adapter] = {}  # of the round that is open: what differences refer to
-        self._update_codec: Codec = compression.update  # of that round
+        self._plan: DevicePlan | None = None  # of the round that was opened last
+        self._opened = -1  # the number of that round
         self._lost: Adapter = {}
 
     async def send(self, message: Message) -> None:
@@ -185,61 +200,68 @@ class CompressedLink(Around):
     def _pack(self, message: Message, lost: Adapter) -> Message:
         """The message as it travels; what packing an update loses goes into `lost`."""
         changes: dict[str, Any] = {}
-        self._learn(message)
         for field, role in ROLES.get(type(message), {}).items():
-            value, codec = getattr(message, field), self._compression.of(role)
+            value, codec = getattr(message, field), self._codec(role, message)
             if role == "broadcast":
+                self._open(message)
                 self._broadcasts = {message.round: value}
                 changes[field] = {name: codec.pack(tensor) for name, tensor in value.items()}
-            elif role == "update" and self._update_codec is not NONE:
+            elif role == "update" and codec is not NONE:
                 changes[field] = self._pack_update(message, value, lost)
             elif role in ("activations", "gradients") and value is not None:
                 changes[field] = codec.pack(value)
         return replace(message, **changes)
 
-    def _learn(self, message: Message) -> None:
-        """Of an assignment, how the round's update is packed."""
-        if isinstance(message, Assignment):
-            self._update_codec = update_codec(message.plan, self._compression.update)
+    def _open(self, message: Message) -> None:
+        """Notes the plan of a round that is opened."""
+        assert isinstance(message, Assignment), "nothing else opens a round"
+        self._plan, self._opened = message.plan, message.round
 
-    def _pack_update(self, update: Message, trained: Adapter, lost: Adapter) -> Adapter:
-        """Differences to what was broadcast, and what the last ones owe, packed.
+    def _codec(self, role: Role, message: Message, name: str = "") -> Codec:
+        """The codec of a tensor of a message; of an update's tensor of this name."""
+        codec = self._compression.of(role)
+        if self._plan is None or message.round != self._opened:
+            return codec
+        at = f"{message.round}/{self._plan.device}/{getattr(message, 'step', '')}/{getattr(message, 'micro_batch', 0)}"
+        codec = codec_under(self._plan, role, codec, f"{at}/{name}")
+        return codec.keyed(f"{message.run}/{at}/{name}") if isinstance(codec, Sparse) else codec
 
-        What a codec loses that the method has chosen is not owed: a method that wants it says so by its own means.
+    def _pack_update(self, message: Message, trained: Adapter, lost: Adapter) -> Adapter:
+        """Differences to what the device started from, and what the last ones owe, packed.
+
+        What a plan's codec rounds without bias is not owed: it is right in the mean as it is.
         """
-        packed, references, codec = {}, self._references(update), self._update_codec
-        feedback = self._compression.error_feedback and self._compression.update is not NONE
+        packed, references = {}, self._references(message)
         for name, value in trained.items():
-            if isinstance(codec, Sparse):
-                codec = codec.keyed(f"{update.run}/{getattr(update, 'device', '')}/{update.round}/{name}")
             change = value - _reference(references, name, value.shape)
             owed = self._lost.get(name)
             if owed is not None and owed.shape == change.shape:  # else its rank has changed since, or it was pruned
                 change = change + owed
+            codec = self._codec("update", message, name)
             packed[name] = codec.pack(change)
-            if feedback:
+            if self._compression.error_feedback and codec == self._compression.update:
                 lost[name] = change - codec.unpack(packed[name], change.shape, change.dtype)
         return packed
 
     def _unpack(self, message: Message) -> Message:
         """The message in whole tensors."""
         changes: dict[str, Any] = {}
-        self._learn(message)
         for field, role in ROLES.get(type(message), {}).items():
-            value, codec = getattr(message, field), self._compression.of(role)
+            value, codec = getattr(message, field), self._codec(role, message)
             if role == "broadcast":
+                self._open(message)
                 changes[field] = {name: self._unpack_values(packed) for name, packed in value.items()}
                 self._broadcasts = {message.round: changes[field]}
-            elif role == "update" and self._update_codec is not NONE and not self._is_over(message.round):
-                changes[field] = self._unpack_update(self._update_codec, value, self._references(message))
-            elif role in ("activations", "gradients") and value is not None:
+            elif role == "update" and codec is not NONE and not self._is_over(message.round):
+                changes[field] = self._unpack_update(message, value)
+            elif role in ("activations", "gradients") and value is not None and message.round >= self._opened:
                 changes[field] = codec.unpack(value, (*value.shape[:-1], self._hidden_size), self._dtype)
         return replace(message, **changes)
 
-    def _unpack_update(self, codec: Codec, packed: Adapter, references: Adapter) -> Adapter:
-        trained = {}
+    def _unpack_update(self, message: Message, packed: Adapter) -> Adapter:
+        trained, references = {}, self._references(message)
         for name, value in packed.items():
-            reference = _reference(references, name)
+            reference, codec = _reference(references, name), self._codec("update", message, name)
             trained[name] = reference + codec.unpack(value, reference.shape, reference.dtype)
         return trained
 

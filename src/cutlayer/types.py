@@ -47,8 +47,11 @@ class Batch:
 
 
 def adapted_blocks(ranks: tuple[int, ...]) -> frozenset[int] | None:
-    """The blocks that have an adapter at these ranks; None for all of them, which no ranks mean."""
-    return frozenset(block for block, rank in enumerate(ranks) if rank) if ranks else None
+    """The blocks that have an adapter at these ranks; None for all of them.
+
+    Ranks by module (`DevicePlan.ranks`) have no 0 among them.
+    """
+    return frozenset(block for block, rank in enumerate(ranks) if rank) if 0 in ranks else None
 
 
 class Clause:
@@ -71,11 +74,6 @@ class Clause:
         """The LoRA ranks with which a device may end a round, besides those of its plan."""
         return ()
 
-    @property
-    def update_codec(self) -> str:
-        """How the device's update is packed, as `wire/codecs.py` spells it, where the run file leaves that open."""
-        return "none"
-
 
 C = TypeVar("C", bound=Clause)
 
@@ -86,7 +84,7 @@ class DevicePlan:
 
     Example:
       >>> from cutlayer import DevicePlan
-      >>> DevicePlan("pi-1", cut=2, ranks=(8, 8, 4)).blocks == {0, 1, 2}
+      >>> DevicePlan("pi-1", cut=2, ranks=(8, 8, 0)).blocks == {0, 1}
       True
       >>> ends = DevicePlan("pi-1", cut=1, top=3)  # of a model of four blocks
       >>> [block for block in range(4) if ends.holds(block)], ends.alone
@@ -102,7 +100,8 @@ class DevicePlan:
     """The first block of the tail that the device holds too: blocks [top, L), the final norm and the head, and so the
     labels stay with it. L for no block of a tail, None where the server has the head."""
     ranks: tuple[int, ...] = ()
-    """LoRA rank on each block of the model, 0 for no adapter there; empty for the run's rank on every block."""
+    """LoRA rank on each block of the model, 0 for no adapter there; or, all above 0, on each LoRA module, block after
+    block (`Base.modules`); empty for the run's rank everywhere."""
     micro_batches: int = 1
     """Into how many parts a local step's batch is cut: fewer, where there would be one without a sample."""
     overlap: bool = True

@@ -29,13 +29,14 @@ def figures(
     spent = {key: {"mean": seconds} for key in ("virtual_seconds", "bytes", "flops")}
     return {
         "label": label,
-        "final": {"accuracy": {"mean": accuracy, "spread": None}},
+        "final": {name: {"mean": accuracy, "spread": None} for name in ("accuracy", "perplexity")},
         "totals": spent,
         "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}},
         "server_bytes": int(seconds * 100),
         "device_bytes": int(seconds * 10),
         "folders": folders,
         "bytes_down": {"mean": 100 * seconds},
+        "bytes_up": {"mean": 100 * seconds},
         "facts": {"server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
     }
 

@@ -396,3 +396,26 @@ def test_on_the_meta_device_there_is_nothing_to_move(tiny_model: ModelMaker) -> 
     standing = base.standing(SEEDS, base.initial_adapter(0))
     standing.move(torch.tensor([1e-3, 0.0]))
     assert base.weights.bytes_read == 0
+
+
+# ------------------------------------------------------------------ ranks by module
+
+
+def test_ranks_may_be_of_blocks_or_of_modules(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("llama", "causal-lm"), "causal-lm", lora=LoraSettings(targets=("all-linear",)))
+    assert len(base.modules) == 7 * BLOCKS
+    assert [base.block_of(name) for name in base.modules] == sorted(base.block_of(name) or 0 for name in base.modules)
+    assert not base.by_module(())
+    assert not base.by_module((1, 2, 3))
+    ranks = tuple(1 + place % 8 for place in range(len(base.modules)))
+    assert base.by_module(ranks)
+    assert base.ranks_on(1, (1, 2, 3)) == (2,)
+    assert base.ranks_on(1, ranks) == ranks[7:14]
+    shapes, adapter = base.shapes_of(ranks), base.initial_adapter(0)
+    cut = base.at_ranks(adapter | {f"{name}#exp_avg": value for name, value in adapter.items()}, ranks)
+    for place, a in enumerate(base.modules):
+        b = a.replace(".lora_A.", ".lora_B.")
+        assert (shapes[a][0], shapes[b][1]) == (ranks[place], ranks[place])
+        assert torch.equal(cut[a], adapter[a][: ranks[place]])
+        assert torch.equal(cut[f"{b}#exp_avg"], adapter[b][:, : ranks[place]])
+    assert base.shapes_of((8,) * len(base.modules)) == base.shapes_of() == base.shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cutlayer.model.cost import (
     HEAP_SLACK,
     TRANSIENTS,
     CostModel,
+    Held,
     ShapedCosts,
     cost_model,
 )
@@ -322,3 +324,41 @@ def test_a_pruned_model_costs_what_it_really_does(
     assert cost.memory_bytes < whole.memory_bytes
     sent = 4 * sum(value.numel() for value in adapter.values())
     assert costs.device_adapter_bytes(plan) == sent
+
+
+# ------------------------------------------------------------------ ranks by module
+
+
+@pytest.mark.parametrize(
+    ("family", "task"), [("bert", "classification"), ("gpt2", "causal-lm"), ("llama", "causal-lm")]
+)
+def test_ranks_by_module_cost_what_counting_says(family: str, task: str, tiny_model: ModelMaker) -> None:
+    """Linear in each rank: forward FLOPs and memory as if counted, backward FLOPs but for the lowest block's inputs."""
+    settings = settings_for(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
+    model = CostModel(settings)
+    rng = random.Random(0)
+    number = len(open_base(Path(settings.name), task, lora=settings.lora).modules)
+    for _ in range(3):
+        ranks = tuple(rng.choice((1, 2, 4, 8, 16)) for _ in range(number))
+        for held in (
+            Held("device", 1, ranks),
+            Held("device", 3, ranks),
+            Held("server", 1, ranks),
+            Held("whole", 3, ranks),
+        ):
+            linear, counted = model._coefficients(held), model._counted(held)
+            assert linear[[0, 2]] == pytest.approx(counted[[0, 2]], rel=1e-9, abs=1e-3)
+            assert linear[1] == pytest.approx(counted[1], rel=0.1, abs=1e-3)  # ranks are as wide as the model
+            assert (linear[1] >= counted[1] - 1e-3).all(), "never less than it takes"
+            assert linear[3] == pytest.approx(counted[3])
+
+
+def test_equal_ranks_cost_the_same_by_module_and_by_block(tiny_model: ModelMaker) -> None:
+    settings = settings_for(tiny_model("llama", "causal-lm"), "causal-lm", lora=LoraSettings(targets=("all-linear",)))
+    costs, modules = shaped(settings), len(Base(settings, device="meta").modules)
+    for rank in (1, 8):
+        by_block, by_module = (DevicePlan("pi", 2, ranks=(rank,) * number) for number in (BLOCKS, modules))
+        one, other = costs.device(by_block, 4, 10), costs.device(by_module, 4, 10)
+        assert (one.forward_flops, one.memory_bytes) == (other.forward_flops, other.memory_bytes)
+        assert costs.device_adapter_bytes(by_block) == costs.device_adapter_bytes(by_module)
+        assert costs.server_trainable_bytes(by_block) == costs.server_trainable_bytes(by_module)

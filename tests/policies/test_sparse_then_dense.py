@@ -16,7 +16,7 @@ def codecs(share: float, bits: int, notches: int, rounds: int) -> list[str]:
     plans = [planned(everyone(), planner, round=round, rounds=rounds) for round in range(rounds)]
     clauses = [{device.clause(PackedUpdate) for device in plan.devices} for plan in plans]
     assert all(len(told) == 1 for told in clauses)
-    return [clause.codec for (clause,) in clauses if clause is not None]
+    return [clause.spelled for (clause,) in clauses if clause is not None]
 
 
 def test_both_go_up_by_a_notch_until_all_is_sent_as_it_is() -> None:

@@ -39,17 +39,32 @@ def test_a_device_is_sent_what_it_lacks_of_the_blocks_that_it_holds(base: Base) 
     held = [name for name in base.device_names(2) if ".lora_" in name]
     assert folds.missed("pi", held) == {}
     folds.add(stacks[0])
-    folds.has_all("jetson")
+    folds.has_all("jetson", 3)
     folds.add(stacks[1])
     folds.add(stacks[2])
     missed = folds.missed("pi", held)
     assert missed.keys() == {f"{number}/{name}" for number in range(3) for name in held}
     assert all(missed[f"{number}/{name}"] is stacks[number][name] for number in range(3) for name in held)
     assert folds.missed("jetson", held).keys() == {f"{number}/{name}" for number in (1, 2) for name in held}
-    folds.has_all("pi")
+    folds.has_all("pi", 2)
     assert folds.missed("pi", held) == {}
-    assert folds.held == {"jetson": 1, "pi": 3}
+    assert folds.held == {"jetson": [1, 1, 1], "pi": [3, 3, 0]}
     assert folds.num_bytes == sum(value.nbytes for one in stacks for value in one.values())
+
+
+def test_a_device_whose_cut_moves_is_sent_what_it_lacks_of_each_block(base: Base) -> None:
+    """Two blocks, then one, then two again: of the second block it lacks what came while it held one."""
+    folds = Folds(base)
+    lora = [[name for name in base.device_names(cut) if ".lora_" in name] for cut in range(4)]
+    for seed, cut in enumerate((2, 1, 2)):
+        folds.add(stack(base, seed))
+        missed = folds.missed("pi", lora[cut])
+        numbers = {"first": [seed], "second": [[0], [], [1, 2]][seed]}
+        expected = {f"{number}/{name}" for number in numbers["first"] for name in lora[1]}
+        expected |= {f"{number}/{name}" for number in numbers["second"] for name in lora[2][len(lora[1]) :]}
+        assert missed.keys() == expected
+        folds.has_all("pi", cut)
+    assert folds.missed("pi", lora[3]).keys() == {f"{n}/{name}" for n in range(3) for name in lora[3][len(lora[2]) :]}
 
 
 def test_they_are_folded_here_at_once_and_taken_back_for_the_next_run(base: Base) -> None:
@@ -75,10 +90,10 @@ def _on_another_base(base: Base, adapter: Adapter) -> torch.Tensor:
 def test_a_server_that_goes_on_has_folded_what_the_first_one_did(tiny_model: ModelMaker, base: Base) -> None:
     first, adapter = Folds(base), base.initial_adapter(0)
     first.add(stack(base, 1))
-    first.has_all("pi")
+    first.has_all("pi", 3)
     first.add(stack(base, 2))
     state = first.state()
-    assert state.facts == {"held": {"pi": 1}}
+    assert state.facts == {"held": {"pi": [1, 1, 1]}}
 
     other = open_base(tiny_model("bert", "classification"), "classification")
     again = Folds(other)
@@ -96,8 +111,8 @@ def test_a_server_that_goes_on_has_folded_what_the_first_one_did(tiny_model: Mod
 def test_of_some_devices_it_says_only_what_those_have(base: Base) -> None:
     folds = Folds(base)
     folds.add(stack(base, 1))
-    folds.has_all("pi")
-    folds.has_all("jetson")
+    folds.has_all("pi", 1)
+    folds.has_all("jetson", 3)
     part = folds.state({"pi", "new"})
-    assert part.facts == {"held": {"pi": 1}}
+    assert part.facts == {"held": {"pi": [1, 0, 0]}}
     assert part.tensors.keys() == folds.all.keys(), "all folds: each of them may lack any"

@@ -21,6 +21,8 @@ from cutlayer.wire.codecs import (
     Int8,
     NotFinite,
     Sparse,
+    SomeNumbers,
+    StochasticSteps,
     TopK,
     codec_by_name,
     packed_form,
@@ -29,8 +31,12 @@ from cutlayer.wire.codecs import (
 few = settings(max_examples=150, deadline=None, derandomize=True)
 many = settings(max_examples=400, deadline=None, derandomize=True)
 
-CODECS = [NONE, Bf16(), Int8(), TopK(0.25), TopK(0.25, rows=False), TopK(1.0)]
-CODECS += [Sparse(0.3, bits) for bits in BITS]
+CODECS: list[Codec] = [
+    *(NONE, Bf16(), Int8(), TopK(0.25), TopK(0.25, rows=False), TopK(1.0)),
+    *(SomeNumbers(NONE, 0.5, "key"), SomeNumbers(Bf16(), 0.3, "key", on_arrival=True)),
+    *(StochasticSteps(2, "key"), StochasticSteps(5, "key"), StochasticSteps(16, "key")),
+    *(Sparse(0.3, bits) for bits in BITS),
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = 2.0**-149
 """The smallest fp32 above zero."""
@@ -279,3 +285,86 @@ def test_sparse_is_for_adapters() -> None:
     for name, rows in (("sparse:0.1:4", True), ("sparse:0.1:5", False), ("sparse:0:4", False), ("sparse:0.1", False)):
         with pytest.raises(ConfigError, match="codec: expected none, bf16, int8"):
             codec_by_name(name, rows=rows)
+
+
+# ------------------------------------------------------------------ what a method chooses
+
+
+def test_some_numbers_are_the_same_of_all_rows_and_others_by_another_key() -> None:
+    tensor = torch.randn(3, 5, 40)
+    back = there_and_back(SomeNumbers(NONE, 0.25, "one"), tensor)
+    stay = (back != 0).all(0).all(0)
+    assert int(stay.sum()) == 10
+    assert torch.equal(back[..., stay], tensor[..., stay] * 4)
+    assert not back[..., ~stay].any()
+    assert torch.equal(there_and_back(SomeNumbers(NONE, 0.25, "one"), tensor), back)
+    assert not torch.equal((there_and_back(SomeNumbers(NONE, 0.25, "two"), tensor) != 0).all(0).all(0), stay)
+
+
+def test_where_they_are_multiplied() -> None:
+    tensor = torch.ones(2, 8)
+    leaving, arriving = SomeNumbers(NONE, 0.5, "k"), SomeNumbers(NONE, 0.5, "k", on_arrival=True)
+    assert set(leaving.pack(tensor).flatten().tolist()) == {2.0}
+    assert set(arriving.pack(tensor).flatten().tolist()) == {1.0}
+    assert torch.equal(there_and_back(leaving, tensor), there_and_back(arriving, tensor))
+
+
+def test_every_number_stays_equally_often_and_so_a_row_keeps_its_mean() -> None:
+    counts = torch.zeros(12)
+    for key in range(2000):
+        counts += there_and_back(SomeNumbers(NONE, 0.25, str(key)), torch.ones(1, 12))[0]
+    assert counts.sum() == pytest.approx(12 * 2000)
+    assert float((counts / 2000 - 1).abs().max()) < 5 * math.sqrt(3 / 2000)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_stochastic_steps_are_unbiased_with_the_stated_variance(bits: int) -> None:
+    """Over draws: each number's mean is itself, its variance f (1 - f) of a step's square, at most a quarter of it."""
+    tensor, draws = torch.randn(40, generator=torch.Generator().manual_seed(0)), 3000
+    step = float(tensor.abs().max()) / (2 ** (bits - 1) - 1)
+    found = torch.stack([there_and_back(StochasticSteps(bits, str(key)), tensor) for key in range(draws)]).double()
+    error = (found.mean(0) - tensor).abs()
+    assert float((error / step).max()) < 5 * math.sqrt(0.25 / draws)
+    part = (tensor.double() / step) % 1
+    expected = part * (1 - part) * step**2
+    torch.testing.assert_close(found.var(0), expected, rtol=0.15, atol=0.01 * step**2)
+    total = float((found - tensor.double()).square().sum(1).mean())
+    assert total <= 40 * step**2 / 4
+
+
+@many
+@given(tensors([torch.float32]), st.sampled_from([2, 3, 5, 8, 11, 16]))
+def test_a_stochastic_step_is_the_one_below_or_above(tensor: Tensor, bits: int) -> None:
+    back = there_and_back(StochasticSteps(bits, "key"), tensor).double()
+    step = float(tensor.abs().max()) / (2 ** (bits - 1) - 1)
+    assert float((back - tensor.double()).abs().max()) <= step * (1 + 1e-6) + TINY
+    if step > 1e-30:
+        assert float((back / step - (back / step).round()).abs().max()) < 1e-2
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
+def test_numbers_take_as_many_bits(bits: int) -> None:
+    assert StochasticSteps(bits, "").pack(torch.randn(7, 11)).nbytes == -(-77 * bits // 8) + 4
+
+
+def test_draws_are_of_the_key() -> None:
+    tensor = torch.randn(200)
+    one, same, other = (StochasticSteps(3, key).pack(tensor) for key in ("a", "a", "b"))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one[-4:].equal(other[-4:])
+
+
+def test_damaged_steps_are_refused() -> None:
+    codec = StochasticSteps(8, "")
+    packed = codec.pack(torch.randn(6))
+    for damaged in (
+        torch.cat([torch.full((6,), 255, dtype=torch.uint8), packed[-4:]]),  # one step more than there are
+        torch.cat([packed[:-4], torch.tensor([math.nan]).view(torch.uint8)]),
+        torch.cat([packed[:-4], torch.tensor([-1.0]).view(torch.uint8)]),
+        packed[:-1],
+    ):
+        with pytest.raises(MalformedMessage):
+            codec.unpack(damaged, (6,), torch.float32)
+    with pytest.raises(NotFinite):
+        codec.pack(torch.tensor([math.inf]))

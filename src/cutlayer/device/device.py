@@ -178,9 +178,10 @@ class Device:
         step: int,
         micro_batch: int = 0,
         *,
+        part: Callable[[], DevicePart] | None = None,
+        within: Callable[[DevicePart], AbstractContextManager[object]] = nullcontext,
         graph: bool = True,
         share: float = 1.0,
-        within: Callable[[DevicePart], AbstractContextManager[None]] = lambda _part: nullcontext(),
     ) -> Tensor:
         """Runs a batch, or a part of one, up to the cut: (B, T, D).
 
@@ -188,20 +189,21 @@ class Device:
           batch: The batch, or the part.
           step: The local step.
           micro_batch: Which part.
+          part: What the device holds below the cut; None for all of it.
+          within: In what the part is run.
           graph: Whether its graph is kept where something here trains; without one nothing drops out either.
           share: Of the step's forward passes, by their FLOPs.
-          within: What the part runs within.
         """
         now = self.now
-        part = self.base.device_part(now.plan.cut, now.plan.blocks)
 
         def work() -> Tensor:
-            part.use(self._versions.of(step))
+            held = self.base.device_part(now.plan.cut, now.plan.blocks) if part is None else part()
+            held.use(self._versions.of(step))
             if not graph:
-                with torch.no_grad(), still(part.model):
-                    return part.forward(model_inputs(batch, self.base.device))
-            with within(part), self.dropping(step, micro_batch):
-                return part.forward(model_inputs(batch, self.base.device))
+                with torch.no_grad(), still(held.model):
+                    return held.forward(model_inputs(batch, self.base.device))
+            with self.dropping(step, micro_batch), within(held):
+                return held.forward(model_inputs(batch, self.base.device))
 
         shape_BTD = (batch.num_samples, batch.num_tokens, self._costs.hidden_size)
         cost = self._costs.device(now.plan.below, *shape_BTD[:2])
@@ -235,7 +237,18 @@ class Device:
             rows_B=rows_B,
         )
 
-    async def back(self, batch: Batch, h_BTD: Tensor, grad_BTD: Tensor | None, step: int, *, moves: bool) -> None:
+    async def back(
+        self,
+        batch: Batch,
+        h_BTD: Tensor,
+        grad_BTD: Tensor | None,
+        step: int,
+        *,
+        moves: bool,
+        rule: Rule | None = None,
+        before_step: Callable[[], None] | None = None,
+        more_flops: float = 0.0,
+    ) -> None:
         """Follows a graph back from the cut and frees it.
 
         Args:
@@ -244,6 +257,9 @@ class Device:
           grad_BTD: The gradient of the step's loss by it; None where nothing below the cut trains.
           step: The local step.
           moves: Whether the adapter is stepped then.
+          rule: By which; None for the plan's.
+          before_step: Called when the gradients of the whole step are there.
+          more_flops: What else is computed on the way.
         """
         if grad_BTD is None and not self.now.plan.head:
             return
@@ -251,15 +267,18 @@ class Device:
         def work() -> None:
             if grad_BTD is not None:
                 h_BTD.backward(grad_BTD)
-            if moves:
-                self._versions.step(step, self.now.rate(step), self._rule)
+            if not moves:
+                return
+            if before_step is not None:
+                before_step()
+            self._versions.step(step, self.now.rate(step), rule or self._rule)
 
         cost = self._costs.device(self.now.plan.below, batch.num_samples, batch.num_tokens)
         await self.machine.run(
             work,
             like=lambda: None,
             what="backward",
-            flops=0.0 if grad_BTD is None else cost.backward_flops,
+            flops=0.0 if grad_BTD is None else cost.backward_flops + more_flops,
             round=self.now.round,
             step=step,
         )

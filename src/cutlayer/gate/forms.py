@@ -26,7 +26,7 @@ from torch import Tensor
 from cutlayer.errors import Refused
 from cutlayer.model.base import Base
 from cutlayer.model.loss import MASKED
-from cutlayer.packing import Compression, update_codec
+from cutlayer.packing import Compression, codec_under
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import frame_bytes
@@ -439,14 +439,15 @@ class Forms:
 
     def _form_of_activations(self, batch: int, tokens: int) -> Tensor:
         shape = (batch, tokens, self._hidden_size)
-        return packed_form(self._compression.activations, shape, self.base.dtype)
+        codec = codec_under(self._plan, "activations", self._compression.activations)
+        return packed_form(codec, shape, self.base.dtype)
 
     def _form_of_gradients(self, batch: int, tokens: int) -> Tensor:
         shape = (batch, tokens, self._hidden_size)
         return packed_form(self._compression.gradients, shape, self.base.dtype)
 
     def _form_of_update(self, shape: Shape) -> Tensor:
-        return packed_form(update_codec(self._plan, self._compression.update), shape, torch.float32)
+        return packed_form(codec_under(self._plan, "update", self._compression.update), shape, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

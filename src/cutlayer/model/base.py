@@ -122,22 +122,40 @@ class Base:
         self._middle_parts: dict[tuple[int, int, Blocks], MiddlePart] = {}
         self._wholes: dict[Blocks, WholePart] = {}
         self._pruned: tuple[tuple[Kept, Blocks], WholePart] | None = None
+        self._pruned_device_parts: dict[int, tuple[tuple[Kept, frozenset[int]], DevicePart]] = {}
 
-    def device_part(self, cut: int, blocks: Blocks = None) -> DevicePart:
+    def device_part(self, cut: int, blocks: Blocks = None, kept: Kept | None = None) -> DevicePart:
         """Embeddings and blocks `[0, cut)`; parts that hold the same are one object.
 
         Args:
           cut: Blocks on the device.
           blocks: Which blocks of the model have an adapter; None for all. Backward ends at the lowest of them.
+          kept: What is left of each block, as of `pruned`; None for all of it. Of the pruned parts of one cut, only the
+            last that was asked for is kept.
+
+        Raises:
+          ConfigError: This model or these LoRA targets cannot be pruned.
         """
         check_cut(cut, self.num_blocks)
-        key = (cut, self._adapted(blocks, 0, cut))
-        if key not in self._device_parts:
-            model = self._skeleton(checkpoint=self.settings.checkpoint_device)
-            keep_device_side(model, self._backbone(model), self.family, cut)
-            self._finish(model, key[1])
-            self._device_parts[key] = DevicePart(model, self._backbone(model), find_slots(model, ()))
-        return self._device_parts[key]
+        adapted = self._adapted(blocks, 0, cut)
+        if kept is not None and kept != self.structure.everything:
+            known = self._pruned_device_parts.get(cut)
+            if known is None or known[0] != (kept, adapted):
+                self._pruned_device_parts.pop(cut, None)  # before its successor is there
+                known = (kept, adapted), self._device_part(cut, adapted, kept)
+                self._pruned_device_parts[cut] = known
+            return known[1]
+        if (cut, adapted) not in self._device_parts:
+            self._device_parts[cut, adapted] = self._device_part(cut, adapted, None)
+        return self._device_parts[cut, adapted]
+
+    def _device_part(self, cut: int, adapted: frozenset[int], kept: Kept | None) -> DevicePart:
+        model = self._skeleton(checkpoint=self.settings.checkpoint_device)
+        if kept is not None:
+            self.structure.shrink(model, kept)
+        keep_device_side(model, self._backbone(model), self.family, cut)
+        self._finish(model, adapted, kept)
+        return DevicePart(model, self._backbone(model), find_slots(model, ()))
 
     def server_part(self, cut: int, blocks: Blocks = None) -> ServerPart:
         """Blocks `[cut, L)` and the head; parts that hold the same are one object. See `device_part`."""
@@ -243,13 +261,14 @@ class Base:
         """The trainable tensors and their shapes at these ranks.
 
         Args:
-          ranks: Of each block, 0 for no adapter there; empty for the run's rank on every block.
+          ranks: Of each block, 0 for no adapter there, or of each of `modules`; empty for the run's rank everywhere.
         """
         shapes = {}
         for name, shape in self.shapes.items():
-            block = self.block_of(name)
-            rank = ranks[block] if ranks and block is not None else self.settings.lora.rank
-            if block is None or rank > 0:
+            rank = self._rank_on(name, ranks) if ranks else self.settings.lora.rank
+            if rank is None:
+                shapes[name] = shape
+            elif rank > 0:
                 shapes[name] = shape_at_rank(name, shape, rank)
         return shapes
 
@@ -258,15 +277,50 @@ class Base:
 
         Args:
           tensors: By global name, AdamW's moments too; none of a block of rank 0.
-          ranks: Of each block; empty leaves all as they are.
+          ranks: Of each block, or of each of `modules`; empty leaves all as they are.
         """
         if not ranks:
             return dict(tensors)
-        blocks = {name: self.block_of(name) for name in tensors}
         return {
-            name: value if (block := blocks[name]) is None else at_rank(name, value, ranks[block])
+            name: value if (rank := self._rank_on(name, ranks)) is None else at_rank(name, value, rank)
             for name, value in tensors.items()
         }
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """The LoRA modules of the model, block after block: each by the name of its A."""
+        return tuple(a for _, a in factor_names(self.shapes))
+
+    def by_module(self, ranks: Sequence[int]) -> bool:
+        """Whether these are ranks of `modules`, and not of blocks."""
+        return len(ranks) not in (0, self.num_blocks)
+
+    def ranks_on(self, block: int, ranks: Sequence[int]) -> tuple[int, ...]:
+        """Of these ranks, which are some, those on one block: one for all of it, or one for each of its modules."""
+        if not self.by_module(ranks):
+            return (ranks[block],)
+        return tuple(ranks[place] for place in self._places_on_block[block])
+
+    def _rank_on(self, name: str, ranks: Sequence[int]) -> int | None:
+        """Of these ranks, which are some, that of a trainable tensor, or of a moment of it; None where it has none."""
+        if self.by_module(ranks):
+            place = self._place_of_module.get(name.partition("#")[0])
+            return None if place is None else ranks[place]
+        block = self.block_of(name)
+        return None if block is None else ranks[block]
+
+    @cached_property
+    def _places_on_block(self) -> tuple[tuple[int, ...], ...]:
+        """By block, the places of its modules among `modules`."""
+        blocks = [self.block_of(name) for name in self.modules]
+        return tuple(
+            tuple(place for place, one in enumerate(blocks) if one == block) for block in range(self.num_blocks)
+        )
+
+    @cached_property
+    def _place_of_module(self) -> dict[str, int]:
+        """Name of a LoRA factor -> the place of its module among `modules`."""
+        return {name: place for place, (b, a) in enumerate(factor_names(self.shapes)) for name in (a, b)}
 
     def blocks_in(self, names: Iterable[str]) -> frozenset[int]:
         """The blocks that these trainable tensors belong to."""

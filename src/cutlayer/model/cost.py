@@ -203,19 +203,19 @@ class CostModel:
         return CostModel(replace(self._settings, checkpoint_device=False, checkpoint_server=False))
 
     def _part(self, held: Held) -> Part:
-        if held.kind == "device":
-            return self._faked(self._base.device_part(held.cut, held.blocks))
         if held.kind == "server":
             return self._faked(self._base.server_part(held.cut, held.blocks))
         if held.kind == "tail":
             return self._faked(self._base.tail_part(held.cut, held.blocks))
         if held.kind == "middle":
             return self._faked(self._base.middle_part(held.cut, held.end, held.blocks))
-        if held.left is None:
-            return self._faked(self._base.whole(held.blocks))
-        heads, channels = (tuple(range(units)) for units in held.left)
-        kept = Kept((heads,) * self.num_blocks, (channels,) * self.num_blocks)
-        return self._faked(self._base.pruned(kept, held.blocks))
+        kept = None
+        if held.left is not None:
+            heads, channels = (tuple(range(units)) for units in held.left)
+            kept = Kept((heads,) * self.num_blocks, (channels,) * self.num_blocks)
+        if held.kind == "device":
+            return self._faked(self._base.device_part(held.cut, held.blocks, kept))
+        return self._faked(self._base.whole(held.blocks) if kept is None else self._base.pruned(kept, held.blocks))
 
     def _left(self, flow: Flow) -> Left | None:
         """How many heads and channels are left in every block; None for all of them."""
@@ -252,7 +252,48 @@ class CostModel:
 
     @cache  # noqa: B019
     def _coefficients(self, held: Held) -> np.ndarray:
-        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
+        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample.
+
+        Where modules have ranks of their own, all that a step costs is linear in each of them (of the largest tensor,
+        which no LoRA makes, nothing is): what is counted at rank 1 and what one more rank of each module adds say it
+        all, so that ranks that nobody has had before cost no counting.
+        """
+        if not self._base.by_module(held.ranks):
+            return self._counted(held)
+        first, end = {"device": (0, held.cut), "server": (held.cut, self.num_blocks)}.get(
+            held.kind, (0, self.num_blocks)
+        )
+        coefficients: np.ndarray = self._counted(replace(held, ranks=(1,) * self.num_blocks)).copy()
+        for block in range(first, end):
+            ranks = self._base.ranks_on(block, held.ranks)
+            for slope, rank in zip(self._slopes(held.kind), ranks, strict=True):
+                coefficients[:3] += (rank - 1) * slope
+        return coefficients
+
+    @cache  # noqa: B019
+    def _slopes(self, kind: str) -> list[np.ndarray]:
+        """Of each LoRA module of a block, (3, 3): what one more rank adds to the first three quantities.
+
+        They are those of a block whose input waits for a gradient, where there is one. In the lowest block, a module
+        that reads the embeddings takes no such gradient, and costs as much less.
+        """
+        cut = self.num_blocks - 1 if kind == "server" else min(2, self.num_blocks)
+        block = self.num_blocks - 1 if kind == "server" else cut - 1
+        places = [place for place, name in enumerate(self._base.modules) if self._base.block_of(name) == block]
+        ones = (1,) * len(self._base.modules)
+        held = Held("server" if kind == "server" else "device", cut, ones)
+        at_one = self._counted(held)[:3]
+
+        def one_more(place: int) -> np.ndarray:
+            raised = (*ones[:place], 2, *ones[place + 1 :])
+            slope: np.ndarray = self._counted(replace(held, ranks=raised))[:3] - at_one
+            return slope
+
+        return [one_more(place) for place in places]
+
+    @cache  # noqa: B019
+    def _counted(self, held: Held) -> np.ndarray:
+        """`_coefficients`, by running the part."""
         part = self._part(held)
         coefficients = self._fit(part, self._probe(part, held), self._shapes(held.ranks, held.left))
         settings = self._settings

@@ -161,13 +161,16 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
 
 
 def _ranks_of(adapter: Mapping[str, Tensor], base: Base) -> tuple[int, ...]:
-    """The rank of each block, 0 where it has no adapter; the run's everywhere unless it is the highest of them."""
-    ranks = [0] * base.num_blocks
-    for name, tensor in adapter.items():
-        block = base.block_of(name)
-        if block is not None and block < base.num_blocks and ".lora_A." in name:
-            ranks[block] = max(ranks[block], tensor.shape[0])
-    return tuple(ranks) if max(ranks) == base.settings.lora.rank else ()
+    """The ranks that the adapter has, if the run's is the highest; by module where those of a block differ."""
+    blocks = [0] * base.num_blocks
+    for name in base.modules:
+        if name in adapter and (block := base.block_of(name)) is not None:
+            blocks[block] = max(blocks[block], adapter[name].shape[0])
+    if max(blocks) != base.settings.lora.rank:
+        return ()
+    if 0 in blocks or not adapter.keys() >= set(base.modules):
+        return tuple(blocks)
+    return tuple(adapter[name].shape[0] for name in base.modules)
 
 
 def load_finetuned(folder: str | Path) -> PeftModel:

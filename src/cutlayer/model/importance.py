@@ -84,13 +84,23 @@ def smooth(importance: Adapter, scores: Adapter) -> Adapter:
     }
 
 
-def magnitudes(base: Base) -> Adapter:
-    """What units are judged by before there was any gradient: their frozen weights' squares, each matrix of norm 1."""
-    structure, scores = base.structure, {}
-    for name, units in units_by_name(structure.everything):
+def magnitudes(base: Base, adapter: Mapping[str, Tensor] | None = None, num_blocks: int | None = None) -> Adapter:
+    """What units are judged by where no gradient is: their weights' squares, each matrix of norm 1.
+
+    Args:
+      base: The model.
+      adapter: What is on the weights: W + s B A is what counts; None for the frozen weights alone.
+      num_blocks: Of how many blocks, the lowest; None for all of them. Weights above are not read.
+    """
+    structure, scores, lora = base.structure, {}, base.settings.lora
+    some = structure.lowest(num_blocks if num_blocks is not None else structure.num_blocks)
+    for name, units in units_by_name(some):
         scores[name] = torch.zeros(len(units), device=base.device)
         for path, member in structure.matrices(name):
             weight = base.weights.get(f"{path}.weight")
-            squares_MN = (weight.T if member.transposed else weight).float() ** 2
-            scores[name] += _by_unit(squares_MN, member, len(units), len(units))
+            weight_MN = (weight.T if member.transposed else weight).float()
+            if adapter is not None and f"{PREFIX}{path}.lora_A.weight" in adapter:
+                A_RN, B_MR = (adapter[f"{PREFIX}{path}.lora_{factor}.weight"] for factor in "AB")
+                weight_MN = weight_MN + (lora.alpha / lora.rank) * (B_MR @ A_RN)
+            scores[name] += _by_unit(weight_MN**2, member, len(units), len(units))
     return scores

@@ -142,6 +142,16 @@ class Structure:
         heads, channels = (tuple(range(self.counts[group])) for group in (HEADS, CHANNELS))
         return Kept((heads,) * self.num_blocks, (channels,) * self.num_blocks)
 
+    def lowest(self, num_blocks: int) -> Kept:
+        """The units of the lowest blocks alone, nothing of them removed."""
+        everything = self.everything
+        return Kept(everything.heads[:num_blocks], everything.channels[:num_blocks])
+
+    def with_the_rest(self, kept: Kept) -> Kept:
+        """What is left of the lowest blocks, and all of those above."""
+        everything, num_blocks = self.everything, len(kept.heads)
+        return Kept((*kept.heads, *everything.heads[num_blocks:]), (*kept.channels, *everything.channels[num_blocks:]))
+
     def left(self, ratio: float) -> Left:
         """How many heads and channels of every block are left at this pruning ratio: never fewer than one.
 

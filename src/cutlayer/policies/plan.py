@@ -31,6 +31,7 @@ class Situation:
       rounds: of the whole run.
       micro_batches: into which a step's batch is cut, as the run asks.
       overlap: whether a device computes while one is on its way, as the run asks.
+      num_modules: LoRA modules of the model, as many in each block; 0 where that is not known.
 
     Example:
       >>> from cutlayer import everyone
@@ -55,6 +56,7 @@ class Situation:
     rounds: int = 1
     micro_batches: int = 1
     overlap: bool = True
+    num_modules: int = 0
 
     def of(self, fleet: Fleet) -> Situation:
         """The situation in which a part of the fleet is there."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import Clause, RoundPlan
-from cutlayer.wire.codecs import BITS
+from cutlayer.wire.codecs import BITS, NONE, Codec, codec_by_name
+from cutlayer.wire.messages import Role
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 """The notches of the share that is kept; those of the bits are the codec's."""
@@ -20,18 +21,17 @@ SHARES = (0.1, 0.25, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class PackedUpdate(Clause):
-    """How a device packs its update, where the run file leaves that open (`packing.update_codec`).
+    """How a device packs its update, where the run file leaves that open.
 
     Attributes:
-      codec: as `wire/codecs.py` spells it.
+      spelled: as `wire/codecs.py` spells it.
     """
 
-    codec: str
+    spelled: str
 
-    @property
-    def update_codec(self) -> str:
-        """See `Clause.update_codec`."""
-        return self.codec
+    def codec(self, role: Role, codec: Codec, at: str) -> Codec:  # noqa: ARG002
+        """See `packing.ChoosesCodecs.codec`."""
+        return codec_by_name(self.spelled, rows=False) if role == "update" and codec is NONE else codec
 
 
 def sparse_then_dense(share: float, bits: int, notches: int) -> Planner:
@@ -50,7 +50,7 @@ def sparse_then_dense(share: float, bits: int, notches: int) -> Planner:
       >>> from cutlayer import everyone
       >>> from cutlayer.testing.playground import planned
       >>> planner = sparse_then_dense(0.25, 8, notches=3)
-      >>> [planned(everyone(), planner, round=n, rounds=6).devices[0].clauses[0].update_codec for n in (0, 2, 5)]
+      >>> [planned(everyone(), planner, round=n, rounds=6).devices[0].clauses[0].spelled for n in (0, 2, 5)]
       ['sparse:0.25:8', 'sparse:0.5:16', 'none']
     """
     if not 0 < share <= 1:

@@ -30,6 +30,7 @@ from cutlayer.gate.forms import Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.turn import Turn
+from cutlayer.server.adapters import Places, nowhere_else
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
@@ -67,7 +68,13 @@ HoldTurn = Callable[[Server, Link, DevicePlan, Arrivals], Coroutine[Any, Any, No
 
 
 def up_and_down(
-    shape: Shape, script: ScriptOf, hold_turn: HoldTurn, server_step: ServerStep, *, cuts_batches: bool
+    shape: Shape,
+    script: ScriptOf,
+    hold_turn: HoldTurn,
+    server_step: ServerStep,
+    *,
+    cuts_batches: bool,
+    places: Places = nowhere_else,
 ) -> Round:
     """Builds a round in which every local step sends activations up and brings their gradient down.
 
@@ -77,17 +84,24 @@ def up_and_down(
       hold_turn: What the server does with each device's messages.
       server_step: How arriving activations are processed on the one base model.
       cuts_batches: Whether the batch of a local step may come in micro-batches.
+      places: Where the tensors of an update lie in the full ones.
     """
-    return _UpAndDown(shape, script, hold_turn, server_step, cuts_batches)
+    return _UpAndDown(shape, script, hold_turn, server_step, cuts_batches, places)
 
 
 class _UpAndDown:
     keeps_activations = False
 
     def __init__(
-        self, shape: Shape, script: ScriptOf, hold_turn: HoldTurn, server_step: ServerStep, cuts_batches: bool
+        self,
+        shape: Shape,
+        script: ScriptOf,
+        hold_turn: HoldTurn,
+        server_step: ServerStep,
+        cuts_batches: bool,
+        places: Places,
     ) -> None:
-        self.shape, self.script, self.cuts_batches = shape, script, cuts_batches
+        self.shape, self.script, self.cuts_batches, self.places = shape, script, cuts_batches, places
         self._hold_turn, self._server_step = hold_turn, server_step
         self.equal_cuts, self.together = server_step.equal_cuts, server_step.together
         self.divisible = server_step.owner is one_per_device
@@ -104,7 +118,7 @@ class _UpAndDown:
             for device in plan.devices:
                 tasks.create_task(self._hold_turn(server, links[device.device], device, arrivals))
             await self._server_step(server, arrivals, reply)
-        return server.contributions()
+        return server.contributions(self.places)
 
     def holds(self, device: str, row: int) -> bool:  # noqa: ARG002
         return False

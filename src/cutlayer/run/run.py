@@ -54,6 +54,7 @@ def situation_with(
         rounds=train.rounds,
         micro_batches=train.micro_batches,
         overlap=train.overlap,
+        num_modules=len(inputs.base.modules),
     )
 
 

@@ -161,7 +161,7 @@ class Adapters:
         for device in plan.devices:
             for place in (place for place in self._places if not device.holds(place)):
                 first = firsts.setdefault((self._owner(device.device), place), device)
-                if _rank(first, place) != _rank(device, place):
+                if self._ranks(first, place) != self._ranks(device, place):
                     raise ConfigError(
                         f"method.rank: expected the same LoRA ranks on devices that train one server adapter, got "
                         f"{list(first.ranks)} for {first.device} and {list(device.ranks)} for {device.device}. Give "
@@ -174,6 +174,10 @@ class Adapters:
                         f"{device.device} on {'the head' if place is None else f'block {place}'}. Let them share what "
                         "is above their cuts, or give every device a server adapter of its own (memsfl)."
                     )
+
+    def _ranks(self, device: DevicePlan, place: int | None) -> tuple[int, ...]:
+        """The LoRA ranks of a device's adapter on a block; none for the run's, and on the head, which has none."""
+        return self._base.ranks_on(place, device.ranks) if device.ranks and place is not None else ()
 
     def _forget(self, ledger: Ledger) -> None:
         """Puts the moments of server adapters that nobody who stayed has trained back to where the round began."""
@@ -274,8 +278,3 @@ class Adapters:
         """Goes on from `moments`."""
         for owner, own in moments.branches().items():
             self.trainable(owner).load_moments(own.tensors)
-
-
-def _rank(device: DevicePlan, place: int | None) -> int | None:
-    """The LoRA rank of a device's adapter on a block; None for the run's, and on the head, which has none."""
-    return device.ranks[place] if device.ranks and place is not None else None

@@ -20,13 +20,13 @@ class Folds:
 
     Attributes:
       all: by `<number>/<name>` (`model/folds.py`).
-      held: by device, how many it has.
+      held: by device, how many it has of each block: a device may have held fewer blocks once.
     """
 
     def __init__(self, base: Base) -> None:
         self._base = base
         self.all: Adapter = {}
-        self.held: dict[str, int] = {}
+        self.held: dict[str, list[int]] = {}
         base.unfold()
 
     def add(self, stack: Mapping[str, Tensor]) -> None:
@@ -36,18 +36,23 @@ class Folds:
         self._base.fold(new)
 
     def missed(self, device: str, names: Iterable[str]) -> Adapter:
-        """The folds since the last update of a device, of these tensors."""
-        wanted, held = set(names), self.held.get(device, 0)
+        """The folds of these tensors that a device has not had with its last update, or with one when it held them."""
+        if not self.all:
+            return {}
+        held = self.held.get(device, [0] * self._base.num_blocks)
+        since = {name: 0 if (block := self._base.block_of(name)) is None else held[block] for name in names}
         return {
             key: value
             for number, stack in by_number(self.all)
-            if number >= held
-            for key, value in numbered(number, {name: stack[name] for name in stack if name in wanted}).items()
+            for key, value in numbered(
+                number, {name: stack[name] for name in stack if since.get(name, number + 1) <= number}
+            ).items()
         }
 
-    def has_all(self, device: str) -> None:
-        """A device has folded all that there are."""
-        self.held[device] = self._number
+    def has_all(self, device: str, num_blocks: int) -> None:
+        """A device has folded all that there are of its lowest blocks."""
+        before = self.held.get(device, [0] * self._base.num_blocks)
+        self.held[device] = [self._number] * num_blocks + before[num_blocks:]
 
     def taken_back(self, adapter: Mapping[str, Tensor]) -> Adapter:
         """The adapter as it is on the base as stored, which folds have not changed."""
@@ -59,7 +64,7 @@ class Folds:
         return sum(value.nbytes for value in self.all.values())
 
     def state(self, devices: Collection[str] | None = None) -> State:
-        """All folds, and how many of them these devices have, or all devices."""
+        """All folds, and how many of them these devices have, or all devices, of each block."""
         return State({"held": {n: h for n, h in self.held.items() if devices is None or n in devices}}, dict(self.all))
 
     def load(self, state: State) -> None:

@@ -13,10 +13,14 @@ import torch
 
 from cutlayer.fleet.allotment import frequency_of
 from cutlayer.fleet.profile import DeviceProfile, Fleet
-from cutlayer.packing import UNCOMPRESSED, Compression
+from cutlayer.packing import UNCOMPRESSED, Compression, codec_under
 from cutlayer.policies.order import Job
 from cutlayer.types import Costs, DevicePlan
-from cutlayer.wire.codecs import Codec, packed_form
+from cutlayer.wire.codecs import packed_form
+from cutlayer.wire.messages import Role
+
+ROLES_AT_THE_CUT: tuple[Role, Role] = ("activations", "gradients")
+"""What crosses the cut in a local step: up, and down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +146,13 @@ class Forecast:
         if plan.alone:
             return 0, 0
         of_activations, of_gradients = (
-            self._packed_bytes(codec, num_samples, num_tokens)
-            for codec in (self._compression.activations, self._compression.gradients)
+            self._packed_bytes(plan, role, num_samples, num_tokens) for role in ROLES_AT_THE_CUT
         )
         down = of_gradients if self._costs.adapters_on_device(plan.below) else 0
         return of_activations + of_gradients * plan.head, down + of_activations * plan.head
 
-    def _packed_bytes(self, codec: Codec, num_samples: int, num_tokens: int) -> int:
+    def _packed_bytes(self, plan: DevicePlan, role: Role, num_samples: int, num_tokens: int) -> int:
+        codec = codec_under(plan, role, self._compression.of(role))
         return packed_form(codec, (num_samples, num_tokens, self._costs.hidden_size), self._costs.dtype).nbytes
 
     def job(self, plan: DevicePlan, num_samples: int, num_tokens: int, release_seconds: float) -> Job:

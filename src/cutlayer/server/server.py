@@ -138,7 +138,7 @@ class Server:
             self.leave(update.device)
             return
         self.ledger.accept(update, late=late)
-        self.folds.has_all(update.device)
+        self.folds.has_all(update.device, self.ledger.device(update.device).cut)
 
     def leave(self, device: str) -> None:
         """A device takes no further part in this round, and nothing that it did in it counts.

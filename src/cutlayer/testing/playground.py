@@ -342,6 +342,7 @@ def play(
             label_counts={} if base.settings.task == "causal-lm" else label_counts_of(streams),
             micro_batches=micro_batches,
             overlap=overlap,
+            num_modules=len(base.modules),
         )
         server = Server(
             "play",

@@ -9,6 +9,9 @@
     sparse:F:BITS  of a tensor of N as one row: which are the largest (a bitmap), N / 8 + k BITS / 8 + 4, k = F x N
                    these in steps of the largest / (2^(BITS-1) - 1), that step
 
+Two more a method chooses for a round (`packing.codec_under`), with a key from which both ends, or the one that packs,
+draw what is random: `SomeNumbers` of each row, and `StochasticSteps`, a tensor in few bits without bias.
+
 A row is the last dimension; `item` is the size of the tensor's own dtype. Packing is deterministic (`sparse` rounds at
 random, by a key that whoever packs gives it), and its size
 depends on shape and dtype alone: pack a tensor that holds nothing (`meta`) to know it. A packed tensor says nothing
@@ -22,7 +25,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -182,6 +185,121 @@ class TopK:
         return max(1, round(self.fraction * width))
 
 
+@dataclass(frozen=True, slots=True)
+class SomeNumbers:
+    """Some of the numbers of each row, the same of all rows, packed by another codec; the others become zero.
+
+    Which ones, both ends draw from the key: it is not sent. Those that stay are multiplied by how many there were for
+    each that stays, so that a row keeps its mean over draws, as dropout keeps it.
+
+    Attributes:
+      codec: what packs those that stay.
+      fraction: how many stay, rounded to a whole number and at least one.
+      key: what they are drawn from.
+      on_arrival: whether they are multiplied when they are unpacked, else before they are packed. A gradient travels
+        back through a product: what was multiplied before it was packed is multiplied again where its gradient arrives.
+    """
+
+    codec: Codec
+    fraction: float
+    key: str
+    on_arrival: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.fraction:g} of {self.codec.name}"
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        some = tensor.index_select(-1, self._where(tensor))
+        return self.codec.pack(some if self.on_arrival else some * self._factor(tensor.shape[-1]))
+
+    def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        some = self.codec.unpack(packed, (*shape[:-1], self._kept(shape[-1])), dtype)
+        whole = torch.zeros(tuple(shape), dtype=dtype, device=packed.device)
+        if self.on_arrival:
+            some = some * self._factor(shape[-1])
+        return whole.index_copy_(-1, self._where(whole), some)
+
+    def _kept(self, width: int) -> int:
+        return max(1, round(self.fraction * width))
+
+    def _factor(self, width: int) -> float:
+        return width / self._kept(width)
+
+    def _where(self, tensor: Tensor) -> Tensor:
+        """The places of those that stay, in order: those of the smallest of as many random numbers as there are."""
+        width = tensor.shape[-1]
+        drawn = np.frombuffer(hashlib.shake_256(self.key.encode()).digest(8 * width), dtype="<u8")
+        where = np.sort(np.argsort(drawn, kind="stable")[: self._kept(width)])
+        return torch.from_numpy(where).to(tensor.device)
+
+
+@dataclass(frozen=True, slots=True)
+class StochasticSteps:
+    """Whole steps of the largest magnitude / (2^(bits - 1) - 1), rounded at random so that their mean is the number.
+
+    The error of each number is below one step, and its variance at most a quarter of a step's square. The packed form
+    is one row: the steps, `bits` each, and then the step (fp32).
+
+    Attributes:
+      bits: of a number, 2 to 16.
+      key: what the rounding is drawn from, by the end that packs.
+    """
+
+    bits: int
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"stochastic:{self.bits}"
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        _expect_finite(tensor)
+        num_bytes = self._num_bytes(tensor.numel())
+        if tensor.is_meta:
+            return torch.empty(num_bytes + SCALE_BYTES, dtype=torch.uint8, device="meta")
+        values_N = tensor.detach().flatten().float()
+        scale = values_N.abs().amax().reshape(1) / self._levels if len(values_N) else values_N.new_zeros(1)
+        steps_N = values_N / torch.where(scale > 0, scale, math.inf)
+        below_N = steps_N.floor()
+        up_N = _uniform(self.key, len(values_N)).to(values_N.device) < steps_N - below_N
+        # a scale just above the smallest number is so coarse that more steps than there are would fit
+        codes_N = (below_N + up_N).clamp_(-self._levels, self._levels).to(torch.int32) + self._levels
+        bits_NB = (codes_N[:, None] >> torch.arange(self.bits, device=codes_N.device)) & 1
+        bits_M8 = torch.nn.functional.pad(bits_NB.flatten(), (0, 8 * num_bytes - bits_NB.numel())).view(-1, 8)
+        packed = (bits_M8 << torch.arange(8, device=codes_N.device)).sum(1).to(torch.uint8)
+        return torch.cat([packed, scale.view(torch.uint8)])
+
+    def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        _expect_form(self, packed, shape, dtype)
+        if packed.is_meta:
+            return torch.empty(tuple(shape), dtype=dtype, device="meta")
+        count = math.prod(shape)
+        scale = _as(torch.float32, packed[-SCALE_BYTES:])
+        bits_M8 = (packed[:-SCALE_BYTES, None].int() >> torch.arange(8, device=packed.device)) & 1
+        bits_NB = bits_M8.flatten()[: count * self.bits].view(count, self.bits)
+        steps_N = (bits_NB << torch.arange(self.bits, device=packed.device)).sum(1) - self._levels
+        if bool((steps_N > self._levels).any()) or not bool((scale >= 0).all() and scale.isfinite().all()):
+            raise MalformedMessage(
+                f"tensor packed by {self.name}: expected steps up to {self._levels} of a finite length, got others. "
+                "Drop it: it is damaged."
+            )
+        return (steps_N * scale).to(dtype).view(tuple(shape))
+
+    @property
+    def _levels(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    def _num_bytes(self, count: int) -> int:
+        return -(-count * self.bits // 8)
+
+
+def _uniform(key: str, count: int) -> Tensor:
+    """(count,) fp32 from 0 to below 1, drawn from a key: multiples of 2^-24."""
+    drawn = np.frombuffer(hashlib.shake_256(key.encode()).digest(4 * count), dtype="<u4") >> 8
+    return torch.from_numpy(drawn.astype(np.float32) * np.float32(2.0**-24))
+
+
 BITS = (4, 8, 16, 32)
 
 
@@ -190,7 +308,7 @@ class Sparse:
     """The largest numbers of a tensor in magnitude, in few bits; the others become zero. Of equal ones, the first.
 
     A number that lies between two steps becomes one of them at random, the nearer one more likely: what is kept is
-    unbiased. With 32 bits it is kept as it is.
+    unbiased (`StochasticSteps`). With 32 bits it is kept as it is.
 
     Attributes:
       fraction: how many are kept, of the tensor as a whole, rounded to a whole number and at least one.
@@ -218,53 +336,36 @@ class Sparse:
         order_N = torch.sort(flat_N.abs(), descending=True, stable=True).indices
         kept_N = torch.zeros_like(flat_N, dtype=torch.bool)
         kept_N[order_N[: self._kept(flat_N.numel())]] = True
-        return torch.cat([_bitmap(kept_N), *self._levels(flat_N[kept_N])])
+        return torch.cat([_bitmap(kept_N), self._of_kept.pack(flat_N[kept_N]).contiguous().view(torch.uint8)])
 
     def unpack(self, packed: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         _expect_form(self, packed, shape, dtype)
         if packed.is_meta:
             return torch.empty(tuple(shape), dtype=dtype, device="meta")
         size = math.prod(shape)
-        bitmap, levels, scale = packed.split(self._bytes(size))
+        bitmap, values = packed.split(self._bytes(size))
         kept_N = _from_bitmap(bitmap, size)
         if int(kept_N.sum()) != self._kept(size) or not torch.equal(_bitmap(kept_N), bitmap):
             raise MalformedMessage(
                 f"tensor packed by {self.name}: expected {self._kept(size)} of {size} numbers, got others. "
                 "Drop it: it is damaged."
             )
-        values_N = torch.zeros(size, dtype=torch.float32, device=packed.device)
-        values_N[kept_N] = self._values(levels, scale, self._kept(size))
-        return values_N.reshape(tuple(shape)).to(dtype)
+        whole_N = torch.zeros(size, dtype=torch.float32, device=packed.device)
+        held = _as(torch.float32, values) if self.bits == 32 else values
+        whole_N[kept_N] = self._of_kept.unpack(held, (self._kept(size),), torch.float32)
+        return whole_N.reshape(tuple(shape)).to(dtype)
 
-    def _levels(self, values_K: Tensor) -> tuple[Tensor, Tensor]:
-        """Values in whole steps of the largest, as bytes, and that step."""
-        if self.bits == 32:
-            return values_K.contiguous().view(torch.uint8), values_K.new_empty(0).view(torch.uint8)
-        most = 2 ** (self.bits - 1) - 1
-        scale = values_K.abs().amax() / most
-        steps_K = values_K / torch.where(scale > 0, scale, math.inf)
-        below_K = steps_K.floor()
-        drawn_K = torch.from_numpy(_uniform(self.key, len(values_K))).to(values_K.device)
-        levels_K = (below_K + (drawn_K < steps_K - below_K)).clamp_(-most, most)
-        return _as_bytes(levels_K, self.bits), scale.reshape(1).view(torch.uint8)
-
-    def _values(self, levels: Tensor, scale: Tensor, kept: int) -> Tensor:
-        if self.bits == 32:
-            return _as(torch.float32, levels)
-        return _from_bytes(levels, self.bits, kept).float() * _as(torch.float32, scale)
+    @property
+    def _of_kept(self) -> Codec:
+        return NONE if self.bits == 32 else StochasticSteps(self.bits, self.key)
 
     def _kept(self, size: int) -> int:
         return max(1, round(self.fraction * size))
 
     def _bytes(self, size: int) -> list[int]:
-        """The lengths of the bitmap, the levels and the step."""
-        return [-(-size // 8), -(-self._kept(size) * self.bits // 8), SCALE_BYTES if self.bits < 32 else 0]
-
-
-def _uniform(key: str, number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Numbers from 0 to 1, by the key alone."""
-    seed = np.frombuffer(hashlib.sha256(key.encode()).digest(), np.uint32)
-    return np.random.default_rng(seed.tolist()).random(number)
+        """The lengths of the bitmap and of what is kept."""
+        kept = torch.empty(self._kept(size), dtype=torch.float32, device="meta")
+        return [-(-size // 8), self._of_kept.pack(kept).nbytes]
 
 
 def _bitmap(kept_N: Tensor) -> Tensor:
@@ -280,20 +381,6 @@ def _from_bitmap(packed: Tensor, size: int) -> Tensor:
 
 def _eights(device: torch.device) -> Tensor:
     return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
-
-
-def _as_bytes(levels_K: Tensor, bits: int) -> Tensor:
-    """Signed levels; of four bits two in a byte, the first the higher."""
-    if bits == 4:
-        nibbles = torch.nn.functional.pad(levels_K + 8, (0, len(levels_K) % 2)).to(torch.uint8).view(-1, 2)
-        return nibbles[:, 0] * 16 + nibbles[:, 1]
-    return levels_K.to(torch.int8 if bits == 8 else torch.int16).view(torch.uint8)
-
-
-def _from_bytes(packed: Tensor, bits: int, number: int) -> Tensor:
-    if bits == 4:
-        return torch.stack([packed // 16, packed % 16], 1).reshape(-1)[:number].to(torch.int16) - 8
-    return _as(torch.int8 if bits == 8 else torch.int16, packed)
 
 
 NONE = AsItIs()

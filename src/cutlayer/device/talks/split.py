@@ -22,12 +22,15 @@ from cutlayer.device.device import Device
 from cutlayer.device.follow import ends, follow
 from cutlayer.device.shape import Shape
 from cutlayer.state import Stateless
+from cutlayer.types import Batch
 from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Assignment, Gradients, Message
+from cutlayer.wire.messages import Assignment, Gradients, Message, Update
 
 
 class Split(Stateless):
     """Sends activations up and waits for their gradient.
+
+    A talk that does more below the cut overrides what a round is made of: `begin`, `ahead`, `back`, `update`.
 
     Args:
       device: The device.
@@ -40,13 +43,29 @@ class Split(Stateless):
         """See `Talk.converse`."""
 
         async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
+            self.begin(assignment)
             if assignment.plan.in_flight == 1:
                 return await self._steps(link, assignment)
             async with Ahead(link) as ahead:
                 return await self._steps(ahead, assignment)
 
-        await follow(link, self._device, work)
+        await follow(link, self._device, work, self.update)
+
+    def begin(self, assignment: Assignment) -> None:
+        """Begins a round."""
+        self._device.begin(assignment)
+
+    async def ahead(self, part: Batch, step: int, number: int) -> Tensor:
+        """Runs a part of a step's batch up to the cut: (B, T, D)."""
+        return await self._device.bottom(part, step, number)
+
+    async def back(self, part: Batch, h_BTD: Tensor, grad_BTD: Tensor | None, step: int, *, last: bool) -> None:
+        """Follows the gradient at the cut back through what `ahead` made; with the last part the adapter moves."""
+        await self._device.back(part, h_BTD, grad_BTD, step, moves=last)
+
+    def update(self) -> Update:
+        """What the device trained in the round."""
+        return self._device.update()
 
     async def _steps(self, link: Link, assignment: Assignment) -> Message | None:
         for step in range(assignment.plan.local_steps):
@@ -66,7 +85,7 @@ class Split(Stateless):
         for sends in range(len(parts) + behind):
             if sends < len(parts):
                 part = parts[sends]
-                graphs.append(await device.bottom(part, step, sends))
+                graphs.append(await self.ahead(part, step, sends))
                 activations = replace(
                     device.activations(part, graphs[-1], step),
                     micro_batch=sends,
@@ -85,7 +104,7 @@ class Split(Stateless):
             last = awaits + 1 == len(parts)
             if last:  # a step that is not done to its end does not count
                 device.count(batch)
-            await device.back(parts[awaits], graphs.popleft(), answer.grad_BTD, step, moves=last)
+            await self.back(parts[awaits], graphs.popleft(), answer.grad_BTD, step, last=last)
         return None
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+from torch import Tensor
+
 from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import Owner, one_per_device
@@ -10,14 +14,19 @@ from cutlayer.server.steps.step import Reply, ServerStep
 from cutlayer.server.steps.train import answer, train
 from cutlayer.state import State
 from cutlayer.types import Costs, DevicePlan, RoundPlan
+from cutlayer.wire.messages import Activations
+
+Train = Callable[[Server, Activations, DevicePlan], Awaitable[tuple[float, Tensor | None]]]
+"""Trains on what one device sent, under its plan: the loss, and its gradient by the activations (`steps/train.py`)."""
 
 
-def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> ServerStep:
+def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device, training: Train = train) -> ServerStep:
     """Serves one device's activations after the other, swapping adapters on one base.
 
     Args:
       order: Which of those who have arrived is next.
       owner: One server adapter per device, or one for all.
+      training: What a step is.
 
     Example:
       >>> from cutlayer import fifo, one_device_at_a_time
@@ -25,7 +34,7 @@ def one_device_at_a_time(order: Order, *, owner: Owner = one_per_device) -> Serv
       >>> step.equal_cuts, step.cuts_batches
       (False, True)
     """
-    return _OneAtATime(order, owner)
+    return _OneAtATime(order, owner, training)
 
 
 def a_copy_each() -> ServerStep:
@@ -47,14 +56,14 @@ def a_copy_each() -> ServerStep:
 class _OneAtATime:
     equal_cuts = False
 
-    def __init__(self, order: Order, owner: Owner) -> None:
-        self._order, self.owner = order, owner
+    def __init__(self, order: Order, owner: Owner, training: Train = train) -> None:
+        self._order, self.owner, self._training = order, owner, training
         self.together = order.waits
         self.cuts_batches = owner is one_per_device  # a shared adapter would move in the middle of a batch
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while (arrived := await arrivals.pick(self._order)) is not None:
-            loss, grad_BTD = await train(server, arrived, server.ledger.device(arrived.device))
+            loss, grad_BTD = await self._training(server, arrived, server.ledger.device(arrived.device))
             await reply(answer(server, arrived, loss, grad_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
