@@ -102,7 +102,7 @@ class Forecast:
         up_bits_per_second, down_bits_per_second = self._rates(profile)
         first_bytes, returned_bytes = up_bytes, 0
         if plan.head:  # what crosses between the server's two pieces of work comes after the first of them
-            first_bytes = self._packed_bytes(self._compression.activations, num_samples, num_tokens)
+            first_bytes = self._packed_bytes(plan, "activations", num_samples, num_tokens)
             returned_bytes = up_bytes - first_bytes
         back_and_forth = 8 * returned_bytes / up_bits_per_second + 2 * profile.latency_seconds * plan.head
         return StepTimes(
