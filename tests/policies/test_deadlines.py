@@ -33,7 +33,7 @@ from cutlayer.types import DevicePlan, Flow, History, RoundPlan, StepRecord
 
 ModelMaker = Callable[[str, str], Path]
 SITUATION = Situation(fleet_of(3), FlatCosts(BLOCKS), History(), num_tokens=10, batch_size=4, local_steps=2)
-SLOW = DevicePlan("device-0", BLOCKS, 4, 2, head=True)
+SLOW = DevicePlan("device-0", BLOCKS, 4, 2, top=BLOCKS)
 
 
 def timed(
@@ -75,7 +75,7 @@ def test_the_pace_of_a_device_that_holds_everything() -> None:
 
 def test_the_pace_below_a_cut_has_the_way_up_and_down_and_the_server() -> None:
     """The server, at 30 GFLOP/s, may serve the two others first."""
-    pace = pace_of(replace(SLOW, cut=2, head=False), SITUATION, 3)
+    pace = pace_of(replace(SLOW, cut=2, top=None), SITUATION, 3)
     server = 3 * 2 * 1.1e7 / 3e10
     assert pace.crossing == pytest.approx(8 * 640 * (1 / 1e6 + 1 / 2e6) + server)
     assert (pace.forward, pace.block, pace.blocks) == (pytest.approx(0.021), pytest.approx(0.0105), 2)

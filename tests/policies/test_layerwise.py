@@ -155,7 +155,7 @@ def test_a_rule_that_there_is_not() -> None:
 
 
 def plan(cut: int = BLOCKS, ranks: tuple[int, ...] = ()) -> DevicePlan:
-    return DevicePlan("a", cut, 4, head=cut == BLOCKS, ranks=ranks)
+    return DevicePlan("a", cut, 4, top=BLOCKS if cut == BLOCKS else None, ranks=ranks)
 
 
 @pytest.mark.parametrize(

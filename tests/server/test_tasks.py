@@ -18,7 +18,7 @@ from cutlayer.wire.messages import Assignment, Message
 
 
 def assignment(device: str, round: int) -> Assignment:
-    plan = DevicePlan(device, cut=3, head=True, clauses=(HeldNear(0.25),))
+    plan = DevicePlan(device, cut=3, top=3, clauses=(HeldNear(0.25),))
     adapter = {"head.weight": torch.arange(6.0).reshape(2, 3) + round}
     return Assignment("run", round, device, plan, (0.1, 0.05), adapter, counted=round - 1 if round else None)
 

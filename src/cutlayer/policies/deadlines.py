@@ -84,7 +84,7 @@ def pace_of(device: DevicePlan, situation: Situation, num_devices: int) -> Pace:
     share, more = FRAMES
     adapter_bits = 8 * (share * costs.device_adapter_bytes(device) + more)
     fixed = crossing = 0.0
-    if not device.head:
+    if not device.alone:
         server = costs.server(device, 1, tokens)
         served = (server.forward_flops + server.backward_flops) / whole.effective_flops
         bits = 8 * costs.activation_bytes(1, tokens)
@@ -229,7 +229,7 @@ def _odds(device: DevicePlan, pace: Pace, seconds: float, situation: Situation, 
     else:
         head, *down = chances_by_model(pace, seconds / device.local_steps, device.batch_size)
     down += [0.0] * (device.cut - len(down))  # below the lowest block that has an adapter
-    held = [*reversed(down), *([head] if device.head else [])]
+    held = [*reversed(down), *([head] if device.alone else [])]
     if odds == "measured":
         held = _measured(device.device, situation, held)
     return (*held, *([1.0] * (situation.costs.num_blocks + 1 - len(held))))

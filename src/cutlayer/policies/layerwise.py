@@ -93,7 +93,7 @@ def pieces_of(plan: DevicePlan, costs: Costs, rank: int, num_samples: int, num_t
         return Pieces(whole, 0.0, ())
     lowest, highest = adapted[0], adapted[-1]
     blocks = tuple(range(plan.cut - 1, lowest - 1, -1))
-    if not plan.head or lowest == highest:
+    if not plan.alone or lowest == highest:
         return Pieces(0.0, whole / len(blocks), blocks)
     alone = [0] * costs.num_blocks
     alone[highest] = plan.ranks[highest] if plan.ranks else rank

@@ -48,7 +48,7 @@ def layers(*, server_step: ServerStep | None = None) -> Round:
 
 def script(plan: DevicePlan, forms: Forms) -> Script:
     """A batch for each local step, of a device below a cut, then the update of what was reached."""
-    for step in range(0 if plan.head else plan.local_steps):
+    for step in range(0 if plan.alone else plan.local_steps):
         yield from forms.batch(step)
     yield forms.update(_Reached(forms, plan))
 
@@ -58,7 +58,7 @@ class _Reached:
 
     def __init__(self, forms: Forms, plan: DevicePlan) -> None:
         self._forms, self._steps = forms, plan.local_steps
-        self._places = plan.cut + plan.head
+        self._places = plan.cut + plan.alone
 
     def largest(self) -> Adapter:
         return {REACHED: meta((self._places,), torch.int32)}

@@ -98,7 +98,7 @@ def check(policy: Stragglers, round: Round) -> None:
 
 def check_kept(plan: RoundPlan) -> None:
     """Raises ConfigError where the server trains with a device: what it trained would have moved before it is done."""
-    cut = next((device for device in plan.devices if not device.head), None)
+    cut = next((device for device in plan.devices if not device.alone), None)
     if cut is not None:
         raise ConfigError(
             f"train.late: expected drop or use where the server trains a part of the model, got keep, and device "

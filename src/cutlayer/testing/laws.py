@@ -351,7 +351,7 @@ def devices_may_come_and_go(subject: Subject) -> str | None:
     _expect_all_counted(_on(subject, fleet, wait_all()))
     method = subject.build()
     late: list[Late] = ["drop", "use"]
-    if all(device.head for device in method.make_plan(0, _situation(3)).devices) and not (method.fold or method.moved):
+    if all(device.alone for device in method.make_plan(0, _situation(3)).devices) and not (method.fold or method.moved):
         late.append("keep")
     quorums = [] if method.round.together else [quorum(0.5, what) for what in late]
     for policy in (deadline(0.6 * subject.run.rows[0]["virtual_seconds"], "use"), *quorums):

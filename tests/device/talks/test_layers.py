@@ -41,7 +41,7 @@ def bert(tiny_model: ModelMaker) -> Base:
 def assignment(
     base: Base, seconds: float | None, *, steps: int = 1, cut: int = BLOCKS, ranks: tuple[int, ...] = ()
 ) -> Assignment:
-    plan = DevicePlan("device-0", cut, 4, steps, head=cut == BLOCKS, ranks=ranks)
+    plan = DevicePlan("device-0", cut, 4, steps, top=BLOCKS if cut == BLOCKS else None, ranks=ranks)
     plan = plan if seconds is None else plan.having(Reach(seconds, ()))
     names = base.device_names(cut, plan.blocks, head=plan.head)
     adapter = moved_adapter(base)

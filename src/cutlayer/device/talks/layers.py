@@ -55,7 +55,7 @@ class Layers(Stateless):
             self._begun = now()
             self._device.begin(assignment)
             self._reached = [0] * (assignment.plan.cut + 1)
-            step_of = self._alone if assignment.plan.head else self._below_the_cut
+            step_of = self._alone if assignment.plan.alone else self._below_the_cut
             for step in range(assignment.plan.local_steps):
                 if (ended := await step_of(heard, assignment, step)) is not None:
                     return ended
@@ -167,7 +167,7 @@ class Layers(Stateless):
         """The blocks that were reached, and how often each was."""
         device = self._device
         plan, (head, *down) = device.now.plan, self._reached
-        counts = [*reversed(down), *([head] if plan.head else [])]
+        counts = [*reversed(down), *([head] if plan.alone else [])]
         facts = {REACHED: torch.tensor(counts, dtype=torch.int32)}
         adapter = device.trainable.adapter()
         return device.update(facts, adapter={name: adapter[name] for name in names_in(device.base, adapter, counts)})
