@@ -101,6 +101,7 @@ OPTIONS = {
     "optimal order, momentum": ("method.order=optimal", "method.momentum=0.5"),
     "dropout": ("model.base_dropout=true", "lora.dropout=0.1"),
     "fresh moments": ("train.keep_moments=false",),
+    "clipped, by a norm over all tensors": ("train.clip=0.05", "train.rounds=4"),
     "evaluated seldom": ("train.eval_every=2",),
     "pruned, compressed": ("method.name=fedspine", "lora.targets=[all-linear]", "wire.adapters=topk:0.1"),
     "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),

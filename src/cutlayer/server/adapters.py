@@ -269,10 +269,14 @@ class Adapters:
     def load(self, state: State) -> None:
         """Goes on from a `state`, which may be of some devices."""
         branches = state.moved(self._base.device).branches()
-        self.shared = dict(branches["shared"].tensors)
-        self._own |= {scope: dict(own.tensors) for scope, own in branches["own"].branches().items()}
+        self.shared = self._in_order(branches["shared"].tensors)
+        self._own |= {scope: self._in_order(own.tensors) for scope, own in branches["own"].branches().items()}
         self._scopes_of |= {device: tuple(scopes) for device, scopes in branches["scopes"].facts.items()}
         self.load_moments(branches["moments"])
+
+    def _in_order(self, tensors: Adapter) -> Adapter:
+        """In the model's order: a file has another, and the last bit of a norm over all of them depends on it."""
+        return {name: tensors[name] for name in self._base.shapes if name in tensors}
 
     def load_moments(self, moments: State) -> None:
         """Goes on from `moments`."""
