@@ -34,6 +34,7 @@ from torch import Tensor
 
 from cutlayer.errors import DivergedError, MalformedMessage
 from cutlayer.policies.moments import FreshMoments
+from cutlayer.policies.sparse_then_dense import PackedUpdate
 from cutlayer.state import State
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, Sparse, TopK, codec_by_name
@@ -86,14 +87,14 @@ def compression(
 
 
 def update_codec(plan: DevicePlan, of_run: Codec) -> Codec:
-    """The codec of a device's update: the run's, unless it has none and a clause of the plan says one.
+    """The codec of a device's update: the run's, unless it has none and the plan says one.
 
     Args:
       plan: The device's.
       of_run: What the run file says.
     """
-    spelled = next((clause.update_codec for clause in plan.clauses if clause.update_codec != "none"), "none")
-    return codec_by_name(spelled, rows=False) if of_run is NONE else of_run
+    planned = plan.clause(PackedUpdate)
+    return of_run if planned is None or of_run is not NONE else codec_by_name(planned.codec, rows=False)
 
 
 StartedFrom = Callable[[Adapter, Update], Adapter]

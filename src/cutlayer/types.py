@@ -71,11 +71,6 @@ class Clause:
         """The LoRA ranks with which a device may end a round, besides those of its plan."""
         return ()
 
-    @property
-    def update_codec(self) -> str:
-        """How the device's update is packed, as `wire/codecs.py` spells it, where the run file leaves that open."""
-        return "none"
-
 
 C = TypeVar("C", bound=Clause)
 

@@ -28,11 +28,6 @@ class PackedUpdate(Clause):
 
     codec: str
 
-    @property
-    def update_codec(self) -> str:
-        """See `Clause.update_codec`."""
-        return self.codec
-
 
 def sparse_then_dense(share: float, bits: int, notches: int) -> Planner:
     """Says how updates are packed.
@@ -50,7 +45,7 @@ def sparse_then_dense(share: float, bits: int, notches: int) -> Planner:
       >>> from cutlayer import everyone
       >>> from cutlayer.testing.playground import planned
       >>> planner = sparse_then_dense(0.25, 8, notches=3)
-      >>> [planned(everyone(), planner, round=n, rounds=6).devices[0].clauses[0].update_codec for n in (0, 2, 5)]
+      >>> [planned(everyone(), planner, round=n, rounds=6).devices[0].clauses[0].codec for n in (0, 2, 5)]
       ['sparse:0.25:8', 'sparse:0.5:16', 'none']
     """
     if not 0 < share <= 1:
