@@ -45,6 +45,7 @@ TESTED_IN = {
     "run/up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_up.py",
+    "device/talks/held_near.py": "rounds/test_held_near.py",
     "device/talks/seeds.py": "rounds/test_seeds.py",  # both ends, held to each other
     "device/talks/thinned.py": "rounds/test_thinned.py",
     "device/talks/weighing.py": "rounds/test_weighing.py",

@@ -33,7 +33,10 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import DivergedError, MalformedMessage
+from cutlayer.policies.channels import DropChannels
+from cutlayer.policies.few_bits import FewBits
 from cutlayer.policies.moments import FreshMoments
+from cutlayer.policies.sparse_then_dense import PackedUpdate
 from cutlayer.state import State
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import NONE, Codec, NotFinite, RowCodec, Sparse, TopK, codec_by_name
@@ -75,6 +78,10 @@ class ChoosesCodecs(Protocol):
           codec: The one that it has so far, at first the run's.
           at: Names the tensor among all that pass in a run: what is random about its packing is drawn from that.
         """
+
+
+CHOOSERS: tuple[type[ChoosesCodecs], ...] = (DropChannels, FewBits, PackedUpdate)
+"""The clauses that choose codecs: a device, which imports no method, knows them from here."""
 
 
 def codec_under(plan: DevicePlan, role: Role, codec: Codec, at: str = "") -> Codec:

@@ -8,7 +8,7 @@ import pytest
 from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.report.json_lines import Position
 from cutlayer.report.round_row import round_row
-from cutlayer.report.run_folder import RunFolder
+from cutlayer.report.run_folder import RunFolder, keeping_last_round
 from cutlayer.types import Event, StepRecord
 
 EVENTS = [
@@ -143,3 +143,11 @@ def test_the_report_and_the_scalars_are_in_the_folder(tmp_path: Path) -> None:
     folder.close()
     assert (tmp_path / "report.svg").read_text() == "<svg/>"
     assert [path.name.split(".")[2] for path in (tmp_path / "tensorboard").iterdir()] == ["tfevents"]
+
+
+def test_the_last_round_of_which_there_are_events() -> None:
+    """Work may be of a round before the one in which it counts, so the run's last round may have none."""
+    events = [Event("phone", "forward", float(n), n + 1.0, round) for n, round in enumerate((0, 1, 0, 3, 1, 3))]
+    kept: list[Event] = []
+    assert list(keeping_last_round(events, kept)) == events
+    assert kept == [events[3], events[5]]

@@ -12,7 +12,7 @@ from cutlayer.comparing.results import Results, read_results
 from cutlayer.files import write_atomically
 from cutlayer.fleet.profile import Fleet
 from cutlayer.report.json_lines import to_json
-from cutlayer.report.run_folder import RunFolder
+from cutlayer.report.run_folder import RunFolder, keeping_last_round
 from cutlayer.types import Event
 
 
@@ -39,5 +39,7 @@ def write_reports(asked: Comparison, fleet: Fleet, command: str, failed: Mapping
 
 def last_round(run: Run) -> list[Event]:
     """What each machine did in the last round of a run."""
-    last = run.config.train.rounds - 1
-    return [event for event in RunFolder(run.folder).read_events() if event.round == last]
+    kept: list[Event] = []
+    for _ in keeping_last_round(RunFolder(run.folder).read_events(), kept):
+        pass
+    return kept

@@ -188,3 +188,20 @@ def _event(row: dict[str, Any]) -> Event:
             f"events.jsonl: expected who, what, start, end, round and bytes on every line, "
             f"got one without {error}. The file was written by something else; use another --out."
         ) from error
+
+
+def keeping_last_round(events: Iterable[Event], kept: list[Event]) -> Iterator[Event]:
+    """The events one by one, for all of them would be gigabytes; those of the last round are kept as they pass.
+
+    Where work outlives its round, the last one of which there are events need not be the run's last.
+
+    Args:
+      events: In the order in which they were recorded.
+      kept: Gets those of the highest round.
+    """
+    for event in events:
+        if kept and event.round > kept[-1].round:
+            kept.clear()
+        if not kept or event.round == kept[-1].round:
+            kept.append(event)
+        yield event

@@ -17,7 +17,7 @@ from cutlayer.model.moved import save_moved
 from cutlayer.model.pruned import save_pruned
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
-from cutlayer.report.run_folder import RunFolder
+from cutlayer.report.run_folder import RunFolder, keeping_last_round
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.loop import Logbook
@@ -117,16 +117,16 @@ def write_reports(
       refusals: By device and reason, how often something of it was refused.
     """
     machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
-    last, names = logbook.rounds_done - 1, [device.name for device in fleet.devices]
-    shown: list[Event] = []
+    names, shown = [device.name for device in fleet.devices], list[Event]()
     rows = device_ledger(
-        _events_so_far(folder, last, shown),
+        keeping_last_round(folder.read_events(), shown),
         logbook.history.records,
         profiles={machine.name: _profile(machine) for machine in machines},
         cuts=logbook.cuts,
     )
     summary = _summary(inputs, logbook, before, rows, seconds) | {"refusals": refusals}
     with in_need_of_room(folder.path, "at its end", "its report"):
+        last = shown[-1].round if shown else logbook.rounds_done - 1
         folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
         folder.write_summary(summary)
     return Outcome(folder.path, adapter, before, summary["metrics"], rows, summary)
@@ -142,14 +142,6 @@ def in_need_of_room(folder: Path, where: str, what: str) -> Iterator[None]:
             f"{folder}, {where}: expected room for {what}, got {error.strerror or error}. "
             "The last checkpoint is whole: make room, then go on with --resume."
         ) from error
-
-
-def _events_so_far(folder: RunFolder, round: int, kept: list[Event]) -> Iterator[Event]:
-    """The events one by one, for all of them would be gigabytes; those of this round are kept as they pass."""
-    for event in folder.read_events():
-        if event.round == round:
-            kept.append(event)
-        yield event
 
 
 def _summary(
