@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from cutlayer.config import read_config
+from cutlayer.config import MethodSection, read_config
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.table import build_method
 from cutlayer.policies.delay import delayed
@@ -78,7 +78,7 @@ class Bench:
 
     def on(self, fleet: Fleet, method: str, options: dict[str, Any]) -> tuple[RunInputs, Situation]:
         """The run of a method on a fleet, whose devices' data is nobody's: none is read."""
-        section = self._inputs.config.method.model_copy(update={"name": method, **options})
+        section = MethodSection.model_validate({"name": method, **options})
         config = self._inputs.config.model_copy(update={"method": section})
         inputs = replace(self._inputs, config=config, fleet=fleet, parts=[[0]] * len(fleet.devices))
         return inputs, situation_of(inputs, Logbook())

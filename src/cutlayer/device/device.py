@@ -295,13 +295,14 @@ class Device:
           The mean loss of the batch, and its gradient by `h_BTD`.
         """
         now = self.now
-        assert now.plan.top is not None, "who has the labels has a tail"
-        part = self.base.tail_part(now.plan.top, now.plan.blocks)
+        top = now.plan.top
+        assert top is not None, "who has the labels has a tail"
         loss: Tensor | None = None
         leaf_BTD = h_BTD.detach().to(self.base.device).requires_grad_()
 
         def forward() -> Tensor:
             nonlocal loss
+            part = self.base.tail_part(top, now.plan.blocks)
             part.use(self._versions.of(step))
             mask_BT, labels = batch.attention_mask_BT.bool(), batch.labels.long()
             with self.dropping(step, part="tail"):

@@ -20,6 +20,9 @@ planner's formulas, levels and nets. What a device is given of a shared connecti
 simulation; a real device rests after each piece of work in place of a lower clock, which saves little energy, and no
 network is told of shares.
 
+Measured: the GAN finds good fronts with fewest plans where devices share nothing; where they share a connection NSGA-II
+finds better ones (docs/decisions/0032-labels-at-home.md).
+
 That a label is not sent does not hide it: gradients tell of labels whoever knows the head.
 
 Neutral: delay=0.
