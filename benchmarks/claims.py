@@ -578,6 +578,17 @@ FLEETS: dict[str, dict[str, Any]] = {
             {"name": f"client-{number}", "memory_gib": gib} for number, gib in enumerate((0.055, 0.06, 0.07, 0.08, 0.1))
         ],
     },
+    "unequal-ten": {
+        "source": "ten machines of three speeds, each slower now and then; our choice",
+        "server": {"tflops": 1.0, "efficiency": 0.3, "memory_gib": 8},
+        "defaults": {"efficiency": 0.3, "up_mbit": 100, "down_mbit": 100, "latency_ms": 5, "memory_gib": 4}
+        | {"modes": [1.0, 0.85, 0.7], "mode_rounds": 1},
+        "devices": [
+            {"name": "slow", "count": 4, "tflops": 0.0025},
+            {"name": "middle", "count": 3, "tflops": 0.005},
+            {"name": "quick", "count": 3, "tflops": 0.01},
+        ],
+    },
 }
 """By name, fleets of this file alone: where computing decides about time, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
@@ -595,7 +606,9 @@ def spread(one: Figures) -> float:
 
 DEADLINE = 3.0
 """Seconds in which the steady one of `stragglers-ten` is just done, and the others are at some block."""
-STRAGGLERS = "--fleet stragglers-ten --lr 4e-3 --spread iid --local-steps 1 --batch-size 4 --max-length 24"
+SHORT_ROUNDS = 24
+ONE_STEP = "--lr 4e-3 --spread iid --local-steps 1 --batch-size 4 --max-length 24 --eval-every 4"
+STRAGGLERS = f"--fleet stragglers-ten {ONE_STEP}"
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
@@ -710,13 +723,29 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                     "fedlora",
                 ),
                 STRAGGLERS,
-                60,
+                SHORT_ROUNDS,
             ),
             Trial(
                 "emotion",
                 (f"salf:deadline={DEADLINE}", "fedlora"),
                 f"{STRAGGLERS} --stragglers deadline:{DEADLINE}",
-                60,
+                SHORT_ROUNDS,
+            ),
+        ),
+    ),
+    "adel": (
+        salf,
+        (
+            Trial(
+                "emotion",
+                (
+                    f"adel:budget={SHORT_ROUNDS * DEADLINE}",
+                    f"adel:budget={SHORT_ROUNDS * DEADLINE},aggregation=code",
+                    f"salf:deadline={DEADLINE}",
+                    "fedlora",
+                ),
+                f"--fleet unequal-ten {ONE_STEP}",
+                SHORT_ROUNDS,
             ),
         ),
     ),

@@ -21,7 +21,7 @@ Gradients = dict[str, Tensor | None]
 
 
 def parameters_for(base: Base, blocks: frozenset[int] | None = None) -> dict[str, nn.Parameter]:
-    names = base.device_names(BLOCKS, blocks, head=True)
+    names = base.device_names(BLOCKS, blocks, top=BLOCKS)
     adapter = moved_adapter(base)
     return {name: nn.Parameter(adapter[name].clone()) for name in names}
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from bases import open_base
+from cutlayer.errors import Refused
 from cutlayer.fleet.profile import Fleet
+from cutlayer.gate.forms import Form, Forms
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
@@ -19,11 +21,11 @@ from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.layerwise import REACHED, RULES
 from cutlayer.policies.order import fifo
 from cutlayer.policies.stragglers import deadline
-from cutlayer.rounds.layers import layers
+from cutlayer.rounds.layers import layers, script
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.types import Adapter, DevicePlan
-from cutlayer.wire.messages import Update
+from cutlayer.wire.messages import Assignment, Update
 from watched import guarded_run
 
 ModelMaker = Callable[[str, str], Path]
@@ -173,3 +175,26 @@ def test_a_round_of_devices_alone_and_one_below_a_cut() -> None:
     assert alone.shape is below.shape
     assert not any((alone.cuts_batches, below.cuts_batches, alone.together, below.together, below.equal_cuts))
     assert DevicePlan("a").clauses == ()
+
+
+@pytest.mark.parametrize(
+    "counts", [[0, 0, 2, 1], [2, 1, 2, 2], [0, 0, 0, 3], [-1, 0, 0, 0]], ids=["head", "block", "steps", "below"]
+)
+def test_facts_that_cannot_be_are_refused(counts: list[int], bert: Base) -> None:
+    """Nothing is reached oftener than what comes before it, or than there are steps."""
+    plan = DevicePlan("a", 3, 4, 2, head=True)
+    forms = Forms(
+        Assignment("run", 0, "a", plan, (0.1,), bert.initial_adapter(0)),
+        bert,
+        hidden_size=16,
+        longest_tokens=10,
+        compression=UNCOMPRESSED,
+        holds=lambda _device, _row: False,
+    )
+    [form] = script(plan, forms)
+    assert isinstance(form, Form)
+    names = [name for name in bert.shapes if counts[-1 if (b := bert.block_of(name)) is None else b] > 0]
+    adapter = {name: value for name, value in bert.initial_adapter(0).items() if name in names}
+    update = Update("run", 0, "a", adapter, 2, 8, 8, 0.5, 1.0, {REACHED: torch.tensor(counts, dtype=torch.int32)})
+    with pytest.raises(Refused, match="from 0 to 2 steps, none above fewer"):
+        form.check(update)

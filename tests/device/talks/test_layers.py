@@ -43,7 +43,7 @@ def assignment(
 ) -> Assignment:
     plan = DevicePlan("device-0", cut, 4, steps, top=BLOCKS if cut == BLOCKS else None, ranks=ranks)
     plan = plan if seconds is None else plan.having(Reach(seconds, ()))
-    names = base.device_names(cut, plan.blocks, head=plan.head)
+    names = base.device_names(cut, plan.blocks, top=plan.top)
     adapter = moved_adapter(base)
     return Assignment("run", 0, "device-0", plan, (RATE,), {name: adapter[name] for name in names})
 
