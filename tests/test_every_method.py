@@ -38,7 +38,7 @@ METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
 """Those that cut the model; the others leave all of it on every device."""
 SPLIT = {"epsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl", "splitlora", "vanilla"}
-ALONE = {"centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only"}
+ALONE = {"centralized", "fedlora", "fedspine", "hetlora", "hfl_prune", "legend", "local_only", "petals"}
 HELD = {
     "one_device_is_plain_training": SPLIT | ALONE,
     "one_device_trains_the_products_of_plain_training": {"flexlora", "flora"},
@@ -49,6 +49,7 @@ HELD = {
         "flora",
         "hetlora",
         "memsfl",
+        "petals",
         "sfl_v1",
     },
     "frozen_weights_never_change": SPLIT | ALONE | {"flexlora", "ho_sfl", "prge", "splitfrozen"},

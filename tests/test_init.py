@@ -28,11 +28,12 @@ PUBLIC = {
     *("uniform_ranks", "arithmetic_ranks", "ranks_by_budget", "ranks_above_deepest_cut", "depth_by_time"),
     *("fixed", "speed_proportional", "regulate_kl", "fill_ingress"),
     *("fresh_moments", "activations_repeat", "self_pruning", "ratio_and_rank_by_bandit"),
+    *("through_spans", "at_sites", "pruned_in_time"),
     *("along_directions", "asking", "SeedSearch", "seed_search", "searching"),
     # facts of a round, for the next plan
-    *("pruning", "ranks_that_are_left"),
+    *("pruning", "ranks_that_are_left", "counted_of_spans"),
     # rounds, server steps, orders, who shares what
-    *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound"),
+    *("split", "relay", "stream", "local", "pruned", "shrinking", "hybrid", "queries", "SeedsRound", "swarm", "sited"),
     *("one_device_at_a_time", "a_copy_each", "merged", "pooled", "epsl", "accumulated"),
     *("one_per_device", "one_for_all"),
     *("fifo", "random_order", "longest_tail", "ratio", "strict_ratio", "optimal", "order_by_name"),

@@ -187,12 +187,14 @@ class Flow:
       at_once: how many of these run at the same time, as one larger batch.
       backward: whether it runs backward too, for which a forward pass keeps a graph.
       removed: the share of each block's heads and FFN channels that is gone from its model.
+      away: blocks [first, end) that others hold and run for it; None where it holds all that its plan says.
     """
 
     forwards: int = 1
     at_once: int = 1
     backward: bool = True
     removed: float = 0.0
+    away: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ import torch
 
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
+from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.run.inputs import RunInputs
+from cutlayer.run.sites import SimulatedSites
+from cutlayer.run.spans import SimulatedSpans
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.state import Stateless
@@ -57,7 +59,13 @@ class Rehearsed:
 
 
 def rehearse(
-    inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, bandwidth_shares: Mapping[str, float] = EQUAL
+    inputs: RunInputs,
+    method: Method,
+    plan: RoundPlan,
+    num_tokens: int,
+    bandwidth_shares: Mapping[str, float] = EQUAL,
+    *,
+    fails: bool = False,
 ) -> Rehearsed:
     """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
 
@@ -68,20 +76,39 @@ def rehearse(
       num_tokens: Of every batch.
       bandwidth_shares: By device, of the server's connection where the fleet has one that is shared
         (`Gateway.share_by`).
+      fails: Whether machines of the fleet fail, as it says that they do.
     """
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares).play())
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares, fails=fails).play())
 
 
 class _Rehearsal:
     """The wiring of one round."""
 
     def __init__(
-        self, inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int, shares: Mapping[str, float]
+        self,
+        inputs: RunInputs,
+        method: Method,
+        plan: RoundPlan,
+        num_tokens: int,
+        shares: Mapping[str, float],
+        *,
+        fails: bool,
     ) -> None:
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
-        self._gateway = Gateway(inputs.fleet.server)
-        self._gateway.share_by(shares)
+        self._sites = SimulatedSites(inputs.fleet, _ignore, at_sites=method.round.shape.at_sites)
+        self._sites.gateway.share_by(shares)
         self._base = Base(inputs.model_settings, device="meta")
+        self._spans = SimulatedSpans(
+            inputs.fleet,
+            self._base,
+            inputs.costs,
+            num_tokens,
+            seed=inputs.config.train.seed,
+            record=_ignore,
+            packed=inputs.compressed,
+            machines=_IdleMachine,
+            fails=fails,
+        )
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
@@ -89,9 +116,9 @@ class _Rehearsal:
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
-                ends = modelled_link(profile, _ignore, self._gateway)
+                ends = self._sites.link(profile, _ignore)
                 device_end, links[profile.name] = map(self._inputs.compressed, ends)
-                device = self._device(profile.name, profile.effective_flops)
+                device = self._device(profile)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
             result = Rehearsed(
@@ -119,13 +146,15 @@ class _Rehearsal:
             inputs.config.data.max_length,
             scope=self._method.scope,
             broadcast=self._method.broadcast,
+            sites=self._sites,
         )
 
-    def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, _ignore)
+    def _device(self, profile: DeviceProfile) -> Device:
+        machine = _IdleMachine(profile.name, profile.effective_flops, _ignore)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
         shape = self._method.round.shape
-        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)
+        costs, settings, spans = self._inputs.costs, self._inputs.train_settings, self._spans.of(profile, _ignore)
+        return Device(profile.name, self._base, batches, machine, costs, settings, shape, spans)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from cutlayer.device.commit import CommittingLink, device_state
@@ -18,7 +18,6 @@ from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
 from cutlayer.methods.method import Method
@@ -30,6 +29,8 @@ from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import RunInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import Run, first_error, first_plan, situation_of
+from cutlayer.run.sites import SimulatedSites
+from cutlayer.run.spans import SimulatedSpans
 from cutlayer.run.state import open_folder
 from cutlayer.state import State, joined
 from cutlayer.types import Event
@@ -88,7 +89,7 @@ class _Everyone:
 
     async def muster(self, round: int) -> Situation:  # noqa: ARG002
         self.muster_again()
-        return self.situation
+        return replace(self.situation, fleet=self.situation.fleet.spans_at(now()))
 
     async def dismiss(self, finish: Finish) -> None:
         for link in self.links.values():
@@ -112,7 +113,16 @@ class _Simulation:
         self._events: list[Event] = []
         fleet = inputs.fleet
         may_leave = not stragglers_of(inputs.config, method).waits_for_all
-        self._gateway = Gateway(fleet.server)
+        self._sites = SimulatedSites(fleet, self._record, at_sites=method.round.shape.at_sites)
+        self._spans = SimulatedSpans(
+            fleet,
+            inputs.base,
+            inputs.costs,
+            inputs.config.data.max_length,
+            seed=inputs.config.train.seed,
+            record=self._record,
+            packed=inputs.compressed,
+        )
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
         self._run = Run(
@@ -128,6 +138,7 @@ class _Simulation:
             events=self._events,
             devices=self,
             may_leave=may_leave,
+            sites=self._sites,
         )
 
     async def play(self, checkpoint: State | None) -> Outcome:
@@ -154,8 +165,9 @@ class _Simulation:
 
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile))
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
-        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
-        device_end, server_end = modelled_link(profile, record, self._gateway)
+        spans = self._spans.of(profile, record)
+        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape, spans)
+        device_end, server_end = self._sites.link(profile, record)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
         if committing:
