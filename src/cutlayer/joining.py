@@ -183,6 +183,7 @@ class _Attendance:
         notice: Callable[[str], None],
     ) -> None:
         self._joining, self._welcome, self._rates, self._files, self._dial = joining, welcome, rates, files, dial
+        self._notice = notice
         self._shape = shape_by_name(welcome.shape)
         config = RunConfig.model_validate_json(welcome.config)
         self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
@@ -216,6 +217,7 @@ class _Attendance:
             self._welcome.fingerprint,
             self._dial,
             lambda link: packed(link, codecs, base, costs, shape),
+            self._notice,
         )
         self._device = Device(
             self._joining.name, base, data.batches(), self.machine, costs, train_settings(config), shape, self._spans

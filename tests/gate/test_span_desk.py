@@ -94,7 +94,7 @@ def test_a_connection_that_ends_is_lost_and_the_next_call_makes_another() -> Non
         await spans.ask("gpu", "gpu:1", CALL)
         place.attending[0].cancel()
         await asyncio.gather(*place.attending, return_exceptions=True)
-        with pytest.raises(SpanLost, match="another is asked"):
+        with pytest.raises(SpanLost, match="Another is asked"):
             await spans.ask("gpu", "gpu:1", CALL)
         await spans.ask("gpu", "gpu:1", CALL)
         assert len(place.attending) == 2

@@ -38,11 +38,19 @@ class DialledSpans:
       fingerprint: Of the model's files, which must be theirs.
       dial: Opens a connection to an address, as to the device's server: with its proof, over TLS.
       packed: Lies around the link of each connection.
+      notice: Told of each machine that does not answer, for a person to read.
     """
 
     def __init__(
-        self, name: str, run: str, fingerprint: str, dial: Dial, packed: Callable[[Link], CompressedLink]
+        self,
+        name: str,
+        run: str,
+        fingerprint: str,
+        dial: Dial,
+        packed: Callable[[Link], CompressedLink],
+        notice: Callable[[str], None] = lambda _line: None,
     ) -> None:
+        self._notice = notice
         self._name, self._run, self._fingerprint, self._dial, self._packed = name, run, fingerprint, dial, packed
         self._open: dict[str, _Connection] = {}
         self._incoming = Budget(LIMIT_BYTES)
@@ -74,10 +82,9 @@ class DialledSpans:
                 answer = await link.receive()
         except (WireError, TimeoutError) as error:
             self._close(span)
-            raise SpanLost(
-                f"span {span} at {address}: expected an answer, got {error or 'none in time'}. Nothing need be done: "
-                "another is asked."
-            ) from None
+            why = str(error) or "none in time"
+            self._notice(f"span {span} at {address} does not answer ({why}): another is asked")
+            raise SpanLost(f"span {span} at {address}: expected an answer, got {why}. Another is asked.") from None
         except BaseException:  # whoever asked has given up: what comes next would answer another call
             self._close(span)
             raise

@@ -20,6 +20,10 @@ from cutlayer.rounds.round import Round
 from cutlayer.types import Adapter, DevicePlan
 
 
+MOST = 2**48
+"""That a device may count in a round: bytes of a year at 70 Gbit/s."""
+
+
 def swarm() -> Round:
     """Builds the swarm round. Its plan says which blocks are run by others (`policies.spans.through_spans`).
 
@@ -38,7 +42,8 @@ def script(plan: DevicePlan, forms: Forms) -> Script:
         return
 
     def counts(facts: Adapter) -> None:
-        forms.expect("wrong-counts", "no count below 0", False, bool((facts[SPANS] < 0).any()))
+        for name, number in zip(COUNTED, facts[SPANS].tolist(), strict=True):
+            forms.expect_between("wrong-counts", name, 0, number, MOST)
 
     said = {SPANS: meta((len(COUNTED),), torch.int64)}
     yield forms.update(Listed(forms, said, forms.shapes, counts))
