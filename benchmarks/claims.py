@@ -341,11 +341,8 @@ def petals(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     system, *others = figures
     lines = []
     for other in others:
-        same = all(
-            (one / "adapter" / "adapter_model.safetensors").read_bytes()
-            == (two / "adapter" / "adapter_model.safetensors").read_bytes()
-            for one, two in zip(system["folders"], other["folders"], strict=True)
-        )
+        pairs = zip(system["folders"], other["folders"], strict=True)
+        same = all(adapter_of(one) == adapter_of(two) for one, two in pairs)
         lost = f"{system['facts']['lost']:.0f} of {system['facts']['lost'] + system['facts']['calls']:.0f} calls lost"
         lines += [
             Line(
@@ -355,6 +352,11 @@ def petals(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
             Line("training time", "-", f"{less(system, other, 'virtual_seconds')} ({lost})", other["label"]),
         ]
     return lines
+
+
+def adapter_of(folder: Path) -> bytes:
+    """The file of a run's adapter."""
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def hfl_prune(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:

@@ -19,7 +19,6 @@ from cutlayer.rounds.local import alone
 from cutlayer.rounds.round import Round
 from cutlayer.types import Adapter, DevicePlan
 
-
 MOST = 2**48
 """That a device may count in a round: bytes of a year at 70 Gbit/s."""
 
