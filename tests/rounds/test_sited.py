@@ -11,6 +11,7 @@ import torch
 from cutlayer.fleet.profile import Fleet, SiteProfile
 from cutlayer.methods.table import build_method
 from cutlayer.policies.aggregate import Contribution, mean_per_block
+from cutlayer.policies.prune import Prune
 from cutlayer.policies.sites import AtSite
 from cutlayer.rounds.local import local
 from cutlayer.rounds.sited import sited
@@ -161,15 +162,22 @@ def test_a_site_whose_devices_are_not_drawn_keeps_what_it_has_and_reports_it() -
 
 def test_state_goes_on() -> None:
     """What a site has, and has trained, is there after a checkpoint."""
-    tensors, device = {"w": torch.ones(1)}, DevicePlan("pi", clauses=(AtSite("a", False),))
-    empty, full = sited(local()), sited(local())
+    first, second = sited(local()), sited(local())
     sites = joined({"a": State({"weight": 7}, {"w": torch.full((1,), 3.0)})})
-    full.load(joined({"inner": State(), "sites": sites}))
-    assert empty.broadcast(tensors, device) == (tensors, {})
-    for round in (full, sited(local())):
-        round.load(full.state())
-        assert round.broadcast(tensors, device)[0]["w"].item() == 3.0
-        assert round.state().branch("sites").branch("a").facts == {"weight": 7}
+    first.load(joined({"inner": State(), "sites": sites}))
+    second.load(first.state())
+    for round in (first, second):
+        site = round.state().branch("sites").branch("a")
+        assert (site.facts, site.tensors["w"].item()) == ({"weight": 7}, 3.0)
+
+
+def test_a_device_is_not_told_where_it_is() -> None:
+    """A device process knows the clauses of its talk, and this is none of them."""
+    played = run(at(4, *PAIRS), prune=0.5, threshold=0.02, rounds=1)
+    plans = [message.plan for message in played.sent_down if isinstance(message, Assignment)]
+    assert len(plans) == 4
+    assert not any(plan.clause(AtSite) for plan in plans)
+    assert all(plan.clause(Prune) for plan in plans)
 
 
 def test_in_the_same_place_nothing_travels() -> None:

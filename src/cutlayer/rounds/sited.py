@@ -61,21 +61,22 @@ class Sited:
         self._mean = scatter()
         self._adapters: dict[str, Adapter] = {}  # of each site that knows the server's last, as its devices get it
         self._weights: dict[str, int] = {}  # trained at each site since it has reported
+        self._where: dict[str, str] = {}  # by device of the round under way, its site
 
     def broadcast(self, adapter: Adapter, device: DevicePlan) -> tuple[Adapter, Adapter]:
         """What a device is sent when a round opens: its site's adapter, and nothing beside it. See `Broadcast`."""
-        site = self._adapters.get(_site(device), adapter)
+        site = self._adapters.get(self._where.get(device.device, ""), adapter)
         return {name: site[name] for name in adapter}, {}
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         """See `Round.server_end`: what sites report, or, where they do not yet, that somebody has trained."""
-        devices = {device.device: device for device in plan.devices}
-        sites = dict.fromkeys(sorted(_site(device) for device in plan.devices))
+        self._where = where = {device.device: _site(device) for device in plan.devices}
+        sites = sorted(set(where.values()))
         down = await self._tell(server, [site for site in sites if site not in self._adapters], plan.round)
-        parts = await self._inner.server_end(server, links, plan)
+        parts = await self._inner.server_end(server, links, plan.with_each(_as_told))
         exact: dict[str, Adapter] = {}
         for site in sites:
-            own = [part for part in parts if _site(devices[part.device]) == site]
+            own = [part for part in parts if where[part.device] == site]
             if own:
                 exact[site] = self._learn(site, own, plan)
         up: dict[str, int] = {}
@@ -154,6 +155,11 @@ def _site(device: DevicePlan) -> str:
     clause = device.clause(AtSite)
     assert clause is not None, "the plan says where devices are"
     return clause.site
+
+
+def _as_told(device: DevicePlan) -> DevicePlan:
+    """A device's plan as the device gets it, which need not know where it is."""
+    return replace(device, clauses=tuple(clause for clause in device.clauses if not isinstance(clause, AtSite)))
 
 
 def _reports(device: DevicePlan) -> bool:
