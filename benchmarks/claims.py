@@ -418,6 +418,53 @@ def ho_sfl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     return lines
 
 
+def petals(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """What failing machines cost: time, and nothing of what is learnt."""
+    system, *others = figures
+    lines = []
+    for other in others:
+        pairs = zip(system["folders"], other["folders"], strict=True)
+        same = all(adapter_of(one) == adapter_of(two) for one, two in pairs)
+        lost = f"{system['facts']['lost']:.0f} of {system['facts']['lost'] + system['facts']['calls']:.0f} calls lost"
+        lines += [
+            Line(
+                "gradients with failures are those without", "equal", "equal" if same else "not equal", other["label"]
+            ),
+            Line("final accuracy", "-", f"{accuracy(system):.3f} / {accuracy(other):.3f}", other["label"]),
+            Line("training time", "-", f"{less(system, other, 'virtual_seconds')} ({lost})", other["label"]),
+        ]
+    return lines
+
+
+def adapter_of(folder: Path) -> bytes:
+    """The file of a run's adapter."""
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def hfl_prune(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """Bytes to the sites and on to the cloud, time and accuracy. What devices of a flat method send goes to both."""
+    system, *others = figures
+
+    def to_cloud(one: Figures) -> float:
+        facts = one["facts"]
+        all_bytes = one["bytes_up"]["mean"] + one["bytes_down"]["mean"]
+        return facts["cloud_bytes_up"] + facts["cloud_bytes_down"] if "cloud_bytes_up" in facts else all_bytes
+
+    lines = []
+    for other in others:
+        points = 100 * (accuracy(system) - accuracy(other))
+        ours = f"{points:+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        lines += [
+            Line("bytes of devices", "about half", less(system, other, "bytes"), other["label"]),
+            Line(
+                "bytes on the server's side of the sites", "-", ratio(to_cloud(system), to_cloud(other)), other["label"]
+            ),
+            Line("training time", "-", less(system, other, "virtual_seconds"), other["label"]),
+            Line("final accuracy, points", "similar", ours, other["label"]),
+        ]
+    return lines
+
+
 def bytes_ratio(one: Figures, other: Figures) -> str:
     """The most that a device needs, over the other's."""
     return ratio(one["device_bytes"], other["device_bytes"])
@@ -587,6 +634,31 @@ FLEETS: dict[str, dict[str, Any]] = {
             {"name": "slow", "count": 4, "tflops": 0.0025},
             {"name": "middle", "count": 3, "tflops": 0.005},
             {"name": "quick", "count": 3, "tflops": 0.01},
+        ],
+    },
+    "swarm-six": {
+        "source": "the devices of memsfl-six, and eight machines that fail at one request in a hundred; our choice",
+        "server": {"tflops": 52.2, "efficiency": 0.3, "memory_gib": 16},
+        "defaults": {"efficiency": 0.3, "up_mbit": 100, "down_mbit": 100, "latency_ms": 5, "memory_gib": 4},
+        "devices": [{"name": "jetson", "tflops": 0.472, "count": 6}],
+        "spans": [
+            {"name": "gpu", "tflops": 8, "efficiency": 0.3, "memory_gib": 0.1, "up_mbit": 100, "down_mbit": 100}
+            | {"latency_ms": 20, "count": 8, "failures": 0.01, "outage_s": 30}
+        ],
+    },
+    "three-sites": {
+        "source": "nine devices of three kinds at three sites, behind lines of 20 Mbit/s; our choice",
+        "server": {"tflops": 52.2, "efficiency": 0.3, "memory_gib": 16},
+        "defaults": {"efficiency": 0.3, "up_mbit": 50, "down_mbit": 50, "latency_ms": 2, "memory_gib": 8},
+        "devices": [
+            {"name": f"{kind}-{site}", "tflops": tflops}
+            for site in "abc"
+            for kind, tflops in (("pi", 0.05), ("nano", 0.2), ("nx", 1.0))
+        ],
+        "sites": [
+            {"name": f"site-{site}", "devices": [f"{kind}-{site}" for kind in ("pi", "nano", "nx")]}
+            | {"up_mbit": 20, "down_mbit": 20, "latency_ms": 20}
+            for site in "abc"
         ],
     },
 }
@@ -790,6 +862,28 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 "--fleet memsfl-six --lr 4e-3 --batch-size 8 --local-steps 4 --max-length 24 --eval-every 100 "
                 f"{EVERYWHERE}",
                 12,
+            ),
+        ),
+    ),
+    "petals": (
+        petals,
+        (
+            Trial(
+                "emotion",
+                ("petals", "fedlora", "petals:recover=restart"),
+                f"--fleet swarm-six --lr 4e-3 {SMALL_STEPS} --eval-every 100",
+                6,
+            ),
+        ),
+    ),
+    "hfl_prune": (
+        hfl_prune,
+        (
+            Trial(
+                "emotion",
+                ("hfl_prune", "fedlora", "hfl_prune:prune=0.0", "hfl_prune:cloud_every=1"),
+                f"--fleet three-sites --lr 4e-3 {SMALL_STEPS} {EVERYWHERE} --eval-every 100",
+                20,
             ),
         ),
     ),

@@ -41,7 +41,10 @@ SPLIT = {
     *("epsl", "fedsl", "gan_hfsl", "hsfl", "memsfl", "mergesfl", "reindsplit", "sfl_v1", "sfl_v2", "sfpl", "sl"),
     *("splitlora", "vanilla"),
 }
-ALONE = {"adel", "centralized", "fedlora", "fedspine", "hetlora", "legend", "local_only", "salf", "teasq_fed"}
+ALONE = {
+    *("adel", "centralized", "fedlora", "fedspine", "hetlora", "hfl_prune", "legend", "local_only", "petals", "salf"),
+    "teasq_fed",
+}
 HELD = {
     "one_device_is_plain_training": SPLIT | ALONE,
     "one_device_trains_the_products_of_plain_training": {"flexlora", "flora", "hsplitlora"},
@@ -54,6 +57,7 @@ HELD = {
         "gan_hfsl",
         "hetlora",
         "memsfl",
+        "petals",
         "sfl_v1",
         "teasq_fed",
     },

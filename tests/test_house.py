@@ -46,6 +46,9 @@ TESTED_IN = {
     "cli/resumed.py": "cli/test_train.py",
     "cli/signals.py": "cli/test_up.py",
     "device/talks/held_near.py": "rounds/test_held_near.py",
+    "device/dialled.py": "gate/test_span_desk.py",  # both ends of a connection
+    "device/spans.py": "run/test_spans.py",  # an interface
+    "device/talks/swarm.py": "rounds/test_swarm.py",  # both ends, held to each other
     "device/talks/seeds.py": "rounds/test_seeds.py",  # both ends, held to each other
     "device/talks/thinned.py": "rounds/test_thinned.py",
     "device/talks/weighing.py": "rounds/test_weighing.py",
@@ -61,6 +64,7 @@ TESTED_IN = {
     "run/run.py": "run/test_simulated.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "rounds/round.py": "rounds/test_split.py",  # an interface
+    "server/sites.py": "rounds/test_sited.py",  # an interface, and nothing
     "server/owners.py": "server/test_server.py",  # of whole steps
     "server/steps/weigh.py": "rounds/test_weighing.py",  # both ends, held to each other
     "server/steps/step.py": "server/steps/test_one_at_a_time.py",  # an interface

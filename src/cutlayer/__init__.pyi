@@ -29,6 +29,7 @@ from cutlayer.policies.cut import cut_by_memory as cut_by_memory
 from cutlayer.policies.cut import whole_model as whole_model
 from cutlayer.policies.cut_by_name import cut_by_name as cut_by_name
 from cutlayer.policies.deadline_plan import deadlines_and_batches as deadlines_and_batches
+from cutlayer.policies.deadline_prune import pruned_in_time as pruned_in_time
 from cutlayer.policies.deadlines import layer_deadline as layer_deadline
 from cutlayer.policies.delay import delayed as delayed
 from cutlayer.policies.depth import depth_by_time as depth_by_time
@@ -78,6 +79,9 @@ from cutlayer.policies.select import in_random_order as in_random_order
 from cutlayer.policies.select import random_fraction as random_fraction
 from cutlayer.policies.self_prune import ranks_that_are_left as ranks_that_are_left
 from cutlayer.policies.self_prune import self_pruning as self_pruning
+from cutlayer.policies.sites import at_sites as at_sites
+from cutlayer.policies.spans import counted_of_spans as counted_of_spans
+from cutlayer.policies.spans import through_spans as through_spans
 from cutlayer.policies.stack import begin_anew as begin_anew
 from cutlayer.policies.stack import stack as stack
 from cutlayer.policies.svd import svd as svd
@@ -92,8 +96,10 @@ from cutlayer.rounds.relay import relay as relay
 from cutlayer.rounds.round import Round as Round
 from cutlayer.rounds.seeds import SeedsRound as SeedsRound
 from cutlayer.rounds.shrinking import shrinking as shrinking
+from cutlayer.rounds.sited import sited as sited
 from cutlayer.rounds.split import split as split
 from cutlayer.rounds.stream import stream as stream
+from cutlayer.rounds.swarm import swarm as swarm
 from cutlayer.rounds.thinned import thinned as thinned
 from cutlayer.rounds.u_shape import u_shape as u_shape
 from cutlayer.rounds.weighing import weighing_split as weighing_split

@@ -14,7 +14,8 @@ CutlayerError
 '- WireError                     a message that may not be believed, or one that will not come
    |- MalformedMessage           its version or bytes do not fit; never retried
    |- Refused                    a device that may not come in, or what it sent does not fit its plan
-   '- DeviceGone                 a device takes no further part in a round; the round goes on without it
+   |- DeviceGone                 a device takes no further part in a round; the round goes on without it
+   '- SpanLost                   a machine that runs blocks for a device does not answer; it asks another
 
 Every message reads `<where>: <expected>, got <value>. <what to change>.` and is one line.
 To add a class: put it in the tree, say in one sentence when it happens, and reach it from a test.
@@ -155,6 +156,10 @@ class DeviceGone(WireError):
         super().__init__(message)
         self.device = device
         self.reason = reason
+
+
+class SpanLost(WireError):
+    """A machine that runs blocks for a device has failed, is gone, or refuses. The device asks another, or again."""
 
 
 def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

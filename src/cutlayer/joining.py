@@ -16,6 +16,7 @@ from cutlayer.data.tasks import pad_token_id
 from cutlayer.device.agent import Agent, Asking, Prepare, asking
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
+from cutlayer.device.dialled import DialledSpans
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
 from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
@@ -105,7 +106,7 @@ def _preparing(
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
         files = _Files(joining, welcome, dial)
         await files.fetch(0, ask=ask)  # what the model is, and how it reads text
-        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, machines, notice)
+        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, dial, machines, notice)
         await attendance.machine.aside(lambda: attendance.load(probe))
         return attendance
 
@@ -179,10 +180,12 @@ class _Attendance:
         welcome: Welcome,
         rates: LinkRates,
         files: _Files,
+        dial: Dial,
         machines: Machines,
         notice: Callable[[str], None],
     ) -> None:
-        self._joining, self._welcome, self._rates, self._files = joining, welcome, rates, files
+        self._joining, self._welcome, self._rates, self._files, self._dial = joining, welcome, rates, files, dial
+        self._notice = notice
         self._shape = shape_by_name(welcome.shape)
         config = RunConfig.model_validate_json(welcome.config)
         self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
@@ -209,10 +212,19 @@ class _Attendance:
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)
         probed = probe(where, base.dtype)
-        self._device = Device(
-            self._joining.name, base, data.batches(), self.machine, self._costs, train_settings(config), self._shape
+        codecs, costs, shape = packing(config), self._costs, self._shape
+        self._spans = DialledSpans(
+            self._joining.name,
+            self._welcome.run,
+            self._welcome.fingerprint,
+            self._dial,
+            lambda link: packed(link, codecs, base, costs, shape),
+            self._notice,
         )
-        self._packed = packed(self._committing, packing(config), base, self._costs, self._shape)
+        self._device = Device(
+            self._joining.name, base, data.batches(), self.machine, costs, train_settings(config), shape, self._spans
+        )
+        self._packed = packed(self._committing, codecs, base, costs, shape)
         self._committing.attach(self._device, self._packed)
         self.ready = Ready(
             device=self._joining.name,
@@ -232,7 +244,7 @@ class _Attendance:
     async def _before_round(self, assignment: Assignment) -> None:
         """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
         plan, num_tokens = assignment.plan, self._config.data.max_length
-        await self._files.fetch(plan.cut, plan.top)
+        await self._files.fetch(*self._shape.reads(plan))
         await self.machine.aside(lambda: self._costs.device(plan, plan.micro_batch_size, num_tokens))
 
     async def converse(self) -> None:
@@ -240,6 +252,7 @@ class _Attendance:
         try:
             await self._device.converse(self._packed)
         finally:
+            self._spans.close()
             self.machine.close()
 
 

@@ -217,6 +217,7 @@ class Flow:
       backward: whether it runs backward too, for which a forward pass keeps a graph.
       removed: the share of each block's heads and FFN channels that is gone from its model.
       in_flight: how many steps it is at together, of which it holds the graphs below the cut.
+      away: blocks [first, end) that others hold and run for it; None where it holds all that its plan says.
     """
 
     forwards: int = 1
@@ -224,6 +225,7 @@ class Flow:
     backward: bool = True
     removed: float = 0.0
     in_flight: int = 1
+    away: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

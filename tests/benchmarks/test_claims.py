@@ -35,9 +35,9 @@ def figures(
         "server_bytes": int(seconds * 100),
         "device_bytes": int(seconds * 10),
         "folders": folders,
+        "bytes_up": {"mean": 200 * seconds},
         "bytes_down": {"mean": 100 * seconds},
-        "bytes_up": {"mean": 100 * seconds},
-        "facts": {"server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
+        "facts": {"calls": 99, "lost": 1, "server_backward_flops": 8 * seconds, "repeated_bytes": 50 * (seconds - 1)},
     }
 
 
@@ -69,6 +69,7 @@ def test_every_system_has_lines_against_every_other(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(claims, "at_home", lambda _folder: {"pi": 0.5})
+    monkeypatch.setattr(claims, "adapter_of", lambda _folder: b"")
     figure, trials = claims.CLAIMS[system]
     folder = run_folder(tmp_path / "run", 1, 2)
     for trial in trials:

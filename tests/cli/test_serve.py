@@ -31,6 +31,23 @@ def test_a_fleet_without_devices_is_said_so(world: World, tmp_path: Path) -> Non
     assert not world.out.exists()
 
 
+@pytest.mark.parametrize("span", ["4", "3:1", "a:b", ""])
+def test_blocks_are_first_and_end(span: str, world: World) -> None:
+    wrong(run("serve", *world.classification(), "--span", span), "--span: expected FIRST:END")
+    assert not world.out.exists()
+
+
+def test_a_machine_that_runs_blocks_is_not_open_to_others_by_accident_and_needs_blocks_that_there_are(
+    world: World,
+) -> None:
+    words = ("serve", *world.classification(), "--span")
+    wrong(run(*words, "0:2", "--host", "0.0.0.0"), "without TLS", "cutlayer fleet init")
+    wrong(run(*words, "2:9"), "--span: expected blocks up to 3, the model's, got 2:9")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        wrong(run(*words, "0:2", "--port", taken.getsockname()[1]), "expected a free address", "--port")
+    assert not world.out.exists()
+
+
 def test_a_port_that_is_taken(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ran = run("serve", *world.classification(), "--port", taken.getsockname()[1])

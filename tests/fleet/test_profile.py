@@ -87,6 +87,42 @@ def test_profiles_do_not_change_and_take_no_other_fields(tmp_path: Path) -> None
         DeviceProfile.model_validate(device.model_dump() | {"colour": "red"})
 
 
+SPAN = {"name": "gpu", "tflops": 8, "efficiency": 0.3, "memory_gib": 2, "up_mbit": 10, "down_mbit": 20, "latency_ms": 7}
+
+
+def test_machines_that_run_blocks(tmp_path: Path) -> None:
+    more = {"blocks": "2:4", "failures": 0.25, "outage_s": 3, "away_s": [[1, 2.5]], "address": "gpu:7071", "count": 2}
+    fleet = load_fleet(write(tmp_path, DEVICE, spans=[SPAN | more, SPAN]))
+    first, second, plain = fleet.spans
+    assert (first.name, second.name, plain.name) == ("gpu-1", "gpu-2", "gpu")
+    assert (first.blocks, first.failures, first.outage_seconds, first.address) == ((2, 4), 0.25, 3.0, "gpu:7071")
+    assert (plain.blocks, plain.failures, plain.away, plain.here, plain.address) == (None, 0.0, (), True, "")
+    assert [first.is_away(at) for at in (0.9, 1.0, 2.4, 2.5)] == [False, True, True, False]
+    assert plain.effective_flops == 2.4e12
+    seen = plain.link_to(fleet.devices[0])
+    assert (seen.up_bits_per_second, seen.down_bits_per_second) == (10e6, 10e6), "the slower of both, each way"
+    assert seen.latency_seconds == pytest.approx(0.027)
+    connection = plain.connection
+    assert (connection.up_bits_per_second, connection.down_bits_per_second) == (20e6, 10e6)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"blocks": "4"}, "blocks: expected"),
+        ({"blocks": "4:4"}, "expected FIRST:END, first below end, got '4:4'"),
+        ({"failures": 1.0}, "failures: expected the probability"),
+        ({"away_s": [[1]]}, "away_s: expected the times"),
+        ({"latency_ms": None}, "latency_ms: expected"),
+        ({"colour": "red"}, "got 'colour'"),
+        ({"name": "phone"}, "expected each machine's name once, got phone"),
+    ],
+)
+def test_a_span_that_is_wrong(change: dict[str, object], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=match):
+        load_fleet(write(tmp_path, DEVICE, spans=[SPAN | change]))
+
+
 # ------------------------------------------------------------------ what is built in
 
 
@@ -210,7 +246,7 @@ def test_a_device_that_is_wrong(tmp_path: Path, device: object, says: str) -> No
         ({"server": SERVER | {"down_mbit": 1e9}}, "server, down_mbit: expected the rate of the server to all devices"),
         ({"server": SERVER | {"latency_ms": 1}}, "got 'latency_ms'"),
         ({"source": 7}, "source"),
-        ({"sources": "x"}, "expected keys among defaults, devices, server, source, got 'sources'"),
+        ({"sources": "x"}, "expected keys among defaults, devices, server, sites, source, spans, got 'sources'"),
     ],
 )
 def test_a_file_that_is_wrong(tmp_path: Path, content: dict[str, object], says: str) -> None:

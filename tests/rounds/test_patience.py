@@ -37,8 +37,8 @@ from cutlayer.wire.messages import Close, Message, Update
 METHODS = sorted(TABLE)
 MEANS = ["fedlora", "memsfl"]
 """Those whose round is the mean of plain trainings (`test_every_method.py`)."""
-SPLIT = [name for name in METHODS if {"cut", "window"} & TABLE[name].options.keys()]
-"""Those whose devices say something in every step."""
+SPLIT = [name for name in METHODS if {"cut", "window"} & TABLE[name].options.keys() and name != "petals"]
+"""Those whose devices say something in every step; devices that leave blocks to spans say it to these."""
 SHARED = ["epsl", "mergesfl", "sfl_v2", "sfpl", "splitlora", "splitfrozen", "centralized"]
 """Those with a server adapter that all devices train."""
 ROUNDS, STEPS = 2, 3
@@ -55,7 +55,7 @@ def opened(tiny_model: ModelMaker) -> Callable[[tuple[str, ...]], Base]:
 def bert(request: pytest.FixtureRequest, opened: Callable[[tuple[str, ...]], Base]) -> Base:
     """The method that is tried has adapters on all that it prunes, if it prunes; fewer are quicker."""
     method = request.node.callspec.params.get("method") if hasattr(request.node, "callspec") else None
-    return opened(("all-linear",) if method == "fedspine" else ("query", "value"))
+    return opened(("all-linear",) if method in ("fedspine", "hfl_prune") else ("query", "value"))
 
 
 def streams() -> dict[str, ListedBatches]:

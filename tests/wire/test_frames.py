@@ -34,6 +34,8 @@ from cutlayer.wire.messages import (
     Measured,
     Message,
     Recall,
+    SpanAnswer,
+    SpanCall,
     Update,
 )
 
@@ -521,6 +523,8 @@ ONE_OF_EACH = [
     Recall("run", 0, 1, "phone", torch.arange(3, dtype=torch.int32), 8),
     Measured("run", 0, "phone", ("forward",), torch.zeros(2, 6, dtype=torch.float64)),
     Close("run", 0, True, "deadline"),
+    SpanCall("run", 0, 1, "phone", 2, 4, torch.ones(1, 2, 2), torch.ones(1, 2) > 0, torch.ones(1, 2, 2), True, ADAPTER),
+    SpanAnswer("run", 0, 1, "phone", None, torch.ones(1, 2, 2), ADAPTER),
     Finish("run", 9, "done"),
 ]
 

@@ -11,8 +11,9 @@ from cutlayer.types import Adapter
 from cutlayer.wire.messages import ROLES, Finish, Message
 
 KINDS = get_args(Message)
-EXACT = {"facts", "folds"}
-"""Tensors that both ends must hold alike: what a shape declares, what is added to frozen weights."""
+EXACT = {"facts", "folds", "tensors", "gradients"}
+"""Tensors that both ends must hold alike: what a shape declares, what is added to frozen weights, what a span trains
+for a device, and how."""
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare_server
 from cutlayer.run.served import Workers
 from cutlayer.run.served import serve as serve_run
+from cutlayer.run.span_served import serve_span
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import check_exposure
 
@@ -139,6 +140,35 @@ def serving(
     return serve_run(
         inputs, fleet, display, door, min_devices=min_devices, expected=expected, resume=resume, workers=team
     )
+
+
+def lending(
+    config: RunConfig,
+    blocks: tuple[int, int],
+    opened: Callable[[int], None],
+    *,
+    host: str,
+    port: int,
+    roster: Path | None,
+    insecure: bool,
+) -> Coroutine[Any, Any, None]:
+    """Finds what a person got wrong, and returns what then runs blocks for the devices of a run, until it is stopped.
+
+    Args:
+      config: Of the run: the server's.
+      blocks: Those that are run here, [first, end).
+      opened: Called with the port, as soon as devices may come.
+      host: See `serve`, as for the others.
+      port: The port.
+      roster: The fleet folder.
+      insecure: Whether others may come without proof.
+
+    Raises:
+      UserError: Something cannot be.
+    """
+    check_exposure(host, tls=roster is not None, authenticated=roster is not None, insecure=insecure)
+    keep_freed_memory()
+    return serve_span(prepare_server(config), blocks, door_of(f"{host}:{port}", roster, opened))
 
 
 def _team(workers: int, host: str, port: int, roster: Path | None) -> Workers | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import console
+
+if TYPE_CHECKING:
+    from cutlayer.config import RunConfig
 
 DEFAULT_PORT = 7070
 
@@ -40,6 +43,15 @@ def serve(
         ),
     ] = 1,
     min_devices: Annotated[int, typer.Option(min=1, help="The first round waits for so many devices.")] = 1,
+    span: Annotated[
+        str | None,
+        typer.Option(
+            "--span",
+            metavar="FIRST:END",
+            help="Run these blocks for the devices of a run that another process serves (petals), such as 4:8.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="RUN_DIR", help="Go on with the run in this folder.", show_default=False),
@@ -47,6 +59,9 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Serve a run to devices that join by network; ends with a PEFT adapter and a report of what each device did."""
+    if span is not None:  # the run's folder is the other process's
+        _lend(given.config(), span, host=host, port=port, roster=folder, insecure=insecure)
+        return
     config = config_of(resume, given)
     from cutlayer.api.serve import serving
     from cutlayer.report.fleet_progress import FleetProgress
@@ -74,3 +89,19 @@ def serve(
     with display:
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
+
+
+def _lend(config: RunConfig, span: str, *, host: str, port: int, roster: Path | None, insecure: bool) -> None:
+    """Runs blocks until this process is told to stop."""
+    from cutlayer.api.serve import lending
+    from cutlayer.fleet.profile import parse_blocks
+
+    terminal = console()
+    first, end = parse_blocks(span, "--span")
+
+    def opened(port: int) -> None:
+        terminal.print(f"listening on {host}:{port}, running blocks {first} to {end - 1}", highlight=False)
+
+    with terminal.status("reading the model"):
+        work = lending(config, (first, end), opened, host=host, port=port, roster=roster, insecure=insecure)
+    run_until_signalled(work, f"cutlayer serve --span {span}")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.device.shape import Shape
+from cutlayer.device.spans import Spans
 from cutlayer.fleet.allotment import frequency_of
 from cutlayer.fleet.machine import Machine, Work
 from cutlayer.model.base import Base
@@ -33,7 +34,7 @@ from cutlayer.policies.delay import delay_of
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.state import Keeper, State, joined
-from cutlayer.types import Adapter, Batch, Costs
+from cutlayer.types import Adapter, Batch, Cost, Costs, DevicePlan
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Update
 
@@ -58,10 +59,12 @@ class Device:
       costs: what its steps cost, for a modelled machine.
       settings: how it trains.
       shape: of its rounds.
+      spans: see below.
 
     Attributes:
       trainable: its adapter, with the optimizer.
       broadcast: the adapter that it started the round from.
+      spans: its way to machines that run blocks for it; None where it knows none.
       before_round: goes back to a commit point before a round begins (`commit.py`); None where there are none.
     """
 
@@ -74,7 +77,9 @@ class Device:
         costs: Costs,
         settings: TrainSettings,
         shape: Shape,
+        spans: Spans | None = None,
     ) -> None:
+        self.spans = spans
         self.name, self.base, self.machine, self.settings = name, base, machine, settings
         self.before_round: Callable[[Assignment], Assignment] | None = None
         self.trainable = Trainable({}, settings.optimizer)
@@ -169,6 +174,15 @@ class Device:
             busy_seconds=self.machine.busy_seconds - self._busy_before,
             facts=facts or {},
         )
+
+    def cost(self, batch: Batch, plan: DevicePlan | None = None) -> Cost:
+        """What a local step costs on a batch, under the round's plan or another."""
+        return self._costs.device(plan or self.now.plan, batch.num_samples, batch.num_tokens)
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the width of activations."""
+        return self._costs.hidden_size
 
     # ------------------------------------------------------------------ below a cut
 

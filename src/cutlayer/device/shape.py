@@ -45,6 +45,9 @@ class Shape:
       flow: what a local step runs under a plan, for the cost model.
       started_from: of a model, what of a broadcast an update is the difference to.
       prepare: raises ConfigError where a model cannot serve under a plan; builds what must be built before a round.
+      reads: of a plan, how many of the lowest blocks a device reads from the model's files, and the first block of the
+        tail that it reads too (`DevicePlan.top`).
+      at_sites: whether devices talk with their site, and what goes on from there to the server is the round's matter.
       copies_weights: whether devices may hold copies of frozen weights, which a fold does not reach.
       labels_stay: whether nothing of a device's labels is said, not even how many samples it has of each class.
     """
@@ -54,6 +57,8 @@ class Shape:
     flow: Callable[[DevicePlan], Flow] = lambda _plan: Flow()
     started_from: Callable[[Base], StartedFrom] = lambda _base: all_of_it
     prepare: Callable[[Base, DevicePlan], None] = lambda _base, _plan: None
+    reads: Callable[[DevicePlan], tuple[int, int | None]] = lambda plan: (plan.cut, plan.top)
+    at_sites: bool = False
     copies_weights: bool = False
     labels_stay: bool = False
 

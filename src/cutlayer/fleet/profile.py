@@ -10,6 +10,19 @@ A fleet file, in the units of data sheets (`builtin/memsfl-six.yaml` is a full o
       - {name: phone, tflops: 1.689, memory_gib: 8, up_mbit: 20, max_blocks: 2}
 
 With `server: {..., up_mbit: 1000, down_mbit: 1000}` all devices together send no faster than that.
+
+Machines that run some blocks of the model for whoever asks (`petals`) are rows too:
+
+    spans:
+      - {name: gpu, tflops: 8, efficiency: 0.3, memory_gib: 8, up_mbit: 100, down_mbit: 100, latency_ms: 20, count: 4}
+      - {name: pc, tflops: 2, efficiency: 0.3, memory_gib: 2, up_mbit: 20, down_mbit: 50, latency_ms: 30, blocks: "4:8",
+         failures: 0.001, outage_s: 30, away_s: [[600, 900]]}
+
+And places where devices are, which a connection of their own joins to the server (`hfl_prune`; for all other methods
+what devices send goes through it too):
+
+    sites:
+      - {name: clinic, devices: [jetson-nano, phone], up_mbit: 20, down_mbit: 50, latency_ms: 15}
 """
 
 from __future__ import annotations
@@ -125,17 +138,114 @@ class ServerProfile(_Frozen):
         return self.flops_per_second * self.efficiency
 
 
+class SpanProfile(_Frozen):
+    """A machine that runs some blocks of the model for whoever asks, and keeps nothing; in base units.
+
+    Attributes:
+      name: its name in the fleet.
+      flops_per_second: peak floating-point operations per second.
+      efficiency: the part of the peak that training reaches, above 0 and up to 1.
+      memory_bytes: what it offers for blocks.
+      up_bits_per_second: rate at which it sends.
+      down_bits_per_second: rate at which it is sent to.
+      latency_seconds: of its connection; between two machines those of both add up.
+      blocks: those that it holds, [first, end); None where it holds as many as fit, wherever they are needed most.
+      failures: probability that it fails while it is at a request, for a simulation.
+      outage_seconds: how long it is gone then, at most to the end of the round.
+      away: seconds of the run's clock, from and to, in which it is gone, for a simulation.
+      here: whether it is there at this moment.
+      address: where it listens on a real fleet, HOST:PORT; empty where it is only simulated.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    flops_per_second: float = Field(gt=0)
+    efficiency: float = Field(gt=0, le=1)
+    memory_bytes: int = Field(gt=0)
+    up_bits_per_second: float = Field(gt=0)
+    down_bits_per_second: float = Field(gt=0)
+    latency_seconds: float = Field(ge=0)
+    blocks: tuple[int, int] | None = None
+    failures: float = Field(default=0.0, ge=0, lt=1)
+    outage_seconds: float = Field(default=0.0, ge=0)
+    away: tuple[tuple[float, float], ...] = ()
+    here: bool = True
+    address: str = ""
+
+    @property
+    def effective_flops(self) -> float:
+        """Floating-point operations per second that training reaches."""
+        return self.flops_per_second * self.efficiency
+
+    @property
+    def connection(self) -> ServerProfile:
+        """The machine as one to which devices send, which share its connection."""
+        return ServerProfile(
+            name=self.name,
+            flops_per_second=self.flops_per_second,
+            efficiency=self.efficiency,
+            memory_bytes=self.memory_bytes,
+            up_bits_per_second=self.down_bits_per_second,
+            down_bits_per_second=self.up_bits_per_second,
+        )
+
+    def is_away(self, seconds: float) -> bool:
+        """Whether it is gone at this moment of the run's clock."""
+        return any(begins <= seconds < ends for begins, ends in self.away)
+
+    def link_to(self, device: DeviceProfile) -> DeviceProfile:
+        """The device as this machine sees it: of each direction the slower rate, of latencies the sum."""
+        return device.model_copy(
+            update={
+                "up_bits_per_second": min(device.up_bits_per_second, self.down_bits_per_second),
+                "down_bits_per_second": min(device.down_bits_per_second, self.up_bits_per_second),
+                "latency_seconds": device.latency_seconds + self.latency_seconds,
+            }
+        )
+
+
+class SiteProfile(_Frozen):
+    """A place where some devices are, and its connection to the server; in base units.
+
+    Attributes:
+      name: its name in the fleet.
+      devices: the names of those that are there.
+      up_bits_per_second: rate towards the server, of all of them together.
+      down_bits_per_second: rate from the server.
+      latency_seconds: of the connection; it adds to that of a device which talks with the server itself.
+    """
+
+    name: str = Field(pattern=NAME_PATTERN)
+    devices: tuple[str, ...] = Field(min_length=1)
+    up_bits_per_second: float = Field(gt=0)
+    down_bits_per_second: float = Field(gt=0)
+    latency_seconds: float = Field(ge=0)
+
+
 class Fleet(_Frozen):
-    """A server and its devices, and where their numbers come from."""
+    """A server, its devices, the sites that they are at, and the machines that run blocks for them; and where their
+    numbers come from.
+    """
 
     name: str
     source: str
     server: ServerProfile
     devices: tuple[DeviceProfile, ...] = Field(min_length=1)
+    spans: tuple[SpanProfile, ...] = ()
+    sites: tuple[SiteProfile, ...] = ()
+
+    def site_of(self, device: str) -> SiteProfile | None:
+        """Where a device is; None where the fleet has no sites."""
+        return next((site for site in self.sites if device in site.devices), None)
+
+    def spans_at(self, seconds: float) -> Fleet:
+        """The fleet as it is at this moment of the run's clock: which machines that run blocks are there."""
+        spans = tuple(span.model_copy(update={"here": not span.is_away(seconds)}) for span in self.spans)
+        return self.model_copy(update={"spans": spans})
 
     def rates(self, device: DeviceProfile) -> tuple[float, float]:
         """Bits per second to the server and from it while no other device sends or is sent anything."""
-        up, down = self.server.up_bits_per_second, self.server.down_bits_per_second
+        narrow = self.site_of(device.name) or self.server
+        up, down = narrow.up_bits_per_second, narrow.down_bits_per_second
         return (
             min(device.up_bits_per_second, math.inf if up is None else up),
             min(device.down_bits_per_second, math.inf if down is None else down),
@@ -143,12 +253,29 @@ class Fleet(_Frozen):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Fleet:
-        names = Counter([self.server.name, *(device.name for device in self.devices)])
+        named: tuple[DeviceProfile | SpanProfile | SiteProfile, ...] = (*self.devices, *self.spans, *self.sites)
+        names = Counter([self.server.name, *(one.name for one in named)])
         repeated = [name for name, times in names.items() if times > 1]
         if repeated:
             raise ValueError(
                 f"expected each machine's name once, got {', '.join(repeated)} more than once. "
                 "Rename them, or write one row with `count`."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_device_is_at_one_site(self) -> Fleet:
+        places, there = Counter(name for site in self.sites for name in site.devices), {d.name for d in self.devices}
+        wrong = sorted({*there} ^ {*places} | {name for name, times in places.items() if times > 1})
+        if self.sites and wrong:
+            raise ValueError(
+                f"expected each device at one site, got {', '.join(wrong[:3])} at none or several, or no such device. "
+                "Correct the sites' `devices`."
+            )
+        if self.sites and (self.server.up_bits_per_second or self.server.down_bits_per_second):
+            raise ValueError(
+                "expected no shared connection of the server where devices are at sites, whose connections they share, "
+                "got one. Leave the server's up_mbit and down_mbit out."
             )
         return self
 
@@ -295,11 +422,84 @@ class _DeviceRow(_Row):
         ]
 
 
+class _SpanRow(_Row):
+    name: str = Field(pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
+    count: int = Field(1, ge=1, le=_MOST, description="number of such machines, such as 4")
+    tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 8")
+    efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
+    memory_gib: float = Field(gt=0, le=_MOST, description="memory for blocks in GiB, such as 8")
+    up_mbit: float = Field(gt=0, le=_MOST, description="rate at which it sends in Mbit/s, such as 100")
+    down_mbit: float = Field(gt=0, le=_MOST, description="rate at which it is sent to in Mbit/s, such as 100")
+    latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency of its connection in ms, such as 20")
+    blocks: str | None = Field(None, pattern=r"^\d+:\d+$", description='blocks that it holds, such as "4:8"')
+    failures: float = Field(0.0, ge=0, lt=1, description="probability that it fails at a request, such as 0.001")
+    outage_s: float = Field(0.0, ge=0, le=_MOST, description="seconds that it is gone after a failure, such as 30")
+    away_s: list[Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
+        [], description="times in which it is gone, in seconds of the run, such as [[600, 900]]"
+    )
+    address: str = Field("", description="address at which it listens, such as gpu-1.example.org:7071")
+
+    def profiles(self, where: str) -> list[SpanProfile]:
+        names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
+        return [
+            SpanProfile(
+                name=name,
+                flops_per_second=self.tflops * _TERA,
+                efficiency=self.efficiency,
+                memory_bytes=math.ceil(self.memory_gib * _GIBI),
+                up_bits_per_second=self.up_mbit * _MEGA,
+                down_bits_per_second=self.down_mbit * _MEGA,
+                latency_seconds=self.latency_ms / 1000,
+                blocks=None if self.blocks is None else parse_blocks(self.blocks, f"{where}, blocks"),
+                failures=self.failures,
+                outage_seconds=self.outage_s,
+                away=tuple((begins, ends) for begins, ends in self.away_s),
+                address=self.address,
+            )
+            for name in names
+        ]
+
+
+class _SiteRow(_Row):
+    name: str = Field(pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
+    devices: list[str] = Field(min_length=1, description="devices that are there, as a list of names of rows")
+    up_mbit: float = Field(gt=0, le=_MOST, description="rate to the server in Mbit/s, such as 20")
+    down_mbit: float = Field(gt=0, le=_MOST, description="rate from the server in Mbit/s, such as 50")
+    latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency to the server in ms, such as 15")
+
+    def profile(self, rows: dict[str, list[str]]) -> SiteProfile:
+        return SiteProfile(
+            name=self.name,
+            devices=tuple(name for device in self.devices for name in rows.get(device, [device])),
+            up_bits_per_second=self.up_mbit * _MEGA,
+            down_bits_per_second=self.down_mbit * _MEGA,
+            latency_seconds=self.latency_ms / 1000,
+        )
+
+
+def parse_blocks(words: str, where: str) -> tuple[int, int]:
+    """Blocks [first, end) as a person writes them, `first:end`.
+
+    Raises:
+      ConfigError: They are none.
+
+    Example:
+      >>> parse_blocks("4:8", "--span")
+      (4, 8)
+    """
+    first, _, end = words.partition(":")
+    if not (first.isdecimal() and end.isdecimal() and int(first) < int(end)):
+        raise ConfigError(f"{where}: expected FIRST:END, first below end, got {words!r}. Write for example 4:8.")
+    return int(first), int(end)
+
+
 class _File(_Row):
     source: str = Field("not stated", description="place where the numbers come from, as text")
     server: Any = Field(description="server, as {tflops: 52.2, efficiency: 0.3, memory_gib: 16}")
     defaults: dict[Any, Any] = Field({}, description="keys that all devices share, such as {latency_ms: 5}")
     devices: list[dict[Any, Any]] = Field(min_length=1, description="devices, as a list of - {name: ...}")
+    spans: list[dict[Any, Any]] = Field([], description="machines that run blocks, as a list of - {name: ...}")
+    sites: list[dict[Any, Any]] = Field([], description="places where devices are, as a list of - {name: ...}")
 
 
 def _builtin() -> dict[str, Traversable]:
@@ -335,11 +535,29 @@ def _fleet(content: object, name: str, where: str) -> Fleet:
     _expect_keys(file.defaults, _DeviceRow.model_fields.keys() - {"name", "count"}, f"{where}, defaults")
     server = _parse(_ServerRow, file.server, f"{where}, server").profile()
     devices: list[DeviceProfile] = []
+    rows: dict[str, list[str]] = {}
     for number, row in enumerate(file.devices, start=1):
         label = f"{where}, device {reprlib.repr(row.get('name', number))}"
-        devices += _parse(_DeviceRow, file.defaults | row, label).profiles()
+        parsed = _parse(_DeviceRow, file.defaults | row, label)
+        devices += parsed.profiles()
+        rows[parsed.name] = [profile.name for profile in parsed.profiles()]
+    spans: list[SpanProfile] = []
+    for number, row in enumerate(file.spans, start=1):
+        label = f"{where}, span {reprlib.repr(row.get('name', number))}"
+        spans += _parse(_SpanRow, row, label).profiles(label)
+    sites = [
+        _parse(_SiteRow, row, f"{where}, site {reprlib.repr(row.get('name', number))}").profile(rows)
+        for number, row in enumerate(file.sites, start=1)
+    ]
     try:
-        return Fleet(name=name, source=file.source, server=server, devices=tuple(devices))
+        return Fleet(
+            name=name,
+            source=file.source,
+            server=server,
+            devices=tuple(devices),
+            spans=tuple(spans),
+            sites=tuple(sites),
+        )
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {message}") from None

@@ -14,7 +14,7 @@ import grpc.aio
 
 from cutlayer.errors import ConfigError, Refused, WireError
 from cutlayer.gate.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS, MAX_STRANGERS
-from cutlayer.gate.hub import PASSING, Hub
+from cutlayer.gate.hub import PASSING
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roster import NAME, Roster
 from cutlayer.transport.carrier import Carrier, CarrierLost
@@ -29,6 +29,20 @@ NO_TLS = (
     "connection: expected a stream over TLS, got none: it was plain text, or one end did not believe the other's "
     "certificate. Give the device this fleet's ca.crt and, where it has a certificate, one that is valid today."
 )
+
+
+class Desk(Protocol):
+    """Who attends to those that the door lets in: a hub (`hub.py`), or a machine that runs blocks (`span_desk.py`).
+
+    Attributes:
+      refusals: counts who is refused.
+    """
+
+    @property
+    def refusals(self) -> Refusals: ...
+
+    async def attend(self, carrier: Carrier, device: str) -> None:
+        """Talks with a device until its connection ends."""
 
 
 class Register(Protocol):
@@ -119,7 +133,7 @@ class GrpcDoor:
     _attended: int = field(default=0, init=False)  # streams so far
     _counting: asyncio.Task[None] | None = field(default=None, init=False)
 
-    async def open(self, hub: Hub) -> None:
+    async def open(self, hub: Desk) -> None:
         """See `serve.Door`.
 
         Raises:

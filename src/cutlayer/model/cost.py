@@ -103,6 +103,8 @@ class CostModel:
 
     def device(self, plan: DevicePlan, flow: Flow, num_samples: int, num_tokens: int) -> Cost:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
+        if flow.away is not None:
+            return self._around(flow.away, plan.ranks, num_samples, num_tokens)
         if plan.head and not plan.alone:
             return self._both_ends(plan, flow, num_samples, num_tokens)
         held = Held("whole" if plan.alone else "device", plan.cut, plan.ranks, self._left(flow))
@@ -136,6 +138,24 @@ class CostModel:
         """Frozen weights that two parts on one machine share: of a head that is tied to the embeddings."""
         stored = [self._base.stored_names(self._part(held)) for held in (one, other)]
         return sum(stored[0][name].numel() * stored[0][name].element_size() for name in stored[0].keys() & stored[1])
+
+    def _around(self, away: tuple[int, int], ranks: tuple[int, ...], num_samples: int, num_tokens: int) -> Cost:
+        """A step of what lies below and above blocks that others run; and the adapters of these, which it keeps."""
+        first, end = away
+        below, above = (
+            self._cost(Held(kind, at, ranks), num_samples, num_tokens)
+            for kind, at in (("device", first), ("server", end))
+        )
+        between = set(self._base.device_names(end, adapted_blocks(ranks))) - set(self._base.device_names(first))
+        kept = self.activation_bytes(num_samples, num_tokens) * (end - first)  # what went into each span, at most
+        return Cost(
+            below.forward_flops + above.forward_flops,
+            below.backward_flops + above.backward_flops,
+            below.memory_bytes
+            + above.memory_bytes
+            + kept
+            + BYTES_PER_TRAINABLE // 4 * self.adapter_bytes(between, ranks),
+        )
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for that device; memory is that of one model, one adapter and one batch."""

@@ -19,15 +19,17 @@ import torch
 
 from cutlayer.device.device import Device
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.fleet.presence import Hours, hours_of
+from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.inputs import RunInputs
+from cutlayer.run.sites import SimulatedSites
+from cutlayer.run.spans import SimulatedSpans
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
@@ -70,6 +72,7 @@ def rehearse(
     away: bool = False,
     keeping: Stragglers | None = None,
     rounds: int = 1,
+    fails: bool = False,
 ) -> Rehearsed:
     """Plays one round of `plan` with batches of `num_tokens` tokens a text. Reads no weight.
 
@@ -83,8 +86,12 @@ def rehearse(
       away: Whether devices are away when the fleet says so; else all of them stay.
       keeping: When rounds end, where late work is kept; None plays until everybody is done.
       rounds: So many are then played, and what comes out is their mean: the first has nobody who is late.
+      fails: Whether machines of the fleet fail, as it says that they do.
     """
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares, away, keeping, rounds).play())
+    rehearsal = _Rehearsal(
+        inputs, method, plan, num_tokens, bandwidth_shares, away=away, keeping=keeping, rounds=rounds, fails=fails
+    )
+    return run_virtual(rehearsal.play())
 
 
 class _Rehearsal:
@@ -97,15 +104,28 @@ class _Rehearsal:
         plan: RoundPlan,
         num_tokens: int,
         shares: Mapping[str, float],
+        *,
         away: bool,
         keeping: Stragglers | None,
         rounds: int,
+        fails: bool,
     ) -> None:
         self._away, self._keeping, self._rounds = away, keeping, rounds
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
-        self._gateway = Gateway(inputs.fleet.server)
-        self._gateway.share_by(shares)
+        self._sites = SimulatedSites(inputs.fleet, _ignore, at_sites=method.round.shape.at_sites)
+        self._sites.gateway.share_by(shares)
         self._base = Base(inputs.model_settings, device="meta")
+        self._spans = SimulatedSpans(
+            inputs.fleet,
+            self._base,
+            inputs.costs,
+            num_tokens,
+            seed=inputs.config.train.seed,
+            record=_ignore,
+            packed=inputs.compressed,
+            machines=_IdleMachine,
+            fails=fails,
+        )
 
     async def play(self) -> Rehearsed:
         server, links = self._server(), dict[str, Link]()
@@ -114,9 +134,9 @@ class _Rehearsal:
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
                 hours = hours_of(profile, self._inputs.config.train.seed) if self._away else None
-                ends = modelled_link(profile, _ignore, self._gateway, hours)
+                ends = self._sites.link(profile, _ignore, hours)
                 device_end, links[profile.name] = map(self._inputs.compressed, ends)
-                device = self._device(profile.name, profile.effective_flops, hours)
+                device = self._device(profile, hours)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._hold(server, links)
             result = Rehearsed(
@@ -155,13 +175,15 @@ class _Rehearsal:
             inputs.config.data.max_length,
             scope=self._method.scope,
             broadcast=self._method.broadcast,
+            sites=self._sites,
         )
 
-    def _device(self, name: str, effective_flops: float, hours: Hours | None) -> Device:
-        machine = _IdleMachine(name, effective_flops, _ignore, hours=hours)
+    def _device(self, profile: DeviceProfile, hours: Hours | None) -> Device:
+        machine = _IdleMachine(profile.name, profile.effective_flops, _ignore, hours=hours)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
         shape = self._method.round.shape
-        return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)
+        costs, settings, spans = self._inputs.costs, self._inputs.train_settings, self._spans.of(profile, _ignore)
+        return Device(profile.name, self._base, batches, machine, costs, settings, shape, spans)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""

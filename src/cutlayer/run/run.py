@@ -30,6 +30,7 @@ from cutlayer.server.checkpoint import save_checkpoint
 from cutlayer.server.evaluate import evaluate
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
+from cutlayer.server.sites import Sites
 from cutlayer.server.tasks import Tasks
 from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Event, RoundPlan
@@ -101,6 +102,7 @@ def server_of(
     scratch: Path,
     *,
     may_leave: bool = True,
+    sites: Sites | None = None,
 ) -> Server:
     """The server of a run, that starts from this adapter."""
     costs = inputs.costs
@@ -118,6 +120,7 @@ def server_of(
         scope=method.scope,
         broadcast=method.broadcast,
         may_leave=may_leave,
+        sites=sites,
     )
 
 
@@ -137,6 +140,7 @@ class Run:
       events: Where machines and links record.
       devices: Keeps what outlives a round on the devices, as far as this process knows it.
       may_leave: Whether devices may leave a round.
+      sites: Their connections; None where there are none.
 
     Attributes:
       server: The server.
@@ -158,6 +162,7 @@ class Run:
         events: list[Event],
         devices: Keeper,
         may_leave: bool = True,
+        sites: Sites | None = None,
     ) -> None:
         self._inputs, self._method, self._folder, self._display = inputs, method, folder, display
         self._logbook, self._clock, self._events, self._devices = logbook, clock, events, devices
@@ -168,7 +173,9 @@ class Run:
         self._wall_before = 0.0  # wall seconds of earlier processes
         self._started = time.perf_counter()
         adapter = inputs.base.initial_adapter(inputs.config.train.seed, tuple(ranks))
-        self.server = server_of(inputs, method, adapter, machine, fleet, self._scratch, may_leave=may_leave)
+        self.server = server_of(
+            inputs, method, adapter, machine, fleet, self._scratch, may_leave=may_leave, sites=sites
+        )
         self._aggregation = Aggregation(method.aggregate)
         self.tasks = Tasks()
 

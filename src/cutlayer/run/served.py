@@ -24,6 +24,7 @@ from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
+from cutlayer.policies.spans import check_listening
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.run_folder import RunFolder
@@ -210,6 +211,7 @@ class _Serving:
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
         situation = self._situation(self.hub.everybody if over else self._planned)
         plan = await self._machine.aside(lambda: first_plan(self._inputs, self._method, situation))
+        check_listening(plan)
         self._run = Run(
             self._inputs,
             self._method,
@@ -263,7 +265,8 @@ class _Serving:
 
     def _fleet(self, members: Sequence[Member]) -> Fleet:
         profiles = tuple(member.profile for member in members if member.profile is not None)
-        return Fleet(name="real", source="measured", server=self._declared.server, devices=profiles)
+        declared = self._declared
+        return Fleet(name="real", source="measured", server=declared.server, devices=profiles, spans=declared.spans)
 
     # ------------------------------------------------------------------ time
 

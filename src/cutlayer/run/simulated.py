@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from cutlayer.device.commit import CommittingLink, device_state
@@ -22,7 +22,6 @@ from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError, DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
 from cutlayer.fleet.presence import hours_of, mustered
@@ -35,6 +34,8 @@ from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import RunInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import Run, first_error, first_plan, situation_of
+from cutlayer.run.sites import SimulatedSites
+from cutlayer.run.spans import SimulatedSpans
 from cutlayer.run.state import open_folder
 from cutlayer.server.tasks import Tasks, first_seconds
 from cutlayer.state import State, joined
@@ -116,8 +117,10 @@ class _Mustered:
 
     async def muster(self, round: int) -> Situation:
         self.muster_again()
-        everybody = self.situation
-        return everybody.of(await mustered(everybody.fleet, round, everybody.seed, all_of_them=self.all_of_them))
+        here = self.situation.of(
+            await mustered(self.situation.fleet, round, self.situation.seed, all_of_them=self.all_of_them)
+        )
+        return replace(here, fleet=here.fleet.spans_at(now()))
 
     async def dismiss(self, finish: Finish) -> None:
         for device, link in self.links.items():
@@ -144,7 +147,16 @@ class _Simulation:
         fleet = inputs.fleet
         self._waits_for_all = stragglers_of(inputs.config, method).waits_for_all
         may_leave = not self._waits_for_all
-        self._gateway = Gateway(fleet.server)
+        self._sites = SimulatedSites(fleet, self._record, at_sites=method.round.shape.at_sites)
+        self._spans = SimulatedSpans(
+            fleet,
+            inputs.base,
+            inputs.costs,
+            inputs.config.data.max_length,
+            seed=inputs.config.train.seed,
+            record=self._record,
+            packed=inputs.compressed,
+        )
         self._stores = {device.name: MemoryStore() for device in fleet.devices} if may_leave else {}
         self._players = {device.name: self._player(index) for index, device in enumerate(fleet.devices)}
         self._run = Run(
@@ -160,6 +172,7 @@ class _Simulation:
             events=self._events,
             devices=self,
             may_leave=may_leave,
+            sites=self._sites,
         )
 
     async def play(self, checkpoint: State | None) -> Outcome:
@@ -198,8 +211,9 @@ class _Simulation:
         hours = hours_of(profile, inputs.config.train.seed)
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile), hours)
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
-        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape)
-        device_end, server_end = modelled_link(profile, record, self._gateway, hours)
+        spans = self._spans.of(profile, record)
+        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape, spans)
+        device_end, server_end = self._sites.link(profile, record, hours)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
         if committing:

@@ -23,6 +23,7 @@ from cutlayer.server.folds import Folds
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.ledger import Ledger
 from cutlayer.server.owners import Owner
+from cutlayer.server.sites import SamePlace, Sites
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, Costs, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Assignment, Update
@@ -53,8 +54,10 @@ class Server:
       scope: who shares which part of the adapter.
       broadcast: what devices are sent when a round opens.
       may_leave: whether devices may leave a round: it then keeps what it needs to forget a device's part in one.
+      sites: their connections; see below.
 
     Attributes:
+      sites: the connections of sites, for rounds that end there.
       adapters, engine, folds, ledger: its parts.
     """
 
@@ -74,7 +77,9 @@ class Server:
         scope: Scope = shared,
         broadcast: Broadcast = the_adapter,
         may_leave: bool = True,
+        sites: Sites | None = None,
     ) -> None:
+        self.sites: Sites = sites or SamePlace()
         self.run, self.base, self.machine, self.costs, self.settings = run, base, machine, costs, settings
         self.learning_rate, self.forecast, self.longest_tokens = learning_rate, forecast, longest_tokens
         self.scratch = scratch

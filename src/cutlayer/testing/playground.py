@@ -16,7 +16,6 @@ from cutlayer.device.device import Device
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
-from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.presence import hours_of, mustered
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile
@@ -33,6 +32,8 @@ from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Coordinator, Logbook
+from cutlayer.run.sites import SimulatedSites
+from cutlayer.run.spans import SimulatedSpans
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
@@ -283,6 +284,7 @@ class Played:
       streams: what devices drew from.
       sent_up: by devices, as it travels.
       sent_down: by the server.
+      errands: between devices and the machines that run blocks for them.
     """
 
     adapter: Adapter
@@ -293,6 +295,7 @@ class Played:
     streams: Mapping[str, ListedBatches] = field(default_factory=dict)
     sent_up: list[Message] = field(default_factory=list)
     sent_down: list[Message] = field(default_factory=list)
+    errands: list[Message] = field(default_factory=list)
     views: Mapping[str, Adapter] = field(default_factory=dict)
     """By device, the adapter as it is to this device at the end; none where all share one."""
 
@@ -344,6 +347,7 @@ def play(
             overlap=overlap,
             num_modules=len(base.modules),
         )
+        sites = SimulatedSites(fleet, events.append, at_sites=method.round.shape.at_sites)
         server = Server(
             "play",
             base,
@@ -356,6 +360,7 @@ def play(
             10,
             scope=method.scope,
             broadcast=method.broadcast,
+            sites=sites,
         )
 
         def end(link: Link, sent: list[Message]) -> CompressedLink:
@@ -384,12 +389,12 @@ def play(
             happened.rows.append(row)
             happened.events.extend(done)
 
-        gateway = Gateway(fleet.server)
+        def on_errands(link: Link) -> CompressedLink:
+            return packing(TappedLink(link, happened.errands))
+
+        spans = SimulatedSpans(fleet, base, costs, 12, seed=seed, record=events.append, packed=on_errands)
         hours = {profile.name: hours_of(profile, situation.seed) for profile in fleet.devices}
-        ends = {
-            profile.name: modelled_link(profile, events.append, gateway, hours[profile.name])
-            for profile in fleet.devices
-        }
+        ends = {profile.name: sites.link(profile, events.append, hours[profile.name]) for profile in fleet.devices}
         coordinator = Coordinator(
             method,
             server,
@@ -415,7 +420,9 @@ def play(
                     profile.name, profile.effective_flops, events.append, hours=hours[profile.name]
                 )
                 own = Base(base.settings) if apart else base
-                device = Device(profile.name, own, streams[profile.name], machine, costs, settings, method.round.shape)
+                way = spans.of(profile, events.append)
+                shape, data = method.round.shape, streams[profile.name]
+                device = Device(profile.name, own, data, machine, costs, settings, shape, way)
                 if stores is None:
                     device_end = end(ends[profile.name][0], happened.sent_up)
                 else:

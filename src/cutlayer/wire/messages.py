@@ -240,6 +240,60 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanCall:
+    """Device to server, one that runs blocks for whoever asks: all that it needs for a pass over some of its blocks.
+
+    Attributes:
+      run: the run's identifier.
+      round: the device's round.
+      step: its local step.
+      device: who asks.
+      first: the lowest block that is to be run.
+      end: the block above the highest.
+      h_BTD: what goes into block `first`.
+      mask_BT: True where there is a token, False where there is padding.
+      grad_BTD: gradient by what comes out of block `end - 1`; None for a forward pass.
+      below: whether something below block `first` waits for a gradient.
+      tensors: the trainable ones of these blocks, by global name; none where nothing in them trains.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    first: int
+    end: int
+    h_BTD: Tensor
+    mask_BT: Tensor
+    grad_BTD: Tensor | None
+    below: bool
+    tensors: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class SpanAnswer:
+    """Server to device, the answer to `SpanCall`.
+
+    Attributes:
+      run: the run's identifier.
+      round: the device's round.
+      step: its local step.
+      device: whom it is for.
+      h_BTD: what came out of the last of the blocks; None for a backward pass.
+      grad_BTD: gradient by what went into the first of them; None for a forward pass, or where nobody waits for it.
+      gradients: by the tensors that came with the call.
+    """
+
+    run: str
+    round: int
+    step: int
+    device: str
+    h_BTD: Tensor | None
+    grad_BTD: Tensor | None
+    gradients: Adapter
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """Server to device: there is nothing more to do.
 
@@ -449,8 +503,11 @@ Message = (
     | Measured
     | Update
     | Finish
+    | SpanCall
+    | SpanAnswer
 )
-"""What passes in rounds: exactly once, in order."""
+"""What passes in rounds: exactly once, in order; but for calls of spans and their answers, which have connections of
+their own, and which nobody keeps."""
 
 FromDevice = Activations | Recall | HiddenGradients | Facts | Measured | Update
 """What a device sends in rounds."""
@@ -472,6 +529,8 @@ def comes_from_device(message: Message) -> TypeGuard[FromDevice]:
 Role = Literal["activations", "gradients", "broadcast", "update"]
 
 ROLES: Mapping[type[Any], Mapping[str, Role]] = {
+    SpanCall: {"h_BTD": "activations", "grad_BTD": "gradients"},
+    SpanAnswer: {"h_BTD": "activations", "grad_BTD": "gradients"},
     Assignment: {"adapter": "broadcast"},
     Activations: {"h_BTD": "activations"},
     Hidden: {"h_BTD": "activations"},

@@ -12,7 +12,7 @@ from cutlayer.types import DevicePlan, RoundPlan
 
 DIVISIBLE = {
     *("memsfl", "reindsplit", "sfl_v1", "fedlora", "hetlora", "flexlora", "flora", "legend", "fedspine", "local_only"),
-    "prge",
+    *("prge", "petals"),
 }
 
 
