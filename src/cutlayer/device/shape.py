@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cutlayer.errors import JoinError
 from cutlayer.model.base import Base
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cutlayer.device.device import Device
 
 ENTRY_POINTS = "cutlayer.shapes"
+
+Devices = Literal["any", "alone", "frozen", "training"]
+"""What devices must be under a plan: see `Shape`."""
 
 
 class Talk(Keeper, Protocol):
@@ -46,6 +49,8 @@ class Shape:
       started_from: of a model, what of a broadcast an update is the difference to.
       prepare: raises ConfigError where a model cannot serve under a plan; builds what must be built before a round.
       copies_weights: whether devices may hold copies of frozen weights, which a fold does not reach.
+      devices: what devices must be under a plan: `alone` with the whole model, `frozen` (nothing on them trains),
+        `training` (something does), or `any`.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Shape:
     started_from: Callable[[Base], StartedFrom] = lambda _base: all_of_it
     prepare: Callable[[Base, DevicePlan], None] = lambda _base, _plan: None
     copies_weights: bool = False
+    devices: Devices = "any"
 
 
 @cache

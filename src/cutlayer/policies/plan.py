@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.policies.stragglers import Stragglers
 from cutlayer.types import Costs, DevicePlan, History, RoundPlan
 
 
@@ -31,6 +32,7 @@ class Situation:
       rounds: of the whole run.
       micro_batches: into which a step's batch is cut, as the run asks.
       overlap: whether a device computes while one is on its way, as the run asks.
+      stragglers: how long rounds wait, as the run asks; None leaves it to the method.
 
     Example:
       >>> from cutlayer import everyone
@@ -55,6 +57,7 @@ class Situation:
     rounds: int = 1
     micro_batches: int = 1
     overlap: bool = True
+    stragglers: Stragglers | None = None
 
     def profile(self, device: str) -> DeviceProfile:
         return next(profile for profile in self.fleet.devices if profile.name == device)

@@ -22,7 +22,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from cutlayer.errors import ConfigError, DeviceGone, StragglersError
+from cutlayer.errors import DeviceGone, StragglersError
 from cutlayer.fleet.clock import now
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers
@@ -52,10 +52,8 @@ class Patience:
         """Holds one round: what was trained in it.
 
         Raises:
-          ConfigError: In a round of this shape the policy would wait for ever.
           StragglersError: Everybody left.
         """
-        check(self._policy, round)
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
             task.result()  # an error of ours is nobody's lateness
@@ -70,24 +68,6 @@ class Patience:
 
     def _part(self, link: Link, close: Close) -> None:
         self._parting.add(asyncio.create_task(_send_if_there(link, close)))
-
-
-def check(policy: Stragglers, round: Round) -> None:
-    """Raises ConfigError where devices wait for each other, so that one which is late keeps a quorum from finishing."""
-    if policy.fraction is not None and round.together:
-        raise ConfigError(
-            f"train.stragglers: expected a deadline where devices wait for each other in a round, got a quorum of "
-            f"{policy.fraction:g}: one that is late keeps all from finishing. Write deadline:SECONDS."
-        )
-
-
-def check_deadline(plan: RoundPlan, policy: Stragglers) -> None:
-    """Raises ConfigError where a plan closes its round, and the run waits for all: nobody could be late."""
-    if plan.deadline_seconds is not None and policy.waits_for_all:
-        raise ConfigError(
-            f"train.stragglers: expected deadline:SECONDS where the method plans deadlines, got wait_all, and a "
-            f"deadline of {plan.deadline_seconds:g} s. Leave train.stragglers out."
-        )
 
 
 def nobody(plan: RoundPlan) -> StragglersError:

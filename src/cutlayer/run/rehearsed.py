@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -22,15 +23,15 @@ from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.methods.method import Method
-from cutlayer.model.base import Base
+from cutlayer.model.base import Base, ModelSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.run.inputs import RunInputs
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
-from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Finish
+from cutlayer.wire.link import Around, Link
+from cutlayer.wire.messages import Assignment, Finish, Message
 
 T = TypeVar("T")
 
@@ -47,6 +48,8 @@ class Rehearsed:
       bytes_down: server to devices.
       owners: of the adapters on the server.
       fold_bytes: of what a round adds to the base, which the server keeps.
+      events: what machines and links did.
+      assignments: what each device was told, in tensors that hold nothing.
     """
 
     seconds: float
@@ -54,6 +57,8 @@ class Rehearsed:
     bytes_down: int
     owners: tuple[str, ...]
     fold_bytes: int = 0
+    events: tuple[Event, ...] = field(default=(), compare=False)
+    assignments: Mapping[str, Assignment] = field(default_factory=dict, compare=False)
 
 
 def rehearse(
@@ -72,6 +77,12 @@ def rehearse(
     return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, bandwidth_shares).play())
 
 
+@cache
+def _empty(settings: ModelSettings) -> Base:
+    """The model of these settings without weights, one per process: what rehearsals build of it they share."""
+    return Base(settings, device="meta")
+
+
 class _Rehearsal:
     """The wiring of one round."""
 
@@ -81,16 +92,18 @@ class _Rehearsal:
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
         self._gateway = Gateway(inputs.fleet.server)
         self._gateway.share_by(shares)
-        self._base = Base(inputs.model_settings, device="meta")
+        self._base = _empty(inputs.model_settings)
+        self._events: list[Event] = []
 
     async def play(self) -> Rehearsed:
-        server, links = self._server(), dict[str, Link]()
+        server, links, told = self._server(), dict[str, Link](), dict[str, Assignment]()
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
-                ends = modelled_link(profile, _ignore, self._gateway)
-                device_end, links[profile.name] = map(self._inputs.compressed, ends)
+                ends = modelled_link(profile, self._events.append, self._gateway)
+                device_end, server_end = map(self._inputs.compressed, ends)
+                links[profile.name] = _Overheard(server_end, told)
                 device = self._device(profile.name, profile.effective_flops)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._method.round.server_end(server, links, self._plan)
@@ -100,6 +113,8 @@ class _Rehearsal:
                 bytes_down=sum(link.bytes_sent for link in links.values()),
                 owners=server.adapters.owners,
                 fold_bytes=server.folds.num_bytes,
+                events=tuple(self._events),
+                assignments=told,
             )
             for link in links.values():
                 await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))
@@ -111,7 +126,7 @@ class _Rehearsal:
             inputs.run_id,
             self._base,
             {name: torch.empty(shape, device="meta") for name, shape in self._base.shapes_of(self._plan.ranks).items()},
-            _IdleMachine(profile.name, profile.effective_flops, _ignore),
+            _IdleMachine(profile.name, profile.effective_flops, self._events.append),
             inputs.costs,
             inputs.train_settings,
             inputs.learning_rate,
@@ -122,7 +137,7 @@ class _Rehearsal:
         )
 
     def _device(self, name: str, effective_flops: float) -> Device:
-        machine = _IdleMachine(name, effective_flops, _ignore)
+        machine = _IdleMachine(name, effective_flops, self._events.append)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
         shape = self._method.round.shape
         return Device(name, self._base, batches, machine, self._inputs.costs, self._inputs.train_settings, shape)
@@ -170,5 +185,14 @@ class _AlikeBatches(Stateless):
         return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=tuple(rows), weight=batch_size)
 
 
-def _ignore(_event: Event) -> None:
-    """Records nothing."""
+class _Overheard(Around):
+    """The server's end of a link, which notes what its device is told to do."""
+
+    def __init__(self, link: Link, told: dict[str, Assignment]) -> None:
+        super().__init__(link)
+        self._told = told
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Assignment):
+            self._told[message.device] = message
+        await super().send(message)

@@ -21,9 +21,9 @@ from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
-from cutlayer.rounds.patience import Patience, check, check_deadline
+from cutlayer.rounds.patience import Patience
 from cutlayer.run.ending import Outcome, export, in_need_of_room, write_reports
-from cutlayer.run.inputs import RunInputs, ServerInputs, stragglers_of
+from cutlayer.run.inputs import RunInputs, ServerInputs, asked_stragglers, stragglers_of
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
@@ -53,6 +53,7 @@ def situation_with(
         rounds=train.rounds,
         micro_batches=train.micro_batches,
         overlap=train.overlap,
+        stragglers=asked_stragglers(inputs.config),
     )
 
 
@@ -66,12 +67,9 @@ def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> Ro
 
     Raises:
       BudgetError: A device cannot hold its part.
-      ConfigError: The method's choices contradict each other, the model, its LoRA or the policy for stragglers.
+      ConfigError: Two choices contradict each other, or the model or its LoRA does not serve.
     """
-    stragglers = stragglers_of(inputs.config, method)
-    check(stragglers, method.round)
     plan = method.make_plan(0, situation)
-    check_deadline(plan, stragglers)
     for device in plan.devices:
         method.round.shape.prepare(inputs.base, device)
     return plan

@@ -328,6 +328,7 @@ def play(
             label_counts={} if base.settings.task == "causal-lm" else label_counts_of(streams),
             micro_batches=micro_batches,
             overlap=overlap,
+            stragglers=None if stragglers == WAIT_ALL else stragglers,
         )
         server = Server(
             "play",

@@ -37,4 +37,4 @@ class Local(Stateless):
             await follow(heard, self._device, work)
 
 
-SHAPE = Shape("local", Local)
+SHAPE = Shape("local", Local, devices="alone")
