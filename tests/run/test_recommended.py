@@ -65,12 +65,12 @@ def test_every_method_is_tried_and_where_it_takes_a_word_for_the_cut_a_cut_by_ti
     found: dict[str, Fits | Unfit],
 ) -> None:
     assert set(TABLE) <= set(found)
-    by_word = {name for name, row in TABLE.items() if "str" in row.description.options.get("cut", NO_CUT).kind}
+    by_word = {name for name, row in TABLE.items() if "str" in row.description.options.get("cut", NoCut).kind}
     assert {"memsfl", "sfl_v1", "sfl_v2", "splitlora"} <= by_word
     assert {f"{name}:cut=latency" for name in by_word} == {label for label in found if label.endswith(":cut=latency")}
 
 
-class NO_CUT:
+class NoCut:
     """A method without the option."""
 
     kind = "int"

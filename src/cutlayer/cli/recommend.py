@@ -1,4 +1,4 @@
-"""`cutlayer recommend`: of all methods, those that fit this model, data and fleet, and what a round of each would take."""
+"""`cutlayer recommend`: of all methods those that fit a model, data and a fleet, and what a round of each would take."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def _tell(inputs: RunInputs, num_tokens: int, fits: Sequence[Fits], unfit: Seque
 def _legend(fits: Sequence[Fits]) -> list[str]:
     own = "* the run's method, with the options that the run gives it; the others have their defaults."
     return [
-        "busy, idle: mean over devices; server: the part of the round in which it computes; memory: the fullest device.",
-        "leaves: what goes to the server beside activations and adapters; backward: whether devices run backward passes.",
+        "busy, idle: mean over devices; server: part of the round in which it computes; memory: the fullest device.",
+        "leaves: what goes up beside activations and adapters; backward: whether devices run backward passes.",
         *([own] if any(one.choice.own for one in fits) else []),
-        f"The shortest round: {_command(fits[0].choice)}. It need not teach as much as a longer one (docs/choosing.md).",
+        f"The shortest round: {_command(fits[0].choice)}. It may teach less than a longer one (docs/choosing.md).",
     ]
 
 

@@ -227,63 +227,48 @@ def a_deadline_where_all_are_awaited(planned: Planned) -> str | None:
 
 def a_part_where_devices_are_alone(planned: Planned) -> str | None:
     """Devices that train alone, and one that holds a part of the model."""
-    if planned.chosen.round.shape.devices != "alone":
-        return None
+    shape = planned.chosen.round.shape
     part = _first(planned, lambda device: not (device.head and device.cut == planned.num_blocks))
+    if shape.devices != "alone" or part is None:
+        return None
     return (
-        None
-        if part is None
-        else (
-            f"method.plan: expected the whole model on every device in the shape {planned.chosen.round.shape.name}, in which "
-            f"devices train alone, got {part.cut} of {planned.num_blocks} blocks on device {part.device}. Plan "
-            "whole_model(), or build another round."
-        )
+        f"method.plan: expected the whole model on every device in the shape {shape.name}, in which devices train alone, "
+        f"got {part.cut} of {planned.num_blocks} blocks on device {part.device}. Plan whole_model(), or build another "
+        "round."
     )
 
 
 def an_adapter_where_devices_are_frozen(planned: Planned) -> str | None:
     """Devices that only run forward, and one with an adapter, which nothing would train."""
-    if planned.chosen.round.shape.devices != "frozen":
-        return None
     trains = _first(planned, _trains)
+    if planned.chosen.round.shape.devices != "frozen" or trains is None:
+        return None
     return (
-        None
-        if trains is None
-        else (
-            f"method.plan: expected no adapter on devices that only run forward, got one below the cut {trains.cut} of "
-            f"device {trains.device}, which nothing would train. Plan ranks_above_deepest_cut()."
-        )
+        f"method.plan: expected no adapter on devices that only run forward, got one below the cut {trains.cut} of "
+        f"device {trains.device}, which nothing would train. Plan ranks_above_deepest_cut()."
     )
 
 
 def a_frozen_device_that_must_train(planned: Planned) -> str | None:
     """A round about what devices train, and one that trains nothing."""
-    if planned.chosen.round.shape.devices != "training":
-        return None
+    shape = planned.chosen.round.shape
     frozen = _first(planned, lambda device: not _trains(device))
+    if shape.devices != "training" or frozen is None:
+        return None
     return (
-        None
-        if frozen is None
-        else (
-            f"method.plan: expected devices that train something in the shape {planned.chosen.round.shape.name}, "
-            f"got none of it below the cut {frozen.cut} of device {frozen.device}. Cut it deeper, or leave it out."
-        )
+        f"method.plan: expected devices that train something in the shape {shape.name}, got none of it below the cut "
+        f"{frozen.cut} of device {frozen.device}. Cut it deeper, or leave it out."
     )
 
 
 def a_rule_for_gradients_that_no_device_has(planned: Planned) -> str | None:
     """A rule by which adapters follow gradients, and devices that train alone without any."""
-    if not planned.chosen.descends:
-        return None
     shape = planned.chosen.round.shape
-    other = _first(planned, lambda device: device.head and not shape.flow(device).backward)
+    if not planned.chosen.descends or _first(planned, lambda one: one.head and not shape.flow(one).backward) is None:
+        return None
     return (
-        None
-        if other is None
-        else (
-            f"method.trains: expected none where devices move by forward passes alone, got one with {shape.name}: "
-            "what is learnt is known from the seeds and scalars of its own rule. Leave trains out."
-        )
+        f"method.trains: expected none where devices move by forward passes alone, got one with {shape.name}: what is "
+        "learnt is known from the seeds and scalars of its own rule. Leave trains out."
     )
 
 

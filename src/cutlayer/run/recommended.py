@@ -5,10 +5,10 @@ under its plan, from what its shape runs in a step (`device/shape.py`), and from
 (`gate/forms.py`). Nothing here knows a method: one that is added to the table, or offered by an installed package, is
 judged like the others.
 
-A method that takes a word for where devices are cut, or for where labels are, is tried with the words of `ALSO` too.
+A method that takes a word for where devices are cut, or where labels are, is tried with the words of `ALSO` as well.
 
-What is sorted is the time of a round, and not of reaching an accuracy: a round of one method may teach more than a round
-of another. A method that learns from what rounds measured is judged by the first one, before which it knows nothing.
+What is sorted is the time of a round, and not that of reaching an accuracy: a round of one method may teach more than a
+round of another. A method that learns from what rounds measured is judged by the first, before which it knows nothing.
 """
 
 from __future__ import annotations

@@ -148,6 +148,8 @@ class Adapters:
             where = places(self._base, update)
             result.append(Contribution(adapter, weights, device.device, round, where, update.facts))
         for owner, devices in sorted(served.items()):
+            if owner not in self._trainables:
+                continue  # above the cuts there is nothing to train
             adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device.cut)) for key in adapter}
             result.append(Contribution(adapter, weights, round=round))
