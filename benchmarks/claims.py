@@ -252,12 +252,8 @@ def hsfl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
         values = [statistic(shares) for statistic in (mean_of_all, worst) for shares in (mine, theirs)]
         lines += [
             Line("training time", "less", less(system, other, "virtual_seconds"), other["label"]),
-            Line(
-                "accuracy at home, mean over devices (worst)", "-", "{} / {} ({} / {})".format(*values), other["label"]
-            ),
-            Line(
-                "final accuracy on all classes", "-", f"{accuracy(system):.3f} / {accuracy(other):.3f}", other["label"]
-            ),
+            Line("accuracy at home, mean over devices (worst)", "-", "{} / {} ({} / {})".format(*values), other["label"]),
+            Line("final accuracy on all classes", "-", f"{accuracy(system):.3f} / {accuracy(other):.3f}", other["label"]),
         ]
     return lines
 

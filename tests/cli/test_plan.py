@@ -147,3 +147,17 @@ def test_a_typical_batch_is_padded_as_batches_are(world: World) -> None:
     padded = [min(16, 8 * -(-int(length) // 8)) for length in made.train.lengths]
     assert typical_tokens(made) == round(sum(padded) / len(padded))
     assert 8 < typical_tokens(made) < 16
+
+
+def test_a_server_that_holds_nothing_to_train_is_planned(world: World) -> None:
+    """Above the last block a language model has a head alone, which is frozen."""
+    ran = run("plan", *world.causal_lm(), "--method", "splitlora", "-o", "method.cut=3", "--fleet", _lending(world))
+    assert (ran.code, ran.err) == (0, "")
+
+
+def _lending(world: World) -> Path:
+    """A fleet whose devices hold as many blocks as there are."""
+    devices = [{"name": name, "tflops": 0.00001} for name in ("slow", "quick")]
+    path = world.folder / "lending.yaml"
+    path.write_text(yaml.safe_dump(FLEET | {"devices": devices}))
+    return path

@@ -151,7 +151,7 @@ CASES = {
     ),
     "a_part_where_devices_are_alone": Case(
         Method((everyone(), cut_at(1)), local(), mean_per_block()),
-        "the shape local, in which devices train alone, got 1 of 3 blocks on device device-0",
+        "the shape local, in which devices are alone, got 1 of 3 blocks on device device-0",
         Method((everyone(), whole_model()), local(), mean_per_block()),
         MERGED,
         {},

@@ -1,4 +1,4 @@
-"""`cutlayer recommend`: of all methods those that fit a model, data and a fleet, and what a round of each would take."""
+"""`cutlayer recommend`: of all methods those that fit a model, data and fleet, and what a round of each would take."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _legend(fits: Sequence[Fits]) -> list[str]:
         "busy, idle: mean over devices; server: part of the round in which it computes; memory: the fullest device.",
         "leaves: what goes up beside activations and adapters; backward: whether devices run backward passes.",
         *([own] if any(one.choice.own for one in fits) else []),
-        f"The shortest round: {_command(fits[0].choice)}. It may teach less than a longer one (docs/choosing.md).",
+        f"The shortest round: {command_of(fits[0].choice)}. It may teach less than a longer one (docs/choosing.md).",
     ]
 
 
@@ -96,7 +96,7 @@ def _marked(choice: Choice) -> str:
     return f"{choice.label}{OWN if choice.own else ''}"
 
 
-def _command(choice: Choice) -> str:
+def command_of(choice: Choice) -> str:
     """What to lay over the run file to have this choice."""
     words = choice.varied if choice.own else choice.options
     options = [f"-o method.{option}={spelled(word)}" for option, word in words.items()]

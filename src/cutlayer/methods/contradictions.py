@@ -232,7 +232,7 @@ def a_part_where_devices_are_alone(planned: Planned) -> str | None:
     if shape.devices != "alone" or part is None:
         return None
     return (
-        f"method.plan: expected the whole model on every device in the shape {shape.name}, in which devices train alone, "
+        f"method.plan: expected the whole model on every device in the shape {shape.name}, in which devices are alone, "
         f"got {part.cut} of {planned.num_blocks} blocks on device {part.device}. Plan whole_model(), or build another "
         "round."
     )
