@@ -202,7 +202,7 @@ def test_a_slow_pc_with_much_memory_is_cut_by_time(world: World, tmp_path: Path)
     """By memory it gets all blocks, and is what every round waits for; by time it gets one, and the round is short."""
     pc = {"name": "pc", "tflops": 0.000001, "memory_gib": 64}
     phones = [{"name": f"phone-{number}", "tflops": 0.0001} for number in range(3)]
-    server = {"tflops": 0.000008, "efficiency": 0.3, "memory_gib": 4}
+    server = {"tflops": 0.000004, "efficiency": 0.3, "memory_gib": 4}
     (tmp_path / "misled.yaml").write_text(yaml.safe_dump(FLEET | {"server": server, "devices": [pc, *phones]}))
     inputs = inputs_of(world, fleet=str(tmp_path / "misled.yaml"))
     tried = [choice for choice in choices(inputs) if choice.name in BESIDE]

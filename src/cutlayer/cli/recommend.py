@@ -43,6 +43,7 @@ def recommend(
 
     with console().status("reading the data") as status:
         inputs = gathered(config.self_contained())
+        fleet = config.fleet if isinstance(config.fleet, str) else inputs.fleet.name
         num_tokens, found = typical_tokens(inputs), list[Fits | Unfit]()
         for choice in choices(inputs):
             status.update(f"rehearsing {choice.label}")
@@ -50,28 +51,26 @@ def recommend(
     fits = sorted((one for one in found if isinstance(one, Fits)), key=lambda one: (one.seconds, one.choice.label))
     unfit = [one for one in found if isinstance(one, Unfit)]
     if as_json:
-        print(json.dumps(figures(inputs, num_tokens, fits, unfit), indent=2))
+        named = {"model": config.model.name, "fleet": fleet}
+        print(json.dumps({**named, **figures(inputs, num_tokens, fits, unfit)}, indent=2))
     else:
-        _tell(inputs, num_tokens, fits, unfit)
+        number = f"{len(inputs.fleet.devices)} device{'s' if len(inputs.fleet.devices) > 1 else ''}"
+        _tell(f"{config.model.name} on fleet {fleet}, {number}", inputs, num_tokens, fits, unfit)
     if not fits:
         raise ConfigError(
-            f"recommend: expected a method that fits fleet {inputs.fleet.name}, got none of {len(found)}. Choose a "
+            f"recommend: expected a method that fits fleet {fleet}, got none of {len(found)}. Choose a "
             "smaller model, batch (--batch-size) or length (--max-length), or leave out the smallest devices."
         )
 
 
-def _tell(inputs: RunInputs, num_tokens: int, fits: Sequence[Fits], unfit: Sequence[Unfit]) -> None:
-    train, number = inputs.config.train, len(inputs.fleet.devices)
-    shown = fits_table(fits)
+def _tell(where: str, inputs: RunInputs, num_tokens: int, fits: Sequence[Fits], unfit: Sequence[Unfit]) -> None:
+    train, shown = inputs.config.train, fits_table(fits)
     terminal = console(at_least=width_of(shown))
 
     def say(line: str) -> None:
         terminal.print(line, soft_wrap=True)
 
-    say(
-        f"{inputs.config.model.name} on fleet {inputs.fleet.name}, {number} device{'s' if number > 1 else ''}; a round "
-        f"of {train.local_steps} steps with batches of {train.batch_size} x {num_tokens} tokens"
-    )
+    say(f"{where}; a round of {train.local_steps} steps with batches of {train.batch_size} x {num_tokens} tokens")
     if fits:
         terminal.print(shown)
         for line in _legend(fits):
@@ -168,8 +167,6 @@ def figures(inputs: RunInputs, num_tokens: int, fits: Sequence[Fits], unfit: Seq
     """Every figure, as JSON has it: bytes, seconds, and parts from 0 to 1."""
     train, server = inputs.config.train, inputs.fleet.server
     return {
-        "model": inputs.config.model.name,
-        "fleet": inputs.fleet.name,
         "round": {"local_steps": train.local_steps, "batch_size": train.batch_size, "tokens": num_tokens},
         "fits": [{**_named(one.choice), **_figures(one, server.memory_bytes)} for one in fits],
         "does_not_fit": [{**_named(one.choice), "why": one.why} for one in unfit],
