@@ -161,9 +161,9 @@ def judged(choice: Choice, inputs: RunInputs, num_tokens: int) -> Fits | Unfit:
     except CutlayerError as error:
         return Unfit(choice, _line(error))
     except BaseExceptionGroup as group:
-        if not isinstance(error := first_error(group), CutlayerError):
+        if not isinstance(first := first_error(group), CutlayerError):
             raise
-        return Unfit(choice, _line(error))
+        return Unfit(choice, _line(first))
     except Exception as error:
         if choice.name in TABLE:  # a mistake of ours
             raise
@@ -182,13 +182,13 @@ def _variants(choice: Choice, inputs: RunInputs) -> Iterator[Choice]:
         known = row.description.options
     except ConfigError:  # a package offers what is no method: judging it says so
         return
-    words = [
-        [(), *((option, word) for word in also if choice.options.get(option, known[option].default) != word)]
+    words: list[list[tuple[str, str] | None]] = [
+        [None, *((option, word) for word in also if choice.options.get(option, known[option].default) != word)]
         for option, also in ALSO.items()
         if option in known and "str" in kinds_of(known[option].kind)
     ]
     for picked in product(*words):
-        varied = dict(filter(None, picked))
+        varied = dict(one for one in picked if one is not None)
         options = {**choice.options, **varied}
         if varied and _takes(row, options, inputs.config.train.seed):
             yield replace(choice, options=options, varied=varied)
