@@ -186,3 +186,17 @@ def test_it_says_when_a_round_without_a_barrier_ends(world: World) -> None:
     assert "no barrier: of 2 devices at most 2 are at work at a time, a round ends with 1 updates" in ran.out
     waiting = run("plan", *world.classification(), "--method", "teasq_fed", "--stragglers", "wait_all")
     assert "no barrier" not in waiting.out
+
+
+def test_a_server_that_holds_nothing_to_train_is_planned(world: World) -> None:
+    """Above the last block a language model has a head alone, which is frozen."""
+    ran = run("plan", *world.causal_lm(), "--method", "splitlora", "-o", "method.cut=3", "--fleet", _lending(world))
+    assert (ran.code, ran.err) == (0, "")
+
+
+def _lending(world: World) -> Path:
+    """A fleet whose devices hold as many blocks as there are."""
+    devices = [{"name": name, "tflops": 0.00001} for name in ("slow", "quick")]
+    path = world.folder / "lending.yaml"
+    path.write_text(yaml.safe_dump(FLEET | {"devices": devices}))
+    return path

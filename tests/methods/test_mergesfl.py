@@ -17,20 +17,15 @@ from torch.nn.functional import pad
 
 from bases import open_base
 from cutlayer.errors import BudgetError, ConfigError
-from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
-from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.plan import Planner, Situation
-from cutlayer.policies.select import everyone
-from cutlayer.rounds.split import split
-from cutlayer.server.steps.merged import merged
+from cutlayer.policies.plan import Situation
 from cutlayer.testing.playground import FlatCosts, ListedBatches, Played, fleet_of, learning_rate, play, streams_for
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import random_batch
-from cutlayer.types import Adapter, Batch, Cost, DevicePlan, History, RoundPlan, StepRecord
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, History, StepRecord
 from cutlayer.wire.messages import Activations, Gradients
 
 ModelMaker = Callable[[str, str], Path]
@@ -340,29 +335,6 @@ def situation_of(num_devices: int, costs: Any = FlatCosts(3)) -> Situation:  # n
 def test_labels_that_a_language_model_has_not(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected the class counts of every device, got none of device-0"):
         build_method("mergesfl", options, seed=0).make_plan(0, situation_of(4))
-
-
-def unequal(field: str) -> Planner:
-    def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
-        values = {"cut": (1, 2), "ranks": ((4, 4, 4), (4, 4, 2))}[field]
-        devices = [DevicePlan(d.device, **{"cut": 1, field: values[i % 2]}) for i, d in enumerate(plan.devices)]
-        return RoundPlan(plan.round, tuple(devices))
-
-    return planner
-
-
-@pytest.mark.parametrize(
-    ("field", "said"),
-    [
-        ("cut", "method.cut: expected one cut where features of several devices are merged, got [1, 2]"),
-        ("ranks", "method.rank: expected the same LoRA ranks on every device where features"),
-    ],
-)
-def test_devices_whose_features_do_not_fit_together(field: str, said: str) -> None:
-    method = Method((everyone(), unequal(field)), split(server_step=merged()), mean_per_block())
-    with pytest.raises(ConfigError) as error:
-        method.make_plan(0, situation_of(2))
-    assert said in str(error.value)
 
 
 class HeavyCosts(FlatCosts):

@@ -1,7 +1,4 @@
-"""What a method says beside its plan, and what it refuses of itself: a fold under what it would make stale.
-
-Cuts, ranks and aggregates that contradict each other are in `test_mergesfl.py` and `policies/test_self_prune.py`.
-"""
+"""What a method says beside its plan."""
 
 from __future__ import annotations
 
@@ -14,16 +11,12 @@ import torch
 
 from bases import open_base
 from cutlayer.config import read_config
-from cutlayer.errors import ConfigError
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.self_prune import SelfPrune, self_pruning
-from cutlayer.policies.stack import begin_anew, stack
 from cutlayer.policies.stragglers import Stragglers, deadline, quorum, wait_all
 from cutlayer.policies.trains import Trains
-from cutlayer.rounds.pruned import pruned
-from cutlayer.rounds.stream import stream
 from cutlayer.run.inputs import stragglers_of
 from cutlayer.testing.playground import FlatCosts, fleet_of, play, streams_for
 from cutlayer.testing.tiny import BLOCKS
@@ -37,26 +30,6 @@ FLORA = build_method("flora", {}, seed=0)
 
 def flora_with(planner: Planner) -> Method:
     return replace(FLORA, plan=(*FLORA.plan, planner))
-
-
-def test_weights_do_not_change_under_activations_that_are_kept() -> None:
-    frozen = build_method("splitfrozen", {}, seed=0)
-    folding = replace(frozen, fold=stack, aggregate=begin_anew(0))
-    with pytest.raises(ConfigError, match=r"method.fold: expected a round that keeps no activations") as error:
-        folding.make_plan(0, SITUATION)
-    assert "\n" not in str(error.value)
-    assert frozen.make_plan(0, SITUATION), "without a fold they may be kept"
-    assert replace(folding, round=stream(cache=False)).make_plan(0, SITUATION), "and without keeping them it may fold"
-
-
-def test_weights_do_not_change_under_pruned_copies() -> None:
-    spine = build_method("fedspine", {}, seed=0)
-    assert spine.make_plan(0, SITUATION)
-    with pytest.raises(ConfigError, match=r"method.fold: .* got the shape pruned: a fold does not reach") as error:
-        replace(spine, fold=stack).make_plan(0, SITUATION)
-    assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError, match="the shape pruned"):
-        replace(FLORA, round=pruned()).make_plan(0, SITUATION)
 
 
 def test_ranks_may_be_pruned_where_weights_change() -> None:

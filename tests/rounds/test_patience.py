@@ -296,18 +296,15 @@ def ended(base: Base, method: str, policy: Stragglers, **more: Any) -> tuple[Pla
 
 @pytest.mark.parametrize("method", TOGETHER)
 def test_devices_that_wait_for_each_other_make_no_quorum(method: str, bert: Base) -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    said = "expected a deadline where devices wait for each other in a round, got a quorum of 0.5"
+    with pytest.raises(ConfigError, match=said):
         held(bert, method, quorum(0.5))
-    (error,) = caught.value.exceptions
-    assert isinstance(error, ConfigError)
-    assert "expected a deadline where devices wait for each other in a round, got a quorum of 0.5" in str(error)
 
 
 def test_an_order_that_waits_for_a_device_makes_no_quorum(bert: Base) -> None:
     for order in ("strict_ratio", "optimal"):
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(ConfigError):
             held(bert, "memsfl", quorum(0.5), options={"order": order})
-        assert isinstance(caught.value.exceptions[0], ConfigError)
 
 
 def test_who_waits_for_all_waits(bert: Base) -> None:

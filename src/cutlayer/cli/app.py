@@ -17,6 +17,7 @@ from cutlayer.cli.fleets import fleets
 from cutlayer.cli.join import join
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
+from cutlayer.cli.recommend import recommend
 from cutlayer.cli.serve import serve
 from cutlayer.cli.train import train
 from cutlayer.cli.up import up
@@ -29,7 +30,10 @@ app = typer.Typer(
 )
 comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
-for command in (takes_flags(train), takes_flags(plan), comparing, *real, evaluate, methods, check, fleets, families):
+for command in (
+    *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, *real),
+    *(evaluate, methods, check, fleets, families),
+):
     app.command()(command)
 app.add_typer(fleet, name="fleet")
 

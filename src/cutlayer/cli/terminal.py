@@ -37,11 +37,25 @@ def quiet_libraries() -> None:
             warnings.filterwarnings("ignore", module=library)
 
 
-def console() -> Console:
-    """Standard output, as wide as the terminal is."""
+def console(*, at_least: int = 0) -> Console:
+    """Standard output, as wide as the terminal is.
+
+    Args:
+      at_least: Columns that it has in any case: a line that is longer than the terminal's goes on in the next, whole.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False, highlight=False)
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    made = Console(width=width, markup=False, highlight=False)
+    return made if made.width >= at_least else Console(width=at_least, markup=False, highlight=False)
+
+
+def width_of(shown: Table) -> int:
+    """The columns that a table needs to be whole."""
+    from rich.measure import Measurement
+
+    widest = console(at_least=PIPE_COLUMNS)
+    return Measurement.get(widest, widest.options, shown).maximum
 
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from cutlayer.errors import JoinError
 from cutlayer.model.base import Base
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cutlayer.device.device import Device
 
 ENTRY_POINTS = "cutlayer.shapes"
+
+Devices = Literal["any", "alone", "frozen", "training"]
+"""What devices must be under a plan: see `Shape`."""
 
 
 class Talk(Keeper, Protocol):
@@ -50,6 +53,8 @@ class Shape:
       at_sites: whether devices talk with their site, and what goes on from there to the server is the round's matter.
       copies_weights: whether devices may hold copies of frozen weights, which a fold does not reach.
       labels_stay: whether nothing of a device's labels is said, not even how many samples it has of each class.
+      devices: what devices must be under a plan: `alone` with the whole model, `frozen` (nothing on them trains),
+        `training` (something does), or `any`.
     """
 
     name: str
@@ -61,6 +66,7 @@ class Shape:
     at_sites: bool = False
     copies_weights: bool = False
     labels_stay: bool = False
+    devices: Devices = "any"
 
 
 @cache

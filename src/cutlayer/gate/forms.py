@@ -523,7 +523,7 @@ def outline(script: Script, forms: Forms) -> Outline:
 
     measure(forms.measured())
     ending: Form | None = None
-    for options in _walked(script):
+    for options in walked(script):
         for form in options:
             measure(form)
         ending = options[0]
@@ -532,7 +532,7 @@ def outline(script: Script, forms: Forms) -> Outline:
     return Outline(max(measured.values()), ending)
 
 
-def _walked(script: Script) -> Iterator[tuple[Form, ...]]:
+def walked(script: Script) -> Iterator[tuple[Form, ...]]:
     """What a script allows, point after point, if the largest message comes each time."""
     try:
         options = as_options(next(script))

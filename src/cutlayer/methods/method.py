@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cutlayer.errors import ConfigError
+from cutlayer.methods.contradictions import Chosen, check, check_plan
 from cutlayer.model.base import Base
 from cutlayer.model.standing import Standing
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.scope import Scope, shared
-from cutlayer.policies.stragglers import Stragglers
+from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.policies.trains import Trains
 from cutlayer.rounds.round import Round
 from cutlayer.server.server import Broadcast, the_adapter
@@ -73,71 +73,39 @@ class Method:
     structure: Callable[[], Kept | None] = lambda: None
     observe: Callable[[DevicePlan, Update], Mapping[str, Any]] = lambda _plan, _update: {}
 
+    def chosen(self, asked: Stragglers | None, *, micro_batches: int, base_dropout: bool) -> Chosen:
+        """What this method and a run file choose together.
+
+        Args:
+          asked: What the run file says of stragglers; None leaves it to the method.
+          micro_batches: Into which the run file cuts batches.
+          base_dropout: Whether the base model's own dropout is on.
+        """
+        return Chosen(
+            round=self.round,
+            aggregate=self.aggregate,
+            stragglers=asked or self.patience or wait_all(),
+            folds=self.fold is not None,
+            moves=self.moved is not None,
+            descends=self.trains is not None,
+            micro_batches=micro_batches,
+            base_dropout=base_dropout,
+        )
+
     def make_plan(self, round: int, situation: Situation) -> RoundPlan:
         """The plan of a round, on which this round and this aggregate can work.
 
         Raises:
-          ConfigError: Two of the method's choices contradict each other.
+          ConfigError: Two choices contradict each other (`contradictions.py`), or an option is out of its range.
           BudgetError: A device cannot hold its part.
         """
-        self.check_micro_batches(situation.micro_batches)
+        chosen = self.chosen(
+            situation.stragglers, micro_batches=situation.micro_batches, base_dropout=situation.base_dropout
+        )
+        check(chosen)
         plan = make_plan(self.plan, round, situation)
         if self.trains is not None:
             trains = self.trains
             plan = plan.with_each(lambda device: device.having(trains))
-        self._check_fold()
-        cuts = {device.cut for device in plan.devices}
-        ranks = {ranks for device in plan.devices for ranks in (device.ranks, *_other_ranks(device))}
-        if self.round.equal_cuts and len(cuts) > 1:
-            raise ConfigError(
-                f"method.cut: expected one cut where features of several devices are merged, got {sorted(cuts)}. "
-                "Set method.cut to one number, or serve one device at a time (memsfl)."
-            )
-        if self.round.equal_cuts and len(ranks) > 1:
-            raise ConfigError(
-                "method.rank: expected the same LoRA ranks on every device where features of several devices are "
-                f"merged, got {sorted(ranks)}. Give every device the same, or serve one device at a time (memsfl)."
-            )
-        if not self.aggregate.mixed_ranks and len(ranks) > 1 and not _agree(ranks):
-            raise ConfigError(
-                f"method.aggregate: expected equal LoRA ranks on each block for {self.aggregate.name}, got "
-                f"{sorted(ranks)}. Give every device one rank, or aggregate by padding, SVD or stacking "
-                "(hetlora, flexlora, flora)."
-            )
+        check_plan(chosen, plan, situation.costs.num_blocks)
         return plan
-
-    def check_micro_batches(self, number: int) -> None:
-        """Raises ConfigError where batches must stay whole."""
-        if number > 1 and not self.round.cuts_batches:
-            raise ConfigError(
-                f"train.micro_batches: expected 1 where no answer comes to a batch, where labels stay on devices, or "
-                f"where one adapter on the server learns from several devices in turn, got {number}. Leave it out, or "
-                "choose a method in which each device trains a server adapter of its own (memsfl), or all take turns "
-                "(sl)."
-            )
-
-    def _check_fold(self) -> None:
-        """Raises ConfigError where weights would change under something that was computed or copied from them."""
-        if self.fold is None:
-            return
-        if self.round.keeps_activations:
-            raise ConfigError(
-                "method.fold: expected a round that keeps no activations where the base's weights change, got kept "
-                "ones, which would be those of another model. Build stream(cache=False), or leave fold out."
-            )
-        if self.round.shape.copies_weights:
-            raise ConfigError(
-                "method.fold: expected devices that hold no copies of weights where the base's weights change, got the "
-                f"shape {self.round.shape.name}: a fold does not reach their copies. Leave out the pruning, or fold."
-            )
-
-
-def _other_ranks(device: DevicePlan) -> list[tuple[int, ...]]:
-    """Ranks with which a device may end a round, besides those of its plan."""
-    return [ranks for clause in device.clauses for ranks in clause.other_ranks]
-
-
-def _agree(ranks: set[tuple[int, ...]]) -> bool:
-    """Whether all devices that have an adapter on a block have it at the same rank."""
-    blocks = zip(*ranks, strict=False)
-    return () not in ranks and all(len({rank for rank in block if rank}) <= 1 for block in blocks)

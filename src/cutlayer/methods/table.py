@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GROUP = "cutlayer.methods"
 """Entry points of installed packages by which they offer methods."""
 HERE = Path(__file__).parent
-NO_METHODS = frozenset({"__init__", "described", "method", "source", "table"})
+NO_METHODS = frozenset({"__init__", "contradictions", "described", "method", "source", "table"})
 """The files beside this one that are not a published system."""
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, Blocks, ModelSettings
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.structure import Left
@@ -279,11 +281,11 @@ class CostModel:
         all, so that ranks that nobody has had before cost no counting.
         """
         if not self._base.by_module(held.ranks):
-            return self._counted(held)
+            return self._recomputed(held)
         first, end = {"device": (0, held.cut), "server": (held.cut, self.num_blocks)}.get(
             held.kind, (0, self.num_blocks)
         )
-        coefficients: np.ndarray = self._counted(replace(held, ranks=(1,) * self.num_blocks)).copy()
+        coefficients: np.ndarray = self._recomputed(replace(held, ranks=(1,) * self.num_blocks)).copy()
         for block in range(first, end):
             ranks = self._base.ranks_on(block, held.ranks)
             for slope, rank in zip(self._slopes(held.kind), ranks, strict=True):
@@ -302,26 +304,90 @@ class CostModel:
         places = [place for place, name in enumerate(self._base.modules) if self._base.block_of(name) == block]
         ones = (1,) * len(self._base.modules)
         held = Held("server" if kind == "server" else "device", cut, ones)
-        at_one = self._counted(held)[:3]
+        at_one = self._recomputed(held)[:3]
 
         def one_more(place: int) -> np.ndarray:
             raised = (*ones[:place], 2, *ones[place + 1 :])
-            slope: np.ndarray = self._counted(replace(held, ranks=raised))[:3] - at_one
+            slope: np.ndarray = self._recomputed(replace(held, ranks=raised))[:3] - at_one
             return slope
 
         return [one_more(place) for place in places]
 
     @cache  # noqa: B019
-    def _counted(self, held: Held) -> np.ndarray:
-        """`_coefficients`, by running the part."""
-        part = self._part(held)
-        coefficients = self._fit(part, self._probe(part, held), self._shapes(held.ranks, held.left))
-        settings = self._settings
+    def _recomputed(self, held: Held) -> np.ndarray:
+        """What is counted, and what recomputing blocks needs."""
+        coefficients, settings = self._counted(held).copy(), self._settings
         recomputes = settings.checkpoint_device if held.on_device else settings.checkpoint_server
         blocks = held.num_blocks(self.num_blocks)
         if recomputes and blocks:  # while one block is recomputed, its activations are there
             coefficients[2] += self._without_recomputing._coefficients(held)[2] / blocks
         return coefficients
+
+    @cache  # noqa: B019
+    def _counted(self, held: Held) -> np.ndarray:
+        """`_coefficients` before anything is recomputed.
+
+        Blocks that are alike cost alike, so only parts of few blocks are run: what more of them cost lies on a line
+        with two and three, and the whole is the embeddings and a server that holds every block. The largest tensor is
+        the same however many there are.
+        """
+        spelled = self._spelled(held)
+        if spelled != held:
+            return self._counted(spelled)
+        if held.kind == "whole" and held.left is None:
+            bottom, top = (self._counted(Held(kind, 0, held.ranks)) for kind in ("device", "server"))
+            return np.vstack([bottom[:3] + top[:3], top[3:]])
+        run = self._longest_run(held)
+        if run is None:
+            part = self._part(held)
+            return self._fit(part, self._probe(part, held), self._shapes(held.ranks, held.left))
+        two, three = (self._counted(self._with_run(held, run, length)) for length in (2, 3))
+        return np.vstack([two[:3] + (run[1] - 2) * (three[:3] - two[:3]), three[3:]])
+
+    def _spelled(self, held: Held) -> Held:
+        """The same with a rank for every block, and of blocks that are not held no more than whether any trains."""
+        if held.left is not None or len(held.ranks) not in (0, self.num_blocks):
+            return held
+        ranks = held.ranks or (self._settings.lora.rank,) * self.num_blocks
+        others = self.num_blocks - held.cut
+        if held.kind == "device":
+            return replace(held, ranks=(*ranks[: held.cut], *(0,) * others))
+        if held.kind == "server":
+            return replace(held, ranks=((int(any(ranks[: held.cut])),) * held.cut) + ranks[held.cut :])
+        return replace(held, ranks=ranks)
+
+    def _longest_run(self, held: Held) -> tuple[int, int] | None:
+        """The longest run of more than three blocks of one rank, in a part that may have fewer: where, how long."""
+        pieces = held.kind in ("device", "server") and held.left is None
+        if not pieces or len(held.ranks) != self.num_blocks or not self._alike:
+            return None
+        first, end = (0, held.cut) if held.kind == "device" else (held.cut, self.num_blocks)
+        runs, start = [], first
+        for _, blocks in groupby(held.ranks[first:end]):
+            length = len(list(blocks))
+            runs.append((start, length))
+            start += length
+        longest = max(runs, key=lambda run: run[1], default=(0, 0))
+        return longest if longest[1] > 3 else None
+
+    def _with_run(self, held: Held, run: tuple[int, int], length: int) -> Held:
+        """The part with so many blocks in place of that run."""
+        first, fewer = run[0], run[1] - length
+        if held.kind == "device":
+            own = held.ranks[:first] + held.ranks[first + fewer : held.cut]
+            return Held("device", held.cut - fewer, own + (0,) * (self.num_blocks - len(own)))
+        own = held.ranks[held.cut : first] + held.ranks[first + fewer :]
+        below = held.ranks[0] if held.cut else 0
+        return Held("server", held.cut + fewer, (below,) * (held.cut + fewer) + own)
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all blocks have the same parameters."""
+        shapes: dict[int, dict[str, torch.Size]] = {}
+        for name, parameter in self._base.whole().model.named_parameters():
+            if (block := self._base.block_of(PREFIX + name)) is not None:
+                shapes.setdefault(block, {})[name.partition(f".{block}.")[2]] = parameter.shape
+        return all(one == shapes[0] for one in shapes.values())
 
     def _probe(self, part: Part, held: Held) -> Callable[[int], Counts]:
         """One step of this part on `PROBE_SAMPLES` texts of the given length."""

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.policies.stragglers import Stragglers
 from cutlayer.types import Costs, DevicePlan, History, RoundPlan
 
 
@@ -32,6 +33,7 @@ class Situation:
       micro_batches: into which a step's batch is cut, as the run asks.
       overlap: whether a device computes while one is on its way, as the run asks.
       num_modules: LoRA modules of the model, as many in each block; 0 where that is not known.
+      stragglers: how long rounds wait, as the run asks; None leaves it to the method.
 
     Example:
       >>> from cutlayer import everyone
@@ -57,6 +59,7 @@ class Situation:
     micro_batches: int = 1
     overlap: bool = True
     num_modules: int = 0
+    stragglers: Stragglers | None = None
 
     def of(self, fleet: Fleet) -> Situation:
         """The situation in which a part of the fleet is there."""

@@ -29,7 +29,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from cutlayer.errors import ConfigError, DeviceGone, StragglersError
+from cutlayer.errors import DeviceGone, StragglersError
 from cutlayer.fleet.clock import now
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.aggregate import Contribution
@@ -62,15 +62,12 @@ class Patience:
         """Holds one round: what was trained in it.
 
         Raises:
-          ConfigError: In a round of this shape the policy would wait for ever.
           StragglersError: Everybody left.
         """
-        check(self._policy, round)
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
             task.result()  # an error of ours is nobody's lateness
         if self._policy.late == "keep":
-            check_kept(plan)
             started_from = round.shape.started_from(server.base)
             hold: _Hold = _Keep(self._policy, server, links, plan, self._part, self._tasks, started_from)
         else:
@@ -85,35 +82,6 @@ class Patience:
 
     def _part(self, link: Link, close: Close) -> None:
         self._parting.add(asyncio.create_task(_send_if_there(link, close)))
-
-
-def check(policy: Stragglers, round: Round) -> None:
-    """Raises ConfigError where devices wait for each other, so that one which is late keeps a quorum from finishing."""
-    if policy.fraction is not None and round.together:
-        raise ConfigError(
-            f"train.stragglers: expected a deadline where devices wait for each other in a round, got a quorum of "
-            f"{policy.fraction:g}: one that is late keeps all from finishing. Write deadline:SECONDS."
-        )
-
-
-def check_kept(plan: RoundPlan) -> None:
-    """Raises ConfigError where the server trains with a device: what it trained would have moved before it is done."""
-    cut = next((device for device in plan.devices if not device.alone), None)
-    if cut is not None:
-        raise ConfigError(
-            f"train.late: expected drop or use where the server trains a part of the model, got keep, and device "
-            f"{cut.device} is cut at block {cut.cut}: the adapter on the server would be another by the time it is "
-            "done. Change train.late, or choose a method whose devices train alone (fedlora)."
-        )
-
-
-def check_deadline(plan: RoundPlan, policy: Stragglers) -> None:
-    """Raises ConfigError where a plan closes its round, and the run waits for all: nobody could be late."""
-    if plan.deadline_seconds is not None and policy.waits_for_all:
-        raise ConfigError(
-            f"train.stragglers: expected deadline:SECONDS where the method plans deadlines, got wait_all, and a "
-            f"deadline of {plan.deadline_seconds:g} s. Leave train.stragglers out."
-        )
 
 
 def nobody(plan: RoundPlan) -> StragglersError:

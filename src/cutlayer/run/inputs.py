@@ -22,6 +22,7 @@ from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
+from cutlayer.methods.contradictions import check
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
@@ -180,7 +181,18 @@ def prepare(config: RunConfig) -> RunInputs:
     Raises:
       UserError: Whatever is wrong with the config, the data, the fleet or the model.
     """
-    config = completed(config)
+    return gathered(completed(config))
+
+
+def gathered(config: RunConfig) -> RunInputs:
+    """What `prepare` reads, for any method: the config's own is not looked at.
+
+    Args:
+      config: Readable from any working directory (`RunConfig.self_contained`).
+
+    Raises:
+      UserError: Whatever is wrong with the data, the fleet or the model.
+    """
     fleet = load_fleet(config.fleet)
     how = parse(config.data.spread)
     files = _checked_model(config)
@@ -280,23 +292,31 @@ def method_of(config: RunConfig) -> Method:
     return build_method(method.name, method.options, config.train.seed, method.sha256)
 
 
+def asked_stragglers(config: RunConfig) -> Stragglers | None:
+    """How long the run file has rounds wait; None where it leaves that to the method."""
+    train = config.train
+    return None if train.stragglers is None else stragglers_by_name(train.stragglers, train.late)
+
+
 def stragglers_of(config: RunConfig, method: Method) -> Stragglers:
     """How long the run's rounds wait: what the run file says, else the method, else for all."""
-    train = config.train
-    if train.stragglers is None:
-        return method.patience or wait_all()
-    return stragglers_by_name(train.stragglers, train.late)
+    return asked_stragglers(config) or method.patience or wait_all()
 
 
 def completed(config: RunConfig) -> RunConfig:
     """The config as a run writes it down: readable from anywhere, with every option of its method.
 
     Raises:
-      ConfigError: There is no such fleet, method or option, the method is another than the config says, or takes no
-        micro-batches.
+      ConfigError: There is no such fleet, method or option, the method is another than the config says, or two choices
+        contradict each other.
     """
     row, options = found(config.method.name, config.method.sha256), config.method.options
-    row.built(options, config.train.seed).check_micro_batches(config.train.micro_batches)
+    method, train = row.built(options, config.train.seed), config.train
+    check(
+        method.chosen(
+            asked_stragglers(config), micro_batches=train.micro_batches, base_dropout=config.model.base_dropout
+        )
+    )
     source = None if row.ours else MethodSource(at=row.source.at, sha256=row.source.sha256)
     section = MethodSection(name=row.name, source=source, **(row.options | options))
     return config.self_contained().model_copy(update={"method": section})

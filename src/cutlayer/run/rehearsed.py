@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.fleet.presence import Hours, hours_of
 from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.methods.method import Method
-from cutlayer.model.base import Base
+from cutlayer.model.base import Base, ModelSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers
 from cutlayer.rounds.patience import Patience
@@ -35,8 +36,8 @@ from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
 from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
-from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Finish
+from cutlayer.wire.link import Around, Link
+from cutlayer.wire.messages import Assignment, Finish, Message
 
 T = TypeVar("T")
 
@@ -53,6 +54,8 @@ class Rehearsed:
       bytes_down: server to devices.
       owners: of the adapters on the server.
       fold_bytes: of what a round adds to the base, which the server keeps.
+      events: what machines and links did.
+      assignments: what each device was told, in tensors that hold nothing.
     """
 
     seconds: float
@@ -60,6 +63,8 @@ class Rehearsed:
     bytes_down: int
     owners: tuple[str, ...]
     fold_bytes: int = 0
+    events: tuple[Event, ...] = field(default=(), compare=False)
+    assignments: Mapping[str, Assignment] = field(default_factory=dict, compare=False)
 
 
 def rehearse(
@@ -94,6 +99,12 @@ def rehearse(
     return run_virtual(rehearsal.play())
 
 
+@cache
+def _empty(settings: ModelSettings) -> Base:
+    """The model of these settings without weights, one per process: what rehearsals build of it they share."""
+    return Base(settings, device="meta")
+
+
 class _Rehearsal:
     """The wiring of one round."""
 
@@ -112,30 +123,32 @@ class _Rehearsal:
     ) -> None:
         self._away, self._keeping, self._rounds = away, keeping, rounds
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
-        self._sites = SimulatedSites(inputs.fleet, _ignore, at_sites=method.round.shape.at_sites)
+        self._events: list[Event] = []
+        self._sites = SimulatedSites(inputs.fleet, self._events.append, at_sites=method.round.shape.at_sites)
         self._sites.gateway.share_by(shares)
-        self._base = Base(inputs.model_settings, device="meta")
+        self._base = _empty(inputs.model_settings)
         self._spans = SimulatedSpans(
             inputs.fleet,
             self._base,
             inputs.costs,
             num_tokens,
             seed=inputs.config.train.seed,
-            record=_ignore,
+            record=self._events.append,
             packed=inputs.compressed,
             machines=_IdleMachine,
             fails=fails,
         )
 
     async def play(self) -> Rehearsed:
-        server, links = self._server(), dict[str, Link]()
+        server, links, told = self._server(), dict[str, Link](), dict[str, Assignment]()
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
             for profile in self._inputs.fleet.devices:
                 hours = hours_of(profile, self._inputs.config.train.seed) if self._away else None
-                ends = self._sites.link(profile, _ignore, hours)
-                device_end, links[profile.name] = map(self._inputs.compressed, ends)
+                ends = self._sites.link(profile, self._events.append, hours)
+                device_end, server_end = map(self._inputs.compressed, ends)
+                links[profile.name] = _Overheard(server_end, told)
                 device = self._device(profile, hours)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._hold(server, links)
@@ -145,6 +158,8 @@ class _Rehearsal:
                 bytes_down=sum(link.bytes_sent for link in links.values()) // self._rounds,
                 owners=server.adapters.owners,
                 fold_bytes=server.folds.num_bytes,
+                events=tuple(self._events),
+                assignments=told,
             )
             for link in links.values():
                 await link.send(Finish(server.run, self._plan.round + 1, "the rehearsal is over"))
@@ -167,7 +182,7 @@ class _Rehearsal:
             inputs.run_id,
             self._base,
             {name: torch.empty(shape, device="meta") for name, shape in self._base.shapes_of(self._plan.ranks).items()},
-            _IdleMachine(profile.name, profile.effective_flops, _ignore),
+            _IdleMachine(profile.name, profile.effective_flops, self._events.append),
             inputs.costs,
             inputs.train_settings,
             inputs.learning_rate,
@@ -179,10 +194,11 @@ class _Rehearsal:
         )
 
     def _device(self, profile: DeviceProfile, hours: Hours | None) -> Device:
-        machine = _IdleMachine(profile.name, profile.effective_flops, _ignore, hours=hours)
+        machine = _IdleMachine(profile.name, profile.effective_flops, self._events.append, hours=hours)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
         shape = self._method.round.shape
-        costs, settings, spans = self._inputs.costs, self._inputs.train_settings, self._spans.of(profile, _ignore)
+        costs, settings = self._inputs.costs, self._inputs.train_settings
+        spans = self._spans.of(profile, self._events.append)
         return Device(profile.name, self._base, batches, machine, costs, settings, shape, spans)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
@@ -228,5 +244,14 @@ class _AlikeBatches(Stateless):
         return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=tuple(rows), weight=batch_size)
 
 
-def _ignore(_event: Event) -> None:
-    """Records nothing."""
+class _Overheard(Around):
+    """The server's end of a link, which notes what its device is told to do."""
+
+    def __init__(self, link: Link, told: dict[str, Assignment]) -> None:
+        super().__init__(link)
+        self._told = told
+
+    async def send(self, message: Message) -> None:
+        if isinstance(message, Assignment):
+            self._told[message.device] = message
+        await super().send(message)

@@ -14,16 +14,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cutlayer.errors import ConfigError, DivergedError, UserError, leaves
+from cutlayer.errors import DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
-from cutlayer.rounds.patience import Patience, check, check_deadline, check_kept
+from cutlayer.rounds.patience import Patience
 from cutlayer.run.ending import Outcome, export, in_need_of_room, write_reports
-from cutlayer.run.inputs import RunInputs, ServerInputs, stragglers_of
+from cutlayer.run.inputs import RunInputs, ServerInputs, asked_stragglers, stragglers_of
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
@@ -56,6 +56,7 @@ def situation_with(
         micro_batches=train.micro_batches,
         overlap=train.overlap,
         num_modules=len(inputs.base.modules),
+        stragglers=asked_stragglers(inputs.config),
     )
 
 
@@ -69,28 +70,12 @@ def first_plan(inputs: ServerInputs, method: Method, situation: Situation) -> Ro
 
     Raises:
       BudgetError: A device cannot hold its part.
-      ConfigError: The method's choices contradict each other, the model, its LoRA or the policy for stragglers.
+      ConfigError: Two choices contradict each other, or the model or its LoRA does not serve.
     """
-    stragglers = stragglers_of(inputs.config, method)
-    check(stragglers, method.round)
     plan = method.make_plan(0, situation)
-    check_deadline(plan, stragglers)
-    if stragglers.late == "keep":
-        check_kept(plan)
-        _check_still(method)
     for device in plan.devices:
         method.round.shape.prepare(inputs.base, device)
     return plan
-
-
-def _check_still(method: Method) -> None:
-    """Raises ConfigError where the base moves between rounds: under a device that is at work."""
-    if method.fold is not None or method.moved is not None:
-        raise ConfigError(
-            "train.late: expected drop or use where the base's own weights move from round to round, got keep: they "
-            "would move under a device that is at work. Change train.late, or choose a method that leaves them as they "
-            "are (fedlora)."
-        )
 
 
 def server_of(

@@ -22,6 +22,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
+from cutlayer.methods.contradictions import check_workers
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.spans import check_listening
@@ -34,7 +35,7 @@ from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.state import open_folder
-from cutlayer.run.workers.divided import check_divisible, holding
+from cutlayer.run.workers.divided import divisible_methods, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
 from cutlayer.server.forecast import Forecast
 from cutlayer.state import State
@@ -153,7 +154,7 @@ class _Serving:
         if workers is None:
             self.hub = Hub(life, host, places, refusals, news)
         else:
-            check_divisible(inputs.config.method.name, self._method.round, stragglers)
+            check_workers(inputs.config.method.name, self._method.round, stragglers, divisible_methods)
             self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
         host.hub = self.hub
 

@@ -149,7 +149,7 @@ class Adapters:
             result.append(Contribution(adapter, weights, device.device, update.round, where, update.facts))
         for owner, devices in sorted(served.items()):
             if owner not in self._trainables:
-                continue  # they all hold the whole model
+                continue  # above the cuts there is nothing to train
             adapter = self._trainables[owner].values()
             weights = {key: sum(w for device, w in devices if self._on_server(key, device)) for key in adapter}
             result.append(Contribution(adapter, weights, round=round))

@@ -346,6 +346,7 @@ def play(
             micro_batches=micro_batches,
             overlap=overlap,
             num_modules=len(base.modules),
+            stragglers=None if stragglers == WAIT_ALL else stragglers,
         )
         sites = SimulatedSites(fleet, events.append, at_sites=method.round.shape.at_sites)
         server = Server(

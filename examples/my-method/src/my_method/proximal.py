@@ -57,4 +57,4 @@ class ProximalTalk(Stateless):
                 parameter.grad.add_(away, alpha=asked.mu)
 
 
-SHAPE = Shape("proximal", ProximalTalk)
+SHAPE = Shape("proximal", ProximalTalk, devices="alone")

@@ -48,4 +48,4 @@ async def steps_alone(device: Device, heard: Attentive, assignment: Assignment) 
     return None
 
 
-SHAPE = Shape("local", Local)
+SHAPE = Shape("local", Local, devices="alone")

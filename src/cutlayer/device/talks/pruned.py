@@ -184,4 +184,6 @@ def _prepare(base: Base, plan: DevicePlan) -> None:
         _ = base.structure  # raises where this model cannot be pruned
 
 
-SHAPE = Shape("pruned", Pruned, flow=_flow, started_from=_started_from, prepare=_prepare, copies_weights=True)
+SHAPE = Shape(
+    "pruned", Pruned, flow=_flow, started_from=_started_from, prepare=_prepare, copies_weights=True, devices="alone"
+)

@@ -128,4 +128,4 @@ def _flow(plan: DevicePlan) -> Flow:
     return Flow(forwards=asked.passes, at_once=asked.at_once, backward=False)
 
 
-SHAPE = Shape("queries", QueriesTalk, flow=_flow, started_from=_started_from)
+SHAPE = Shape("queries", QueriesTalk, flow=_flow, started_from=_started_from, devices="alone")

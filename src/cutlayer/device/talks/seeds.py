@@ -126,4 +126,4 @@ def said(plan: DevicePlan) -> Adapter:
     }
 
 
-SHAPE = Shape("seeds", Seeds, flow=lambda _plan: Flow(forwards=2, backward=False), copies_weights=True)
+SHAPE = Shape("seeds", Seeds, flow=lambda _plan: Flow(forwards=2, backward=False), copies_weights=True, devices="alone")

@@ -89,4 +89,4 @@ def _started_from(base: Base) -> StartedFrom:
     return started_from
 
 
-SHAPE = Shape("shrinking", Shrinking, started_from=_started_from)
+SHAPE = Shape("shrinking", Shrinking, started_from=_started_from, devices="alone")

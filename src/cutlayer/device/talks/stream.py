@@ -67,4 +67,4 @@ class Stream:
         self._sent = set(state.facts.get("sent", ()))
 
 
-SHAPE = Shape("stream", Stream)
+SHAPE = Shape("stream", Stream, devices="frozen")

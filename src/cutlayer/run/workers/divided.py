@@ -14,10 +14,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from cutlayer.errors import ConfigError
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.policies.stragglers import Stragglers
 from cutlayer.rounds.patience import nobody
 from cutlayer.rounds.round import Round
 from cutlayer.run.loop import Hold
@@ -29,24 +27,9 @@ from cutlayer.types import DevicePlan, Event, Recorder, RoundPlan
 from cutlayer.wire.link import Link
 
 
-def check_divisible(method: str, round: Round, stragglers: Stragglers) -> None:
-    """Raises ConfigError where several workers would not train what one server trains."""
-    if not round.divisible:
-        names = ", ".join(name for name in TABLE if build_method(name, {}, 0).round.divisible)
-        raise ConfigError(
-            f"--workers: expected a method whose server trains an adapter for each device, or none, got {method}: its "
-            f"server trains one on what all devices send. Leave --workers out, or choose one of {names}."
-        )
-    if stragglers.late == "keep":
-        raise ConfigError(
-            "--workers: expected late work that is dropped or used in its round, got keep: a worker holds one round at "
-            "a time. Leave --workers out, or change train.late."
-        )
-    if stragglers.fraction is not None:
-        raise ConfigError(
-            f"--workers: expected rounds that wait for all or until a deadline, got a quorum of "
-            f"{stragglers.fraction:g}: a worker does not know who has finished at another. Change train.stragglers."
-        )
+def divisible_methods() -> list[str]:
+    """The methods of the table whose rounds several workers can hold."""
+    return [name for name in TABLE if build_method(name, {}, 0).round.divisible]
 
 
 def divided(plan: RoundPlan, worker_of: Callable[[str], int]) -> dict[int, RoundPlan]:
