@@ -176,6 +176,9 @@ def test_pieces_are_what_passes_of_two_lengths_cost(
 ) -> None:
     """A megaflop for each block, sample and token, and a tenth of one for the head."""
     found = pieces_of(device, FlatCosts(BLOCKS), 8, 4, 10)
+    assert found.forward_flops == pytest.approx((device.cut + 0.1) * 4e7)
     assert found.head_flops == pytest.approx(head * 4e7, abs=1e-6)
     assert found.block_flops == pytest.approx(block * 4e7)
+    assert found.block == pytest.approx(block / (device.cut + 0.1))
+    assert found.head == pytest.approx(head / (device.cut + 0.1), abs=1e-9)
     assert found.blocks == blocks

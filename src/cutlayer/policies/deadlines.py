@@ -94,7 +94,7 @@ def pace_of(device: DevicePlan, situation: Situation, num_devices: int) -> Pace:
         way=adapter_bits / up + adapter_bits / down + 2 * profile.latency_seconds,
         fixed=fixed,
         crossing=crossing,
-        forward=(costs.device(device, 1, tokens).forward_flops + pieces.head_flops) / speed,
+        forward=(pieces.forward_flops + pieces.head_flops) / speed,
         block=pieces.block_flops / speed,
         blocks=len(pieces.blocks),
     )

@@ -68,14 +68,26 @@ class Pieces:
     """A backward pass in pieces.
 
     Attributes:
+      forward_flops: of the forward pass before it.
       head_flops: of the head, where the device holds it.
       block_flops: of each block; of blocks that cost the same, as those of a transformer do.
       blocks: in the order in which they are followed back, down to the lowest that has an adapter.
     """
 
+    forward_flops: float
     head_flops: float
     block_flops: float
     blocks: tuple[int, ...]
+
+    @property
+    def head(self) -> float:
+        """The head, in forward passes."""
+        return self.head_flops / self.forward_flops
+
+    @property
+    def block(self) -> float:
+        """A block, in forward passes."""
+        return self.block_flops / self.forward_flops
 
 
 def pieces_of(plan: DevicePlan, costs: Costs, rank: int, num_samples: int, num_tokens: int) -> Pieces:
@@ -87,19 +99,20 @@ def pieces_of(plan: DevicePlan, costs: Costs, rank: int, num_samples: int, num_t
       rank: Of LoRA on blocks for which the plan says none.
       num_samples, num_tokens: Of the batch.
     """
-    whole = costs.device(plan, num_samples, num_tokens).backward_flops
+    cost = costs.device(plan, num_samples, num_tokens)
+    forward, whole = cost.forward_flops, cost.backward_flops
     adapted = [block for block in range(plan.cut) if plan.blocks is None or block in plan.blocks]
     if not adapted:
-        return Pieces(whole, 0.0, ())
+        return Pieces(forward, whole, 0.0, ())
     lowest, highest = adapted[0], adapted[-1]
     blocks = tuple(range(plan.cut - 1, lowest - 1, -1))
     if not plan.alone or lowest == highest:
-        return Pieces(0.0, whole / len(blocks), blocks)
+        return Pieces(forward, 0.0, whole / len(blocks), blocks)
     alone = [0] * costs.num_blocks
     alone[highest] = plan.ranks[highest] if plan.ranks else rank
     short = costs.device(replace(plan, ranks=tuple(alone)), num_samples, num_tokens).backward_flops
     block_flops = (whole - short) / (highest - lowest)
-    return Pieces(max(0.0, whole - len(blocks) * block_flops), block_flops, blocks)
+    return Pieces(forward, max(0.0, whole - len(blocks) * block_flops), block_flops, blocks)
 
 
 def mean_per_layer(rule: str) -> Aggregate:

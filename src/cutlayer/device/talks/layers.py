@@ -5,9 +5,9 @@
                         the device looks at its clock, and whether the server has closed the round
                         the adapter of the blocks that were reached moves
 
-A block is begun if there is time for it at the pace of the one before. The step's part of the time is the plan's
-(`policies.layerwise.Reach`); without one, every step goes to its end. At the end of the round the blocks that were
-reached in some step are sent.
+A block is begun if there is time for it at the pace of the one before, the first at that of the forward pass. The
+step's part of the time is the plan's (`policies.layerwise.Reach`); without one, every step goes to its end. At the end
+of the round the blocks that were reached in some step are sent.
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -78,15 +78,15 @@ class Layers(Stateless):
             with self._seams.sewn(whole, range(plan.cut)), device.dropping(step):
                 return whole.loss(batch)
 
+        start = now()
         loss = await device.forwards(forward, batch, step, like=lambda: torch.zeros(()))
-        value = float(loss.detach())
-        pieces = self._pieces(batch)
+        took, value, pieces = now() - start, float(loss.detach()), self._pieces(batch)
         before = sum(self._reached)
         ended = heard.waiting()
-        if ended is None and now() < self._until(step):
+        if ended is None and now() + took * pieces.head <= self._until(step):
             await self._piece(loss.backward, pieces.head_flops, step)
             self._reached[0] += 1
-            ended = await self._down(heard, pieces, step)
+            ended = await self._down(heard, pieces, step, took)
         self._seams.forget()
         if ended is not None and sum(self._reached) == before:
             device.take_back()  # nothing has learnt from it
@@ -98,7 +98,9 @@ class Layers(Stateless):
         """A step of a device that holds the blocks below the cut: the server's has been taken when it runs backward."""
         device, plan = self._device, assignment.plan
         batch = device.draw()
+        start = now()
         h_BTD = await device.bottom(batch, step, within=lambda part: self._seams.sewn(part, range(plan.cut)))
+        took = now() - start
         await heard.send(device.activations(batch, h_BTD, step))
         answer = await heard.receive()
         if ends(answer, assignment):
@@ -111,12 +113,12 @@ class Layers(Stateless):
         heard.begin()
         if (grad_BTD := answer.grad_BTD) is None:
             return None
-        ended = await self._down(heard, self._pieces(batch), step, lambda: h_BTD.backward(grad_BTD))
+        ended = await self._down(heard, self._pieces(batch), step, took, lambda: h_BTD.backward(grad_BTD))
         self._seams.forget()
         return ended
 
     async def _down(
-        self, heard: Attentive, pieces: Pieces, step: int, first: Callable[[], None] = lambda: None
+        self, heard: Attentive, pieces: Pieces, step: int, took: float, first: Callable[[], None] = lambda: None
     ) -> Message | None:
         """Goes down block by block while there is time, and moves what was reached; what the server said meanwhile.
 
@@ -124,9 +126,10 @@ class Layers(Stateless):
           heard: The link.
           pieces: The blocks.
           step: The local step.
+          took: Seconds that its forward pass took here: until a block has been timed, each is reckoned by that.
           first: Done before the first block is followed back.
         """
-        device, pace = self._device, 0.0
+        device, pace = self._device, took * pieces.block
         for depth, block in enumerate(pieces.blocks):
             if (ended := heard.waiting()) is not None or now() + pace > self._until(step):
                 break
