@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,7 +28,8 @@ from cutlayer.run.inputs import prepare
 from cutlayer.server.checkpoint import load_checkpoint
 from cutlayer.testing.playground import Played, fleet_of, learning_rate, plain_training, play, streams_for
 from cutlayer.types import Adapter, Event, RoundPlan
-from cutlayer.wire.messages import Assignment, Update
+from cutlayer.wire.link import Around
+from cutlayer.wire.messages import Assignment, Message, Update
 
 ModelMaker = Callable[[str, str], Path]
 NEUTRAL = {"concurrency": 1.0, "buffer": 1.0, "alpha": 1.0, "power": 0.0, "mu": 0.0, "share": 1.0, "bits": 32}
@@ -189,8 +191,28 @@ def test_who_waits_for_its_turn_is_in_no_record(bert: Base) -> None:
 
 
 def test_ties_are_in_time_together(bert: Base) -> None:
-    """Equal devices finish at one instant: a buffer of one then holds all of them, in whatever order they are heard."""
-    played = run(bert, build_method("teasq_fed", {"concurrency": 1.0, "buffer": 0.1}, seed=0), equal_fleet(3), rounds=2)
+    """Equal devices finish at one instant: a buffer of one then holds all of them, however many turns of the loop it
+    takes to hear them."""
+
+    class Roundabout(Around):
+        async def receive(self) -> Message:
+            message = await super().receive()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            return message
+
+    method, fleet = build_method("teasq_fed", {"concurrency": 1.0, "buffer": 0.1}, seed=0), equal_fleet(3)
+    assert method.patience is not None
+    played = play(
+        bert,
+        method,
+        fleet,
+        streams_for(fleet, "classification", steps=2 * STEPS, samples=lambda _: 3),
+        rounds=2,
+        local_steps=STEPS,
+        stragglers=method.patience,
+        link_of=lambda device, link: link if device == "device-1" else Roundabout(link),
+    )
     assert [len(given) for given in played.contributions] == [3, 3]
 
 
