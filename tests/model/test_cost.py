@@ -185,6 +185,7 @@ def test_a_device_with_both_ends_costs_what_its_parts_cost(
     kept = (1 + delay) * first.kept_bytes + third.kept_bytes
     memory = fixed + HEAP_SLACK * (kept + TRANSIENTS * max(first.largest_bytes, third.largest_bytes))
     assert device.memory_bytes == pytest.approx(memory, rel=0.03)
+    assert asked.device(late, 0, TOKENS).memory_bytes == fixed
     names = base.device_names(1, top=top)
     assert asked.device_adapter_bytes(plan) == 4 * sum(adapter[name].numel() for name in names)
     assert asked.adapters_on_device(plan) == sum(".lora_A." in name for name in names)
