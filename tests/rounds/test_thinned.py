@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +218,16 @@ def test_pruning_needs_lora_on_what_it_prunes(tiny_model: ModelMaker) -> None:
     with pytest.raises(ConfigError, match=r"lora.targets: expected LoRA on every matrix that is pruned"):
         SHAPE.prepare(base, DevicePlan("pi", 1).having(PruneBelow(0.5, 0)))
     SHAPE.prepare(base, DevicePlan("pi", 1))
+
+
+def test_a_device_that_has_imported_its_shape_can_read_its_plans() -> None:
+    """In a process of its own, where no method is: also the clause that only the link reads."""
+    code = (
+        "import cutlayer.joining; from cutlayer.device.shape import shape_by_name; from cutlayer.types import Clause; "
+        "[shape_by_name(name) for name in ('thinned', 'weighing')]; print(*Clause.kinds)"
+    )
+    known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"PruneBelow", "DropChannels", "FewBits", "Weigh", "FreshMoments"} <= set(known)
 
 
 # ------------------------------------------------------------------ what crosses, what it costs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,22 @@ def test_labels_at_home_over_a_real_wire(inputs: Path, tmp_path: Path, monkeypat
 @pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge", "gan_hfsl"])
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
+    assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("fedsl", {"prune": 0.5, "refresh": 1}),
+        pytest.param("hsplitlora", {"fraction": 0.5, "cut": 1}, marks=pytest.mark.slow),  # one at a time
+    ],
+)
+def test_what_plans_say_by_clauses_is_done_by_real_devices(
+    method: str, options: dict[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    """Channels and roundings drawn on both ends, units left out and taken back; modules weighed, ranks of their own."""
+    own = {f"method__{name}": value for name, value in options.items()}
+    values = values_for(inputs, method__name=method, lora__targets=["all-linear"], **own)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
 
 

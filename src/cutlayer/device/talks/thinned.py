@@ -22,6 +22,7 @@ from cutlayer.model.optimizers import quantised
 from cutlayer.model.part import DevicePart
 from cutlayer.model.structure import KEPT, units_by_name
 from cutlayer.packing import StartedFrom
+from cutlayer.policies.channels import DropChannels
 from cutlayer.policies.directions import step_seeds
 from cutlayer.policies.few_bits import FewBits
 from cutlayer.policies.prune_below import PruneBelow, largest_below
@@ -29,6 +30,10 @@ from cutlayer.policies.trains import rule_of
 from cutlayer.state import State
 from cutlayer.types import Adapter, Batch, DevicePlan, Flow, Kept
 from cutlayer.wire.messages import Assignment, Update
+
+CLAUSES = (PruneBelow, DropChannels, FewBits)
+"""What a plan of this shape may have: a device can read the clauses that its shape has imported, and no others. The
+second is the link's to read."""
 
 
 class Thinned(Split):
