@@ -12,6 +12,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -83,10 +84,10 @@ class SpanServer:
 
     def _check_adapter(self, call: SpanCall) -> None:
         """It has tensors for all of the call's blocks or for none: whoever asks may not make us build any part."""
-        expected = self._names(call) if call.tensors else set()
+        expected = _names(self.base, call.first, call.end) if call.tensors else frozenset()
         if call.tensors.keys() != expected:
             raise self._refused("wrong-tensors", f"none or the {len(expected)} tensors of its blocks", "others")
-        full = self.base.shapes_of()
+        full = self.base.shapes
         for name, tensor in call.tensors.items():
             axis = 1 if ".lora_B." in name else 0  # along which a lower rank is shorter
             rank = tensor.shape[axis] if tensor.dim() == 2 else 0
@@ -94,10 +95,6 @@ class SpanServer:
             if 0 < rank <= shape[axis]:
                 shape[axis] = rank
             self._expect(name, tensor, tuple(shape), torch.float32)
-
-    def _names(self, call: SpanCall) -> set[str]:
-        below = set(self.base.device_names(call.first))
-        return {name for name in self.base.device_names(call.end) if name not in below}
 
     def _expect(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         if tuple(tensor.shape) != shape or tensor.dtype is not dtype:
@@ -147,6 +144,12 @@ def span_cost(costs: Costs, call: SpanCall, base: Base) -> Cost:
         max(0.0, upper.backward_flops - lower.backward_flops),
         max(0, upper.memory_bytes - lower.memory_bytes),
     )
+
+
+@lru_cache(maxsize=256)  # every call asks, and a model has few runs of blocks
+def _names(base: Base, first: int, end: int) -> frozenset[str]:
+    """The trainable tensors of blocks [first, end)."""
+    return frozenset(base.device_names(end)) - frozenset(base.device_names(first))
 
 
 def _adapted(call: SpanCall) -> frozenset[int] | None:
