@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -28,8 +29,9 @@ from cutlayer.model.cost import (
 )
 from cutlayer.model.part import Part, model_inputs
 from cutlayer.policies.prune import Prune
+from cutlayer.testing import tiny
 from cutlayer.testing.tiny import BLOCKS, random_batch
-from cutlayer.types import Cost, DevicePlan, Kept
+from cutlayer.types import Cost, DevicePlan, Flow, Kept
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
@@ -277,3 +279,31 @@ def test_a_pruned_model_costs_what_it_really_does(
     assert cost.memory_bytes < whole.memory_bytes
     sent = 4 * sum(value.numel() for value in adapter.values())
     assert costs.device_adapter_bytes(plan) == sent
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        ("gpt2", "causal-lm"),
+        *(
+            pytest.param(family, task, marks=pytest.mark.slow)
+            for family, task in (("bert", "classification"), ("gemma3_text", "causal-lm"), ("opt", "causal-lm"))
+        ),
+    ],
+)
+def test_parts_of_many_blocks_cost_what_counting_them_says(family: str, task: str, tmp_path: Path) -> None:
+    """They are reckoned from parts of few: to the last FLOP and byte."""
+    deep = 5
+    config = tiny.CONFIGS[family]().to_dict() | dict.fromkeys(("num_hidden_layers", "n_layer"), deep)
+    made = type(tiny.CONFIGS[family]())(**{key: value for key, value in config.items() if key != "layer_types"})
+    with mock.patch.dict(tiny.CONFIGS, {family: lambda: made}):
+        folder = tiny.save_tiny_model(family, task, tmp_path)
+    settings = settings_for(folder, task)
+    reckoned, counted = CostModel(settings), CostModel(settings)
+    counted.__dict__["_alike"] = False  # no block is taken for another
+    assert reckoned.num_blocks == deep
+    frozen = DevicePlan("somebody", 1, ranks=(0, *(8,) * (deep - 1)))
+    for plan, flow in ((at(deep), Flow()), (frozen, Flow()), (DevicePlan("somebody", deep, head=True), Flow())):
+        assert reckoned.device(plan, flow, SAMPLES, TOKENS) == counted.device(plan, flow, SAMPLES, TOKENS)
+        if not plan.head:
+            assert reckoned.server(plan, SAMPLES, TOKENS) == counted.server(plan, SAMPLES, TOKENS)
