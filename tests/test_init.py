@@ -33,6 +33,7 @@ PUBLIC = {
     *("layer_deadline", "deadlines_and_batches"),
     *("heads_for", "labels_on_devices", "labels_stay", "delayed", "pareto_plan"),
     *("cut_by_knapsack", "ranks_by_importance", "weighing"),
+    *("holding_near", "sparse_then_dense", "staleness_weighted", "buffered", "held_near"),
     *("pruning_below", "dropping_channels", "rounding_to", "aggregating_every"),
     # facts of a round, for the next plan
     *("pruning", "ranks_that_are_left", "reached", "importance_of_modules", "counted_of_spans"),

@@ -35,6 +35,7 @@ from cutlayer.policies.delay import delayed as delayed
 from cutlayer.policies.depth import depth_by_time as depth_by_time
 from cutlayer.policies.directions import along_directions as along_directions
 from cutlayer.policies.few_bits import rounding_to as rounding_to
+from cutlayer.policies.held_near import holding_near as holding_near
 from cutlayer.policies.importance_ranks import importance_of_modules as importance_of_modules
 from cutlayer.policies.importance_ranks import ranks_by_importance as ranks_by_importance
 from cutlayer.policies.importance_ranks import weighing as weighing
@@ -82,11 +83,15 @@ from cutlayer.policies.self_prune import self_pruning as self_pruning
 from cutlayer.policies.sites import at_sites as at_sites
 from cutlayer.policies.spans import counted_of_spans as counted_of_spans
 from cutlayer.policies.spans import through_spans as through_spans
+from cutlayer.policies.sparse_then_dense import sparse_then_dense as sparse_then_dense
 from cutlayer.policies.stack import begin_anew as begin_anew
 from cutlayer.policies.stack import stack as stack
+from cutlayer.policies.staleness import staleness_weighted as staleness_weighted
+from cutlayer.policies.stragglers import buffered as buffered
 from cutlayer.policies.svd import svd as svd
 from cutlayer.policies.trains import Trains as Trains
 from cutlayer.policies.zero_pad import zero_pad as zero_pad
+from cutlayer.rounds.held_near import held_near as held_near
 from cutlayer.rounds.hybrid import hybrid as hybrid
 from cutlayer.rounds.layers import layers as layers
 from cutlayer.rounds.local import local as local

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -28,7 +28,8 @@ def _forgotten() -> Iterator[None]:
 @pytest.mark.parametrize("name", TABLE)
 def test_a_device_has_the_shape_of_every_method(name: str) -> None:
     shape = build_method(name, {}, 0).round.shape
-    assert shape_by_name(shape.name) is shape
+    here = shape_by_name(shape.name)
+    assert here == replace(shape, at_sites=False)  # whom it talks with is all the same to a device
 
 
 def test_every_talk_is_a_shape_of_its_name() -> None:
@@ -40,7 +41,7 @@ def test_every_talk_is_a_shape_of_its_name() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "swarm",
+        "hive",
         "",
         "..",
         "os",
@@ -93,8 +94,8 @@ def test_an_installed_package_may_bring_a_shape(monkeypatch: pytest.MonkeyPatch)
     install(monkeypatch, point, other)
     assert shape_by_name("mine") is MINE
     assert (point.loaded, other.loaded) == (1, 0), "only what was asked for is imported"
-    with pytest.raises(JoinError, match=r"expected one of the shapes .*, mine, other, .*, got 'swarm'"):
-        shape_by_name("swarm")
+    with pytest.raises(JoinError, match=r"expected one of the shapes .*, mine, other, .*, got 'hive'"):
+        shape_by_name("hive")
 
 
 def test_a_real_entry_point_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

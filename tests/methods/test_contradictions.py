@@ -19,7 +19,7 @@ from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.ranks import ranks_above_deepest_cut
 from cutlayer.policies.select import everyone
 from cutlayer.policies.stack import begin_anew, stack
-from cutlayer.policies.stragglers import deadline, quorum, stragglers_by_name
+from cutlayer.policies.stragglers import buffered, deadline, quorum, stragglers_by_name
 from cutlayer.policies.trains import Trains
 from cutlayer.policies.zero_pad import zero_pad
 from cutlayer.rounds.local import local
@@ -79,6 +79,7 @@ def about_what_devices_train(cut: int) -> Method:
 
 MOVED = build_method("fedkseed", {}, seed=0).moved
 MERGED = Method((everyone(), cut_at(1)), STEP, mean_per_block())
+KEPT = buffered(0.5)
 FROZEN = (everyone(), cut_at(1, trains=False))
 
 
@@ -142,12 +143,26 @@ CASES = {
     "a_fold_of_moved_weights": Case(
         of("flora", moved=MOVED), "got moved ones (method.moved)", of("flora"), of("fedlora", moved=MOVED), {}
     ),
+    "late_work_on_a_base_that_moves": Case(
+        of("flora"),
+        "train.late: expected drop or use where the base's own weights move from round to round, got keep",
+        of("fedlora"),
+        of("flora"),
+        {"stragglers": KEPT},
+    ),
     "a_deadline_where_all_are_awaited": Case(
         with_planner(of("memsfl"), closing),
         "got wait_all, and a deadline of 5 s. Leave train.stragglers out.",
         with_planner(of("memsfl", patience=deadline(5.0)), closing),
         of("memsfl"),
         {},
+    ),
+    "late_work_beside_the_servers": Case(
+        of("memsfl"),
+        "train.late: expected drop or use where the server trains a part of the model, got keep, and device device-0",
+        of("fedlora"),
+        of("memsfl"),
+        {"stragglers": KEPT},
     ),
     "a_part_where_devices_are_alone": Case(
         Method((everyone(), cut_at(1)), local(), mean_per_block()),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -32,8 +33,9 @@ from cutlayer.model.cost import (
 from cutlayer.model.part import Part, model_inputs
 from cutlayer.policies.delay import Delay
 from cutlayer.policies.prune import Prune
+from cutlayer.testing import tiny
 from cutlayer.testing.tiny import BLOCKS, random_batch
-from cutlayer.types import Cost, DevicePlan, Kept
+from cutlayer.types import Cost, DevicePlan, Flow, Kept
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
@@ -363,3 +365,31 @@ def test_equal_ranks_cost_the_same_by_module_and_by_block(tiny_model: ModelMaker
         assert (one.forward_flops, one.memory_bytes) == (other.forward_flops, other.memory_bytes)
         assert costs.device_adapter_bytes(by_block) == costs.device_adapter_bytes(by_module)
         assert costs.server_trainable_bytes(by_block) == costs.server_trainable_bytes(by_module)
+
+
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [
+        ("gpt2", "causal-lm"),
+        *(
+            pytest.param(family, task, marks=pytest.mark.slow)
+            for family, task in (("bert", "classification"), ("gemma3_text", "causal-lm"), ("opt", "causal-lm"))
+        ),
+    ],
+)
+def test_parts_of_many_blocks_cost_what_counting_them_says(family: str, task: str, tmp_path: Path) -> None:
+    """They are reckoned from parts of few: to the last FLOP and byte."""
+    deep = 5
+    config = tiny.CONFIGS[family]().to_dict() | dict.fromkeys(("num_hidden_layers", "n_layer"), deep)
+    made = type(tiny.CONFIGS[family]())(**{key: value for key, value in config.items() if key != "layer_types"})
+    with mock.patch.dict(tiny.CONFIGS, {family: lambda: made}):
+        folder = tiny.save_tiny_model(family, task, tmp_path)
+    settings = settings_for(folder, task)
+    reckoned, counted = CostModel(settings), CostModel(settings)
+    counted.__dict__["_alike"] = False  # no block is taken for another
+    assert reckoned.num_blocks == deep
+    frozen = DevicePlan("somebody", 1, ranks=(0, *(8,) * (deep - 1)))
+    for plan, flow in ((at(deep), Flow()), (frozen, Flow()), (DevicePlan("somebody", deep, top=deep), Flow())):
+        assert reckoned.device(plan, flow, SAMPLES, TOKENS) == counted.device(plan, flow, SAMPLES, TOKENS)
+        if not plan.head:
+            assert reckoned.server(plan, SAMPLES, TOKENS) == counted.server(plan, SAMPLES, TOKENS)

@@ -15,10 +15,10 @@ from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import whole_model
-from cutlayer.policies.held_near import held_near
+from cutlayer.policies.held_near import holding_near
 from cutlayer.policies.select import everyone
 from cutlayer.policies.trains import Trains
-from cutlayer.rounds.held_near import held_near as held_near_round
+from cutlayer.rounds.held_near import held_near
 from cutlayer.rounds.local import local
 from cutlayer.testing.playground import fleet_of, learning_rate, play, streams_for
 from cutlayer.testing.reference import plain_peft_model
@@ -36,8 +36,8 @@ def bert(tiny_model: ModelMaker) -> Base:
 def trained(base: Base, mu: float | None) -> Adapter:
     """By one device, in one round, by gradient descent; None is the local round."""
     fleet = fleet_of(1)
-    planners = (everyone(), whole_model()) if mu is None else (everyone(), whole_model(), held_near(mu))
-    round = local() if mu is None else held_near_round()
+    planners = (everyone(), whole_model()) if mu is None else (everyone(), whole_model(), holding_near(mu))
+    round = local() if mu is None else held_near()
     method = Method(planners, round, mean_per_block(), trains=Trains())
     streams = streams_for(fleet, "classification", steps=STEPS)
     settings = TrainSettings(OptimizerSettings())

@@ -182,7 +182,7 @@ def test_a_round_of_devices_alone_and_one_below_a_cut() -> None:
 )
 def test_facts_that_cannot_be_are_refused(counts: list[int], bert: Base) -> None:
     """Nothing is reached oftener than what comes before it, or than there are steps."""
-    plan = DevicePlan("a", 3, 4, 2, head=True)
+    plan = DevicePlan("a", 3, 4, 2, top=3)
     forms = Forms(
         Assignment("run", 0, "a", plan, (0.1,), bert.initial_adapter(0)),
         bert,

@@ -8,7 +8,7 @@ Efficient Asynchronous Federated Learning with Sparsification and Quantization
     -------------------------------------------------     ------------------------------------------
     an idle device applies; granted if fewer than N C     everyone(), in_random_order(); buffered(concurrency=C):
       are at work                                           the next in line begins when one is done
-    it minimises F(w) + mu / 2 ||w - w_t||^2              held_near(mu)
+    it minimises F(w) + mu / 2 ||w - w_t||^2              holding_near(mu)
     the buffer is full with N gamma updates               buffered(gamma): then a round ends; late work is kept
     S(d) = (d + 1)^-a; the mean weighted by S n           staleness_weighted(power=a)
     w <- (1 - alpha_t) w + alpha_t mean                   staleness_weighted(mixing=alpha)
@@ -33,12 +33,12 @@ from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.cut import whole_model
-from cutlayer.policies.held_near import held_near
+from cutlayer.policies.held_near import holding_near
 from cutlayer.policies.select import everyone, in_random_order
 from cutlayer.policies.sparse_then_dense import sparse_then_dense
 from cutlayer.policies.staleness import staleness_weighted
 from cutlayer.policies.stragglers import buffered
-from cutlayer.rounds.held_near import held_near as held_near_round
+from cutlayer.rounds.held_near import held_near
 
 
 def teasq_fed(
@@ -69,10 +69,10 @@ def teasq_fed(
             everyone(),
             in_random_order(),
             whole_model(),
-            held_near(mu),
+            holding_near(mu),
             sparse_then_dense(share, bits, notches),
         ),
-        round=held_near_round(),
+        round=held_near(),
         aggregate=staleness_weighted(mixing=alpha, power=power),
         patience=buffered(buffer, concurrency=concurrency, rebased=False),
     )

@@ -20,7 +20,7 @@ class HeldNear(Clause):
     mu: float
 
 
-def held_near(mu: float) -> Planner:
+def holding_near(mu: float) -> Planner:
     """Every device is held near what was broadcast.
 
     Args:
@@ -32,7 +32,7 @@ def held_near(mu: float) -> Planner:
     Example:
       >>> from cutlayer import everyone
       >>> from cutlayer.testing.playground import planned
-      >>> planned(everyone(), held_near(0.01)).devices[0].clauses
+      >>> planned(everyone(), holding_near(0.01)).devices[0].clauses
       (HeldNear(mu=0.01),)
     """
     if not mu >= 0:
