@@ -44,6 +44,12 @@ def honest(message: Message, label: str) -> bool:
         isinstance(message, Update) and message.steps
     ):  # it trained alone: it may have diverged, and weights of tokens vary
         free |= {"loss: nan", "loss: inf", "loss: -inf", "samples: one less", "weight: one less", "weight: one more"}
+    if (
+        isinstance(message, Update)
+        and label.startswith("adapter: ")
+        and label.endswith(("highest first", "highest last"))
+    ):
+        return True  # packed, bytes in another order are another adapter
     return label in free
 
 
