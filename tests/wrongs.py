@@ -6,6 +6,7 @@ A test sends each to whoever should refuse it. What another honest device could 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,8 @@ def honest(message: Message, label: str) -> bool:
         isinstance(message, Update) and message.steps
     ):  # it trained alone: it may have diverged, and weights of tokens vary
         free |= {"loss: nan", "loss: inf", "loss: -inf", "samples: one less", "weight: one less", "weight: one more"}
+    if isinstance(message, Update) and re.fullmatch(r"adapter: .*: (lowest|highest) (first|last)", label):
+        return True  # packed: other bytes are another adapter
     return label in free
 
 
