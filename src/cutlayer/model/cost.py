@@ -358,8 +358,8 @@ class CostModel:
 
     def _longest_run(self, held: Held) -> tuple[int, int] | None:
         """The longest run of more than three blocks of one rank, in a part that may have fewer: where, how long."""
-        pieces = held.kind in ("device", "server") and held.left is None
-        if not pieces or len(held.ranks) != self.num_blocks or not self._alike:
+        shortens = held.kind in ("device", "server") and held.left is None
+        if not shortens or len(held.ranks) != self.num_blocks or not self._alike:
             return None
         first, end = (0, held.cut) if held.kind == "device" else (held.cut, self.num_blocks)
         runs, start = [], first

@@ -109,6 +109,12 @@ def buffered(fraction: float, *, concurrency: float = 1.0, rebased: bool = True)
 
     Raises:
       ConfigError: Nobody, or more than all.
+
+    Example:
+      >>> from cutlayer import buffered
+      >>> policy = buffered(0.25, concurrency=0.5)
+      >>> policy.enough(8), policy.at_once(8), policy.late
+      (2, 4, 'keep')
     """
     for option, value in (("buffer", fraction), ("concurrency", concurrency)):
         if not 0 < value <= 1:
