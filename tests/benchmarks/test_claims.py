@@ -31,7 +31,7 @@ def figures(
         "label": label,
         "final": {name: {"mean": accuracy, "spread": None} for name in ("accuracy", "perplexity")},
         "totals": spent,
-        "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}},
+        "to_target": None if sooner is None else {"virtual_seconds": {"mean": sooner}, "bytes": {"mean": sooner}},
         "server_bytes": int(seconds * 100),
         "device_bytes": int(seconds * 10),
         "folders": folders,

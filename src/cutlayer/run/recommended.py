@@ -270,7 +270,7 @@ def _on_devices(plan: RoundPlan, situation: Situation, rehearsed: Rehearsed) -> 
     return {
         device.device: OnDevice(
             cut=device.cut,
-            whole=device.head and device.cut == situation.costs.num_blocks,
+            whole=device.alone and device.cut == situation.costs.num_blocks,
             memory_bytes=situation.device_bytes(device),
             of_bytes=situation.profile(device.device).memory_bytes,
             busy=_part(

@@ -197,4 +197,4 @@ def _started_from(_base: Base) -> StartedFrom:
     return started_from
 
 
-SHAPE = Shape("layers", Layers, started_from=_started_from)
+SHAPE = Shape("layers", Layers, started_from=_started_from, devices="training")
