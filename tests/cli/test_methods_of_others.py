@@ -69,7 +69,7 @@ def test_it_trains_what_the_same_lines_of_ours_train_and_is_recorded(mine: Path,
     assert config["method"] == {**record(mine), "cut": 1}
     assert json.loads(Path("theirs/summary.json").read_text())["method"] == record(mine)
     ours = yaml.safe_load(Path("ours/config.yaml").read_text())
-    assert ours["method"] == {"name": "vanilla", "cut": 1}
+    assert ours["method"] == {"name": "vanilla", "cut": 1, "labels": "server"}
     assert json.loads(Path("ours/summary.json").read_text())["method"] == {"name": "vanilla"}
 
 
