@@ -48,15 +48,15 @@ def test_the_table_is_sorted_by_the_time_of_a_round_and_says_what_to_type(world:
     assert {"memsfl", "fedlora", "sl", "memsfl:cut=latency"} <= set(labels)
     rows = [words for line in ran.out.splitlines() if (words := line.split()) and words[0] in labels]
     assert [words[0] for words in rows] == labels
-    assert {words[0] for words in rows if words[1] == "*"} == {"memsfl", "memsfl:cut=latency"}, "the run's own"
+    own_rows = {words[0] for words in rows if words[1] == "*"}
+    assert own_rows == {label for label in labels if label.partition(":")[0] == "memsfl"}, "the run's own"
     [own] = [one for one in figures["fits"] if one["label"] == "memsfl"]
     assert (own["own"], own["devices"]["slow"]["cut"]) == (True, 1)
     assert (own["labels_leave"], own["text_leaves"], own["devices_run_backward"]) == (True, None, True)
     assert own["devices"]["slow"]["of_bytes"] == 2**30
-    [refused] = figures["does_not_fit"]
-    assert refused["label"] == "fedspine"
-    assert "Set lora.targets=[all-linear]" in refused["why"]
-    assert f"  fedspine: {refused['why']}" in ran.out.splitlines()
+    refused = {one["label"]: one["why"] for one in figures["does_not_fit"]}
+    assert "Set lora.targets=[all-linear]" in refused["fedspine"]
+    assert all(f"  {label}: {why}" in ran.out.splitlines() for label, why in refused.items())
 
 
 @pytest.mark.parametrize(
