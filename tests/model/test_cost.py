@@ -351,7 +351,7 @@ def test_ranks_by_module_cost_what_counting_says(family: str, task: str, tiny_mo
         ):
             linear, counted = model._coefficients(held), model._counted(held)
             assert linear[[0, 2]] == pytest.approx(counted[[0, 2]], rel=1e-9, abs=1e-3)
-            assert linear[1] == pytest.approx(counted[1], rel=0.1, abs=1e-3)  # ranks are as wide as the model
+            assert linear[1] == pytest.approx(counted[1], rel=0.15, abs=1e-3)  # ranks are as wide as the model
             assert (linear[1] >= counted[1] - 1e-3).all(), "never less than it takes"
             assert linear[3] == pytest.approx(counted[3])
 
