@@ -50,7 +50,10 @@ def test_an_option_for_all_gives_way_to_the_methods_own(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (["memslf"], r"compare memslf: method\.name: expected one of .*memsfl.*, got 'memslf'"),
-        (["vanilla:order=fifo"], r"compare vanilla:order=fifo: method\.order: expected an option of vanilla \(cut, labels\)"),
+        (
+            ["vanilla:order=fifo"],
+            r"compare vanilla:order=fifo: method\.order: expected an option of vanilla \(cut, labels\)",
+        ),
         (["memsfl:cut=two"], r"compare memsfl:cut=two: method\.cut: expected a number of blocks, .* got 'two'"),
         (["memsfl:least=two"], r"compare memsfl:least=two: method\.least: expected int for memsfl, got 'two'"),
         (["memsfl:order=lifo"], r"compare memsfl:order=lifo: .*'lifo'"),

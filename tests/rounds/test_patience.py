@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError, StragglersError
 from cutlayer.fleet.clock import Deadlock, now
 from cutlayer.fleet.profile import Fleet
-from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
@@ -77,16 +75,11 @@ def leaving(*devices: str, round: int = 0, after: int = 0) -> Callable[[str, Lin
     return link_of
 
 
-def made(method: str, options: dict[str, object] | None = None) -> Method:
-    """The method, without a policy of its own that keeps late work: those that are tried here are others."""
-    built = build_method(method, options or {}, seed=0)
-    keeps = built.patience is not None and built.patience.late == "keep"
-    return replace(built, patience=None) if keeps else built
-
-
 def run(base: Base, method: str, link_of: Callable[[str, Link], Link], *, rounds: int = ROUNDS) -> Played:
     fleet = fleet_of(3)
-    return play(base, made(method), fleet, streams(), rounds=rounds, local_steps=STEPS, link_of=link_of)
+    return play(
+        base, build_method(method, {}, seed=0), fleet, streams(), rounds=rounds, local_steps=STEPS, link_of=link_of
+    )
 
 
 def weighed(trained: list[Adapter], weights: list[int]) -> Adapter:
@@ -162,9 +155,9 @@ def test_a_server_adapter_of_one_device_is_forgotten_with_its_moments(method: st
         batches = given["device-1"].all
         # the steps that were answered in the round that it leaves are gone: give it the same samples in the next
         given["device-1"] = ListedBatches([*batches[: max(0, after - 1)], *batches])
-        cut = build_method(method, {"cut": 0}, seed=0)  # devices train nothing of their own: moments are the server's
+        made = build_method(method, {"cut": 0}, seed=0)  # devices train nothing of their own: moments are the server's
         link_of = leaving("device-1", after=after)
-        return play(bert, cut, fleet, given, rounds=ROUNDS, local_steps=STEPS, link_of=link_of).adapter
+        return play(bert, made, fleet, given, rounds=ROUNDS, local_steps=STEPS, link_of=link_of).adapter
 
     expected = adapter(0)
     for after in (1, 2):
@@ -207,7 +200,7 @@ def held(
     fleet = fleet or slow_fleet()
     return play(
         base,
-        made(method, options),
+        build_method(method, options or {}, seed=0),
         fleet,
         given or streams_for(fleet, "classification", steps=20),
         rounds=rounds,

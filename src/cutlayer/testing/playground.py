@@ -323,7 +323,7 @@ def play(
 
     `apart`, each device has a base of its own, as in a process of its own; `guard` makes the guard of the server's end
     of each link, and `link_of` may put something more around that end. With `stores` devices keep commit points there.
-    Where `stragglers` waits for all, the method's own patience counts.
+    Where `stragglers` waits for all, the method's own patience counts, but for one that keeps late work: ask for that.
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
@@ -333,7 +333,8 @@ def play(
     async def run() -> None:
         events: list[Event] = []
         under_way = Tasks()
-        policy = method.patience or stragglers if stragglers.waits_for_all else stragglers
+        own = None if method.patience is None or method.patience.late == "keep" else method.patience
+        policy = own or stragglers if stragglers.waits_for_all else stragglers
         situation = Situation(
             fleet,
             costs,

@@ -8,7 +8,7 @@ from cutlayer.types import DevicePlan, RoundPlan
 
 DIVISIBLE = {
     *("memsfl", "reindsplit", "sfl_v1", "fedlora", "hetlora", "flexlora", "flora", "legend", "fedspine", "local_only"),
-    *("prge", "petals"),
+    *("adel", "fedsl", "gan_hfsl", "petals", "prge", "salf", "teasq_fed"),
 }
 
 
