@@ -215,7 +215,7 @@ def test_changed_bytes_are_refused_or_make_another_tensor(codec: Codec, seed: in
     try:
         back = codec.unpack(flat.view(packed.dtype).reshape(packed.shape), tensor.shape, tensor.dtype)
     except MalformedMessage:
-        assert isinstance(codec, TopK | StochasticSteps)
+        assert isinstance(codec, Sparse | StochasticSteps | TopK)
         return
     assert (back.shape, back.dtype) == (tensor.shape, tensor.dtype)
 
@@ -337,6 +337,9 @@ def test_stochastic_steps_are_unbiased_with_the_stated_variance(bits: int) -> No
 def test_a_stochastic_step_is_the_one_below_or_above(tensor: Tensor, bits: int) -> None:
     back = there_and_back(StochasticSteps(bits, "key"), tensor).double()
     step = float(tensor.abs().max()) / (2 ** (bits - 1) - 1)
+    if step < TINY:  # there is no such step in fp32: all is zero
+        assert not back.any()
+        return
     assert float((back - tensor.double()).abs().max()) <= step * (1 + 1e-6) + TINY
     if step > 1e-30:
         assert float((back / step - (back / step).round()).abs().max()) < 1e-2

@@ -30,7 +30,7 @@ def holding_near(mu: float) -> Planner:
       ConfigError: A negative mu.
 
     Example:
-      >>> from cutlayer import everyone
+      >>> from cutlayer import everyone, holding_near
       >>> from cutlayer.testing.playground import planned
       >>> planned(everyone(), holding_near(0.01)).devices[0].clauses
       (HeldNear(mu=0.01),)

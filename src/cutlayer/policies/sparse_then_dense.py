@@ -47,7 +47,7 @@ def sparse_then_dense(share: float, bits: int, notches: int) -> Planner:
       ConfigError: Another share, other bits, or no part.
 
     Example:
-      >>> from cutlayer import everyone
+      >>> from cutlayer import everyone, sparse_then_dense
       >>> from cutlayer.testing.playground import planned
       >>> planner = sparse_then_dense(0.25, 8, notches=3)
       >>> [planned(everyone(), planner, round=n, rounds=6).devices[0].clauses[0].spelled for n in (0, 2, 5)]

@@ -33,7 +33,7 @@ def staleness_weighted(*, mixing: float, power: float) -> Aggregate:
 
     Example:
       >>> import torch
-      >>> from cutlayer import Contribution, RoundPlan
+      >>> from cutlayer import Contribution, RoundPlan, staleness_weighted
       >>> def begun_in(round: int, value: float) -> Contribution:
       ...     return Contribution({"w": torch.tensor([value])}, {"w": 4.0}, round=round)
       >>> aggregate = staleness_weighted(mixing=1.0, power=1.0)

@@ -47,4 +47,4 @@ class HeldNearTalk(Stateless):
                 parameter.grad.add_(parameter.detach() - self._device.broadcast[name], alpha=held.mu)
 
 
-SHAPE = Shape("held-near", HeldNearTalk)
+SHAPE = Shape("held-near", HeldNearTalk, devices="alone")
