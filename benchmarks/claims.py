@@ -108,6 +108,11 @@ def accuracy(one: Figures) -> float:
     return float(one["final"]["accuracy"]["mean"])
 
 
+def points(one: Figures, other: Figures) -> str:
+    """How much more accurate, in percentage points, and both accuracies."""
+    return f"{100 * (accuracy(one) - accuracy(other)):+.1f} ({accuracy(one):.3f} / {accuracy(other):.3f})"
+
+
 def less(one: Figures, other: Figures, of: str) -> str:
     """How much less a whole run took."""
     ratio = one["totals"][of]["mean"] / other["totals"][of]["mean"] if other["totals"][of]["mean"] else float("nan")
@@ -154,8 +159,7 @@ def mergesfl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     lines = []
     for other in others:
         against = f"{other['label']}, {trial.flags.split()[-1]}"
-        points = 100 * (accuracy(system) - accuracy(other))
-        ours = f"{points:+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        ours = points(system, other)
         lines += [
             Line("final accuracy, points", "+5.8 to +26.2", ours, against),
             Line(f"time to accuracy {trial.target}", "1.74 to 4.14 x", speedup(system, other), against),
@@ -179,8 +183,7 @@ def fedspine(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     system, *others = figures
     lines = []
     for other in others:
-        points = 100 * (accuracy(system) - accuracy(other))
-        ours = f"{points:+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        ours = points(system, other)
         lines += [
             Line("final accuracy, points", "+0.4 to +4.5 at equal sparsity", ours, other["label"]),
             Line(f"time to accuracy {trial.target}", "1.4 to 6.9 x", speedup(system, other), other["label"]),
@@ -244,12 +247,12 @@ def epsl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     lines = []
     for one in others:
         against = f"{one['label']} against {psl['label']}, {trial.data}"
-        points = 100 * (accuracy(one) - accuracy(psl))
+        gain = 100 * (accuracy(one) - accuracy(psl))
         facts = [figure["facts"] for figure in (one, psl)]
         down = [figure["bytes_down"]["mean"] for figure in (one, psl)]
         once = [all_down - fact["repeated_bytes"] for all_down, fact in zip(down, facts, strict=True)]
         backward = [fact["server_backward_flops"] for fact in facts]
-        ours = f"{points:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(psl):.3f})"
+        ours = f"{gain:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(psl):.3f})"
         lines += [
             Line("server's backward pass", "phi/C + 1 - phi", ratio(*backward), against),
             Line("bytes that devices get", "-", ratio(*down), against),
@@ -407,9 +410,8 @@ def ho_sfl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     for other in others:
         against = f"{other['label']}, {trial.data}"
         level = other["label"].startswith("splitlora")
-        points = f"{100 * (accuracy(system) - accuracy(other)):+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
         lines += [
-            Line("final accuracy, points", "+0.1" if level else "+34.8", points, against),
+            Line("final accuracy, points", "+0.1" if level else "+34.8", points(system, other), against),
             Line("device memory (cost model)", "inference's", bytes_ratio(system, other), against),
             Line("device computation", "-", less(system, other, "flops"), against),
             Line("bytes of the whole run", "-", less(system, other, "bytes"), against),

@@ -10,8 +10,8 @@ import fault_simulation
 import faulty_runs
 from cutlayer.testing.faults import KINDS
 
-SEEDS = 300
-"""Of the 2,000 of `make faults`; on two cores they take half a minute."""
+SEEDS = 100
+"""Of the 2,000 of `make faults`, which CI plays whole."""
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from bases import open_base
-from commands import FLEET, World, run, stopped_after_a_round
+from commands import World, run, stopped_after_a_round
 from cutlayer.config import read_config
 from cutlayer.errors import ConfigError
 from cutlayer.methods.table import build_method
@@ -242,20 +242,8 @@ def test_batches_stay_whole() -> None:
 PERSONAL = ["-o", "method.cut=1", "-o", "method.personal_blocks=1", "-o", "method.server_batch=3"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> World:
-    world = World(tmp_path_factory.mktemp("world"))
-    for family, task, folder in (("bert", "classification", world.classifier), ("llama", "causal-lm", world.writer)):
-        tiny.save_tiny_tokenizer(tiny.save_tiny_model(family, task, folder))
-    for name, rows in (("train", 24), ("validation", 12)):
-        tiny.write_jsonl(world.reviews / f"{name}.jsonl", tiny.reviews(rows, seed=rows))
-        tiny.write_jsonl(world.sums / f"{name}.jsonl", tiny.sums(rows, seed=rows))
-    world.fleet.write_text(yaml.safe_dump(FLEET))
-    return world
-
-
-def flags(made: World, task: str, out: Path, *more: object) -> list[object]:
-    common = made.classification() if task == "classification" else made.causal_lm()
+def flags(made_once: World, task: str, out: Path, *more: object) -> list[object]:
+    common = made_once.classification() if task == "classification" else made_once.causal_lm()
     return [*common, "--method", "sfpl", "--quiet", *more, "--out", out]
 
 
@@ -268,29 +256,29 @@ def adapters_in(folder: Path) -> dict[str, bytes]:
     ("task", "options"), [("classification", PERSONAL), ("causal-lm", [])], ids=["personal", "causal-lm"]
 )
 def test_a_real_fleet_and_a_resumed_run_end_as_the_simulation(
-    task: str, options: Sequence[str], made: World, tmp_path: Path
+    task: str, options: Sequence[str], made_once: World, tmp_path: Path
 ) -> None:
-    whole = run("train", *flags(made, task, tmp_path / "whole", *options))
+    whole = run("train", *flags(made_once, task, tmp_path / "whole", *options))
     assert whole.code == 0, whole.err
     expected = adapters_in(tmp_path / "whole")
     assert len(expected) == (3 if options else 1), "one for each device, and the best of them"
-    real = run("up", *flags(made, task, tmp_path / "real", *options))
+    real = run("up", *flags(made_once, task, tmp_path / "real", *options))
     assert real.code == 0, real.err
     assert adapters_in(tmp_path / "real") == expected
-    assert stopped_after_a_round("train", *flags(made, task, tmp_path / "stopped", *options)).code == 130
+    assert stopped_after_a_round("train", *flags(made_once, task, tmp_path / "stopped", *options)).code == 130
     resumed = run("train", "--resume", tmp_path / "stopped", "--quiet")
     assert resumed.code == 0, resumed.err
     assert adapters_in(tmp_path / "stopped") == expected
 
 
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
-def test_it_is_planned_without_a_weight(task: str, made: World, tmp_path: Path) -> None:
+def test_it_is_planned_without_a_weight(task: str, made_once: World, tmp_path: Path) -> None:
     """The rehearsed round takes the time and the bytes of the played one, mini-batch by mini-batch."""
     for split, rows in (("train", 24), ("validation", 6)):
         texts = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
         tiny.write_jsonl(tmp_path / "equal" / f"{split}.jsonl", texts)
     columns = ["--prompt", "text", "--answer", "reply"] if task == "causal-lm" else []
-    words = flags(made, task, tmp_path / "run", "--data", tmp_path / "equal", *columns, *PERSONAL)
+    words = flags(made_once, task, tmp_path / "run", "--data", tmp_path / "equal", *columns, *PERSONAL)
     assert run("train", *words).code == 0
     inputs = prepare(read_config(tmp_path / "run" / "config.yaml"))
     plan = make_plan(method_of(inputs.config).plan, 0, situation_of(inputs, Logbook()))
