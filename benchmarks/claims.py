@@ -910,11 +910,11 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
         (
             Trial(
                 "emotion",
-                ("teasq_fed:buffer=0.3", "fedlora"),
-                "--fleet come-and-go-ten --lr 4e-3 --spread dirichlet:0.5 --batch-size 8 --max-length 32 "
-                "--local-steps 4",
-                60,
-                target=0.6,
+                ("teasq_fed:buffer=0.3,concurrency=1.0", "fedlora"),
+                "--fleet come-and-go-ten --lr 4e-3 --spread iid --batch-size 8 --max-length 24 --local-steps 2 "
+                "--eval-every 4",
+                40,
+                target=0.5,
             ),
         ),
     ),
