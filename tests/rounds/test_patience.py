@@ -55,7 +55,7 @@ def opened(tiny_model: ModelMaker) -> Callable[[tuple[str, ...]], Base]:
 def bert(request: pytest.FixtureRequest, opened: Callable[[tuple[str, ...]], Base]) -> Base:
     """The method that is tried has adapters on all that it prunes, if it prunes; fewer are quicker."""
     method = request.node.callspec.params.get("method") if hasattr(request.node, "callspec") else None
-    return opened(("all-linear",) if method == "fedspine" else ("query", "value"))
+    return opened(("all-linear",) if method in ("fedsl", "fedspine") else ("query", "value"))
 
 
 def streams() -> dict[str, ListedBatches]:
