@@ -21,6 +21,8 @@ from cutlayer.wire.messages import Activations, Finish, Gradients, Message
 METHODS = [name for name in TABLE if name != "fedkseed"]
 """Those that send something that codecs pack; FedKSeed sends facts."""
 CODECS = ["bf16", "int8", "topk:0.25"]
+WHOLE: dict[str, dict[str, object]] = {"fedsl": {"bits": None}}
+"""Options with which a method packs no update itself, which these tests compare with."""
 STEPS = 2
 
 ModelMaker = Callable[[str, str], Path]
@@ -48,7 +50,8 @@ def played(base: Base, method: str, codecs: Compression, *, rate: float = 1e30, 
     devices = tuple(device.model_copy(update=rates) for device in fleet_of(3).devices)
     fleet = fleet_of(3).model_copy(update={"devices": devices})
     streams = streams_for(fleet, "classification", steps=2 * STEPS)
-    return play(base, build_method(method, options, 0), fleet, streams, local_steps=STEPS, compression=codecs)
+    built = build_method(method, {**WHOLE.get(method, {}), **options}, 0)
+    return play(base, built, fleet, streams, local_steps=STEPS, compression=codecs)
 
 
 def trained(played: Played) -> Adapter:
