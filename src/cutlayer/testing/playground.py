@@ -333,8 +333,8 @@ def play(
     async def run() -> None:
         events: list[Event] = []
         under_way = Tasks()
-        own = None if method.patience is None or method.patience.late == "keep" else method.patience
-        policy = own or stragglers if stragglers.waits_for_all else stragglers
+        patient = None if method.patience is None or method.patience.late == "keep" else method.patience
+        policy = patient or stragglers if stragglers.waits_for_all else stragglers
         situation = Situation(
             fleet,
             costs,
