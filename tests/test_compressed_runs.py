@@ -21,7 +21,7 @@ from cutlayer.wire.messages import Activations, Finish, Gradients, Message
 METHODS = [name for name in TABLE if name != "fedkseed"]
 """Those that send something that codecs pack; FedKSeed sends facts."""
 CODECS = ["bf16", "int8", "topk:0.25"]
-WHOLE: dict[str, dict[str, object]] = {"fedsl": {"bits": None}}
+WHOLE: dict[str, dict[str, object]] = {"fedsl": {"bits": None}, "teasq_fed": {"share": 1.0, "bits": 32}}
 """Options with which a method packs no update itself, which these tests compare with."""
 STEPS = 2
 

@@ -39,7 +39,7 @@ def test_the_least_ratio_that_is_in_time(seconds: float, threshold: float, most:
 def test_seconds_by_hand() -> None:
     """Two steps of 4 x 10 tokens through three blocks, forward and back, at 1 GFLOP/s; 12 KiB at 1 Mbit/s."""
     situation = Situation(fleet_of(1), FlatCosts(3), History(), 10, 4, 2)  # type: ignore[arg-type]
-    device = DevicePlan("device-0", cut=3, batch_size=4, local_steps=2, head=True)
+    device = DevicePlan("device-0", cut=3, batch_size=4, local_steps=2, top=3)
     assert full_seconds(device, situation) == pytest.approx(2 * 2 * 3.1e6 * 40 / 1e9 + 8 * 3 * 4096 / 1e6)
     assert full_seconds(replace(device, local_steps=4), situation) > full_seconds(device, situation)
 

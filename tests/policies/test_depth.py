@@ -129,7 +129,9 @@ def test_a_device_that_was_never_measured_counts_as_the_mean_of_the_others() -> 
 def test_no_depth_that_the_memory_does_not_hold() -> None:
     class Hungry(FlatCosts):
         def device(self, plan, num_samples, num_tokens):  # type: ignore[no-untyped-def]
-            return replace(super().device(plan, num_samples, num_tokens), memory_bytes=2**20 * len(plan.blocks))
+            return replace(
+                super().device(plan, num_samples, num_tokens), memory_bytes=2**20 * sum(rank > 0 for rank in plan.ranks)
+            )
 
     small = fleet_of(2).devices[0].model_copy(update={"memory_bytes": 2 * 2**20})
     fleet = fleet_of(2).model_copy(update={"devices": (small, fleet_of(2).devices[1])})

@@ -31,7 +31,7 @@ from cutlayer.testing.playground import fleet_of, play, streams_for
 @pytest.mark.parametrize("task", ["classification", "causal-lm"])
 def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
     needs = {
-        "fedspine": ["-o", "lora.targets=[all-linear]"],  # it scores by LoRA's gradients
+        **{name: ["-o", "lora.targets=[all-linear]"] for name in ("fedsl", "fedspine", "hfl_prune")},  # they prune
         "teasq_fed": ["--stragglers", "wait_all"],
         "adel": ["-o", "method.noise=0"],  # its batches would be larger than what devices have to train on
     }
@@ -107,8 +107,8 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     else:
         assert rehearsed.seconds == pytest.approx(row["virtual_seconds"] - start, rel=1e-12)
         assert (rehearsed.bytes_up, rehearsed.bytes_down) == (row["bytes_up"], row["bytes_down"])
-    owners = ("slow", "quick") if method in ("memsfl", "reindsplit", "sfl_v1") else (SHARED,)
-    assert rehearsed.owners == (() if all(device.head for device in first.devices) else owners)
+    owners = ("slow", "quick") if method in ("fedsl", "gan_hfsl", "memsfl", "reindsplit", "sfl_v1") else (SHARED,)
+    assert rehearsed.owners == (() if all(device.alone for device in first.devices) else owners)
     assert inputs.base.weights.bytes_read == 0
 
 

@@ -91,9 +91,14 @@ def magnitudes(base: Base, adapter: Mapping[str, Tensor] | None = None, num_bloc
       base: The model.
       adapter: What is on the weights: W + s B A is what counts; None for the frozen weights alone.
       num_blocks: Of how many blocks, the lowest; None for all of them. Weights above are not read.
+
+    Returns:
+      By `<block>.heads` and `<block>.channels`, of every unit; of a model without weights (`meta`) all are alike.
     """
     structure, scores, lora = base.structure, {}, base.settings.lora
     some = structure.lowest(num_blocks if num_blocks is not None else structure.num_blocks)
+    if base.device.type == "meta":
+        return {name: torch.zeros(len(units)) for name, units in units_by_name(some)}
     for name, units in units_by_name(some):
         scores[name] = torch.zeros(len(units), device=base.device)
         for path, member in structure.matrices(name):

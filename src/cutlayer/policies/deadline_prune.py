@@ -63,7 +63,7 @@ def pruned_in_time(threshold: float | None, most: float) -> Planner:
       >>> from cutlayer.testing.playground import planned
       >>> plan = planned(everyone(), whole_model(), pruned_in_time(None, 0.7))
       >>> [[round(clause.ratio, 2) for clause in device.clauses] for device in plan.devices]
-      [[0.62], [], []]
+      [[0.64], [], []]
     """
     if threshold is not None and not threshold > 0:
         raise ConfigError(f"method.threshold: expected seconds above 0, got {threshold}. Change method.threshold.")

@@ -219,8 +219,8 @@ class _Loads:
         left = np.maximum(seconds, self.alone) - self.fixed
         for_all = self.pieces / np.maximum(np.maximum(seconds, self.alone) - self.ends, TINY)
         balanced = self._beta(
-            (self.both + np.sqrt(self.both * self.piece / price)) / left,
-            (self.part + np.sqrt(self.part * self.piece / price)) / (left - self.rest),
+            (self.both + np.sqrt(self.both * self.piece / price)) / np.maximum(left, TINY),  # 0 for who needs nobody
+            (self.part + np.sqrt(self.part * self.piece / price)) / np.maximum(left - self.rest, TINY),
         )
         moving = left - self.piece / np.maximum(for_all, TINY)
         enough = self._beta(self.both / np.maximum(moving, TINY), self.part / np.maximum(moving - self.rest, TINY))

@@ -239,7 +239,8 @@ class StochasticSteps:
     """Whole steps of the largest magnitude / (2^(bits - 1) - 1), rounded at random so that their mean is the number.
 
     The error of each number is below one step, and its variance at most a quarter of a step's square. The packed form
-    is one row: the steps, `bits` each, and then the step (fp32).
+    is one row: the steps, `bits` each, and then the step (fp32). Numbers so small that a step would be below the normal
+    ones of fp32 (2^-126) become 0.
 
     Attributes:
       bits: of a number, 2 to 16.
@@ -260,10 +261,11 @@ class StochasticSteps:
             return torch.empty(num_bytes + SCALE_BYTES, dtype=torch.uint8, device="meta")
         values_N = tensor.detach().flatten().float()
         scale = values_N.abs().amax().reshape(1) / self._levels if len(values_N) else values_N.new_zeros(1)
+        scale[scale < torch.finfo(torch.float32).tiny] = 0.0  # below it, a step is too coarse to say how long it is
         steps_N = values_N / torch.where(scale > 0, scale, math.inf)
         below_N = steps_N.floor()
         up_N = _uniform(self.key, len(values_N)).to(values_N.device) < steps_N - below_N
-        # a scale just above the smallest number is so coarse that more steps than there are would fit
+        # the largest magnitude is all steps, or by the division's rounding a little more
         codes_N = (below_N + up_N).clamp_(-self._levels, self._levels).to(torch.int32) + self._levels
         bits_NB = (codes_N[:, None] >> torch.arange(self.bits, device=codes_N.device)) & 1
         bits_M8 = torch.nn.functional.pad(bits_NB.flatten(), (0, 8 * num_bytes - bits_NB.numel())).view(-1, 8)
