@@ -15,7 +15,6 @@ from cutlayer.testing import tiny
 def test_it_prints_both_tables_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model: Callable[[str, str], Path]
 ) -> None:
-    pytest.importorskip("pymoo", reason="the extra pareto is not installed")
     tiny.save_tiny_tokenizer(tiny_model("bert", "classification"))
     path = tmp_path / "u_shape.json"
     flags = ["--model", str(tiny_model("bert", "classification")), "--max-length", "32", "--devices", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -222,3 +223,9 @@ def test_no_batch_is_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_cannot_be(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         plan_of(**options)
+
+
+def test_a_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(ConfigError, match=r"method adel: expected scipy to be installed.*cutlayer\[deadlines\]"):
+        solved(replace(BOUND, total=201.0))

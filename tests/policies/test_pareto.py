@@ -85,8 +85,6 @@ def test_time_and_energy_by_hand(delays: tuple[int, int]) -> None:
 @pytest.mark.parametrize("search", ["enumerate", "nsga2", "gan"])
 def test_every_search_against_enumeration(search: str) -> None:
     """On a fleet that is small enough to try all plans; a search may try a third of them."""
-    if search == "nsga2":
-        pytest.importorskip("pymoo", reason="the extra pareto is not installed")
     _, whole = found(SMALL, "enumerate", 2400, 0)
     choices, points = found(SMALL, search, 2400 if search == "enumerate" else 800, 0)
     assert np.array_equal(SMALL.of(choices), points)

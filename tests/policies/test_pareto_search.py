@@ -36,8 +36,6 @@ def objectives(choice_PK3: Ints) -> Floats:
 
 
 def found(search: str, sizes: Ints, evaluations: int, seed: int = 0) -> Ints:
-    if search == "nsga2":
-        pytest.importorskip("pymoo", reason="the extra pareto is not installed")
     return SEARCHES[search](objectives, sizes, evaluations, np.random.default_rng(seed))
 
 

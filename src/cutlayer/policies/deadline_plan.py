@@ -29,11 +29,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import LinearConstraint, minimize
-from scipy.special import gammaincc, gammainccinv, gammaln
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.deadlines import ROUNDING, Pace, check_seconds, deadline_for, pace_of, timed
@@ -64,7 +64,7 @@ def deadlines_and_batches(
 
     Raises:
       ConfigError: A number or a word that there is not; when planning, a budget in which a device cannot go back
-        through one block of one sample in every step.
+        through one block of one sample in every step, or no scipy.
 
     Example:
       >>> from cutlayer import deadlines_and_batches, everyone, whole_model
@@ -190,7 +190,7 @@ class Bound:
     @cached_property
     def least_layers(self) -> float:
         """Layers of a step in expectation at which nobody reaching the lowest block is as likely as it may be."""
-        return float(gammainccinv(self.layers[-1], MOST_MISSED ** (1 / len(self.paces))))
+        return float(_scipy("special").gammainccinv(self.layers[-1], MOST_MISSED ** (1 / len(self.paces))))
 
     @property
     def least_seconds(self) -> float:
@@ -200,10 +200,11 @@ class Bound:
     def at(self, deadlines_R: Floats, m: float) -> tuple[float, Floats, float]:
         """The bound, and its slopes by the deadlines and by m."""
         within_R1 = (deadlines_R / (self.local_steps * m))[:, None]
-        missed_RN = gammaincc(self.layers, within_R1)
+        special = _scipy("special")
+        missed_RN = special.gammaincc(self.layers, within_R1)
         nobody_RN = missed_RN ** len(self.paces)
         layer_RN, by_nobody_RN = _of_a_layer(nobody_RN)
-        density_RN = np.exp((self.layers - 1) * np.log(within_R1) - within_R1 - gammaln(self.layers))
+        density_RN = np.exp((self.layers - 1) * np.log(within_R1) - within_R1 - special.gammaln(self.layers))
         slope_RN = -by_nobody_RN * len(self.paces) * missed_RN ** (len(self.paces) - 1) * density_RN
         value = (self.weights * (self.noise / m + self.scale * layer_RN.sum(axis=1))).sum()
         by_within_R = self.weights * self.scale * slope_RN.sum(axis=1)
@@ -224,8 +225,9 @@ def solved(bound: Bound) -> Schedule:
     """The deadlines and m at which the bound is least.
 
     Raises:
-      ConfigError: The budget is too short for a device.
+      ConfigError: The budget is too short for a device, or scipy is not installed.
     """
+    optimize = _scipy("optimize")
     rounds, mean = bound.rounds, bound.total / bound.rounds
     if mean < bound.least_seconds:
         raise ConfigError(
@@ -242,18 +244,32 @@ def solved(bound: Bound) -> Schedule:
 
     sums = np.append(np.ones(rounds), 0.0)[None]
     reaches = np.hstack([np.eye(rounds), -np.ones((rounds, 1))])  # T_t / mean >= m / most
-    found = minimize(
+    found = optimize.minimize(
         value,
         np.append(np.ones(rounds), start),
         jac=True,
         method="SLSQP",
         bounds=[(bound.least_seconds / mean, None)] * rounds + [(1e-3, 1.0)],
-        constraints=[LinearConstraint(sums, ub=rounds), LinearConstraint(reaches, lb=0.0)],
+        constraints=[
+            optimize.LinearConstraint(sums, ub=rounds),
+            optimize.LinearConstraint(reaches, lb=0.0),
+        ],
         options={"maxiter": 500, "ftol": 1e-10},
     )
     deadlines_R = found.x[:-1] * mean * min(1.0, rounds / found.x[:-1].sum())
     m = min(found.x[-1] * most, deadlines_R.min() / (bound.local_steps * bound.least_layers))
     return Schedule(tuple(deadlines_R.tolist()), float(m))
+
+
+def _scipy(part: str) -> Any:
+    """The module `scipy.<part>`, imported where deadlines are solved: on a device it would only take memory."""
+    try:
+        return import_module(f"scipy.{part}")
+    except ImportError as error:
+        raise ConfigError(
+            "method adel: expected scipy to be installed, which solves for the deadlines, got an ImportError. Install "
+            "cutlayer[deadlines]."
+        ) from error
 
 
 def _within_memory(device: DevicePlan, situation: Situation) -> DevicePlan:

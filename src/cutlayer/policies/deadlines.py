@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import gammainc
+import torch
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.layerwise import REACHED, Reach, pieces_of
@@ -210,7 +210,7 @@ def chances_by_model(pace: Pace, seconds: float, samples: int) -> tuple[float, .
         return (1.0,)
     layers = pace.ahead + np.arange(pace.blocks + 1)
     within = max(0.0, seconds - pace.fixed) / (samples * pace.block)
-    return tuple(gammainc(layers, within).tolist())
+    return tuple(torch.special.gammainc(torch.from_numpy(layers), torch.full((len(layers),), within).double()).tolist())
 
 
 def chances_of_any_depth(blocks: int) -> tuple[float, ...]:
