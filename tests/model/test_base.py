@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.utils.integrations import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -215,6 +216,15 @@ def test_on_the_meta_device_no_weight_is_read(tiny_model: ModelMaker, tmp_path: 
     base.server_part(1)
     assert base.weights.bytes_read == 0
     assert all(value.is_meta for value in base.initial_adapter(0).values())
+
+
+def test_a_part_is_whole_while_another_thread_attaches_lora(tiny_model: ModelMaker) -> None:
+    """PEFT then has all parameters of the process registered on the meta device."""
+    model = tiny_model("bert", "classification")
+    with init_empty_weights():
+        part = open_base(model, "classification").whole()
+    absent = {name for name, value in part.model.named_parameters() if value.is_meta}
+    assert len(absent) == len(part.slots), "nothing but what an adapter is put into"
 
 
 def test_labels_and_padding_of_the_run_are_in_the_config(tiny_model: ModelMaker) -> None:

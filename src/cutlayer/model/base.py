@@ -517,7 +517,8 @@ class Base:
                     f"model {self.settings.name}: expected {stored} of shape {tuple(parameter.shape)}, got "
                     f"{tuple(tensor.shape)}. config.json and the weights belong to different models."
                 )
-            setattr(model.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=False))
+            # not by setattr: while another thread attaches LoRA, PEFT makes it put every parameter on the meta device
+            model.get_submodule(owner)._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
 
     def _trainable_shapes(self, skeleton: Any) -> dict[str, tuple[int, ...]]:
         modules = target_modules(skeleton, self._blocks, self.family, self.settings.lora.targets)
