@@ -19,6 +19,8 @@ language model are not known: the defaults are the authors', of which only ratio
 
 With a batch of its own for each device train.batch_size says only how long the default budget is.
 
+The machine that plans needs scipy: `pip install "cutlayer[deadlines]"`. Devices do not.
+
 Neutral: budget=1000000.0, aggregation=code.
 
 Evidence: the authors' code; whether the paper corrects its means is unknown.
