@@ -150,6 +150,13 @@ CASES = {
         of("flora"),
         {"stragglers": KEPT},
     ),
+    "late_work_at_sites": Case(
+        of("hfl_prune"),
+        "train.late: expected drop or use where sites average their devices, got keep",
+        of("fedlora"),
+        of("hfl_prune"),
+        {"stragglers": KEPT},
+    ),
     "a_deadline_where_all_are_awaited": Case(
         with_planner(of("memsfl"), closing),
         "got wait_all, and a deadline of 5 s. Leave train.stragglers out.",

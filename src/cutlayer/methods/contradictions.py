@@ -19,7 +19,7 @@ No rule knows a method, a shape or a policy by name, so whoever writes one is he
     Aggregate.mixed_ranks (not)      tensors are averaged as they are            unequal ranks on one block
     Round.divisible (not)            what is trained depends on all devices      several workers
     late work is kept                a task may outlive its round                a part on the server, a fold, moved
-                                                                                 weights, several workers
+                                                                                 weights, sites, several workers
     a quorum                         who has finished is counted                 several workers, of whom none knows
 
 `check` is asked when a run is read and when a round is planned, `check_plan` of every plan, `check_workers` when a
@@ -216,6 +216,16 @@ def late_work_on_a_base_that_moves(chosen: Chosen) -> str | None:
     )
 
 
+def late_work_at_sites(chosen: Chosen) -> str | None:
+    """Late work that is kept, and sites, which begin anew whenever the server has averaged them."""
+    if chosen.stragglers.late != "keep" or not chosen.round.shape.at_sites:
+        return None
+    return (
+        "train.late: expected drop or use where sites average their devices, got keep: a site may have a new adapter "
+        "by the time the device is done. Change train.late, or choose a method without sites (fedlora)."
+    )
+
+
 Rule = Callable[[Chosen], str | None]
 """Why two choices cannot be together; None where they can."""
 RULES: tuple[Rule, ...] = (
@@ -227,6 +237,7 @@ RULES: tuple[Rule, ...] = (
     a_fold_beside_copies,
     a_fold_of_moved_weights,
     late_work_on_a_base_that_moves,
+    late_work_at_sites,
 )
 
 
