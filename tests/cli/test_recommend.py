@@ -59,6 +59,17 @@ def test_the_table_is_sorted_by_the_time_of_a_round_and_says_what_to_type(world:
     assert all(f"  {label}: {why}" in ran.out.splitlines() for label, why in refused.items())
 
 
+def test_what_is_advised_lets_no_text_leave_a_device(world: World) -> None:
+    flags = [*world.causal_lm(), "--model", world.writer.resolve()]
+    ran, told = (run("recommend", *flags, *more) for more in ((), ("--json",)))
+    figures = json.loads(told.out)["fits"]
+    private = next(one["label"] for one in figures if one["text_leaves"] is None)
+    assert figures[0]["text_leaves"] == "as labels"
+    assert private == "memsfl:cut=latency,labels=device"
+    said = "The shortest round in which no text leaves a device: -o method.cut=latency -o method.labels=device."
+    assert said in ran.out
+
+
 @pytest.mark.parametrize(
     ("choice", "typed"),
     [

@@ -87,8 +87,16 @@ def _legend(fits: Sequence[Fits]) -> list[str]:
         "busy, idle: mean over devices; server: part of the round in which it computes; memory: the fullest device.",
         "leaves: what goes up beside activations and adapters; backward: whether devices run backward passes.",
         *([own] if any(one.choice.own for one in fits) else []),
-        f"The shortest round: {command_of(fits[0].choice)}. It may teach less than a longer one (docs/choosing.md).",
+        _advice(fits),
     ]
+
+
+def _advice(fits: Sequence[Fits]) -> str:
+    """The first of all whose text stays where it is; whoever uses this has text that must."""
+    private = next((one for one in fits if one.text is None), None)
+    where = "The shortest round in which no text leaves a device" if private else "The shortest round"
+    command = command_of((private or fits[0]).choice)
+    return f"{where}: {command}. It may teach less than a longer one (docs/choosing.md)."
 
 
 def _marked(choice: Choice) -> str:
