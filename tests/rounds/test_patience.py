@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
+from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Logbook
+from cutlayer.testing import playground
 from cutlayer.testing.playground import (
     LeavingLink,
     ListedBatches,
@@ -264,6 +266,25 @@ CASES = [
     *((method, quorum(0.5), 2) for method in APART),
     *((method, quorum(0.5, "use"), 0) for method in APART),
 ]
+
+
+def test_a_planned_deadline_is_later_while_devices_read_their_weights(
+    bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first round alone, of a server that is told so; nothing ever comes of one device."""
+    seconds = []
+    for warming in (0.0, 7.0):
+        monkeypatch.setattr(playground, "Patience", partial(Patience, warming_seconds=warming))
+        played = held(
+            bert,
+            "salf",
+            wait_all(),
+            link_of=lambda device, link: MuteLink(link, round=0, after=0) if device == SLOW else link,
+            options={"deadline": 0.5},
+        )
+        seconds.append([row["virtual_seconds"] for row in played.rows])
+    assert seconds[0] == pytest.approx([1.0, 2.0]), "it is asked for what it has done, and given as long again"
+    assert seconds[1] == pytest.approx([15.0, 16.0])
 
 
 @pytest.mark.parametrize(("method", "policy", "after"), CASES, ids=str)

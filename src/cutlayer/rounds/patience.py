@@ -43,6 +43,9 @@ from cutlayer.wire.messages import Assignment, Close, Message, Update
 
 T = TypeVar("T")
 
+WARMING_SECONDS = 120.0
+"""By which, on a real fleet, a planned deadline is later in the first round, in which devices read their weights."""
+
 
 class Patience:
     """Holds the rounds of a run.
@@ -50,10 +53,12 @@ class Patience:
     Args:
       policy: How long a round waits.
       tasks: What devices are at work on, where late work is kept.
+      warming_seconds: By which a deadline that is planned is later in the first round; one that the policy says stands.
     """
 
-    def __init__(self, policy: Stragglers, tasks: Tasks | None = None) -> None:
+    def __init__(self, policy: Stragglers, tasks: Tasks | None = None, *, warming_seconds: float = 0.0) -> None:
         self._policy, self._tasks = policy, Tasks() if tasks is None else tasks
+        self._warming_seconds = warming_seconds
         self._parting: set[asyncio.Task[None]] = set()  # of `Close`s, which no round waits for
 
     async def hold(
@@ -67,11 +72,15 @@ class Patience:
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
             task.result()  # an error of ours is nobody's lateness
+        timed = plan
+        if self._warming_seconds and plan.deadline_seconds is not None:
+            timed = replace(plan, deadline_seconds=plan.deadline_seconds + self._warming_seconds)
+        self._warming_seconds = 0.0
         if self._policy.late == "keep":
             started_from = round.shape.started_from(server.base)
-            hold: _Hold = _Keep(self._policy, server, links, plan, self._part, self._tasks, started_from)
+            hold: _Hold = _Keep(self._policy, server, links, timed, self._part, self._tasks, started_from)
         else:
-            hold = _Hold(self._policy, server, links, plan, self._part)
+            hold = _Hold(self._policy, server, links, timed, self._part)
         try:
             contributions = await round.server_end(server, hold.links, plan)
         finally:

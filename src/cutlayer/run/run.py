@@ -164,12 +164,13 @@ class Run:
         self._aggregation = Aggregation(method.aggregate)
         self.tasks = Tasks()
 
-    async def play(self, members: Members, hold: Hold | None = None) -> Path:
+    async def play(self, members: Members, hold: Hold | None = None, *, warming_seconds: float = 0.0) -> Path:
         """Holds the rounds that are left and exports; returns the adapter's folder.
 
         Args:
           members: The devices.
           hold: Holds a round; None where this process serves the devices.
+          warming_seconds: See `Patience`.
 
         Raises:
           UserError: What a device holds does not fit, or training diverged.
@@ -189,7 +190,7 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
-            hold=hold or Patience(stragglers_of(self._inputs.config, self._method), self.tasks).hold,
+            hold=hold or self._patience(warming_seconds).hold,
             tasks=self.tasks,
         )
         await coordinator.run()
@@ -197,6 +198,10 @@ class Run:
             self._logbook.metrics = await self._evaluate(self.server.adapter)
         with in_need_of_room(self._folder.path, "at its end", "the adapter"):
             return await self.server.machine.aside(self._export)
+
+    def _patience(self, warming_seconds: float) -> Patience:
+        policy = stragglers_of(self._inputs.config, self._method)
+        return Patience(policy, self.tasks, warming_seconds=warming_seconds)
 
     def _export(self) -> Path:
         return export(self._folder.path, self._inputs, self.server, self._losses, self._method)

@@ -29,6 +29,7 @@ from cutlayer.policies.spans import check_listening
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.run_folder import RunFolder
+from cutlayer.rounds.patience import WARMING_SECONDS
 from cutlayer.run.desk import RunHost
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
@@ -232,7 +233,7 @@ class _Serving:
         names = [device.name for device in situation.fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
-        adapter = await self._run.play(self, hold)
+        adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
         outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
         await self.hub.linger()
         return outcome

@@ -26,6 +26,7 @@ from cutlayer.device.follow import ends, follow
 from cutlayer.device.shape import Shape
 from cutlayer.fleet.clock import now
 from cutlayer.model.base import Base
+from cutlayer.model.part import Part
 from cutlayer.model.seams import Seams
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.layerwise import REACHED, Pieces, Reach, pieces_of
@@ -52,8 +53,9 @@ class Layers(Stateless):
         """See `Talk.converse`."""
 
         async def work(assignment: Assignment) -> Message | None:
-            self._begun = now()
             self._device.begin(assignment)
+            await self._device.machine.aside(self._part)
+            self._begun = now()  # its part was built, if it had not been, before the clock runs
             self._reached = [0] * (assignment.plan.cut + 1)
             step_of = self._alone if assignment.plan.alone else self._below_the_cut
             for step in range(assignment.plan.local_steps):
@@ -63,6 +65,11 @@ class Layers(Stateless):
 
         async with Attentive(link) as heard:
             await follow(heard, self._device, work, self._update)
+
+    def _part(self) -> Part:
+        """What the device holds."""
+        base, plan = self._device.base, self._device.now.plan
+        return base.whole(plan.blocks) if plan.alone else base.device_part(plan.cut, plan.blocks)
 
     # ------------------------------------------------------------------ a step
 

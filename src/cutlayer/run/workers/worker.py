@@ -31,7 +31,7 @@ from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.report.fleet_view import DeviceNow
-from cutlayer.rounds.patience import Patience
+from cutlayer.rounds.patience import WARMING_SECONDS, Patience
 from cutlayer.run.desk import RunHost
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.run import first_error, server_of
@@ -189,7 +189,7 @@ class WorkerProcess:
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         inputs, self._method = setup.inputs, method_of(setup.inputs.config)
-        self._patience = Patience(stragglers_of(inputs.config, self._method))
+        self._patience = Patience(stragglers_of(inputs.config, self._method), warming_seconds=WARMING_SECONDS)
         self._machine = self._machines(setup.declared.server.name, self._events.append)
         self._server = await self._machine.aside(self._made_server)
         self._door = door_of(setup.address, setup.roster, self._set_port, self._admission)
