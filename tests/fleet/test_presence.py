@@ -60,11 +60,11 @@ def test_what_it_comes_back_at_is_a_time_at_which_it_is_here() -> None:
         assert not hours.is_here(time)
 
 
-def stretches(seconds: float, start: float) -> list[tuple[float, float]]:
+def stretches(seconds: float, start: float, *, always: bool = False) -> list[tuple[float, float]]:
     async def listed(passed: AsyncIterator[tuple[float, float]]) -> list[tuple[float, float]]:
         return [stretch async for stretch in passed]
 
-    return run_virtual(listed(passing(seconds, Hours(TRACE))), start_seconds=start)
+    return run_virtual(listed(passing(seconds, None if always else Hours(TRACE))), start_seconds=start)
 
 
 def test_time_passes_while_a_device_is_there() -> None:
@@ -73,6 +73,7 @@ def test_time_passes_while_a_device_is_there() -> None:
     assert stretches(3.0, 1.0) == [(1, 2), (3, 5)]
     assert stretches(5.0, 2.5) == [(3, 5), (10, 12), (13, 14)]
     assert stretches(0.0, 2.5) == [(3, 3)]
+    assert stretches(5.0, 2.5, always=True) == [(2.5, 7.5)]
 
 
 def test_work_waits_for_its_machine() -> None:
