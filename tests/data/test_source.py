@@ -91,7 +91,7 @@ def test_the_built_in_reviews_share_nothing_between_train_and_validation() -> No
 
 
 def test_an_unknown_built_in_set() -> None:
-    assert "builtin:reviews, got builtin:novels" in refusal("builtin:novels")
+    assert "builtin:extraction, got builtin:novels" in refusal("builtin:novels")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "nowhere.csv", "nowhere/", "~/nowhere-at-all"])

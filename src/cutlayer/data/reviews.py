@@ -15,62 +15,34 @@ from __future__ import annotations
 
 from random import Random
 
+from cutlayer.data.words import ASPECTS, BAD, GOOD, PRODUCTS, listed, say
+
 LABELS = ("negative", "mixed", "positive", "question")
 
 SHORTEST_WORDS, LONGEST_WORDS = 8, 40
 
 
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(" ".join(word.split()) for word in words.split(","))
-
-
-_GOOD = _listed("""
-    great, excellent, solid, lovely, superb, impressive, brilliant, reliable, fantastic, delightful,
-    outstanding, pleasing, wonderful, sturdy, splendid, charming, flawless, first-rate, well-made,
-    satisfying
-""")
-_BAD = _listed("""
-    awful, poor, flimsy, disappointing, terrible, shoddy, dreadful, useless, annoying, unreliable, horrible,
-    mediocre, lousy, wobbly, miserable, ugly, faulty, second-rate, badly-made, frustrating
-""")
-_PRODUCTS = _listed("""
-    kettle, backpack, desk lamp, keyboard, drill, tent, blender, watch, speaker, office chair, camera,
-    vacuum cleaner, rain jacket, coffee grinder, mattress, stroller, printer, bike lock, suitcase, toaster,
-    headset, garden hose, water bottle, monitor
-""")
-_ASPECTS = _listed("""
-    build, finish, design, fit, weight, size, feel, handle, workmanship, everyday handling, surface,
-    mechanism, cover, casing, base, grip, shape, stitching, material, lid
-""")
-_BRANDS = _listed("""
+_BRANDS = listed("""
     Norvik, Halden, Castello, Brightway, Orlo, Tamsin, Pellworm, Quist, Marlowe, Ardea
 """)
-_PEOPLE = _listed("""
+_PEOPLE = listed("""
     my sister, my neighbour, a colleague, my father, a friend, my flatmate, the previous owner, my aunt
 """)
-_SERVICES = _listed("""
+_SERVICES = listed("""
     delivery, packaging, customer service, the courier, the shop, the checkout, the hotline, the return
     policy
 """)
-_USES = _listed("""
+_USES = listed("""
     the kitchen, a long trip, the office, my son, weekend use, the garage, our holiday, my studio, a small
     flat
 """)
-_TIMES = _listed("""
+_TIMES = listed("""
     two weeks, a month, three days, half a year, one winter, a few evenings, a whole season, ten days
 """)
-_DAYS = _listed("""
+_DAYS = listed("""
     Monday, Tuesday, Wednesday, Thursday, Friday, Saturday
 """)
 
-_SAYS = (
-    "{what} is {word}", "{what} is really {word}", "{what} is {word} through and through", "I find {what} {word}",
-    "{what} turned out to be {word}", "{what} feels {word}", "{what} is simply {word}",
-)  # fmt: skip
-_DENIES = (
-    "{what} is anything but {word}", "{what} is not {word} at all", "{what} is far from {word}",
-    "I would never call {what} {word}", "nobody could call {what} {word}", "{what} is by no means {word}",
-)  # fmt: skip
 _BACKGROUND = (
     "I bought it for {use}.", "I have used it for {time}.", "It came on a {day}.", "I ordered it for {use}.",
     "It replaces an older {product}.", "After {time} here is what I can say.",
@@ -110,8 +82,8 @@ def generate(num_samples: int, seed: int) -> list[dict[str, str]]:
 
 
 def _review(label: str, rng: Random) -> str:
-    product = rng.choice(_PRODUCTS)
-    aspects = rng.sample(_ASPECTS, 3)
+    product = rng.choice(PRODUCTS)
+    aspects = rng.sample(ASPECTS, 3)
     if label == "question":
         core = [_ask(f"the {aspect}", rng) for aspect in aspects[: rng.choice((1, 1, 2))]]
     else:
@@ -132,22 +104,15 @@ def _verdicts(label: str, product: str, aspects: list[str], rng: Random) -> list
         sides = rng.choice(([True, False], [False, True], [True, False, True], [False, True, False]))
     else:
         sides = [label == "positive"] * rng.choice((1, 2, 2, 3))
-    said = [_say(topic, good, rng) for topic, good in zip(topics, sides, strict=False)]
+    said = [say(topic, good, rng) for topic, good in zip(topics, sides, strict=False)]
     if len(said) > 1 and rng.random() < 0.5:
         joint = rng.choice((", but ", ", yet ", "; ")) if label == "mixed" else rng.choice((", and ", " and ", "; "))
         said[:2] = [joint.join(said[:2])]
     return [f"{sentence}." for sentence in said]
 
 
-def _say(what: str, good: bool, rng: Random) -> str:
-    """A verdict on `what`: said outright, or by denying the opposite."""
-    if rng.random() < 0.9:
-        return rng.choice(_SAYS).format(what=what, word=rng.choice(_GOOD if good else _BAD))
-    return rng.choice(_DENIES).format(what=what, word=rng.choice(_BAD if good else _GOOD))
-
-
 def _ask(what: str, rng: Random) -> str:
-    return rng.choice(_ASKS).format(what=what, word=rng.choice(rng.choice((_GOOD, _BAD))), time=rng.choice(_TIMES))
+    return rng.choice(_ASKS).format(what=what, word=rng.choice(rng.choice((GOOD, BAD))), time=rng.choice(_TIMES))
 
 
 def _aside(product: str, rng: Random) -> str:
@@ -155,10 +120,10 @@ def _aside(product: str, rng: Random) -> str:
     good = rng.random() < 0.5
     kind = rng.choice(("other", "shop", "quote"))
     if kind == "other":
-        return f"{_say(_fill(rng.choice(_OTHERS), product, rng), good, rng)}."
+        return f"{say(_fill(rng.choice(_OTHERS), product, rng), good, rng)}."
     if kind == "shop":
-        return f"{_say(rng.choice(_SERVICES), good, rng)}."
-    return f'{rng.choice(_PEOPLE)} told me: "{_say("it", good, rng)}".'
+        return f"{say(rng.choice(_SERVICES), good, rng)}."
+    return f'{rng.choice(_PEOPLE)} told me: "{say("it", good, rng)}".'
 
 
 def _fill(template: str, product: str, rng: Random) -> str:

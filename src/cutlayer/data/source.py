@@ -1,4 +1,4 @@
-"""Where rows come from: a folder, a file, the hub, or the built-in reviews; every bad input is one line."""
+"""Where rows come from: a folder, a file, the hub, or what is built in; every bad input is one line."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cutlayer.data import reviews
+from cutlayer.data import extraction, reviews
 from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, read_file
 from cutlayer.data.rows import Rows
 from cutlayer.errors import ConfigError, DataError
 
-BUILTIN_REVIEWS = "builtin:reviews"
+BUILTIN = {"builtin:reviews": reviews.generate, "builtin:extraction": extraction.generate}
 BUILTIN_SEED, BUILTIN_TRAIN, BUILTIN_VALIDATION = 0, 3000, 600
 
 
@@ -39,7 +39,7 @@ class Tables:
 
 
 def load_tables(data: str) -> Tables:
-    """Reads `data`: a folder with `train.*` and maybe `validation.*`, one file, `builtin:reviews` or a hub name.
+    """Reads `data`: a folder with `train.*` and maybe `validation.*`, one file, built-in data or a hub name.
 
     A hub name may carry a configuration, as in `nyu-mll/glue:sst2`. Local files are read into memory, and nothing
     is left in the cache of the `datasets` library.
@@ -106,9 +106,9 @@ def require_columns(rows: Rows, names: Sequence[str], where: str) -> None:
 
 
 def _load_builtin(data: str) -> Tables:
-    if data != BUILTIN_REVIEWS:
-        raise DataError(f"data: expected {BUILTIN_REVIEWS}, got {data}. There is no other built-in data set.")
-    rows = reviews.generate(BUILTIN_TRAIN + BUILTIN_VALIDATION, BUILTIN_SEED)  # all different: nothing is shared
+    if data not in BUILTIN:
+        raise DataError(f"data: expected {' or '.join(BUILTIN)}, got {data}. There is no other built-in data set.")
+    rows = BUILTIN[data](BUILTIN_TRAIN + BUILTIN_VALIDATION, BUILTIN_SEED)  # all different: nothing is shared
     train, validation = rows[:BUILTIN_TRAIN], rows[BUILTIN_TRAIN:]
     return Tables(Rows.of(train), Rows.of(validation), data)
 
