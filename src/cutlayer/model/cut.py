@@ -26,6 +26,13 @@ class Skip(nn.Module):
         return hidden_states
 
 
+class SkipOfPairs(Skip):
+    """`Skip` in a family whose blocks return the hidden states and something that is not used."""
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return hidden_states, None
+
+
 class Pass(nn.Module):
     """Stands where a norm, a projection or a dropout was that belongs to the other side."""
 
@@ -78,6 +85,12 @@ def check_paths(model: nn.Module, backbone: nn.Module, family: Family) -> None:
     for key, paths in inside.items():
         for path in paths:
             _expect(key, path, backbone)
+    for path in family.between:
+        if _expect("between", path, backbone) is not None:
+            raise ModelError(
+                f"model: expected a {family.name} without {path}, got one that has it: it acts between two blocks, "
+                "where a cut has no place for it. Use another model."
+            )
     for path in family.head if not hasattr(model, "lm_head") else ():
         _expect("head", path, model)
     blocks = _expect("blocks", family.blocks, backbone)
@@ -108,7 +121,7 @@ def keep_blocks(backbone: nn.Module, family: Family, first: int, end: int) -> No
     assert isinstance(blocks, nn.ModuleList)
     for index in range(len(blocks)):
         if not first <= index < end:
-            blocks[index] = Skip()
+            blocks[index] = Skip() if family.block_output == "hidden" else SkipOfPairs()
 
 
 def keep_device_side(model: nn.Module, backbone: nn.Module, family: Family, cut: int) -> None:
