@@ -34,7 +34,9 @@ def tensor(name: str, *sizes: int, kind: int = 0, start: int = 0) -> bytes:
     return text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, start)
 
 
-def made(*, facts: tuple[bytes, ...] = (), tensors: tuple[bytes, ...] = (), data: int = 64, counts: object = None) -> bytes:
+def made(
+    *, facts: tuple[bytes, ...] = (), tensors: tuple[bytes, ...] = (), data: int = 64, counts: object = None
+) -> bytes:
     head = b"GGUF" + struct.pack("<IQQ", 3, *(counts or (len(tensors), len(facts))))  # type: ignore[misc]
     head += b"".join(facts) + b"".join(tensors)
     return head + bytes(-len(head) % 32) + bytes(data)
@@ -99,11 +101,10 @@ def test_a_changed_file_is_read_or_refused(changes: list[tuple[int, int]], file:
     path.write_bytes(content)
     try:
         found = Gguf(path)
-    except ModelError as error:
-        assert "\n" not in str(error)
-    else:
-        for name in found.tensors:
-            found.read(name)
+    except ModelError:
+        return
+    for name in found.tensors:
+        found.read(name)
 
 
 HUGE = 2**62

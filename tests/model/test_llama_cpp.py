@@ -215,9 +215,17 @@ def test_a_fingerprint_tells_files_apart(file: Path, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "experts": ({}, {"blk.0.ffn_gate_exps.weight": np.zeros((2, 32), np.float32)}, "ffn_gate_exps.weight, which it has"),
+    "experts": (
+        {},
+        {"blk.0.ffn_gate_exps.weight": np.zeros((2, 32), np.float32)},
+        "ffn_gate_exps.weight, which it has",
+    ),
     "bias": ({}, {"blk.0.attn_q.bias": np.zeros(32, np.float32)}, "blk.0.attn_q.bias, which it has not"),
-    "yarn": ({"llama.rope.scaling.type": "yarn"}, {}, "expected a rotary embedding as it was trained.*got yarn scaling"),
+    "yarn": (
+        {"llama.rope.scaling.type": "yarn"},
+        {},
+        "expected a rotary embedding as it was trained.*got yarn scaling",
+    ),
     "no-heads": ({"llama.attention.head_count": None}, {}, "expected llama.attention.head_count, got None"),
     "zero-heads": ({"llama.attention.head_count": 0}, {}, "head_count of at least 1, got 0"),
     "heads-by-block": ({"llama.embedding_length": "many"}, {}, "expected llama.embedding_length, got many"),

@@ -21,7 +21,7 @@ from transformers import (
     SiglipVisionConfig,
     SmolLM3Config,
 )
-from transformers.models.olmo2 import modeling_olmo2
+from transformers.models.olmo2.modeling_olmo2 import Olmo2Model
 
 from bases import open_base
 from cutlayer.errors import ModelError
@@ -30,12 +30,12 @@ from cutlayer.model.families import Family
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pieces import PieceServer, PieceStore
 from cutlayer.testing.playground import tiny_base
-from cutlayer.testing.tiny import BLOCKS, CONFIGS, LABELS, _DECODER, random_batch
+from cutlayer.testing.tiny import _DECODER, BLOCKS, CONFIGS, LABELS, random_batch
 from model.test_parity import assert_equal, plain_step, settings_for, split_step, trained_adapter
 
 UNLISTED: dict[str, Callable[[], Any]] = {
     "olmo2": lambda: Olmo2Config(**_without("head_dim")),
-    "granite": lambda: GraniteConfig(**_without("head_dim"), embedding_multiplier=3.0, residual_multiplier=0.5),
+    "granite": lambda: GraniteConfig(**_without("head_dim"), residual_multiplier=0.5),
     "smollm3": lambda: SmolLM3Config(**_without("head_dim"), no_rope_layers=[1, 0, 1], use_sliding_window=False),
 }
 
@@ -103,7 +103,7 @@ def test_token_ids_in_every_layer_are_refused_with_the_reason(tmp_path: Path) ->
         **_DECODER,
         vocab_size_per_layer_input=64,
         hidden_size_per_layer_input=4,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        layer_types=["full_attention"] * 3,
         num_kv_shared_layers=1,
         laurel_rank=2,
         activation_sparsity_pattern=[0.0] * 3,
@@ -111,8 +111,8 @@ def test_token_ids_in_every_layer_are_refused_with_the_reason(tmp_path: Path) ->
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError) as error:
         open_base(tmp_path, "causal-lm")
-    assert "looks token ids up in embed_tokens_per_layer too" in str(error.value)
-    assert "a part without the ids cannot run them" in str(error.value)
+    assert "'gemma3n_text', which looks up embed_tokens_per_layer beside embed_tokens: blocks that" in str(error.value)
+    assert "read the token ids cannot run where there are none" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -122,18 +122,20 @@ def test_another_build_is_refused_with_what_a_row_needs(tmp_path: Path) -> None:
         open_base(tmp_path, "causal-lm")
 
 
-def test_a_forward_that_a_cut_changes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules of Llama, and a last block that sees the embeddings."""
-    original, seen = modeling_olmo2.Olmo2DecoderLayer.forward, []
+def test_a_forward_that_a_cut_changes_is_refused(tmp_path: Path) -> None:
+    """The modules of Llama, and a multiplication between embeddings and block 0 that is in no module."""
+    GraniteConfig(**_without("head_dim"), embedding_multiplier=12.0).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"'granite', which does not survive a cut: cut at block 1, .* are others\. "):
+        open_base(tmp_path, "causal-lm")
 
-    def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        seen[:] = [*([] if self.self_attn.layer_idx == 0 else seen), hidden_states]
-        return original(self, hidden_states, *args, **kwargs) + seen[0]
 
-    monkeypatch.setattr(modeling_olmo2.Olmo2DecoderLayer, "forward", forward)
+def test_a_forward_that_a_cut_breaks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of a block that is not there."""
     config = Olmo2Config(**_without("head_dim"), rms_norm_eps=1e-4)
     config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"'olmo2', which does not survive a cut: .* Use another model\.$"):
+    original = Olmo2Model.forward
+    monkeypatch.setattr(Olmo2Model, "forward", lambda self, *a, **k: (self.layers[-1].mlp, original(self, *a, **k))[1])
+    with pytest.raises(ModelError, match=r"'olmo2', .* ends with AttributeError: 'Skip' object has no attribute 'mlp'"):
         open_base(tmp_path, "causal-lm")
 
 
@@ -197,7 +199,9 @@ def test_an_adapter_of_a_recognised_model_is_loaded(tmp_path: Path) -> None:
     folder = save(Olmo2Config(**_without("head_dim"), rms_norm_eps=1e-3), "classification", tmp_path / "model")
     base = open_base(folder, "classification")
     adapter = {name: value.detach() for name, value in trained_adapter(base).items()}
-    card = AdapterCard(str(folder), "classification", ("a", "b", "c"), "last", 16, 0, {"text": "text", "label": "label"})
+    card = AdapterCard(
+        str(folder), "classification", ("a", "b", "c"), "last", 16, 0, {"text": "text", "label": "label"}
+    )
     save_adapter(tmp_path / "adapter", adapter, base, card)
     shutil.rmtree(tmp_path / "adapter" / "none", ignore_errors=True)
     batch = random_batch("classification")

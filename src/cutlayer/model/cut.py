@@ -20,7 +20,17 @@ from cutlayer.model.families import Family
 
 
 class Skip(nn.Module):
-    """Stands where a block was that this part does not hold: returns the hidden states that it is given."""
+    """Stands where a block was that this part does not hold: returns the hidden states that it is given.
+
+    Args:
+      block: The block. A backbone may ask it by a word of its own which mask it wants.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(block).items():
+            if isinstance(value, str):
+                setattr(self, name, value)
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         return hidden_states
@@ -121,7 +131,8 @@ def keep_blocks(backbone: nn.Module, family: Family, first: int, end: int) -> No
     assert isinstance(blocks, nn.ModuleList)
     for index in range(len(blocks)):
         if not first <= index < end:
-            blocks[index] = Skip() if family.block_output == "hidden" else SkipOfPairs()
+            stand_in = Skip if family.block_output == "hidden" else SkipOfPairs
+            blocks[index] = stand_in(blocks[index])
 
 
 def keep_device_side(model: nn.Module, backbone: nn.Module, family: Family, cut: int) -> None:

@@ -268,7 +268,8 @@ def llama3_factors(rope: Mapping[str, Any], count: int) -> Tensor:
     fits = rope["original_max_position_embeddings"] / waves_D
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     smooth = ((fits - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - smooth) / rope["factor"] + smooth)).float()
+    factors_D: Tensor = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    return factors_D.float()
 
 
 def cached(digest: str, fill: Callable[[Path], None]) -> Path:

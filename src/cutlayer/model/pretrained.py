@@ -51,4 +51,4 @@ def pretrained(files: ModelFiles, maker: Any, **changes: Any) -> Any:
             f"model {files.name}: expected tensors of {type(skeleton).__name__}, got none. "
             "Is this checkpoint of the architecture that its config.json names?"
         )
-    return maker.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    return type(skeleton).from_pretrained(None, config=config, state_dict=state, dtype=dtype)

@@ -66,6 +66,16 @@ def _tried(name: str, config: Any, build: Callable[..., Any]) -> Family:
     row = Family(config.model_type)
     model = build(config)
     backbone = getattr(model, model.base_model_prefix)
+    tables = [path for path, module in backbone.named_modules() if isinstance(module, nn.Embedding)]
+    others = [path for path in tables if path != row.embeddings]
+    if row.embeddings in tables and others:
+        raise _refused(
+            name,
+            config,
+            f"looks up {', '.join(others[:3])} beside {row.embeddings}: blocks that read the token ids cannot run where "
+            "there are none. If these are tables of positions, name them in a file (docs/adding-a-family.md) and give "
+            "that as --family",
+        )
     missing = _missing(backbone, row)
     if missing is not None:
         raise ModelError(
@@ -73,15 +83,6 @@ def _tried(name: str, config: Any, build: Callable[..., Any]) -> Family:
             f"{config.model_type!r}, which has no {missing}. Name its blocks, embeddings, positions, after_embeddings, "
             "final, attention and head modules in a file and give that as --family (docs/adding-a-family.md), or use "
             "another model."
-        )
-    tables = [path for path, module in backbone.named_modules() if isinstance(module, nn.Embedding)]
-    others = [path for path in tables if path != row.embeddings]
-    if others:
-        raise _refused(
-            name,
-            config,
-            f"looks token ids up in {', '.join(others[:3])} too, below its blocks: a part without the ids "
-            "cannot run them",
         )
     difference = _difference(config, row, build)
     if difference is not None:
