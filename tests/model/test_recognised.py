@@ -112,7 +112,7 @@ def test_token_ids_in_every_layer_are_refused_with_the_reason(tmp_path: Path) ->
     with pytest.raises(ModelError) as error:
         open_base(tmp_path, "causal-lm")
     assert "'gemma3n_text', which looks up embed_tokens_per_layer beside embed_tokens: blocks that" in str(error.value)
-    assert "read the token ids cannot run where there are none" in str(error.value)
+    assert "read token ids cannot run where there are none" in str(error.value)
     assert "\n" not in str(error.value)
 
 

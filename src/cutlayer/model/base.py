@@ -544,6 +544,8 @@ def _from_config_json(name: str) -> Iterator[None]:
     """Whatever transformers raises in it, each version something else, is about the model's config.json."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"model {name}: expected a config.json that transformers builds a model from, got {type(error).__name__}: "

@@ -19,10 +19,12 @@ def config_of(files: ModelFiles) -> Any:
     """transformers' config of what reads text.
 
     Raises:
+      ModelError: config.json is no JSON object.
       OSError, ValueError: As transformers raises them where config.json is not of a model that it has.
     """
+    seeing = files.text_config is not files.config  # first: what is no config.json is said by the file's name
     config = AutoConfig.from_pretrained(files.location)
-    return config if files.text_config is files.config else config.get_text_config()
+    return config.get_text_config() if seeing else config
 
 
 def pretrained(files: ModelFiles, maker: Any, **changes: Any) -> Any:

@@ -72,7 +72,7 @@ def _tried(name: str, config: Any, build: Callable[..., Any]) -> Family:
         raise _refused(
             name,
             config,
-            f"looks up {', '.join(others[:3])} beside {row.embeddings}: blocks that read the token ids cannot run where "
+            f"looks up {', '.join(others[:3])} beside {row.embeddings}: blocks that read token ids cannot run where "
             "there are none. If these are tables of positions, name them in a file (docs/adding-a-family.md) and give "
             "that as --family",
         )

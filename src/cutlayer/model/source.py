@@ -73,7 +73,7 @@ class ModelFiles:
             self.folder = self.gguf.folder
         elif Path(name).is_dir():
             self.folder = Path(name)
-        elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        elif name.endswith(SUFFIX) or name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise ModelError(
                 f"model: expected a folder with config.json and *.safetensors, a *{SUFFIX} file, a hub name like "
                 f"org/model, {MINILM} or {SMOLLM2}, got {name!r}, which is none of them. Check the path."
