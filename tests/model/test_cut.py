@@ -21,7 +21,7 @@ CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 
 def test_stand_ins_pass_on_what_they_are_given() -> None:
     h_BTD = torch.randn(2, 3, 4)
-    assert Skip()(h_BTD, "mask", use_cache=False) is h_BTD
+    assert Skip(nn.Identity())(h_BTD, "mask", use_cache=False) is h_BTD
     assert Pass()(h_BTD) is h_BTD
     feed = Feed()
     with pytest.raises(AssertionError):

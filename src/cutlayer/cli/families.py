@@ -13,3 +13,4 @@ def families() -> None:
     for row in FAMILIES.values():
         shown.add_row(row.name, ", ".join(row.tasks), ", ".join(row.attention), ", ".join(row.poolings))
     console().print(shown)
+    console().print("Other models that are built like Llama are recognised, tried on a small one, and cut.")

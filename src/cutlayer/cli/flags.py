@@ -52,7 +52,12 @@ class Flag:
 
 
 FLAGS = (
-    Flag("--model", "model.name", "NAME", "A folder with safetensors, a hub name, or builtin:minilm."),
+    Flag(
+        "--model",
+        "model.name",
+        "NAME",
+        "A folder with safetensors, a GGUF file, a hub name, or builtin:minilm|smollm2.",
+    ),
     Flag("--family", "model.family", "FILE", "Where its parts are, for a family that `cutlayer families` has not."),
     Flag("--dtype", "model.dtype", "fp32|bf16|fp16", "Of the frozen weights and of what crosses the network."),
     Flag("--pooling", "model.pooling", "auto|pooler|mean|cls|last", "How a classifier makes a vector of a sentence."),

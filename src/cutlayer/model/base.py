@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.errors import ModelError
 from cutlayer.model.adapter import (
@@ -33,11 +33,13 @@ from cutlayer.model.adapter import (
     target_modules,
 )
 from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
-from cutlayer.model.families import Family, family_of
+from cutlayer.model.families import FAMILIES, Family, family_of
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
+from cutlayer.model.pretrained import config_of
+from cutlayer.model.recognised import recognised
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.model.standing import Standing
 from cutlayer.model.structure import Structure
@@ -55,7 +57,7 @@ class ModelSettings:
     """What a run says of the model.
 
     Attributes:
-      name: folder, hub name or `builtin:minilm`.
+      name: folder, GGUF file, hub name, `builtin:minilm` or `builtin:smollm2`.
       task: what it is trained for.
       num_labels: classes of a classification; 0 for causal LM.
       pad_id: the token id that pads; kept in the model's config, where a decoder's classification head looks for it.
@@ -98,9 +100,9 @@ class Base:
         self.device = torch.device(device)
         self.files = ModelFiles(settings.name)
         self.dtype = DTYPES[settings.dtype]
-        self.family = family_of(str(self.files.config.get("model_type")), settings.task, settings.family)
-        self.pooling = choose_pooling(settings.pooling, self.family)
         self.config = self._transformers_config()
+        self.family = self._family()
+        self.pooling = choose_pooling(settings.pooling, self.family)
         self.trained_heads = self._trained_heads()
         skeleton = self._skeleton()
         self._prefix: str = skeleton.base_model_prefix
@@ -450,7 +452,7 @@ class Base:
 
     def _transformers_config(self) -> Any:
         with _from_config_json(self.settings.name):
-            config = AutoConfig.from_pretrained(self.files.location)
+            config = config_of(self.files)
         if self.settings.task == "classification":
             config.num_labels = self.settings.num_labels
             config.problem_type = "single_label_classification"
@@ -461,6 +463,18 @@ class Base:
                 if "drop" in key and isinstance(value, (int, float)):
                     setattr(config, key, 0.0)
         return config
+
+    def _family(self) -> Family:
+        """The row of the model, or one that is recognised and tried."""
+        settings, model_type = self.settings, self.files.model_type
+        if settings.family is not None or model_type in FAMILIES:
+            return family_of(model_type, settings.task, settings.family)
+        return recognised(settings.name, self.config, settings.task, self._built)
+
+    def _built(self, config: Any, where: str = "meta") -> Any:
+        """The task model of a config, its parameters as they are made."""
+        with _BUILDING, torch.device(where), _from_config_json(self.settings.name):
+            return model_class(self.settings.task).from_config(config, dtype=self.dtype)
 
     def _trained_heads(self) -> tuple[str, ...]:
         if self.settings.task == "causal-lm":
@@ -473,8 +487,7 @@ class Base:
 
     def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
-        with _BUILDING, torch.device("meta"), _from_config_json(self.settings.name):
-            model = model_class(self.settings.task).from_config(self.config, dtype=self.dtype)
+        model = self._built(self.config)
         _rebuild_buffers(model, self.device)
         if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
             model.activation_checkpointing_enable()
@@ -532,6 +545,8 @@ def _from_config_json(name: str) -> Iterator[None]:
     """Whatever transformers raises in it, each version something else, is about the model's config.json."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"model {name}: expected a config.json that transformers builds a model from, got {type(error).__name__}: "

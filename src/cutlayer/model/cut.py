@@ -20,10 +20,27 @@ from cutlayer.model.families import Family
 
 
 class Skip(nn.Module):
-    """Stands where a block was that this part does not hold: returns the hidden states that it is given."""
+    """Stands where a block was that this part does not hold: returns the hidden states that it is given.
+
+    Args:
+      block: The block. A backbone may ask it by a word of its own which mask it wants.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(block).items():
+            if isinstance(value, str):
+                setattr(self, name, value)
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         return hidden_states
+
+
+class SkipOfPairs(Skip):
+    """`Skip` in a family whose blocks return the hidden states and something that is not used."""
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return hidden_states, None
 
 
 class Pass(nn.Module):
@@ -78,6 +95,12 @@ def check_paths(model: nn.Module, backbone: nn.Module, family: Family) -> None:
     for key, paths in inside.items():
         for path in paths:
             _expect(key, path, backbone)
+    for path in family.between:
+        if _expect("between", path, backbone) is not None:
+            raise ModelError(
+                f"model: expected a {family.name} without {path}, got one that has it: it acts between two blocks, "
+                "where a cut has no place for it. Use another model."
+            )
     for path in family.head if not hasattr(model, "lm_head") else ():
         _expect("head", path, model)
     blocks = _expect("blocks", family.blocks, backbone)
@@ -108,7 +131,8 @@ def keep_blocks(backbone: nn.Module, family: Family, first: int, end: int) -> No
     assert isinstance(blocks, nn.ModuleList)
     for index in range(len(blocks)):
         if not first <= index < end:
-            blocks[index] = Skip()
+            stand_in = Skip if family.block_output == "hidden" else SkipOfPairs
+            blocks[index] = stand_in(blocks[index])
 
 
 def keep_device_side(model: nn.Module, backbone: nn.Module, family: Family, cut: int) -> None:

@@ -24,8 +24,9 @@ from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
-from cutlayer.model.families import Family, family_of, read_family
+from cutlayer.model.families import FAMILIES, Family, family_of, read_family
 from cutlayer.model.pooling import install_pooling
+from cutlayer.model.pretrained import pretrained
 from cutlayer.model.source import ModelFiles
 from cutlayer.types import Adapter
 
@@ -194,11 +195,12 @@ def load_finetuned(folder: str | Path) -> PeftModel:
     card = read_card(path)
     files = ModelFiles(card.base)
     if card.task == "causal-lm":
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(files.location), path).eval()
-    model = AutoModelForSequenceClassification.from_pretrained(files.location, num_labels=len(card.labels))
+        return PeftModel.from_pretrained(pretrained(files, AutoModelForCausalLM), path).eval()
+    model = pretrained(files, AutoModelForSequenceClassification, num_labels=len(card.labels))
     model.config.pad_token_id = card.pad_id
     model.config.id2label = dict(enumerate(card.labels))
     model.config.label2id = {label: index for index, label in enumerate(card.labels)}
-    family = family_of(str(files.config.get("model_type")), "classification", card.own_family)
+    known = card.own_family or FAMILIES.get(files.model_type)
+    family = family_of(files.model_type, "classification", known or Family(files.model_type))  # else recognised
     install_pooling(getattr(model, model.base_model_prefix), family, card.pooling)  # type: ignore[arg-type]
     return PeftModel.from_pretrained(model, path).eval()

@@ -2,6 +2,7 @@
 
 A family is added by one row here and its parity test (`tests/model/test_parity.py` runs over all rows), or, without
 touching this package, by a YAML file of the same fields (`model.family`); `docs/adding-a-family.md` walks through both.
+A model that is built like Llama needs neither: `model/recognised.py`.
 Paths are those of the transformers class for the task, read from
 the backbone (`model.<base_model_prefix>`), so one row serves causal LM and sequence classification.
 """
@@ -9,7 +10,7 @@ the backbone (`model.<base_model_prefix>`), so one row serves causal LM and sequ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -20,6 +21,8 @@ from cutlayer.errors import ModelError
 from cutlayer.types import TaskKind
 
 Pooling = Literal["pooler", "mean", "cls", "last"]
+BlockOutput = Literal["hidden", "pair"]
+"""What a block returns: the hidden states, or these and something that is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class Family:
       positions: tables whose output is added outside `embeddings`; zero on the server, whose input has them already.
       after_embeddings: what else acts on the embeddings before block 0 (a dropout, a projection); identity on the
         server.
+      between: optional modules that act between two blocks, where no part could run them; a model that has one is
+        refused.
+      block_output: what a block returns.
       final: what follows the last block inside the backbone (norm, projection); identity on a device.
       attention: the linear projections of attention, by the last part of their path: LoRA's default targets.
       qkv: inside a block, what makes queries, keys and values: three projections, or one for all three. With the
@@ -56,6 +62,8 @@ class Family:
     embeddings: str = "embed_tokens"
     positions: tuple[str, ...] = ()
     after_embeddings: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+    block_output: BlockOutput = "hidden"
     final: tuple[str, ...] = ("norm",)
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -70,6 +78,22 @@ class Family:
     pooler: str | None = None
     tasks: tuple[TaskKind, ...] = ("classification", "causal-lm")
 
+
+_ROBERTA = Family(
+    "roberta",
+    blocks="encoder.layer",
+    embeddings="embeddings",
+    final=(),
+    attention=("query", "key", "value", "attention.output.dense"),
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    attention_output="attention.output.dense",
+    ffn_inputs=("intermediate.dense",),
+    ffn_output="output.dense",
+    head_width=None,
+    head=("classifier",),
+    poolings=("pooler", "mean"),
+    tasks=("classification",),
+)
 
 FAMILIES: dict[str, Family] = {
     row.name: row
@@ -134,18 +158,37 @@ FAMILIES: dict[str, Family] = {
             pooler="pooler",
             tasks=("classification",),
         ),
+        _ROBERTA,
+        replace(_ROBERTA, name="xlm-roberta"),
         Family(
-            "roberta",
+            "modernbert",
+            embeddings="embeddings",
+            final=("final_norm",),
+            attention=("attn.Wqkv", "attn.Wo"),
+            qkv=("attn.Wqkv",),
+            attention_output="attn.Wo",
+            ffn_inputs=("mlp.Wi",),
+            ffn_output="mlp.Wo",
+            head_width=None,
+            head=("head", "classifier"),
+            poolings=("pooler",),
+            tasks=("classification",),
+        ),
+        Family(
+            "deberta-v2",
             blocks="encoder.layer",
             embeddings="embeddings",
+            between=("encoder.conv",),
+            block_output="pair",
             final=(),
-            attention=("query", "key", "value", "attention.output.dense"),
-            qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+            attention=("query_proj", "key_proj", "value_proj", "attention.output.dense"),
+            qkv=("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
             attention_output="attention.output.dense",
             ffn_inputs=("intermediate.dense",),
             ffn_output="output.dense",
+            head_counts=("num_attention_heads",),
             head_width=None,
-            head=("classifier",),
+            head=("pooler", "classifier"),
             poolings=("pooler", "mean"),
             tasks=("classification",),
         ),
@@ -255,6 +298,10 @@ def _value(where: str, hint: Any, value: Any) -> Any:
         expected = f"a list of {', '.join(allowed)}" if allowed else "a list of names"
     elif several:
         expected = "a list of names"
+    elif words and all(isinstance(word, str) for word in words):
+        if value in words:
+            return value
+        expected = f"one of {', '.join(words)}"
     elif isinstance(value, str) or (value is None and type(None) in words):
         return value
     else:

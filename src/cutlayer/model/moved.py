@@ -16,13 +16,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from transformers import AutoConfig
 
 from cutlayer.errors import ModelError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
 from cutlayer.model.export import AdapterCard
+from cutlayer.model.pretrained import config_of
 from cutlayer.model.pruned import TOKENIZER_FILES, described
 from cutlayer.model.standing import Standing
 from cutlayer.types import Adapter
@@ -59,7 +59,7 @@ def save_moved(folder: Path, base: Base, standing: Standing, facts: Mapping[str,
     made_from = {name: json.dumps(value) for name, value in facts.items()}
     sums = save({"sums": standing.sums}, {"format": "pt", **made_from})
 
-    config = described(AutoConfig.from_pretrained(base.files.location), base, card)
+    config = described(config_of(base.files), base, card)
 
     def fill(temporary: Path) -> None:
         (temporary / "config.json").write_text(config.to_json_string())

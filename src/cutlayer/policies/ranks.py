@@ -46,9 +46,11 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
     """Ranks that rise by `step` from each block to the next, the same on every device.
 
     Args:
-      first: The rank of block 0; None for the largest, at least 1, with which the mean over the blocks is no higher
-        than the run's rank.
-      step: What each block has more than the one below it; 0 for equal ranks.
+      first: The rank of block 0; None for the largest with which the mean over the blocks is no higher than the run's
+        rank.
+      step: What each block has more than the one below it; 0 for equal ranks. Where `first` is None and such a list
+        would begin below 1, as it does on many blocks at a low rank, ranks rise by less: evenly from 1 to twice the
+        run's rank less 1, whose mean is the run's rank.
 
     Raises (when planning):
       ConfigError: A rank below 1.
@@ -63,9 +65,10 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
         blocks = situation.costs.num_blocks
-        rise = step * (blocks - 1)
-        lowest = max(1, situation.rank - math.ceil(rise / 2)) if first is None else first
+        lowest = situation.rank - math.ceil(step * (blocks - 1) / 2) if first is None else first
         ranks = tuple(lowest + step * block for block in range(blocks))
+        if first is None and min(ranks) < 1:
+            ranks = evenly(situation.rank, blocks)[:: 1 if step > 0 else -1]
         if min(ranks) < 1:
             raise ConfigError(
                 f"method.first, method.step: expected ranks of at least 1 on all {blocks} blocks, got {ranks[0]} to "
@@ -74,6 +77,17 @@ def arithmetic_ranks(first: int | None = None, step: int = 1) -> Planner:
         return replace(plan.with_each(lambda device: replace(device, ranks=ranks)), ranks=ranks)
 
     return planner
+
+
+def evenly(mean: int, blocks: int) -> tuple[int, ...]:
+    """Ranks from 1 to `2 * mean - 1`, as evenly as whole numbers are: `mean` on average, exactly.
+
+    Example:
+      >>> evenly(3, 7)
+      (1, 2, 2, 3, 4, 4, 5)
+    """
+    lower = [1 + (2 * (mean - 1) * block * 2 + blocks - 1) // (2 * (blocks - 1)) for block in range(blocks // 2)]
+    return (*lower, *(mean,) * (blocks % 2), *(2 * mean - rank for rank in reversed(lower)))
 
 
 def ranks_above_deepest_cut(*, least: int = 1) -> Planner:

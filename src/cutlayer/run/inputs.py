@@ -28,7 +28,7 @@ from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
-from cutlayer.model.families import family_content, family_of, read_family
+from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
@@ -263,7 +263,8 @@ def _checked_model(config: RunConfig) -> ModelFiles:
     hardware(config.hardware)
     files = ModelFiles(config.model.name)
     own = None if config.model.family is None else read_family(config.model.family)
-    family_of(str(files.config.get("model_type")), config.data.task, own)
+    if own is not None or files.model_type in FAMILIES:  # one that is to be recognised is when it is built
+        family_of(files.model_type, config.data.task, own)
     _check_positions(files, config.data.max_length)
     return files
 
@@ -324,9 +325,9 @@ def completed(config: RunConfig) -> RunConfig:
 
 def _check_positions(files: ModelFiles, max_length: int) -> None:
     """Raises ConfigError if texts may be longer than the model has positions: it would fail in the middle of a run."""
-    config = files.config
+    config = files.text_config
     positions = config.get("max_position_embeddings") or config.get("n_positions") or max_length
-    if config.get("model_type") == "roberta":  # its positions begin after the padding's
+    if config.get("model_type") in ("roberta", "xlm-roberta"):  # its positions begin after the padding's
         positions -= config.get("pad_token_id", 1) + 1
     if max_length > positions:
         raise ConfigError(

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.model.base import Base
+from cutlayer.model.pretrained import pretrained
 
 
 def plain_peft_model(base: Base) -> tuple[Any, dict[str, nn.Parameter]]:
@@ -16,7 +17,7 @@ def plain_peft_model(base: Base) -> tuple[Any, dict[str, nn.Parameter]]:
     settings = base.settings
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
-    model = maker.from_pretrained(base.files.location, **extra)
+    model = pretrained(base.files, maker, **extra)
     model.config.pad_token_id = settings.pad_id
     peft_model = get_peft_model(
         model,
