@@ -216,7 +216,15 @@ class Run:
     def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
         if self._method.moved is not None:
             self._method.moved.stand(self._inputs.base, self._inputs.config.train.seed)
-        metrics = evaluate(self._inputs.base, adapter, self._validation, self._method.structure())
+        of = len(self._inputs.judged)
+        self._display.stage("evaluating", 0, of)
+        metrics = evaluate(
+            self._inputs.base,
+            adapter,
+            self._validation,
+            self._method.structure(),
+            told=lambda done: self._display.stage("evaluating", done, of),
+        )
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(
                 f"round {self._logbook.rounds_done}, validation: expected a finite loss, got {metrics['loss']}. "
