@@ -1,4 +1,4 @@
-"""What a run does before, between and after its rounds, where nothing else would be seen of it: read, count, evaluate."""
+"""What a run does before, between and after its rounds, where nothing else would be seen of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST_SECONDS = 4.0
 """Until a plain line says how far a stage is; each further one takes twice as long, so that a log stays short."""
 
 
-def untold(what: str, done: int, of: int) -> None:  # noqa: ARG001
+def untold(what: str, done: int, of: int) -> None:
     """Tells nobody."""
 
 

@@ -126,6 +126,7 @@ class ServerInputs:
             pad_id=self.pad_id,
             columns=columns,
             family=None if family is None else family_content(read_family(family)),
+            eval_rows=None if len(self.judged) == len(self.validation) else len(self.judged),
         )
 
     @property
@@ -243,18 +244,24 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     return RunInputs(config, validation, _classes(task), pad_token_id(tokenizer), fleet, train, parts)
 
 
-def prepare_server(config: RunConfig) -> ServerInputs:
+def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
     """Reads and checks what the server of a real fleet needs: of the data only the validation rows.
 
     The classes are `data.labels`, else those of the validation rows.
+
+    Args:
+      config: The run.
+      told: Told what is being read.
 
     Raises:
       UserError: Whatever is wrong with the config, the data or the model.
     """
     config = completed(config)
     files = _checked_model(config)
+    told("reading the data", 0, 0)
     rows = load_validation(config.data.path)
     task = _task(config, rows, "validation data")
+    told(f"tokenising {len(rows)} texts", 0, 0)
     tokenizer = load_tokenizer(files)
     validation = task.encode(rows, tokenizer, "validation data")
     return ServerInputs(config, validation, _classes(task), pad_token_id(tokenizer))
