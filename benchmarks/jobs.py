@@ -18,7 +18,15 @@ from cutlayer.types import Adapter, Batch, TaskKind
 from models import model_folder, model_name
 
 LEARNING_RATE = 5e-4
-VOCABULARY = {"gpt2": 50257, "minilm": 30522, "nano": 2048, "tiny": 64, "llama-1b": 128256}
+VOCABULARY = {
+    "gpt2": 50257,
+    "minilm": 30522,
+    "nano": 2048,
+    "tiny": 64,
+    "llama-1b": 128256,
+    "smollm2-random": 49152,
+    "smollm2-nano": 64,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +50,14 @@ class Job:
 
 
 C_ATTN = LoraSettings(rank=8, alpha=16.0, targets=("c_attn",))
+ALL_LINEAR = LoraSettings(rank=8, alpha=16.0, targets=("all-linear",))
 JOBS = {
     "gpt2": Job("gpt2", "causal-lm", 8, 128, 2, C_ATTN),
     "minilm": Job("minilm", "classification", 32, 64, 2, LoraSettings(rank=8, alpha=16.0), num_labels=6),
     "nano": Job("nano", "causal-lm", 8, 64, 2, C_ATTN),
     "tiny": Job("tiny", "causal-lm", 2, 8, 1, C_ATTN),
+    "smollm2-random": Job("smollm2-random", "causal-lm", 4, 96, 6, ALL_LINEAR),
+    "smollm2-nano": Job("smollm2-nano", "causal-lm", 2, 8, 6, ALL_LINEAR),
     "llama-1b": Job("llama-1b", "causal-lm", 8, 128, 2, LoraSettings(rank=8, alpha=16.0), dtype="bf16"),
 }
 

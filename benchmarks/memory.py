@@ -14,6 +14,10 @@ memory is checked. They have cutlayer's loss without copies of the logits, as me
 
 A device runs `Device.forward` and `Device.backward` with k of the model's blocks, beside what `model/cost.py` predicts.
 
+A whole run is all that a process does from its start: imports, counting of costs, an evaluation of 60 rows, steps in
+rounds of one device with everything in one process, another evaluation; beside plain PEFT's loop with the same batches,
+which evaluates in batches of its own size by transformers' loss.
+
 Peaks are VmHWM, and on cuda the allocator's. The floor is a process that has only imported torch, transformers and
 peft; "net" is without it, and for a device without what a tiny model's training took. All weights are random,
 converted when read, and so in memory of the process's own.
@@ -24,8 +28,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -34,30 +39,37 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from cutlayer.data.batches import parts_of
 from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.adapter import split_adapter
 from cutlayer.model.base import Base
 from cutlayer.model.cost import CostModel
+from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import longest_tail
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes
 from cutlayer.server.arrivals import Arrivals
+from cutlayer.server.evaluate import evaluate
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
 from cutlayer.server.steps.train import train
 from cutlayer.state import State, joined
-from cutlayer.types import Adapter, DevicePlan, RoundPlan
+from cutlayer.types import Adapter, Batch, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Update
 from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches
 from models import model_folder
+from overhead import SplitRun
 from simulated import RUN, equal_fleet, make_device, make_server
 from tables import in_fresh_process, publish, require_device
 
 CUTS = (1, 1, 2, 2, 3, 3)
 STEPS = 2  # steps are alike: with all moments there from the start, the first has the peak
 TARGET = 0.79
+EVALUATED = 60
+WHOLE = (1.1, 1.05)
+"""Peak memory and processor time of a whole run, at most, over plain PEFT's."""
 IMPORTS = "import torch, peft; from transformers import AutoModelForCausalLM, GPT2LMHeadModel"
 
 
@@ -68,6 +80,16 @@ class Measured:
     what: str
     peak_bytes: int
     net_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRun:
+    """One process from its start to its end."""
+
+    what: str
+    peak_bytes: int
+    cpu_seconds: float
+    losses: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +120,48 @@ def plain(job: Job, device: str) -> int:
     for _ in range(STEPS):
         loop.step()
     return _peak(device)
+
+
+def _to_judge_by(job: Job) -> Batch:
+    return random_batches(replace(job, num_samples=EVALUATED), 1, seed=1)[0]
+
+
+def whole_plain(job: Job, steps: int, device: str) -> WholeRun:
+    """Plain PEFT from its start to its second evaluation."""
+    torch.set_num_threads(1)
+    loop = PlainLoop(job, random_batches(job, steps), fused=True, device=device)
+    before = _judged_plainly(loop, job, device)
+    for _ in range(steps):
+        loop.step()
+    losses = (before, _judged_plainly(loop, job, device))
+    return WholeRun("plain PEFT", _peak(device), time.process_time(), losses)
+
+
+def _judged_plainly(loop: PlainLoop, job: Job, device: str) -> float:
+    batch, size = _to_judge_by(job), job.num_samples
+    total = 0.0
+    loop.model.eval()
+    with torch.inference_mode():
+        for rows in parts_of(batch, [min(size, EVALUATED - start) for start in range(0, EVALUATED, size)]):
+            loss = loop.model(**model_inputs(rows, device), labels=rows.labels.to(device)).loss
+            total += float(loss) * rows.weight
+    loop.model.train()
+    return total / batch.weight
+
+
+def whole_split(job: Job, steps: int, device: str) -> WholeRun:
+    """A split run from its start to its second evaluation."""
+    torch.set_num_threads(1)
+    return run_virtual(_whole_split(job, random_batches(job, steps), device))
+
+
+async def _whole_split(job: Job, batches: list[Batch], device: str) -> WholeRun:
+    async with SplitRun(job, batches, device) as run:
+        base = run.server.base
+        before = evaluate(base, run.server.adapter, [_to_judge_by(job)])["loss"]
+        await run.round()
+        losses = (before, evaluate(base, run.server.adapter, [_to_judge_by(job)])["loss"])
+    return WholeRun("split", _peak(device), time.process_time(), losses)
 
 
 def memsfl_server(job: Job, num_devices: int, device: str) -> int:
@@ -265,6 +329,18 @@ def device_table(rows: Sequence[DeviceRow]) -> Table:
     return result
 
 
+def whole_table(split: WholeRun, plain: WholeRun, steps: int) -> Table:
+    """A whole run beside plain PEFT's."""
+    result = Table(title=f"whole run of {steps} steps over plain PEFT's (aim: memory {WHOLE[0]}, processor {WHOLE[1]})")
+    for heading in ("process", "peak MiB", "ratio", "processor s", "ratio", "loss before", "after"):
+        result.add_column(heading, justify="left" if heading == "process" else "right")
+    for row in (plain, split):
+        ratios = row.peak_bytes / plain.peak_bytes, row.cpu_seconds / plain.cpu_seconds
+        numbers = mib(row.peak_bytes), f"{ratios[0]:.2f}", f"{row.cpu_seconds:.1f}", f"{ratios[1]:.2f}"
+        result.add_row(row.what, *numbers, *(f"{loss:.4f}" for loss in row.losses))
+    return result
+
+
 def growth_table(per_device: float, bound: float, few: int, many: int) -> Table:
     """What one more device adds."""
     result = Table(title=f"memsfl server: MiB per added device, from {few} to {many} devices")
@@ -282,12 +358,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[6, 12, 24], help="fleets of the memsfl server")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 3, 6, 12], help="blocks on a device")
+    parser.add_argument("--whole-steps", type=int, default=24, help="steps of a whole run; 0 leaves it out")
+    parser.add_argument("--only-whole", action="store_true", help="measure whole runs and nothing else")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/memory.json"))
     args = parser.parse_args(arguments)
     require_device(args.device)
     model_folder(args.model)
     job, few, many = JOBS[args.model], min(args.devices), max(args.devices)
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    whole = _whole(job, args.whole_steps, args.device) if args.whole_steps else []
+    whole_tables = [whole_table(whole[1], whole[0], args.whole_steps)] if whole else []
+    if args.only_whole:
+        publish(whole_tables, args.json, settings, {"whole": [asdict(row) for row in whole]})
+        return
     base_line = floor() if torch.device(args.device).type == "cpu" else 0
 
     def measured(what: str, peak: int) -> Measured:
@@ -314,7 +398,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         growth, bound = (servers[many].peak_bytes - servers[few].peak_bytes) / (many - few), bound_per_device(job)
         tables.insert(1, growth_table(growth, bound, few, many))
         result |= {"bytes_per_added_device": growth, "bound_per_added_device": bound}
-    publish(tables, args.json, {name: value for name, value in vars(args).items() if name != "json"}, result)
+    result["whole"] = [asdict(row) for row in whole]
+    publish([*tables, *whole_tables], args.json, settings, result)
+
+
+def _whole(job: Job, steps: int, device: str) -> list[WholeRun]:
+    return [in_fresh_process(each, job, steps, device) for each in (whole_plain, whole_split)]
 
 
 if __name__ == "__main__":

@@ -131,6 +131,9 @@ class TrainSection(Section):
     eval_every: int = Field(1, ge=1)
     """Rounds between two evaluations; the last round is always evaluated."""
     eval_batch_size: int = Field(64, ge=1)
+    """Rows at most; of a causal LM fewer where their logits would take too much (docs/decisions/0038)."""
+    eval_rows: int | None = Field(None, ge=1)
+    """Validation rows by which adapters are judged, drawn by `seed`; None for all."""
     seed: int = Field(0, ge=0)
 
     @field_validator("stragglers")

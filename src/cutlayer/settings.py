@@ -21,6 +21,7 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts
 from cutlayer.model.families import read_family
+from cutlayer.model.processor import has_bf16_units
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import CompressedLink, Compression, compression
@@ -72,6 +73,16 @@ def hardware(name: str) -> torch.device:
             "Use cpu, or install a CUDA build of torch."
         )
     return device
+
+
+def slow_dtype(config: RunConfig) -> str | None:
+    """A line for who chose bf16 for a processor that has no units for it; None where nothing need be said."""
+    if config.model.dtype != "bf16" or torch.device(config.hardware).type != "cpu" or has_bf16_units() is not False:
+        return None
+    return (
+        "model.dtype: this processor has no bf16 units, so that bf16 takes about 2.5 times as long as fp32; it halves "
+        "the memory of the frozen weights all the same. Use --dtype fp32 where memory allows."
+    )
 
 
 def load_tokenizer(files: ModelFiles) -> Any:

@@ -22,14 +22,14 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import (
     BYTES_PER_TRAINABLE,
-    FUSED_ATTENTION,
     HEAP_SLACK,
     TRANSIENTS,
     CostModel,
-    Held,
     ShapedCosts,
     cost_model,
 )
+from cutlayer.model.counting import FUSED_ATTENTION, Counter, Held
+from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import Part, model_inputs
 from cutlayer.policies.delay import Delay
 from cutlayer.policies.prune import Prune
@@ -338,7 +338,7 @@ def test_a_pruned_model_costs_what_it_really_does(
 def test_ranks_by_module_cost_what_counting_says(family: str, task: str, tiny_model: ModelMaker) -> None:
     """Linear in each rank: forward FLOPs and memory as if counted, backward FLOPs but for the lowest block's inputs."""
     settings = settings_for(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
-    model = CostModel(settings)
+    model, whole = CostModel(settings), Counter(settings)
     rng = random.Random(0)
     number = len(open_base(Path(settings.name), task, lora=settings.lora).modules)
     for _ in range(3):
@@ -349,7 +349,7 @@ def test_ranks_by_module_cost_what_counting_says(family: str, task: str, tiny_mo
             Held("server", 1, ranks),
             Held("whole", 3, ranks),
         ):
-            linear, counted = model._coefficients(held), model._counted(held)
+            linear, counted = model._coefficients(held), whole.counted(held)
             assert linear[[0, 2]] == pytest.approx(counted[[0, 2]], rel=1e-9, abs=1e-3)
             assert linear[1] == pytest.approx(counted[1], rel=0.15, abs=1e-3)  # ranks are as wide as the model
             assert (linear[1] >= counted[1] - 1e-3).all(), "never less than it takes"
@@ -367,29 +367,82 @@ def test_equal_ranks_cost_the_same_by_module_and_by_block(tiny_model: ModelMaker
         assert costs.server_trainable_bytes(by_block) == costs.server_trainable_bytes(by_module)
 
 
-@pytest.mark.parametrize(
-    ("family", "task"),
-    [
-        ("gpt2", "causal-lm"),
-        *(
-            pytest.param(family, task, marks=pytest.mark.slow)
-            for family, task in (("bert", "classification"), ("gemma3_text", "causal-lm"), ("opt", "causal-lm"))
-        ),
-    ],
-)
-def test_parts_of_many_blocks_cost_what_counting_them_says(family: str, task: str, tmp_path: Path) -> None:
-    """They are reckoned from parts of few: to the last FLOP and byte."""
-    deep = 5
-    config = tiny.CONFIGS[family]().to_dict() | dict.fromkeys(("num_hidden_layers", "n_layer"), deep)
+# ------------------------------------------------------------------ from pieces
+
+EVERY = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
+OFTEN = (("gpt2", "causal-lm"), ("bert", "classification"))
+
+
+def every_family() -> list[Any]:
+    return [pytest.param(*case, marks=() if case in OFTEN else pytest.mark.slow) for case in EVERY]
+
+
+def every_part(ranks: tuple[int, ...]) -> list[Held]:
+    """Both sides of every cut, what lies between two, and the whole."""
+    cuts = range(BLOCKS + 1)
+    held = [Held(kind, cut, ranks) for kind in ("device", "server") for cut in cuts]
+    return [*held, Held("tail", 1, ranks), Held("middle", 0, ranks, end=2), Held("middle", 1, ranks, end=BLOCKS)]
+
+
+@pytest.mark.parametrize(("family", "task"), every_family())
+def test_any_part_is_the_sum_of_its_pieces(family: str, task: str, tiny_model: ModelMaker) -> None:
+    """What was counted on no more than two blocks is what running the part itself counts: to the last FLOP and byte.
+
+    Ranks that were counted and ranks that lie on their line; blocks that do not train, below and between.
+    """
+    settings = settings_for(tiny_model(family, task), task)
+    pieces, whole = CostModel(settings), Counter(settings)
+    powers = torch.tensor([1.0, TOKENS, TOKENS**2], dtype=torch.float64).numpy()
+    patterns = ((RANK,) * BLOCKS, (0, 5, 0))
+    for ranks in patterns:
+        for held in [*every_part(ranks), Held("whole", BLOCKS, ranks)]:
+            counts = whole.once(held, TOKENS)
+            expected = (counts.forward_flops, counts.backward_flops, counts.kept_bytes)
+            assert tuple((pieces._counted(held)[:3] @ powers).round()) == expected, held
+            assert pieces._frozen_bytes(held) == whole.frozen_bytes(held), held
+            assert sorted(pieces._names(held)) == sorted(whole.part(held).names), held
+
+
+def test_no_part_is_run_but_the_pieces(tiny_model: ModelMaker) -> None:
+    """However many cuts and ranks are asked for."""
+    costs = CostModel(settings_for(tiny_model("llama", "causal-lm"), "causal-lm"))
+
+    def ask(ranks: tuple[int, ...]) -> None:
+        for cut in range(BLOCKS + 1):
+            plan = DevicePlan("somebody", cut, ranks=ranks)
+            costs.device(plan, Flow(), SAMPLES, TOKENS)
+            costs.server(plan, SAMPLES, TOKENS)
+
+    ask((RANK,) * BLOCKS)
+    ask((1, 2, 3))
+    with mock.patch.object(Counter, "once", side_effect=AssertionError("counted again")):
+        for ranks in ((3, 2, 1), (7, 8, 9), (2, 2, 2)):
+            ask(ranks)
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
+def test_a_deep_model_is_counted_on_two_blocks(family: str, tmp_path: Path) -> None:
+    """A device, a server and the whole of seven blocks, of ranks of their own; a recomputed one too."""
+    deep = 7
+    config = tiny.CONFIGS[family]().to_dict() | {"num_hidden_layers": deep}
     made = type(tiny.CONFIGS[family]())(**{key: value for key, value in config.items() if key != "layer_types"})
     with mock.patch.dict(tiny.CONFIGS, {family: lambda: made}):
-        folder = tiny.save_tiny_model(family, task, tmp_path)
-    settings = settings_for(folder, task)
-    reckoned, counted = CostModel(settings), CostModel(settings)
-    counted.__dict__["_alike"] = False  # no block is taken for another
-    assert reckoned.num_blocks == deep
-    frozen = DevicePlan("somebody", 1, ranks=(0, *(8,) * (deep - 1)))
-    for plan, flow in ((at(deep), Flow()), (frozen, Flow()), (DevicePlan("somebody", deep, top=deep), Flow())):
-        assert reckoned.device(plan, flow, SAMPLES, TOKENS) == counted.device(plan, flow, SAMPLES, TOKENS)
-        if not plan.head:
-            assert reckoned.server(plan, SAMPLES, TOKENS) == counted.server(plan, SAMPLES, TOKENS)
+        folder = tiny.save_tiny_model(family, "causal-lm", tmp_path)
+    for recomputed in (False, True):
+        settings = settings_for(folder, "causal-lm", checkpoint_device=recomputed)
+        pieces, whole = CostModel(settings), Counter(settings)
+        ranks = (0, 2, 0, 5, 4, 4, 1)
+        for held in (Held("device", 5, ranks), Held("server", 3, ranks), Held("tail", 5, ranks)):
+            counts = whole.once(held, TOKENS)
+            flops, back, kept = (pieces._counted(held)[:3] @ [1.0, TOKENS, TOKENS**2]).round()
+            assert (flops, back) == (counts.forward_flops, counts.backward_flops)
+            assert kept == counts.kept_bytes, held
+
+
+def test_blocks_that_differ_are_counted_as_they_are(tiny_model: ModelMaker) -> None:
+    settings = settings_for(tiny_model("llama", "causal-lm"), "causal-lm")
+    costs, whole = CostModel(settings), Counter(settings)
+    costs.__dict__["_alike"] = False
+    held = Held("device", 1, (RANK,) * BLOCKS)
+    assert (costs._counted(held) == whole.counted(held)).all()
+    assert costs._frozen_bytes(held) == whole.frozen_bytes(held)

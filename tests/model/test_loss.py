@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from cutlayer.model import loss
-from cutlayer.model.loss import MASKED, replica_losses, token_loss
+from cutlayer.model.loss import MASKED, Learned, replica_losses, token_loss
 
 BATCH, TOKENS = 3, 7
 
@@ -76,8 +78,50 @@ def test_every_replica_is_averaged_over_its_own_tokens() -> None:
     """Bit for bit the loss of each alone, and not a third of all of them together."""
     cases = [random_case(vocabulary, torch.float32)[0][..., :20] for vocabulary in (20, 21, 22)]
     labels_BT = random_case(20, torch.float32)[1]
-    alone = [token_loss(logits_BTV.clone(), labels_BT) for logits_BTV in cases]
-    assert torch.equal(replica_losses(torch.cat(cases), labels_BT, 3), torch.stack(alone))
+    learned = Learned.of(labels_BT)
+    picked = [logits_BTV.flatten(0, 1)[learned.positions_N] for logits_BTV in cases]
+    alone = [learned.loss(rows_NV.clone()[None]) for rows_NV in picked]
+    together = learned.repeated(3, labels_BT.numel())
+    rows = torch.cat(cases).flatten(0, 1)[together.positions_N]
+    assert torch.equal(rows, torch.cat(picked))
+    assert torch.equal(replica_losses(rows[None], learned, 3), torch.stack(alone))
+    assert torch.allclose(torch.stack(alone), torch.stack([token_loss(one.clone(), labels_BT) for one in cases]))
+
+
+def test_only_learned_positions_reach_the_head() -> None:
+    """The head's own forward, on those rows alone; their gradients are those of all rows, the others' are zero."""
+    torch.manual_seed(0)
+    head, h_BTD, labels_BT = (
+        nn.Linear(8, 17, bias=False),
+        torch.randn(BATCH, TOKENS, 8),
+        random_case(17, torch.float32)[1],
+    )
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = head
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    model, learned, gradients, losses = Model(), Learned.of(labels_BT), [], []
+    for few in (True, False):
+        leaf_BTD = h_BTD.clone().requires_grad_()
+        with learned.alone(model) if few else nullcontext():
+            logits = head(leaf_BTD)
+        assert logits.shape == ((1, len(learned.positions_N), 17) if few else (BATCH, TOKENS, 17))
+        loss = learned.loss(logits) if few else token_loss(logits, labels_BT)
+        loss.backward()
+        losses.append(loss)
+        gradients.append(leaf_BTD.grad)
+    assert torch.allclose(losses[0], losses[1])
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
+    other = torch.ones(BATCH * TOKENS, dtype=torch.bool)
+    other[learned.positions_N] = False
+    assert 0 < int(other.sum()) < BATCH * TOKENS
+    assert not gradients[0].flatten(0, 1)[other].any()
+    assert head(h_BTD).shape == (BATCH, TOKENS, 17), "and afterwards all do"
 
 
 def test_every_replica_of_a_classifier_has_its_mean() -> None:

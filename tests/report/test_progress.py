@@ -106,3 +106,46 @@ def test_calls_before_the_run_has_started_are_harmless() -> None:
         display.event(Event("pi", "download", 0.0, 1.0, 0))
         display.round_done(row(0))
     assert out.getvalue() == ""
+
+
+def test_a_stage_is_a_plain_line_and_a_long_one_more_of_them() -> None:
+    """One at once; then how far it is after 4 s, 12 s, 28 s: a log of hours stays short. None when it is over."""
+    out, clock = io.StringIO(), Clock()
+    with Progress(Console(file=out, width=40), clock=clock) as display:
+        display.stage("reading the data")
+        for done in range(31):
+            display.stage("evaluating", done, 31)
+            clock.now += 1
+        display.stage("evaluating", 31, 31)
+        run(display, clock, range(1))
+    lines = out.getvalue().splitlines()
+    assert lines[:-1] == [
+        "reading the data",
+        "evaluating  0/31",
+        "evaluating  4/31  left 27.0 s",
+        "evaluating  12/31  left 19.0 s",
+        "evaluating  28/31  left 3.0 s",
+    ]
+    assert lines[-1].startswith("round 1/1")
+
+
+def test_on_a_terminal_a_stage_is_seen_before_and_between_rounds(terminal: tuple[Console, io.StringIO]) -> None:
+    console, _ = terminal
+    clock = Clock()
+    display = Progress(console, clock=clock)
+
+    def seen() -> str:
+        with console.capture() as capture:
+            console.print(display._drawn())
+        return capture.get()
+
+    display.stage("reading the data")
+    clock.now += 3
+    assert seen() == "reading the data  3.0 s\n"
+    run(display, clock, range(1))
+    assert "reading" not in seen()
+    display.stage("evaluating", 1, 4)
+    assert "round 1/1" in seen()
+    assert seen().splitlines()[-1].startswith("evaluating  1/4")
+    display.stage("evaluating", 4, 4)
+    assert "evaluating" not in seen()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from bases import moved_adapter, open_base
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
-from cutlayer.server.evaluate import evaluate
+from cutlayer.server import evaluate as module
+from cutlayer.server.evaluate import evaluate, rows_at_once
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter, Batch
@@ -94,3 +96,33 @@ def test_training_goes_on_after_an_evaluation(tiny_model: ModelMaker) -> None:
     base.whole().use(adapter)
     base.whole().loss_and_logits(batch)[0].backward()
     assert all(parameter.grad is not None for parameter in adapter.values())
+
+
+def test_what_comes_and_goes_is_bounded(tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more rows at once than the budget has room for; the same metrics whatever it is; every sample told of."""
+    base = open_base(tiny_model("llama", "causal-lm"), "causal-lm")
+    adapter, batches = moved_adapter(base), batches_of("causal-lm")
+    at_once, told = evaluate(base, adapter, batches), list[int]()
+    row_bytes = 12 * base.vocabulary * 4
+    monkeypatch.setattr(module, "BUDGET_BYTES", 2 * row_bytes)
+    sizes = [rows_at_once(batch, base) for batch in batches]
+    assert [sum(each) for each in sizes] == [4, 3, 1]
+    assert max(max(each) for each in sizes) == 2
+    logits = list[int]()
+    head = base.whole().model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda _head, _inputs, output: logits.append(output.numel() * 4))
+    few = evaluate(base, adapter, batches, told=told.append)
+    handle.remove()
+    assert max(logits) <= 2 * row_bytes
+    assert few == pytest.approx(at_once)
+    assert told[-1] == 8
+    monkeypatch.setattr(module, "BUDGET_BYTES", 1)
+    assert rows_at_once(batches[0], base) == [1, 1, 1, 1], "a row is never cut"
+
+
+def test_a_row_with_nothing_to_learn_counts_for_nothing(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("llama", "causal-lm"), "causal-lm")
+    batch = random_batch("causal-lm")
+    empty = replace(batch, labels=torch.full_like(batch.labels, -100), weight=0)
+    adapter = base.initial_adapter(0)
+    assert evaluate(base, adapter, [batch, empty]) == evaluate(base, adapter, [batch])

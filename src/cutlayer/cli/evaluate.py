@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.terminal import console, table
+from cutlayer.cli.threads import fit_threads
 from cutlayer.errors import AdapterError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def evaluate(
     from cutlayer.model.export import read_adapter, read_card
     from cutlayer.model.source import DTYPES, ModelFiles
     from cutlayer.report.json_lines import to_json
+    from cutlayer.report.progress import NoProgress, Progress
     from cutlayer.server import evaluate as evaluation
     from cutlayer.settings import hardware as hardware_named
     from cutlayer.settings import load_tokenizer
@@ -74,7 +76,15 @@ def evaluate(
     )
     base = Base(settings, device)
     batches = evaluation_batches(samples, batch_size, card.pad_id)
-    metrics = evaluation.evaluate(base, read_adapter(adapter, base), batches)
+    fit_threads()
+    with NoProgress() if as_json else Progress(console()) as display:
+        display.stage("evaluating", 0, len(samples))
+        metrics = evaluation.evaluate(
+            base,
+            read_adapter(adapter, base),
+            batches,
+            told=lambda done: display.stage("evaluating", done, len(samples)),
+        )
     if as_json:
         print(to_json(metrics))
         return

@@ -92,6 +92,7 @@ FLAGS = (
     Flag("--stragglers", "train.stragglers", "wait_all|deadline:SECONDS|quorum:FRACTION", "How long a round waits."),
     Flag("--late", "train.late", "drop|use|keep", "What becomes of the work of devices that are late."),
     Flag("--eval-every", "train.eval_every", "N", "Rounds between two evaluations."),
+    Flag("--eval-rows", "train.eval_rows", "N", "Validation rows to evaluate on, drawn by the seed; by default all."),
     Flag("--seed", "train.seed", "N", "Same seed, same adapter."),
     Flag("--compress-activations", "wire.activations", "none|bf16|int8|topk:FRACTION", "How devices pack activations."),
     Flag("--compress-gradients", "wire.gradients", "none|bf16|int8|topk:FRACTION", "How the server packs gradients."),

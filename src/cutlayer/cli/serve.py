@@ -10,7 +10,8 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.threads import fit_threads
 
 if TYPE_CHECKING:
     from cutlayer.config import RunConfig
@@ -62,18 +63,24 @@ def serve(
     if span is not None:  # the run's folder is the other process's
         _lend(given.config(), span, host=host, port=port, roster=folder, insecure=insecure)
         return
-    config = config_of(resume, given)
-    from cutlayer.api.serve import serving
-    from cutlayer.report.fleet_progress import FleetProgress
-    from cutlayer.report.progress import NoProgress
-
     terminal = console()
+    with starting(terminal, quiet=quiet):
+        config = config_of(resume, given)
+        from cutlayer.api.serve import serving
+        from cutlayer.report.fleet_progress import FleetProgress
+        from cutlayer.report.progress import NoProgress
+        from cutlayer.settings import slow_dtype
+
+        fit_threads()
+    if not quiet and (warning := slow_dtype(config)):
+        terminal.print(warning, soft_wrap=True)
     display = NoProgress() if quiet else FleetProgress(terminal)
 
     def opened(port: int) -> None:
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
 
-    with terminal.status("reading the data"):
+    with display:
+        display.stage("reading the data")
         work = serving(
             config,
             display,
@@ -86,7 +93,6 @@ def serve(
             min_devices=min_devices,
             resume=resume is not None,
         )
-    with display:
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
 

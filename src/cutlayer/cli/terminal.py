@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,24 @@ def console(*, at_least: int = 0) -> Console:
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     made = Console(width=width, markup=False, highlight=False)
     return made if made.width >= at_least else Console(width=at_least, markup=False, highlight=False)
+
+
+@contextmanager
+def starting(terminal: Console, *, quiet: bool = False) -> Iterator[None]:
+    """Says at once that something is going on, while what a command needs is imported: seconds of torch.
+
+    Args:
+      terminal: Where.
+      quiet: Say nothing.
+    """
+    if quiet:
+        yield
+    elif terminal.is_interactive:
+        with terminal.status("starting"):
+            yield
+    else:
+        terminal.print("starting")
+        yield
 
 
 def width_of(shown: Table) -> int:

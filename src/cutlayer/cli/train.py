@@ -12,7 +12,8 @@ import typer
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.threads import fit_threads
 
 
 def train(
@@ -25,17 +26,19 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Fine-tune a model on a fleet; ends with a PEFT adapter and a report of what each device did."""
-    config = config_of(resume, given)
-    from cutlayer.report.progress import NoProgress, Progress
-    from cutlayer.run.inputs import prepare
-    from cutlayer.run.simulated import simulate
-
-    out = Path(config.out)
     terminal = console()
-    with terminal.status("reading the data"):
-        inputs = prepare(config)
-    with _interruptible(out), NoProgress() if quiet else Progress(terminal) as display:
-        outcome = simulate(inputs, display, resume=resume is not None)
+    with starting(terminal, quiet=quiet):
+        config = config_of(resume, given)
+        from cutlayer.report.progress import NoProgress, Progress
+        from cutlayer.run.inputs import prepare
+        from cutlayer.run.simulated import simulate
+        from cutlayer.settings import slow_dtype
+
+        fit_threads()
+    if not quiet and (warning := slow_dtype(config)):
+        terminal.print(warning, soft_wrap=True)
+    with _interruptible(Path(config.out)), NoProgress() if quiet else Progress(terminal) as display:
+        outcome = simulate(prepare(config, display.stage), display, resume=resume is not None)
     tell(outcome, quiet=quiet)
 
 

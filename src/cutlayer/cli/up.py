@@ -10,7 +10,7 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import console, starting
 from cutlayer.errors import ConfigError
 
 
@@ -28,27 +28,30 @@ def up(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Start a server and a process for each device on this machine, over a real network; ends with a PEFT adapter."""
-    config = config_of(resume, given)
-    from cutlayer.fleet.profile import first_devices, load_fleet
-    from cutlayer.report.fleet_progress import FleetProgress
-    from cutlayer.report.progress import NoProgress
-    from cutlayer.run.inputs import prepare, prepare_server, write_shares
-    from cutlayer.run.up import up as bring_up
-    from cutlayer.transport.allocator import keep_freed_memory
+    terminal = console()
+    with starting(terminal, quiet=quiet):
+        config = config_of(resume, given)
+        from cutlayer.fleet.profile import first_devices, load_fleet
+        from cutlayer.report.fleet_progress import FleetProgress
+        from cutlayer.report.progress import NoProgress
+        from cutlayer.run.inputs import prepare, prepare_server, write_shares
+        from cutlayer.run.up import up as bring_up
+        from cutlayer.settings import slow_dtype
+        from cutlayer.transport.allocator import keep_freed_memory
 
     if devices is not None:
         if resume is not None:
             raise ConfigError("--resume: expected no --devices beside it, got one. The run has its devices.")
         config = config.model_copy(update={"fleet": first_devices(config.fleet, devices)})
     keep_freed_memory()
-    terminal = console()
-    with terminal.status("reading the data"):
+    if not quiet and (warning := slow_dtype(config)):
+        terminal.print(warning, soft_wrap=True)
+    with NoProgress() if quiet else FleetProgress(terminal) as display:
         if resume is None:
-            shares, config = write_shares(prepare(config), Path(config.out) / "shares")
+            shares, config = write_shares(prepare(config, display.stage), Path(config.out) / "shares")
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
-        inputs, fleet = prepare_server(config), load_fleet(config.fleet)
-    with NoProgress() if quiet else FleetProgress(terminal) as display:
+        inputs, fleet = prepare_server(config, display.stage), load_fleet(config.fleet)
         outcome = run_until_signalled(
             bring_up(inputs, fleet, shares, display, resume=resume is not None),
             f"cutlayer up --resume {config.out}",

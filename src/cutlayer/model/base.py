@@ -89,18 +89,21 @@ class Base:
     Args:
       settings: What the run says of the model.
       device: Where tensors live and arithmetic happens; `meta` makes parts without reading any weight.
+      depth: As if the model had so many blocks; None for those that it has.
 
     Raises:
       ModelError: The model's files or architecture do not serve.
       AdapterError: The LoRA targets attach to nothing.
     """
 
-    def __init__(self, settings: ModelSettings, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, settings: ModelSettings, device: torch.device | str = "cpu", *, depth: int | None = None
+    ) -> None:
         self.settings = settings
         self.device = torch.device(device)
         self.files = ModelFiles(settings.name)
         self.dtype = DTYPES[settings.dtype]
-        self.config = self._transformers_config()
+        self.config = self._transformers_config(depth)
         self.family = self._family()
         self.pooling = choose_pooling(settings.pooling, self.family)
         self.trained_heads = self._trained_heads()
@@ -110,7 +113,8 @@ class Base:
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)
-        self.parameter_names = [name for name, _ in skeleton.named_parameters() if name not in self._ties]
+        self.parameter_shapes = {name: value.shape for name, value in skeleton.named_parameters()}
+        self.parameter_names = [name for name in self.parameter_shapes if name not in self._ties]
         self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
@@ -399,6 +403,17 @@ class Base:
         return self.weights.get(self._ties.get(path, path))
 
     @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def widest(self) -> int:
+        """The widest that hidden states get inside a block."""
+        inside = (shape for name, shape in self.parameter_shapes.items() if self.block_of(PREFIX + name) is not None)
+        return max(max(shape) for shape in inside)
+
+    @property
     def transposed(self) -> bool:
         """Whether weights are stored inputs first, as GPT-2's are."""
         return self.family.name == "gpt2"
@@ -450,12 +465,16 @@ class Base:
         weight = self.weights.read(f"{owner}.dense.weight").float()
         return bool(weight.std() < 0.5 * float(self.config.initializer_range))
 
-    def _transformers_config(self) -> Any:
+    def _transformers_config(self, depth: int | None) -> Any:
         with _from_config_json(self.settings.name):
             config = config_of(self.files)
         if self.settings.task == "classification":
             config.num_labels = self.settings.num_labels
             config.problem_type = "single_label_classification"
+        if depth is not None:
+            config.num_hidden_layers = depth
+            if getattr(config, "layer_types", None):
+                config.layer_types = (list(config.layer_types) * depth)[:depth]
         config.use_cache = False
         config.pad_token_id = self.settings.pad_id
         if not self.settings.base_dropout:

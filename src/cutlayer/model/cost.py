@@ -1,10 +1,6 @@
-"""What one step of a part costs, counted and not assumed: FLOPs by torch's counter, memory by what autograd keeps.
+"""What one step of a part costs, counted and not assumed, at any cut and batch shape.
 
-Nothing is computed: parts are built on the meta device and run at three lengths on fake tensors, which choose the
-CPU's kernels (fused attention keeps no T x T matrix) and answer no question about their values. Per sample, every
-quantity of a transformer is a polynomial of the length T, constant (a head on one vector) + linear (projections) +
-quadratic (attention), so three lengths fix it exactly and any batch is then one multiplication
-(`tests/model/test_cost.py` counts other shapes directly and compares).
+What is counted, and how, is in `model/counting.py`; here parts are put together from pieces, and steps from parts.
 
 Shapes: B batch, T tokens, D hidden size.
 """
@@ -14,22 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import groupby
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, Blocks, ModelSettings
-from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
+from cutlayer.model.counting import DEPTH, PROBE_LENGTHS, Counter, Held, Pieces
 from cutlayer.model.structure import Left
-from cutlayer.types import Batch, Cost, DevicePlan, Flow, Kept, adapted_blocks
+from cutlayer.types import Cost, DevicePlan, Flow, adapted_blocks
 
-PROBE_LENGTHS = (16, 32, 48)
-PROBE_SAMPLES = 2
 BYTES_PER_TRAINABLE = 16
 """fp32 value, gradient and AdamW's two moments."""
 VALUE_BYTES = 4
@@ -41,46 +31,6 @@ HEAP_SLACK = 1.25
 on its own it is 1.0; glibc's heap keeps holes that no tensor fits (`tests/model/test_cost_memory.py` measures both)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What one pass at one shape cost."""
-
-    forward_flops: float
-    backward_flops: float
-    kept_bytes: int
-    largest_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a machine holds: device-side, server-side or the whole, its cut, the rank on every block, and, of a whole
-    that is pruned, how many heads and channels are left in every block.
-
-    A device that keeps its labels holds a `tail` too, from its cut on; the server's is then `middle`, up to `end`.
-    """
-
-    kind: str
-    cut: int
-    ranks: tuple[int, ...]
-    left: Left | None = None
-    end: int = 0
-
-    @property
-    def blocks(self) -> Blocks:
-        return adapted_blocks(self.ranks)
-
-    @property
-    def on_device(self) -> bool:
-        return self.kind in ("device", "tail")
-
-    def num_blocks(self, of_model: int) -> int:
-        """How many blocks it holds of a model of so many."""
-        first, end = {"device": (0, self.cut), "middle": (self.cut, self.end), "whole": (0, of_model)}.get(
-            self.kind, (self.cut, of_model)
-        )
-        return end - first
-
-
 class CostModel:
     """Costs of device-side and server-side steps at any cut and batch shape.
 
@@ -89,8 +39,8 @@ class CostModel:
     """
 
     def __init__(self, settings: ModelSettings) -> None:
-        self._base = Base(settings, device="meta")
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._whole = Counter(settings)
+        self._base = self._whole.base
         self.num_blocks = self._base.num_blocks
         self.dtype = self._base.dtype
         self._settings = settings
@@ -138,8 +88,10 @@ class CostModel:
     @cache  # noqa: B019
     def _shared_bytes(self, one: Held, other: Held) -> int:
         """Frozen weights that two parts on one machine share: of a head that is tied to the embeddings."""
-        stored = [self._base.stored_names(self._part(held)) for held in (one, other)]
-        return sum(stored[0][name].numel() * stored[0][name].element_size() for name in stored[0].keys() & stored[1])
+        if not self._alike:
+            return self._whole.shared_bytes(one, other)
+        pieces = self._pieces(one)
+        return pieces.counter.shared_bytes(pieces.empty(one.kind), pieces.empty(other.kind))
 
     def _around(self, away: tuple[int, int], ranks: tuple[int, ...], num_samples: int, num_tokens: int) -> Cost:
         """A step of what lies below and above blocks that others run; and the adapters of these, which it keeps."""
@@ -196,7 +148,7 @@ class CostModel:
 
     def adapter_bytes(self, names: Iterable[str], ranks: tuple[int, ...] = (), left: Left | None = None) -> int:
         """The fp32 tensors that go by these names, at these ranks, of what is left."""
-        shapes = self._shapes(ranks, left)
+        shapes = self._whole.shapes(ranks, left)
         return 4 * sum(int(np.prod(shapes[name])) for name in names)
 
     def device_adapter_bytes(self, plan: DevicePlan, flow: Flow) -> int:
@@ -212,42 +164,18 @@ class CostModel:
     def _adapters(self, cut: int, blocks: Blocks, top: int | None) -> int:
         return sum(".lora_A." in name for name in self._base.device_names(cut, blocks, top=top))
 
-    @cached_property
+    @property
     def hidden_size(self) -> int:
         """D: the width of the activations."""
-        part = self._part(Held("device", 0, ()))
-        assert isinstance(part, DevicePart)
-        with self._fake:
-            return int(part.forward(_inputs(1, 1)).shape[-1])
+        return self._few[False].counter.hidden_size
 
     @cached_property
     def _without_recomputing(self) -> CostModel:
         return CostModel(replace(self._settings, checkpoint_device=False, checkpoint_server=False))
 
-    def _part(self, held: Held) -> Part:
-        if held.kind == "server":
-            return self._faked(self._base.server_part(held.cut, held.blocks))
-        if held.kind == "tail":
-            return self._faked(self._base.tail_part(held.cut, held.blocks))
-        if held.kind == "middle":
-            return self._faked(self._base.middle_part(held.cut, held.end, held.blocks))
-        kept = None
-        if held.left is not None:
-            heads, channels = (tuple(range(units)) for units in held.left)
-            kept = Kept((heads,) * self.num_blocks, (channels,) * self.num_blocks)
-        if held.kind == "device":
-            return self._faked(self._base.device_part(held.cut, held.blocks, kept))
-        return self._faked(self._base.whole(held.blocks) if kept is None else self._base.pruned(kept, held.blocks))
-
     def _left(self, flow: Flow) -> Left | None:
         """How many heads and channels are left in every block; None for all of them."""
         return self._base.structure.left(flow.removed) if flow.removed else None
-
-    def _shapes(self, ranks: tuple[int, ...], left: Left | None) -> dict[str, tuple[int, ...]]:
-        shapes = self._base.shapes_of(ranks)
-        if left is None:
-            return shapes
-        return {name: self._base.structure.shape(name, shape, left) for name, shape in shapes.items()}
 
     def _corners(self, held: Held) -> list[tuple[float, Held]]:
         """Structures to count instead of a pruned one, and how much of each makes it.
@@ -264,15 +192,6 @@ class CostModel:
         return [(1 - heads - channels, replace(held, left=None)), (heads, fewest[0]), (channels, fewest[1])]
 
     @cache  # noqa: B019
-    def _faked(self, part: Part) -> Part:
-        """The part with fake tensors on the CPU where there were tensors on the meta device."""
-        with self._fake:
-            part.model.to_empty(device="cpu")
-        if isinstance(part, WholePart):
-            part.device = torch.device("cpu")
-        return part
-
-    @cache  # noqa: B019
     def _coefficients(self, held: Held) -> np.ndarray:
         """(4, 3): per quantity the coefficients of 1, T and T**2, per sample.
 
@@ -282,153 +201,89 @@ class CostModel:
         """
         if not self._base.by_module(held.ranks):
             return self._recomputed(held)
-        first, end = {"device": (0, held.cut), "server": (held.cut, self.num_blocks)}.get(
-            held.kind, (0, self.num_blocks)
-        )
         coefficients: np.ndarray = self._recomputed(replace(held, ranks=(1,) * self.num_blocks)).copy()
-        for block in range(first, end):
+        for block in held.span(self.num_blocks):
             ranks = self._base.ranks_on(block, held.ranks)
-            for slope, rank in zip(self._slopes(held.kind), ranks, strict=True):
+            for slope, rank in zip(self._pieces(held).slopes, ranks, strict=True):
                 coefficients[:3] += (rank - 1) * slope
         return coefficients
-
-    @cache  # noqa: B019
-    def _slopes(self, kind: str) -> list[np.ndarray]:
-        """Of each LoRA module of a block, (3, 3): what one more rank adds to the first three quantities.
-
-        They are those of a block whose input waits for a gradient, where there is one. In the lowest block, a module
-        that reads the embeddings takes no such gradient, and costs as much less.
-        """
-        cut = self.num_blocks - 1 if kind == "server" else min(2, self.num_blocks)
-        block = self.num_blocks - 1 if kind == "server" else cut - 1
-        places = [place for place, name in enumerate(self._base.modules) if self._base.block_of(name) == block]
-        ones = (1,) * len(self._base.modules)
-        held = Held("server" if kind == "server" else "device", cut, ones)
-        at_one = self._recomputed(held)[:3]
-
-        def one_more(place: int) -> np.ndarray:
-            raised = (*ones[:place], 2, *ones[place + 1 :])
-            slope: np.ndarray = self._recomputed(replace(held, ranks=raised))[:3] - at_one
-            return slope
-
-        return [one_more(place) for place in places]
 
     @cache  # noqa: B019
     def _recomputed(self, held: Held) -> np.ndarray:
         """What is counted, and what recomputing blocks needs."""
         coefficients, settings = self._counted(held).copy(), self._settings
         recomputes = settings.checkpoint_device if held.on_device else settings.checkpoint_server
-        blocks = held.num_blocks(self.num_blocks)
+        blocks = len(held.span(self.num_blocks))
         if recomputes and blocks:  # while one block is recomputed, its activations are there
             coefficients[2] += self._without_recomputing._coefficients(held)[2] / blocks
         return coefficients
 
     @cache  # noqa: B019
     def _counted(self, held: Held) -> np.ndarray:
-        """`_coefficients` before anything is recomputed.
-
-        Blocks that are alike cost alike, so only parts of few blocks are run: what more of them cost lies on a line
-        with two and three, and the whole is the embeddings and a server that holds every block. The largest tensor is
-        the same however many there are.
-        """
-        spelled = self._spelled(held)
-        if spelled != held:
-            return self._counted(spelled)
-        if held.kind == "whole" and held.left is None:
-            bottom, top = (self._counted(Held(kind, 0, held.ranks)) for kind in ("device", "server"))
-            return np.vstack([bottom[:3] + top[:3], top[3:]])
-        run = self._longest_run(held)
-        if run is None:
-            part = self._part(held)
-            return self._fit(part, self._probe(part, held), self._shapes(held.ranks, held.left))
-        two, three = (self._counted(self._with_run(held, run, length)) for length in (2, 3))
-        return np.vstack([two[:3] + (run[1] - 2) * (three[:3] - two[:3]), three[3:]])
-
-    def _spelled(self, held: Held) -> Held:
-        """The same with a rank for every block, and of blocks that are not held no more than whether any trains."""
-        if held.left is not None or len(held.ranks) not in (0, self.num_blocks):
-            return held
+        """`_coefficients` before anything is recomputed: the sum of the pieces, and the largest of their tensors."""
+        if not self._alike:
+            return self._whole.counted(held)
+        pieces, span = self._pieces(held), held.span(self.num_blocks)
         ranks = held.ranks or (self._settings.lora.rank,) * self.num_blocks
-        others = self.num_blocks - held.cut
-        if held.kind == "device":
-            return replace(held, ranks=(*ranks[: held.cut], *(0,) * others))
-        if held.kind == "server":
-            return replace(held, ranks=((int(any(ranks[: held.cut])),) * held.cut) + ranks[held.cut :])
-        return replace(held, ranks=ranks)
+        waits = held.kind == "tail" or (held.kind in ("server", "middle") and any(ranks[: held.cut]))
+        parts = [pieces.bottom] if held.kind in ("device", "whole") else [pieces.fed]
+        if waits and span:
+            parts.append(pieces.shared)
+        for block in span:
+            parts.append(pieces.block(ranks[block], held.left, waits=waits))
+            waits = waits or ranks[block] > 0
+        if held.kind in ("server", "tail", "whole"):
+            parts.append(pieces.top(waits=waits))
+        powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
+        largest = np.linalg.solve(powers, np.max([powers @ part[3] for part in parts], axis=0))
+        sums: np.ndarray = np.vstack([np.sum([part[:3] for part in parts], axis=0), largest])
+        return sums
 
-    def _longest_run(self, held: Held) -> tuple[int, int] | None:
-        """The longest run of more than three blocks of one rank, in a part that may have fewer: where, how long."""
-        shortens = held.kind in ("device", "server") and held.left is None
-        if not shortens or len(held.ranks) != self.num_blocks or not self._alike:
-            return None
-        first, end = (0, held.cut) if held.kind == "device" else (held.cut, self.num_blocks)
-        runs, start = [], first
-        for _, blocks in groupby(held.ranks[first:end]):
-            length = len(list(blocks))
-            runs.append((start, length))
-            start += length
-        longest = max(runs, key=lambda run: run[1], default=(0, 0))
-        return longest if longest[1] > 3 else None
+    def _pieces(self, held: Held) -> Pieces:
+        settings = self._settings
+        return self._few[settings.checkpoint_device if held.on_device else settings.checkpoint_server]
 
-    def _with_run(self, held: Held, run: tuple[int, int], length: int) -> Held:
-        """The part with so many blocks in place of that run."""
-        first, fewer = run[0], run[1] - length
-        if held.kind == "device":
-            own = held.ranks[:first] + held.ranks[first + fewer : held.cut]
-            return Held("device", held.cut - fewer, own + (0,) * (self.num_blocks - len(own)))
-        own = held.ranks[held.cut : first] + held.ranks[first + fewer :]
-        below = held.ranks[0] if held.cut else 0
-        return Held("server", held.cut + fewer, (below,) * (held.cut + fewer) + own)
+    @cached_property
+    def _few(self) -> dict[bool, Pieces]:
+        """The pieces, by whether blocks are recomputed."""
+        wanted = {False, self._settings.checkpoint_device, self._settings.checkpoint_server}
+        return {checkpoint: Pieces(self._settings, checkpoint=checkpoint) for checkpoint in wanted}
 
     @cached_property
     def _alike(self) -> bool:
-        """Whether all blocks have the same parameters."""
-        shapes: dict[int, dict[str, torch.Size]] = {}
-        for name, parameter in self._base.whole().model.named_parameters():
-            if (block := self._base.block_of(PREFIX + name)) is not None:
-                shapes.setdefault(block, {})[name.partition(f".{block}.")[2]] = parameter.shape
-        return all(one == shapes[0] for one in shapes.values())
-
-    def _probe(self, part: Part, held: Held) -> Callable[[int], Counts]:
-        """One step of this part on `PROBE_SAMPLES` texts of the given length."""
-        classes, hidden_size = self._settings.task == "classification", self.hidden_size
-
-        def step(length: int) -> Counts:
-            shape = (PROBE_SAMPLES, length)
-            labels = torch.zeros(shape[:1] if classes else shape, dtype=torch.long)
-            if isinstance(part, DevicePart):
-                return _count(part, lambda: part.forward(_inputs(*shape)))
-            if isinstance(part, WholePart):
-                ids_BT, mask_BT = _inputs(*shape).values()
-                batch = Batch(ids_BT, mask_BT, labels, token_type_ids_BT=None, indices=(), weight=1)
-                return _count(part, lambda: part.loss(batch))
-            assert isinstance(part, ServerPart | MiddlePart)
-            trains = held.kind == "tail" or bool(self._base.device_names(held.cut, held.blocks))
-            h_BTD = torch.zeros(*shape, hidden_size, dtype=self._base.dtype, requires_grad=trains)
-            mask_BT = torch.ones(shape, dtype=torch.bool)
-            if isinstance(part, MiddlePart):
-                return _count(part, lambda: part.forward(h_BTD, mask_BT))
-            return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
-
-        return step
-
-    def _fit(self, part: Part, step: Callable[[int], Counts], shapes: dict[str, tuple[int, ...]]) -> np.ndarray:
-        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample."""
-        with self._fake:
-            part.use({name: nn.Parameter(torch.empty(shapes[name])) for name in part.names})
-            counts = [step(length) for length in PROBE_LENGTHS]
-        values = np.array([[c.forward_flops, c.backward_flops, c.kept_bytes, c.largest_bytes] for c in counts])
-        powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
-        coefficients: np.ndarray = np.linalg.solve(powers, values / PROBE_SAMPLES).T
-        return coefficients
+        """Whether all blocks have the same parameters, and those of the model that pieces are counted on too."""
+        few = self._few[False].counter.base
+        every = [*_by_block(self._base), *_by_block(few)]
+        return few.num_blocks == DEPTH and all(one == every[0] for one in every)
 
     @cache  # noqa: B019
     def _fixed_bytes(self, held: Held, bytes_each: int = BYTES_PER_TRAINABLE) -> int:
         """Frozen weights, and the trainable tensors: with gradient and moments, or `bytes_each` for each number."""
-        part, shapes = self._part(held), self._shapes(held.ranks, held.left)
-        trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
-        frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
-        return frozen + bytes_each * sum(int(np.prod(shapes[name])) for name in part.names)
+        return self._frozen_bytes(held) + bytes_each // 4 * self.adapter_bytes(self._names(held), held.ranks, held.left)
+
+    def _frozen_bytes(self, held: Held) -> int:
+        if not self._alike:
+            return self._whole.frozen_bytes(held)
+        ends, block = self._pieces(held).frozen_bytes(held.kind, held.left)
+        return ends + len(held.span(self.num_blocks)) * block
+
+    def _names(self, held: Held) -> list[str]:
+        """The trainable tensors of a part."""
+        base, blocks = self._base, held.blocks
+        if held.kind == "device":
+            return base.device_names(held.cut, blocks)
+        if held.kind == "whole":
+            return base.server_names(0, blocks)
+        return base.server_names(held.cut, blocks, top=held.end if held.kind == "middle" else None)
+
+
+def _by_block(base: Base) -> list[dict[str, torch.Size]]:
+    """By block, its parameters' shapes."""
+    blocks: list[dict[str, torch.Size]] = [{} for _ in range(base.num_blocks)]
+    for name, shape in base.parameter_shapes.items():
+        if (block := base.block_of(PREFIX + name)) is not None:
+            blocks[block][name.partition(f".{block}.")[2]] = shape
+    return blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -487,57 +342,3 @@ class ShapedCosts:
 def cost_model(settings: ModelSettings) -> CostModel:
     """The cost model for these settings, one per process: what was counted once is not counted again."""
     return CostModel(settings)
-
-
-def _attention(*shapes: torch.Size, **_: object) -> int:
-    return int(sdpa_flop_count(*shapes[:3]))
-
-
-def _attention_backward(*shapes: torch.Size, **_: object) -> int:
-    return int(sdpa_backward_flop_count(*shapes[:4]))
-
-
-FUSED_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""The CPU's kernels, for which torch's counter has no formula."""
-
-
-def _inputs(num_samples: int, num_tokens: int) -> dict[str, Tensor]:
-    shape = (num_samples, num_tokens)
-    return {
-        "input_ids": torch.zeros(shape, dtype=torch.long),
-        "attention_mask": torch.ones(shape, dtype=torch.long),
-    }
-
-
-def _count(part: Part, forward: Callable[[], Tensor]) -> Counts:
-    """Runs forward and, where something trains, backward, within a fake mode."""
-    weights = {_storage(parameter) for parameter in part.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in weights:
-            kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with (
-        FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as ahead,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        output = forward()
-    # what the loss of a language model keeps, it turns into its gradient in place
-    reused = {_storage(tensor) for tensor in getattr(output.grad_fn, "saved_tensors", ())}
-    back_flops = 0.0
-    if output.requires_grad:
-        with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as back:
-            output.backward(torch.empty_like(output))
-        back_flops = float(back.get_total_flops())
-    others = (size for storage, size in kept.items() if storage not in reused)
-    largest = max([*others, output.numel() * output.element_size()])
-    return Counts(float(ahead.get_total_flops()), back_flops, sum(kept.values()), largest)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -55,6 +55,7 @@ class AdapterCard:
       pad_id: the id that padded.
       columns: which column of the data was what.
       family: where the parts of the model are, where its family is not of the table.
+      eval_rows: validation rows by which it was judged, where they were a sample; None for all.
     """
 
     base: str
@@ -65,6 +66,7 @@ class AdapterCard:
     pad_id: int
     columns: dict[str, str]
     family: Mapping[str, Any] | None = None
+    eval_rows: int | None = None
 
     @property
     def own_family(self) -> Family | None:

@@ -1,18 +1,24 @@
 """The loss of a language model, without the copies: logits are the largest tensor of a step by far.
 
+They are asked of the head only where something is learned: a prompt, padding and the last token of a text have none
+(`Learned`). The head is the model's own; a hook hands it those positions alone.
+
 Cross entropy as torch computes it keeps the logits' log-softmax beside them, and its backward pass makes two more
 tensors of that size. Here each takes the place of the one before it, some rows at a time, by the same kernels: the
 numbers are those of transformers' own loss, bit for bit (`tests/model/test_loss.py`).
 
-Shapes: B batch, T tokens, V vocabulary, N = B T, R replicas of a batch.
+Shapes: B batch, T tokens, D hidden size, V vocabulary, N rows: B T of them, or those that are learned; R replicas.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
 MASKED = -100
@@ -23,6 +29,60 @@ PIECE = 2**20
 _MEAN = 1  # torch's number for reduction="mean"
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Where a batch of texts is learned, and what.
+
+    Attributes:
+      positions_N: places in B T whose next token counts, ascending; int64.
+      targets_N: those tokens.
+    """
+
+    positions_N: Tensor
+    targets_N: Tensor
+
+    @classmethod
+    def of(cls, labels_BT: Tensor) -> Learned:
+        """What these labels say.
+
+        Args:
+          labels_BT: The tokens, `MASKED` where they do not count; int64.
+        """
+        next_N = _next(labels_BT)
+        positions_N = (next_N != MASKED).nonzero().squeeze(1)
+        return cls(positions_N, next_N[positions_N])
+
+    def repeated(self, replicas: int, num_positions: int) -> Learned:
+        """The same of a batch that is there so many times, one after the other.
+
+        Args:
+          replicas: How many times.
+          num_positions: B T of one of them.
+        """
+        starts_R = torch.arange(replicas, device=self.positions_N.device) * num_positions
+        return Learned((starts_R[:, None] + self.positions_N).flatten(), self.targets_N.repeat(replicas))
+
+    @contextmanager
+    def alone(self, model: nn.Module) -> Iterator[None]:
+        """Within it, the head of a causal LM makes logits, (1, N, V), of the learned positions, and of no others."""
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_pre_hook(
+            lambda _module, inputs: inputs[0].flatten(0, 1).index_select(0, self.positions_N)[None]
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The mean cross entropy over learned positions; uses the logits up. See `token_loss`.
+
+        Args:
+          logits: (1, N, V), of the learned positions.
+        """
+        return _loss(logits[0], self.targets_N)
+
+
 def token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     """The mean cross entropy of predicting each token from those before it; uses the logits up.
 
@@ -30,21 +90,30 @@ def token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
       logits_BTV: Nobody may look at them afterwards: their memory becomes their gradient's. One backward pass at most.
       labels_BT: The tokens, `MASKED` where they do not count; int64.
     """
-    next_BT = pad(labels_BT, (0, 1), value=MASKED)[:, 1:]
-    loss: Tensor = _TokenLoss.apply(logits_BTV.float().flatten(0, 1), next_BT.flatten())  # type: ignore[no-untyped-call]
-    return loss
+    return _loss(logits_BTV.flatten(0, 1), _next(labels_BT))
 
 
-def replica_losses(logits: Tensor, labels: Tensor, replicas: int) -> Tensor:
-    """The mean loss of each replica of a batch, over its own samples or unmasked target tokens; (R,).
+def replica_losses(logits: Tensor, labels: Tensor | Learned, replicas: int) -> Tensor:
+    """The mean loss of each replica of a batch, over its own samples or learned positions; (R,).
 
     Args:
-      logits: (R B, classes), or (R B, T, V), which is used up; replica after replica.
-      labels: (B,) classes or (B, T) tokens, those of every replica.
+      logits: (R B, classes), or (1, R N, V), which is used up; replica after replica.
+      labels: (B,) classes, or what is learned of one replica: the same of each.
       replicas: R.
     """
-    loss = token_loss if labels.dim() == 2 else cross_entropy
-    return torch.stack([loss(part, labels) for part in logits.chunk(replicas)])
+    if isinstance(labels, Learned):
+        return torch.stack([labels.loss(part[None]) for part in logits[0].chunk(replicas)])
+    return torch.stack([cross_entropy(part, labels) for part in logits.chunk(replicas)])
+
+
+def _next(labels_BT: Tensor) -> Tensor:
+    """By position of B T the token that comes next, `MASKED` where none counts."""
+    return pad(labels_BT, (0, 1), value=MASKED)[:, 1:].flatten()
+
+
+def _loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    loss: Tensor = _TokenLoss.apply(logits_NV.float(), targets_N)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _TokenLoss(torch.autograd.Function):

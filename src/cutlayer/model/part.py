@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutlayer.model.adapter import Slot, put
 from cutlayer.model.cut import Feed
-from cutlayer.model.loss import replica_losses, token_loss
+from cutlayer.model.loss import Learned, replica_losses
 from cutlayer.types import Batch
 
 
@@ -58,17 +58,19 @@ class ServerPart(Part):
         super().__init__(model, slots)
         self._feed, self._pad_id = feed, pad_id
 
-    def loss(self, h_BTD: Tensor, mask_BT: Tensor | None, labels: Tensor) -> Tensor:
-        """The mean loss over the batch: over samples, or over unmasked target tokens.
+    def loss(self, h_BTD: Tensor, mask_BT: Tensor | None, labels: Tensor | Learned) -> Tensor:
+        """The mean loss over the batch: over samples, or over unmasked target tokens, at which alone there are logits.
 
         Args:
           h_BTD: Activations at the cut; a leaf that requires grad if their gradient is wanted.
           mask_BT: True where there is a token; None where nothing is padded.
-          labels: (B,) classes or (B, T) tokens with -100 where masked; int64.
+          labels: (B,) classes, (B, T) tokens with -100 where masked, int64; or what these tokens say.
         """
-        if labels.dim() == 2:
-            return token_loss(self.logits(h_BTD, mask_BT), labels)
-        loss: Tensor = self._run(h_BTD, mask_BT, labels=labels).loss
+        learned = _learned(labels)
+        if isinstance(learned, Learned):
+            with learned.alone(self.model):
+                return learned.loss(self.logits(h_BTD, mask_BT))
+        loss: Tensor = self._run(h_BTD, mask_BT, labels=learned).loss
         return loss
 
     def logits(self, h_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -93,11 +95,7 @@ class ServerPart(Part):
           replicas: How many times the batch is there.
         """
         mask = None if mask_BT is None else mask_BT.repeat(replicas, 1)
-        self._feed.h_BTD = h_BTD
-        try:
-            return replica_losses(self.model(**fed_inputs(h_BTD, mask, self._pad_id)).logits, labels, replicas)
-        finally:
-            self._feed.h_BTD = None
+        return _replicated(self.model, lambda: self.logits(h_BTD, mask), labels, replicas)
 
 
 class MiddlePart(Part):
@@ -126,21 +124,45 @@ class WholePart(Part):
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean loss over the batch, with its graph: what a device that holds the whole model trains on."""
-        inputs, labels = model_inputs(batch, self.device), batch.labels.to(self.device)
-        if labels.dim() == 2:
-            return token_loss(self.model(**inputs).logits, labels)
-        loss: Tensor = self.model(**inputs, labels=labels).loss
+        return self.loss_of(model_inputs(batch, self.device), batch.labels.to(self.device))
+
+    def loss_of(self, inputs: Mapping[str, Tensor], labels: Tensor | Learned) -> Tensor:
+        """The mean loss over a batch. See `ServerPart.loss`.
+
+        Args:
+          inputs: What `model_inputs` makes of it.
+          labels: What it should give.
+        """
+        learned = _learned(labels)
+        if isinstance(learned, Learned):
+            with learned.alone(self.model):
+                return learned.loss(self.model(**inputs).logits)
+        loss: Tensor = self.model(**inputs, labels=learned).loss
         return loss
 
     def losses(self, batch: Batch, replicas: int) -> Tensor:
         """The mean loss of each of so many replicas of the batch, (replicas,), in one pass. See `model/replicas.py`."""
         inputs = repeated(model_inputs(batch, self.device), replicas)
-        return replica_losses(self.model(**inputs).logits, batch.labels.to(self.device), replicas)
+        labels = batch.labels.to(self.device)
+        return _replicated(self.model, lambda: self.model(**inputs).logits, labels, replicas)
 
     def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean loss, and logits of shape (B, classes) or (B, T, vocabulary)."""
+        """Mean loss as transformers has it, and all logits: (B, classes) or (B, T, vocabulary)."""
         output = self.model(**model_inputs(batch, self.device), labels=batch.labels.to(self.device))
         return output.loss, output.logits
+
+
+def _learned(labels: Tensor | Learned) -> Tensor | Learned:
+    """Classes as they are, or what tokens say."""
+    return Learned.of(labels) if isinstance(labels, Tensor) and labels.dim() == 2 else labels
+
+
+def _replicated(model: nn.Module, logits: Callable[[], Tensor], labels: Tensor, replicas: int) -> Tensor:
+    learned = _learned(labels)
+    if not isinstance(learned, Learned):
+        return replica_losses(logits(), learned, replicas)
+    with learned.repeated(replicas, labels.numel()).alone(model):
+        return replica_losses(logits(), learned, replicas)
 
 
 def fed_inputs(h_BTD: Tensor, mask_BT: Tensor | None, pad_id: int) -> dict[str, Tensor]:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from cutlayer.report.live_view import live_view, round_text
 from cutlayer.report.run_state import RunState
 from cutlayer.report.screen import Screen
+from cutlayer.report.stage import Stage
 from cutlayer.types import Event
 
 
@@ -24,6 +25,15 @@ class ProgressDisplay(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+    def stage(self, what: str, done: int = 0, of: int = 0) -> None:
+        """Something is done before, between or after rounds.
+
+        Args:
+          what: Its name; another one begins another.
+          done: How much of it is done.
+          of: How much there is; 0 where nobody knows. With all of it done, it is over.
+        """
 
     def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
         """Rounds [first_round, num_rounds) begin; a resumed run starts above 0."""
@@ -44,6 +54,9 @@ class NoProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        pass
+
+    def stage(self, what: str, done: int = 0, of: int = 0) -> None:
         pass
 
     def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
@@ -73,7 +86,8 @@ class Progress:
         self._console = console
         self._clock = clock
         self._state: RunState | None = None
-        self._screen = Screen(console, self._view)
+        self._stage: Stage | None = None
+        self._screen = Screen(console, self._drawn)
 
     def __enter__(self) -> Self:
         self._screen.open()
@@ -82,9 +96,23 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stage = None
         self._screen.close()
 
+    def stage(self, what: str, done: int = 0, of: int = 0) -> None:
+        if of and done >= of:
+            self._stage = None
+            return
+        now, stage = self._clock(), self._stage
+        begins = stage is None or stage.what != what
+        if stage is None or begins:
+            self._stage = stage = Stage(what, now)
+        stage.done, stage.of = done, of
+        if not self._screen.live and (begins or stage.is_due(now)):
+            self._console.print(Text(stage.text(now)), soft_wrap=True)
+
     def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
+        self._stage = None
         self._state = RunState(num_rounds, first_round, tuple(devices), local_steps, started=self._clock())
 
     def event(self, event: Event) -> None:
@@ -100,6 +128,17 @@ class Progress:
 
     def _round_text(self, state: RunState, now: float) -> Text:
         return round_text(state, now)
+
+    def _drawn(self) -> RenderableType:
+        stage = self._stage
+        if stage is None:
+            return self._view()
+        line = Text(stage.text(self._clock()))
+        return line if self._idle() else Group(self._view(), line)
+
+    def _idle(self) -> bool:
+        """Whether there is nothing to see but a stage."""
+        return self._state is None
 
     def _view(self) -> Any:
         return Text("starting …") if self._state is None else live_view(self._state, self._clock())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
+from cutlayer.report.stage import TellStage, untold
 from cutlayer.settings import (
     columns_of,
     data_spec,
@@ -46,6 +47,9 @@ from cutlayer.settings import (
 )
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link
+
+EVALUATION = 0x6576616C
+"""Marks the draw of the rows that are judged by among those of one seed."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ class ServerInputs:
             pad_id=self.pad_id,
             columns=columns,
             family=None if family is None else family_content(read_family(family)),
+            eval_rows=None if len(self.judged) == len(self.validation) else len(self.judged),
         )
 
     @property
@@ -134,8 +139,22 @@ class ServerInputs:
         """What the device at this place in the fleet must know to read its own data."""
         return data_spec(self.config, self.labels, self.pad_id, index)
 
+    @cached_property
+    def judged(self) -> Sequence[int]:
+        """The validation rows by which adapters are judged: all, or `train.eval_rows` of them, drawn by the seed.
+
+        The draw is the same in every round and in a run that goes on.
+        """
+        rows, wanted = range(len(self.validation)), self.config.train.eval_rows
+        if wanted is None or wanted >= len(rows):
+            return rows
+        rng = np.random.default_rng(np.random.SeedSequence([self.config.train.seed, EVALUATION]))
+        return sorted(rng.choice(len(rows), wanted, replace=False).tolist())
+
     def validation_batches(self) -> list[Batch]:
-        return list(evaluation_batches(self.validation, self.config.train.eval_batch_size, self.pad_id))
+        """The judged rows, shortest first."""
+        size = self.config.train.eval_batch_size
+        return list(evaluation_batches(self.validation, size, self.pad_id, rows=self.judged))
 
 
 @dataclass(frozen=True)
@@ -175,20 +194,25 @@ class RunInputs(ServerInputs):
         )
 
 
-def prepare(config: RunConfig) -> RunInputs:
+def prepare(config: RunConfig, told: TellStage = untold) -> RunInputs:
     """Reads and checks all that a run needs except the model's weights. What is quick to check is checked first.
+
+    Args:
+      config: The run.
+      told: Told what is being read.
 
     Raises:
       UserError: Whatever is wrong with the config, the data, the fleet or the model.
     """
-    return gathered(completed(config))
+    return gathered(completed(config), told)
 
 
-def gathered(config: RunConfig) -> RunInputs:
+def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     """What `prepare` reads, for any method: the config's own is not looked at.
 
     Args:
       config: Readable from any working directory (`RunConfig.self_contained`).
+      told: Told what is being read.
 
     Raises:
       UserError: Whatever is wrong with the data, the fleet or the model.
@@ -196,9 +220,11 @@ def gathered(config: RunConfig) -> RunInputs:
     fleet = load_fleet(config.fleet)
     how = parse(config.data.spread)
     files = _checked_model(config)
+    told("reading the data", 0, 0)
     tables = _tables(config)
     assert tables.validation is not None, "split_off_validation gave one"
     task = _task(config, tables.train, "training data")
+    told(f"tokenising {len(tables.train) + len(tables.validation)} texts", 0, 0)
     tokenizer = load_tokenizer(files)
     train = task.encode(tables.train, tokenizer)
     validation = task.encode(tables.validation, tokenizer, "validation data")
@@ -218,18 +244,24 @@ def gathered(config: RunConfig) -> RunInputs:
     return RunInputs(config, validation, _classes(task), pad_token_id(tokenizer), fleet, train, parts)
 
 
-def prepare_server(config: RunConfig) -> ServerInputs:
+def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
     """Reads and checks what the server of a real fleet needs: of the data only the validation rows.
 
     The classes are `data.labels`, else those of the validation rows.
+
+    Args:
+      config: The run.
+      told: Told what is being read.
 
     Raises:
       UserError: Whatever is wrong with the config, the data or the model.
     """
     config = completed(config)
     files = _checked_model(config)
+    told("reading the data", 0, 0)
     rows = load_validation(config.data.path)
     task = _task(config, rows, "validation data")
+    told(f"tokenising {len(rows)} texts", 0, 0)
     tokenizer = load_tokenizer(files)
     validation = task.encode(rows, tokenizer, "validation data")
     return ServerInputs(config, validation, _classes(task), pad_token_id(tokenizer))

@@ -221,7 +221,16 @@ class Run:
     def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
         if self._method.moved is not None:
             self._method.moved.stand(self._inputs.base, self._inputs.config.train.seed)
-        metrics = evaluate(self._inputs.base, adapter, self._validation, self._method.structure())
+        of, rows = len(self._inputs.judged), len(self._inputs.validation)
+        what = "evaluating" if of == rows else f"evaluating on {of} of {rows} validation rows"
+        self._display.stage(what, 0, of)
+        metrics = evaluate(
+            self._inputs.base,
+            adapter,
+            self._validation,
+            self._method.structure(),
+            told=lambda done: self._display.stage(what, done, of),
+        )
         if not math.isfinite(metrics["loss"]):
             raise DivergedError(
                 f"round {self._logbook.rounds_done}, validation: expected a finite loss, got {metrics['loss']}. "

@@ -56,8 +56,10 @@ def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = Fals
     """
     method, logbook = method_of(inputs.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
+    display.stage("counting what steps cost")
     ranks = first_plan(inputs, method, situation_of(inputs, logbook)).ranks
     _check_links(inputs, method)
+    display.stage("reading the model")
     inputs.base.whole()
     folder, checkpoint = open_folder(inputs.config, inputs.run_id, resume=resume)
     simulation = _Simulation(inputs, method, ranks, folder, display, logbook)
