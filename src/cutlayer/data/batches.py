@@ -120,9 +120,12 @@ def _weight_of(labels: torch.Tensor) -> int:
     return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != MASKED).sum())
 
 
-def evaluation_batches(samples: Samples, batch_size: int, pad_id: int, pad_to_multiple_of: int = 8) -> Iterator[Batch]:
-    """The whole set once, shortest samples first."""
-    order = np.argsort(samples.lengths, kind="stable")
+def evaluation_batches(
+    samples: Samples, batch_size: int, pad_id: int, pad_to_multiple_of: int = 8, *, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """The whole set, or these rows of it, once, shortest samples first."""
+    chosen = np.arange(len(samples)) if rows is None else np.asarray(rows, np.int64)
+    order = chosen[np.argsort(samples.lengths[chosen], kind="stable")]
     for start in range(0, len(order), batch_size):
         yield _build(samples, order[start : start + batch_size], pad_id, pad_to_multiple_of)
 

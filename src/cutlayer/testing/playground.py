@@ -98,6 +98,9 @@ class FlatCosts:
         above = 0.0 if plan.top is None or plan.alone else 1e6 * (tail + 0.1) * num_samples * num_tokens
         return Cost(forward + above, (backward if deep else 0.0) + above, 2**20 * (1 + plan.cut + tail))
 
+    def device_forward(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> float:
+        return self.device(plan, num_samples, num_tokens).forward_flops
+
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         blocks = (self.num_blocks if plan.top is None else plan.top) - plan.cut
         flops = 1e6 * (blocks + 0.1) * num_samples * num_tokens
