@@ -175,6 +175,9 @@ class Guard:
         self._expect("wrong-device", "sender", self._device, message.device)
         if isinstance(message, HeldOut | Judged):
             return self._check_judging(message)
+        now = self._judging
+        if now is not None and not now.late and message.round == now.asked.round:
+            raise now.forms.refused("wrong-kind", "what a device says that judges", type(message).__name__)
         current = -1 if self._forms is None else self._forms.assignment.round
         if message.round < current:
             return _empty(message)
@@ -193,7 +196,9 @@ class Guard:
         now = self._judging
         if now is None:
             raise self._refused("wrong-kind", "nothing that judges", type(message).__name__)
-        if now.late or message.round < now.asked.round:
+        if message.round < now.asked.round:
+            return _empty(message)
+        if now.late:
             return replace(_empty(message), round=message.round - 1)  # the round that it names goes on without it
         self._expect("wrong-round", "round", now.asked.round, message.round)
         form = next((form for form in now.options if form.kind is type(message)), None)
