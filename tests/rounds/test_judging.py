@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cutlayer.policies.stragglers import deadline
 from cutlayer.rounds.judging import judged_plan
 from cutlayer.server.evaluate import evaluate
 from cutlayer.testing.playground import LeavingLink, MadeUpRows, Played, fleet_of, play, streams_for
-from cutlayer.types import DevicePlan
+from cutlayer.types import Batch, DevicePlan, StepRecord
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import HeldOut, Judge, Judged
 
@@ -31,13 +32,16 @@ def base(request: pytest.FixtureRequest, tiny_model: ModelMaker) -> Base:
     return open_base(tiny_model(FAMILIES[task], task), task, lora=LoraSettings(targets=("all-linear",)))
 
 
-def judged(base: Base, method: str, options: dict[str, Any] | None = None, **more: Any) -> Played:
+def judged(
+    base: Base, method: str, options: dict[str, Any] | None = None, held: MadeUpRows | None = None, **more: Any
+) -> Played:
     """A run of three devices, each with rows of its own."""
     task = base.settings.task
     fleet = fleet_of(3)
     streams = streams_for(fleet, task, steps=4, samples=lambda index: 2 + index % 3)
-    held = {device.name: MadeUpRows(task, 100 * place) for place, device in enumerate(fleet.devices)}
-    return play(base, build_method(method, options or {}, 0), fleet, streams, held_out=held, **more)
+    rows = {device.name: MadeUpRows(task, 100 * place) for place, device in enumerate(fleet.devices)}
+    rows |= {} if held is None else {"device-1": held}
+    return play(base, build_method(method, options or {}, 0), fleet, streams, held_out=rows, **more)
 
 
 def expected(base: Base, played: Played, places: range = range(3)) -> dict[str, float]:
@@ -85,29 +89,9 @@ def test_training_does_not_know_of_it(method: str, tiny_model: ModelMaker) -> No
     plain = play(base, build_method(method, {}, 0), fleet, streams)
     played = judged(base, method)
     assert all(played.adapter[name].equal(value) for name, value in plain.adapter.items())
-    assert [
-        replace(
-            one,
-            busy_seconds=0,
-            network_seconds=0,
-            waiting_seconds=0,
-            backward_seconds=0,
-            upload_seconds=0,
-            step_network_seconds=0,
-        )
-        for one in played.logbook.history.records
-    ] == [
-        replace(
-            one,
-            busy_seconds=0,
-            network_seconds=0,
-            waiting_seconds=0,
-            backward_seconds=0,
-            upload_seconds=0,
-            step_network_seconds=0,
-        )
-        for one in plain.logbook.history.records
-    ]
+    times = dict.fromkeys((field.name for field in fields(StepRecord) if field.name.endswith("_seconds")), 0)
+    timeless = [[replace(one, **times) for one in run.logbook.history.records] for run in (played, plain)]
+    assert timeless[0] == timeless[1]
     for one, other in zip(played.logbook.history.records, plain.logbook.history.records, strict=True):
         assert one.busy_seconds == pytest.approx(other.busy_seconds)
         assert one.waiting_seconds == pytest.approx(other.waiting_seconds)
@@ -134,22 +118,40 @@ def test_whoever_has_left_is_not_asked_and_whoever_leaves_is_not_counted(tiny_mo
     base = open_base(tiny_model("bert", "classification"), "classification")
 
     def gone(device: str, link: Link) -> Link:
-        return LeavingLink(link, "device-1", round=0, after=3) if device == "device-1" else link
+        return LeavingLink(link, "device-1", round=0, after=1) if device == "device-1" else link
 
     played = judged(base, "fedlora", link_of=gone)
     assert sorted(played.rows[0]["held_out"]["devices"]) == ["device-0", "device-2"]
     assert sorted(played.rows[1]["held_out"]["devices"]) == ["device-0", "device-1", "device-2"]
 
 
-def test_nobody_is_waited_for_longer_than_for_a_round(tiny_model: ModelMaker) -> None:
-    """What comes after that is dropped, in the middle of the next round too; rounds are as without it."""
+@dataclass(frozen=True)
+class Many(MadeUpRows):
+    """So many times as many rows."""
+
+    times: int = 1
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        return super().batches(batch_size) * self.times
+
+
+@pytest.mark.parametrize("method", ["memsfl", "fedlora"])
+def test_nobody_is_waited_for_longer_than_for_a_round(method: str, tiny_model: ModelMaker) -> None:
+    """What comes after that, in the middle of the next round, is dropped; the round goes on with the device."""
     base = open_base(tiny_model("bert", "classification"), "classification")
-    quick = judged(base, "memsfl")
-    seconds = min(row["held_out"]["seconds"] for row in quick.rows)
-    rounds = quick.rows[-1]["virtual_seconds"]
-    slow = judged(base, "fedlora", stragglers=deadline(rounds))
-    assert all(len(row["held_out"]["devices"]) == 3 for row in slow.rows)
-    assert seconds > 0
+    quick = judged(base, method)
+    last = quick.rows[-1]
+    longest = last["virtual_seconds"] - quick.rows[0]["virtual_seconds"] - last["held_out"]["seconds"]
+    own = [event for event in quick.events if event.who == "device-1" and event.step is None and event.round]
+    seconds = sum(event.end_seconds - event.start_seconds for event in own if event.what == "forward")
+    held = Many("classification", 100, times=math.ceil(2.6 * longest / seconds))
+    slow = judged(base, method, stragglers=deadline(2 * longest), held=held)
+    for row in slow.rows:
+        assert sorted(row["held_out"]["devices"]) == ["device-0", "device-2"]
+        assert row["late"] == 0
+        assert row["held_out"]["seconds"] == pytest.approx(2 * longest)
+        assert row["devices"]["device-1"]["dropped_messages"] > 0
+    assert all(slow.adapter[name].equal(value) for name, value in quick.adapter.items())
 
 
 def test_a_device_judges_with_what_it_has_read() -> None:
