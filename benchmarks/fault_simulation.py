@@ -46,6 +46,9 @@ TOGETHER = ("sl",)
 """In which devices wait for each other, so that there is no quorum."""
 IN_PARTS = ("memsfl", "sl")
 """In which a batch may go in micro-batches."""
+HOLDING_OUT: dict[str, Any] = {"data.hold_out": 0.3, "train.eval_every": 1}
+"""Devices judge the adapter before the first round and after each."""
+SHOWN = {"train.micro_batches": "in parts", "data.hold_out": "holding out", "train.eval_every": "every round"}
 CHUNK = 25
 """Seeds that a process takes at a time."""
 
@@ -90,7 +93,8 @@ def setting(seed: int, methods: Sequence[str]) -> dict[str, Any]:
     method = methods[seed % len(methods)]
     policies = [policy for policy in POLICIES if method not in TOGETHER or "quorum" not in str(policy)]
     chosen = {"method.name": method, **random.choice(policies)}
-    return chosen | ({"train.micro_batches": 2} if method in IN_PARTS and random.random() < 0.5 else {})
+    chosen |= {"train.micro_batches": 2} if method in IN_PARTS and random.random() < 0.5 else {}
+    return chosen | (HOLDING_OUT if random.random() < 0.25 else {})
 
 
 class Campaign:
@@ -123,7 +127,7 @@ class Campaign:
         return counts
 
     def _world(self, values: dict[str, Any]) -> tuple[str, World]:
-        name = " ".join("in parts" if key == "train.micro_batches" else str(value) for key, value in values.items())
+        name = " ".join(SHOWN.get(key, str(value)) for key, value in values.items())
         if name not in self._worlds:
             scratch = self._folder / name.replace(":", "-").replace(" ", "-")
             scratch.mkdir()

@@ -105,7 +105,13 @@ class World:
     @cached_property
     def _config(self) -> RunConfig:
         config = read_config(None, values={**_values(self.inputs), **self.values})
-        return completed(config.model_copy(update={"data": _shares(self.inputs)[1].config.data}))
+        data = _shares(self.inputs)[1].config.data.model_copy(update={"hold_out": config.data.hold_out})
+        return completed(config.model_copy(update={"data": data}))
+
+    @property
+    def rows(self) -> int:
+        """Of each device, those that it trains on."""
+        return ROWS - round(ROWS * self._config.data.hold_out)
 
     def run_inputs(self, out: Path) -> ServerInputs:
         """Of a new life of the server."""
@@ -505,7 +511,7 @@ def _look(world: World, out: Path, result: Result) -> None:
         folder = kept / ("start" if point is None else f"after-{point:06}")
         cursors[name] = json.loads((folder / "state.json").read_text())["facts"]["device"]
         data = cursors[name]["data"]
-        drawn_samples = data["epoch"] * ROWS + data["position"]
+        drawn_samples = data["epoch"] * world.rows + data["position"]
         if drawn_samples != counted[name]:
             result.problems.append(f"device {name}: {counted[name]} samples counted, {drawn_samples} drawn")
         result.facts[f"moments of {name}"] = sha256(folder / "tensors.safetensors")
@@ -524,6 +530,9 @@ def _look(world: World, out: Path, result: Result) -> None:
             for name, device in row["devices"].items()
         ],
         "losses": [row.get("validation") for row in rows],
+        "held out": [
+            row["held_out"] and {key: row["held_out"][key] for key in ("metrics", "samples", "devices")} for row in rows
+        ],
     }
 
 

@@ -11,14 +11,14 @@ from cutlayer.model.base import Base
 from cutlayer.packing import UNCOMPRESSED, Compression
 from cutlayer.policies.stragglers import Stragglers
 from cutlayer.state import State
-from cutlayer.testing.playground import WAIT_ALL, Played, fleet_of, play, with_rows
+from cutlayer.testing.playground import WAIT_ALL, MadeUpRows, Played, fleet_of, play, with_rows
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Batch
-from cutlayer.wire.messages import Assignment, Message
+from cutlayer.wire.messages import Assignment, HeldOut, Judge, Judged, Message
 
 LOCAL_STEPS = 2
-Seen = tuple[Assignment, int, Message]
-"""The assignment of the round that was open, the frame limit then, and the message."""
+Seen = tuple[Assignment | Judge, int, Message]
+"""The assignment of the round that was open, or what was to be judged, the frame limit then, and the message."""
 
 
 class PlannedBatches:
@@ -51,8 +51,11 @@ class Watched(Guard):
         self._seen = seen
 
     def check_form(self, message: Message) -> Message:
-        assert self._forms is not None
-        self._seen.append((self._forms.assignment, self.frame_limit(), super().check_form(message)))
+        asked = self._forms.assignment if self._forms is not None else None
+        if isinstance(message, HeldOut | Judged) and self._judging is not None:
+            asked = self._judging.asked
+        assert asked is not None
+        self._seen.append((asked, self.frame_limit(), super().check_form(message)))
         return message
 
 
@@ -64,11 +67,13 @@ def guarded_run(
     micro_batches: int = 1,
     *,
     devices: int = 3,
+    judges: bool = False,
     rounds: int = 3,
     **options: object,
 ) -> tuple[Played, list[Seen]]:
     """A run of some devices whose every message passes a guard; and what the guards saw."""
     fleet, seen = fleet_of(devices), list[Seen]()
+    held_out = {d.name: MadeUpRows(base.settings.task, 1000 + 10 * i) for i, d in enumerate(fleet.devices)}
     streams: Any = {d.name: PlannedBatches(base.settings.task, 100 * i) for i, d in enumerate(fleet.devices)}
     built = method if isinstance(method, Method) else build_method(method, options, 0)
     return play(
@@ -81,5 +86,6 @@ def guarded_run(
         compression=codecs,
         stragglers=stragglers,
         micro_batches=micro_batches,
+        held_out=held_out if judges else None,
         guard=lambda *args, **facts: Watched(*args, seen=seen, **facts),
     ), seen

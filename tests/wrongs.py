@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutlayer.types import Adapter
 from cutlayer.wire.frames import DTYPES
-from cutlayer.wire.messages import Activations, HiddenGradients, Measured, Message, Recall, Update
+from cutlayer.wire.messages import Activations, HiddenGradients, Judged, Measured, Message, Recall, Update
 
 Wrong = tuple[str, Message]
 """What is wrong, and the message."""
@@ -39,6 +39,10 @@ def honest(message: Message, label: str) -> bool:
         free |= {"rows_B: highest first", "rows_B: highest last"}
     if isinstance(message, HiddenGradients):  # training may have diverged
         free |= {"loss: nan", "loss: inf", "loss: -inf"}
+    if isinstance(message, Judged) and message.loss:  # training may have diverged
+        free |= {"loss: nan", "loss: inf", "loss: -inf"}
+    if isinstance(message, Judged) and not message.counts_3C.numel():  # who else knows what a device holds out
+        free |= {"samples: one less", "weight: one less", "weight: one more"}
     if isinstance(message, Recall):
         free |= {"rows_B: one less", "num_tokens: one less", "num_tokens: one more"}
     if isinstance(message, Measured):
@@ -104,10 +108,10 @@ def tensors(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "one more", torch.cat([tensor, tensor[:1]])
         yield "one less", tensor[1:]
         yield "none", tensor[:0]
-    if tensor.dim() > 1:
+    if tensor.dim() > 1 and tensor.shape[-1]:
         yield "flat", tensor.flatten()
         yield "wider", torch.cat([tensor, tensor[..., :1]], -1)
-    for at, where in ((0, "first"), (-1, "last")):
+    for at, where in ((0, "first"), (-1, "last")) if tensor.numel() else ():
         for what, element in wrong_elements(tensor):
             copy = tensor.clone()
             copy.view(-1)[at] = element

@@ -94,7 +94,10 @@ class DataSection(Section):
     sizes: Literal["equal", "weighted"] = "equal"
     """Equal numbers of samples, or by the fleet's data_weight."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of the training rows held out where the data has no validation file."""
+    """Share of the training rows held out where the data has no validation file; with `hold_out` none is."""
+    hold_out: float = Field(0.0, ge=0, lt=1)
+    """Share of its own rows that each device holds out: never trained on, and judged there whenever a round is
+    evaluated (docs/decisions/0041). The server then needs no validation data, and may have some all the same."""
 
     @field_validator("labels", mode="before")
     @classmethod

@@ -35,7 +35,7 @@ from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Dial
 from cutlayer.transport.session import Session
 from cutlayer.types import DevicePlan
-from cutlayer.wire.messages import Ask, Assignment, Ready, Welcome
+from cutlayer.wire.messages import Ask, Assignment, Judge, Ready, Welcome
 
 FROM_SERVER = "server"
 FRAME_BYTES = 8 * 2**30
@@ -222,7 +222,15 @@ class _Attendance:
             self._notice,
         )
         self._device = Device(
-            self._joining.name, base, data.batches(), self.machine, costs, train_settings(config), shape, self._spans
+            self._joining.name,
+            base,
+            data.batches(),
+            self.machine,
+            costs,
+            train_settings(config),
+            shape,
+            self._spans,
+            data.held_out,
         )
         self._packed = packed(self._committing, codecs, base, costs, shape)
         self._committing.attach(self._device, self._packed)
@@ -236,16 +244,17 @@ class _Attendance:
             up_bits_per_second=self._rates.up_bits_per_second,
             down_bits_per_second=self._rates.down_bits_per_second,
             latency_seconds=self._rates.latency_seconds,
-            num_samples=len(data.samples),
+            num_samples=data.num_samples,
             label_counts=() if self._shape.labels_stay else data.label_counts,
             max_blocks=() if self._joining.max_blocks is None else (self._joining.max_blocks,),
         )
 
-    async def _before_round(self, assignment: Assignment) -> None:
+    async def _before_round(self, opening: Assignment | Judge) -> None:
         """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
-        plan, num_tokens = assignment.plan, self._config.data.max_length
-        await self._files.fetch(*self._shape.reads(plan))
-        await self.machine.aside(lambda: self._costs.device(plan, plan.micro_batch_size, num_tokens))
+        plan, num_tokens = opening.plan, self._config.data.max_length
+        await self._files.fetch(*((plan.cut, plan.top) if isinstance(opening, Judge) else self._shape.reads(plan)))
+        count = self._costs.device_forward if isinstance(opening, Judge) else self._costs.device
+        await self.machine.aside(lambda: count(plan, plan.micro_batch_size, num_tokens))
 
     async def converse(self) -> None:
         """See `agent.Attendance`."""

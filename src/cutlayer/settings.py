@@ -136,4 +136,6 @@ def data_spec(config: RunConfig, labels: tuple[str, ...], pad_id: int, index: in
         pad_id=pad_id,
         batch_size=train.batch_size,
         seed=stream_seed(train.seed, index),
+        hold_out=data.hold_out,
+        hold_out_seed=train.seed,
     )

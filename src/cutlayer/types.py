@@ -249,6 +249,9 @@ class Costs(Protocol):
     def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """One step of the device's part under this plan, on `num_samples` x `num_tokens`, padding included."""
 
+    def device_forward(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> float:
+        """FLOPs of one forward pass of the device's part, whatever its steps run."""
+
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for that device: one model, one adapter, one batch."""
 

@@ -17,6 +17,7 @@ import torch
 from bases import open_base
 from cutlayer.device import shape as shapes
 from cutlayer.errors import ConfigError, Refused
+from cutlayer.gate import judging
 from cutlayer.gate.forms import Form, Forms, Listed, Script, as_options, finite, meta, outline
 from cutlayer.gate.guard import Guard
 from cutlayer.methods.method import Method
@@ -35,8 +36,11 @@ from cutlayer.wire.messages import (
     Facts,
     Finish,
     Gradients,
+    HeldOut,
     Hidden,
     HiddenGradients,
+    Judge,
+    Judged,
     Measured,
     Message,
     Recall,
@@ -103,7 +107,7 @@ class Conversation:
 
     base: Base
     method: Method
-    assignment: Assignment
+    assignment: Assignment | Judge
     rows: frozenset[int]
     messages: tuple[Message, ...]
 
@@ -120,11 +124,29 @@ class Conversation:
             holds=lambda _device, row: row in rows,
             script=self.method.round.script,
         )
-        guard.open(self.assignment)
+        self.begin(guard)
         for message in before:
             check(guard, message)
             rows |= rows_of(message)
         return guard
+
+    def begin(self, guard: Guard, *, later: int = 0) -> None:
+        """Its round is opened, or it is to judge; or so many rounds later."""
+        if isinstance(self.assignment, Judge):
+            guard.judge(replace(self.assignment, round=self.assignment.round + later))
+        else:
+            guard.open(replace(self.assignment, round=self.assignment.round + later))
+
+    @property
+    def judges(self) -> bool:
+        """Whether the device judges, and trains nothing."""
+        return isinstance(self.assignment, Judge)
+
+    def script(self, forms: Forms) -> Script:
+        """What the device may say."""
+        if isinstance(self.assignment, Judge):
+            return judging.script(self.assignment, forms)
+        return self.method.round.script(self.assignment.plan, forms)
 
     def refuses(self, message: Message, *before: Message) -> str | None:
         """Why; None if it does not."""
@@ -138,7 +160,7 @@ class Conversation:
     def unknown_weight(self, what: str) -> bool:
         """Whether this is the weight of tokens of batches that were only named, or whose labels stay on the device."""
         tokens = self.base.settings.task == "causal-lm"
-        untold = any(isinstance(one, Recall | HiddenGradients) for one in self.messages)
+        untold = self.judges or any(isinstance(one, Recall | HiddenGradients) for one in self.messages)
         return what.startswith("weight: one") and tokens and untold
 
     def allowed(self, at: int) -> set[type[Message]]:
@@ -150,6 +172,8 @@ class Conversation:
             kinds |= {form.kind for form in self.guard(*self.messages[:at])._options}
         if isinstance(self.messages[at], Activations | Recall) and rows_of(self.messages[at]):
             kinds |= {Activations, Recall}
+        if isinstance(self.messages[at], HeldOut | Judged) and not self.assignment.plan.alone:
+            kinds |= {HeldOut, Judged}
         return kinds | ({Update} if kinds == {Measured} else set())
 
 
@@ -168,12 +192,19 @@ def conversations(variant: Variant, task: str, folder: Path) -> list[Conversatio
     """Of each device of a run of two rounds, those that are unlike each other."""
     base = open_base(folder, task, lora=LoraSettings(targets=("all-linear",)))
     method = variant.build()
-    _, seen = guarded_run(base, method, micro_batches=variant.micro_batches, devices=2, rounds=2)
+    judges = method.moved is None
+    _, seen = guarded_run(base, method, micro_batches=variant.micro_batches, devices=2, judges=judges, rounds=2)
     unlike: dict[object, Conversation] = {}
     for device in sorted({assignment.device for assignment, _, _ in seen}):
         rows: set[int] = set()
         for round in range(2):
             own = [(a, m) for a, _, m in seen if a.device == device and a.round == round == m.round]
+            judged = tuple(message for asked, message in own if isinstance(asked, Judge))
+            if judged:
+                asked = next(asked for asked, _ in own if isinstance(asked, Judge))
+                holds = "judges", asked.plan.alone, asked.plan.head, asked.classes
+                unlike.setdefault(holds, Conversation(base, method, asked, frozenset(rows), judged))
+            own = [(assignment, message) for assignment, message in own if isinstance(assignment, Assignment)]
             assignment, messages = own[0][0], [message for _, message in own]
             measured = Measured(assignment.run, round, device, ("forward", "upload"), EVENTS)
             said = (*messages[:-1], measured, messages[-1])
@@ -211,7 +242,7 @@ def test_every_shape_and_every_clause_is_played(tiny_model: ModelMaker) -> None:
     of_the_house -= {AtSite}  # no device is told
     assert {type(clause) for one in said for clause in one.assignment.plan.clauses} == of_the_house, "see `variants`"
     kinds = {type(message) for one in said for message in one.messages}
-    assert kinds == {Activations, HiddenGradients, Recall, Facts, Measured, Update}
+    assert kinds == {Activations, HiddenGradients, Recall, Facts, Measured, Update, HeldOut, Judged}
 
 
 # ------------------------------------------------------------------ the laws
@@ -220,7 +251,7 @@ def test_every_shape_and_every_clause_is_played(tiny_model: ModelMaker) -> None:
 def test_honest_messages_pass_and_then_nothing_more(played: Sequence[Conversation]) -> None:
     for one in played:
         guard = one.guard(*one.messages)
-        assert next(guard._script, None) is None or guard._options[0].kind is Update
+        assert one.judges or next(guard._script, None) is None or guard._options[0].kind is Update
         for message in (*one.messages, *strangers(one)):
             assert one.refuses(message, *one.messages), f"{type(message).__name__} after the end"
 
@@ -229,14 +260,18 @@ def test_a_script_has_a_form_for_each_message_and_no_other(played: Sequence[Conv
     """And each message is as long as its form at most."""
     for one in played:
         forms = forms_of(one)
-        walked = walk(one.method.round.script(one.assignment.plan, forms), one.messages)
+        walked = walk(one.script(forms), one.messages)
         messages = [message for message in one.messages if not isinstance(message, Measured)]
         for options, message in zip(walked, messages, strict=True):
             form = next(form for form in options if form.kind is type(message))
             assert frame_bytes(message) <= frame_bytes(form.largest()), form.name
             assert isinstance(form.largest(), form.kind)
-        limit = outline(one.method.round.script(one.assignment.plan, forms), forms).limit
-        longest = max(frame_bytes(form.largest()) for form in (*sum(walked, ()), forms.measured()))
+        if isinstance(one.assignment, Judge):
+            limit = judging.limit(one.assignment, forms)
+            longest = max(frame_bytes(form.largest()) for form in sum(walked, ()))
+        else:
+            limit = outline(one.script(forms), forms).limit
+            longest = max(frame_bytes(form.largest()) for form in (*sum(walked, ()), forms.measured()))
         assert one.guard().frame_limit() == limit == longest
 
 
@@ -256,7 +291,7 @@ def test_everything_that_can_be_wrong_is_refused(played: Sequence[Conversation])
 def test_training_that_diverged_excuses_numbers_only(played: Sequence[Conversation]) -> None:
     """Where a device says that its loss is no number, its tensors need not hold numbers; all else is as it was."""
     passed, tried = [], 0
-    for one in played:
+    for one in (one for one in played if not one.judges):
         *before, update = one.messages
         assert isinstance(update, Update)
         if update.steps:
@@ -294,7 +329,7 @@ def test_each_message_has_its_place(played: Sequence[Conversation]) -> None:
 def test_a_message_of_an_earlier_round_is_late_and_empty(played: Sequence[Conversation]) -> None:
     for one in played:
         guard = one.guard()
-        guard.open(replace(one.assignment, round=one.assignment.round + 1))
+        one.begin(guard, later=1)
         for message in one.messages:
             passed = guard.check_form(message)
             assert isinstance(passed, Recall)
@@ -303,7 +338,7 @@ def test_a_message_of_an_earlier_round_is_late_and_empty(played: Sequence[Conver
 
 def test_who_is_told_to_end_may_send_its_update_after_any_message(played: Sequence[Conversation]) -> None:
     """With fewer steps; not with more than the plan has, nor with facts or tensors of other forms."""
-    for one in played:
+    for one in (one for one in played if not one.judges):
         *before, measured, update = one.messages
         assert isinstance(update, Update)
         for at in range(len(before) + 1):
@@ -341,6 +376,8 @@ def strangers(one: Conversation) -> Iterator[Message]:
     yield Facts(run, round, 0, device, {})
     yield Measured(run, round, device, (), EVENTS[:0])
     yield Update(run, round, device, {}, 0, 0, 0, 0.0, 0.0)
+    yield HeldOut(run, round, 0, device, h_BTD, mask_BT, labels, 1)
+    yield Judged(run, round, device, 0, 0, 0.0, torch.zeros(3, 3, dtype=torch.int64))
     yield one.assignment
     yield Gradients(run, round, 0, device, None, 0.5)
     yield Close(run, round, True, "deadline")

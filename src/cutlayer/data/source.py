@@ -59,18 +59,28 @@ def load_tables(data: str) -> Tables:
     return _load_from_hub(data)
 
 
-def load_validation(data: str) -> Rows:
+NO_DATA = "none"
+"""The data of a server that has none of its own."""
+
+
+def load_validation(data: str, *, needed: bool = True) -> Rows | None:
     """Reads the rows to judge by and no others: of a folder its `validation.*`, of one file all, else that split.
+
+    Args:
+      data: Whatever `load_tables` reads, a folder without `train.*` too; `none` where there is nothing to read.
+      needed: Whether there must be some; else None is returned where there are none.
 
     Raises:
       DataError: nothing is there, or it cannot be read.
     """
+    if data == NO_DATA and not needed:
+        return None
     path = Path(data).expanduser()
     if path.is_file():
         return read_file(path)
     file = _the_file(path, "validation") if path.is_dir() else None
     rows = read_file(file) if file else None if path.is_dir() else load_tables(data).validation
-    if rows is None:
+    if rows is None and needed:
         raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({KNOWN}) or name a file.")
     return rows
 

@@ -47,7 +47,7 @@ class CommittingLink(Around):
           packing: What packs updates around this end, and owes what that lost.
         """
         self._device, self._packing = device, packing
-        device.before_round = self._go_back
+        device.before_round, device.before_judging = self._go_back, self._fold_again
         if not self._store.points():
             self._store.save(None, self._state())
 
@@ -82,6 +82,12 @@ class CommittingLink(Around):
             self._restarted = False
             return replace(assignment, folds=self._store.folds())
         return assignment
+
+    def _fold_again(self) -> None:
+        """Brings the base of a process that has begun anew to where the device's last round found it."""
+        assert self._device is not None
+        if self._restarted:
+            self._device.base.fold(self._store.folds())
 
     def _state(self) -> State:
         assert self._device is not None

@@ -13,7 +13,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
@@ -48,6 +48,18 @@ class BatchStream(Keeper, Protocol):
         """The next batch."""
 
 
+class HoldsOut(Protocol):
+    """Rows that are never trained on (`data/held_out.py`)."""
+
+    def batches(self, batch_size: int) -> Iterable[Batch]:
+        """All of them once."""
+
+
+class _Nothing:
+    def batches(self, batch_size: int) -> Iterable[Batch]:  # noqa: ARG002
+        return ()
+
+
 class Device:
     """One device.
 
@@ -60,11 +72,14 @@ class Device:
       settings: how it trains.
       shape: of its rounds.
       spans: see below.
+      held_out: see below; None for no rows.
 
     Attributes:
       trainable: its adapter, with the optimizer.
       broadcast: the adapter that it started the round from.
       spans: its way to machines that run blocks for it; None where it knows none.
+      held_out: the rows that it judges an adapter by.
+      before_judging: puts the base where the device's last commit point left it; None where there are none.
       before_round: goes back to a commit point before a round begins (`commit.py`); None where there are none.
     """
 
@@ -78,8 +93,11 @@ class Device:
         settings: TrainSettings,
         shape: Shape,
         spans: Spans | None = None,
+        held_out: HoldsOut | None = None,
     ) -> None:
         self.spans = spans
+        self.held_out: HoldsOut = held_out or _Nothing()
+        self.before_judging: Callable[[], None] | None = None
         self.name, self.base, self.machine, self.settings = name, base, machine, settings
         self.before_round: Callable[[Assignment], Assignment] | None = None
         self.trainable = Trainable({}, settings.optimizer)

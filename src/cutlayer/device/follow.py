@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from cutlayer.device.device import Device
+from cutlayer.device.judging import judge
 from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Assignment, Close, Finish, Message, Update
+from cutlayer.wire.messages import Assignment, Close, Finish, Judge, Message, Update
 
 Work = Callable[[Assignment], Awaitable[Message | None]]
 """The steps of one round; returns None when they are done, or the message that ended them before: a `Close`, or what
@@ -29,6 +30,8 @@ async def follow(link: Link, device: Device, work: Work, update: Callable[[], Up
             ended = await work(message)
             if ended is None or (isinstance(ended, Close) and ended.wanted):
                 await link.send(device.update() if update is None else update())
+        elif isinstance(message, Judge):
+            ended = await judge(device, link, message)
         elif not isinstance(message, Close):  # it asks for an update that was on its way
             raise unexpected(device.name, "an Assignment or Finish", message)
         message = await link.receive() if ended is None or isinstance(ended, Close) else ended
@@ -36,5 +39,5 @@ async def follow(link: Link, device: Device, work: Work, update: Callable[[], Up
 
 def ends(message: Message, assignment: Assignment) -> bool:
     """Whether a message that comes to a device at work says that its round is over."""
-    later = isinstance(message, Assignment) and message.round > assignment.round
+    later = isinstance(message, Assignment | Judge) and message.round > assignment.round
     return later or isinstance(message, Close | Finish)

@@ -6,11 +6,13 @@ The same rows in the same order give the same batches as in the simulated run (`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from cutlayer.data.batches import Batches
+from cutlayer.data.held_out import Held, parted
 from cutlayer.data.source import Columns, load_tables
 from cutlayer.data.tasks import Classification, Samples, task_from
 from cutlayer.errors import DataError
@@ -29,6 +31,8 @@ class DataSpec:
       pad_id: the token id that pads.
       batch_size: samples per batch.
       seed: of the order of the batches (`data/batches.py stream_seed`).
+      hold_out: share of the rows that are held out.
+      hold_out_seed: the run's, by which they are drawn.
     """
 
     task: TaskKind
@@ -38,27 +42,44 @@ class DataSpec:
     pad_id: int
     batch_size: int
     seed: int
+    hold_out: float = 0.0
+    hold_out_seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OwnData:
     """A device's tokenised samples."""
 
     samples: Samples
     spec: DataSpec
 
+    @cached_property
+    def _parted(self) -> tuple[list[int], list[int]]:
+        return parted(self.samples, range(len(self.samples)), self.spec.hold_out, self.spec.hold_out_seed)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples to train on."""
+        return len(self._parted[0])
+
     @property
     def label_counts(self) -> tuple[int, ...]:
-        """Samples of each class; empty for causal LM."""
+        """Samples of each class, of those to train on; empty for causal LM."""
         if self.samples.classes is None:
             return ()
-        return tuple(np.bincount(self.samples.classes, minlength=len(self.spec.labels)).tolist())
+        classes = np.array(self.samples.classes)[self._parted[0]]
+        return tuple(np.bincount(classes, minlength=len(self.spec.labels)).tolist())
+
+    @property
+    def held_out(self) -> Held:
+        """What is held out."""
+        return Held(self.samples, self._parted[1], self.spec.pad_id)
 
     def batches(self) -> Batches:
-        """The stream of all samples, from its beginning."""
+        """The stream of all samples to train on, from its beginning."""
         return Batches(
             self.samples,
-            range(len(self.samples)),
+            self._parted[0],
             batch_size=self.spec.batch_size,
             seed=self.spec.seed,
             pad_id=self.spec.pad_id,

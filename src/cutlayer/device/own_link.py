@@ -11,9 +11,9 @@ from cutlayer.fleet.clock import now
 from cutlayer.types import Event
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Measured, Message, Update
+from cutlayer.wire.messages import Assignment, Judge, Measured, Message, Update
 
-BeforeRound = Callable[[Assignment], Awaitable[None]]
+BeforeRound = Callable[[Assignment | Judge], Awaitable[None]]
 
 
 class OwnLink(Around):
@@ -27,7 +27,7 @@ class OwnLink(Around):
       link: The session.
       name: The device's.
       rates: Of the link, as measured.
-      before_round: Done with each assignment before anybody gets it.
+      before_round: Done with each assignment, and with what asks the device to judge, before anybody gets it.
     """
 
     def __init__(self, link: Link, name: str, rates: LinkRates, before_round: BeforeRound) -> None:
@@ -50,7 +50,7 @@ class OwnLink(Around):
 
     async def receive(self) -> Message:
         message = await self._link.receive()
-        if isinstance(message, Assignment):
+        if isinstance(message, Assignment | Judge):
             self._events, self._since = [], now()
             await self._before_round(message)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Close, Finish, Gradients, Message, Update
+from cutlayer.wire.messages import Assignment, Close, Finish, Gradients, Judged, Message, Update
 
 
 class Told(Around):
@@ -30,6 +30,12 @@ class Told(Around):
             losses = self._losses or ([message.loss] if message.steps else [])
             told = f", loss {sum(losses) / len(losses):.4f}" if losses else ""
             self._tell(f"{self._round(message)}: done, {message.samples} samples{told}")
+
+        elif isinstance(message, Judged):
+            loss = f", loss {message.loss / message.weight:.4f}" if message.loss and message.weight else ""
+            self._tell(
+                f"after {message.round} of {self._rounds} rounds: {message.samples} held-out samples judged{loss}"
+            )
 
     async def receive(self) -> Message:
         """See `Link.receive`."""

@@ -30,7 +30,18 @@ from cutlayer.packing import Compression, codec_under
 from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.frames import frame_bytes
-from cutlayer.wire.messages import Activations, Assignment, HiddenGradients, Measured, Message, Recall, Update
+from cutlayer.wire.messages import (
+    Activations,
+    Assignment,
+    HeldOut,
+    HiddenGradients,
+    Judge,
+    Judged,
+    Measured,
+    Message,
+    Recall,
+    Update,
+)
 from cutlayer.wire.messages import Facts as FactsMessage
 
 Holds = Callable[[str, int], bool]
@@ -43,6 +54,8 @@ WORDS = frozenset({"forward", "backward", "step", "upload", "download"})
 MOST_EVENTS = 64, 8
 """That a device may tell of: of a round, and of each part of a local step, for which it computes and sends in five; and
 one for each block that it holds, where it goes back through them one at a time."""
+MOST_HELD_OUT = 2**24
+"""Rows that a device may say that it holds out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +110,7 @@ class Forms:
     """The forms of one device's round.
 
     Args:
-      assignment: What the device is held to, not packed.
+      assignment: What the device is held to, not packed; or what it is to judge.
       base: The model.
       hidden_size: Width of activations.
       longest_tokens: The longest batch there can be.
@@ -111,7 +124,7 @@ class Forms:
 
     def __init__(
         self,
-        assignment: Assignment,
+        assignment: Assignment | Judge,
         base: Base,
         *,
         hidden_size: int,
@@ -213,8 +226,84 @@ class Forms:
 
     # ------------------------------------------------------------------ batches
 
+    def held_out(self, number: int) -> Form:
+        """A batch of rows that the device holds out; without labels of one that has the head."""
+        labels = not self._plan.head
+
+        def looks_right(message: HeldOut) -> None:
+            self.expect("wrong-step", "number", number, message.number)
+            batch, _ = self._check_content(message, labels=labels)
+            self._weight += message.weight
+            self._samples += batch
+
+        def most() -> Message:
+            now, shape_BT = self.assignment, (self._plan.batch_size, self._longest)
+            return HeldOut(
+                run=now.run,
+                round=now.round,
+                number=MOST_HELD_OUT,
+                device=self._device,
+                h_BTD=self._form_of_activations(*shape_BT),
+                mask_BT=meta(shape_BT, torch.bool),
+                labels=meta(shape_BT if self._per_token else shape_BT[:1], torch.int32) if labels else None,
+                weight=self._plan.batch_size * self._longest,
+            )
+
+        return Form(HeldOut, "a held-out batch", looks_right, most)
+
+    def judged(self, classes: int) -> Form:
+        """What the rows that the device holds out came to.
+
+        Args:
+          classes: Of how many classes it counts hits apart.
+        """
+
+        def most() -> Message:
+            now, counts_3C = self.assignment, meta((3, classes), torch.int64)
+            weight = MOST_HELD_OUT * self._longest
+            return Judged(now.run, now.round, self._device, MOST_HELD_OUT, weight, 0.0, counts_3C)
+
+        return Form(Judged, "what it judged", lambda message: self._check_judged(message, classes), most)
+
+    def _check_judged(self, message: Judged, classes: int) -> None:
+        alone, counts_3C = self._plan.alone, message.counts_3C
+        least, most = (0, MOST_HELD_OUT) if alone else (self._samples,) * 2
+        self.expect_between("wrong-counts", "samples", least, message.samples, most)
+        heaviest = self._longest - 1 if self._per_token else 1
+        least, most = (message.samples, message.samples * heaviest) if alone else (self._weight,) * 2
+        self.expect_between("wrong-weight", "weight", least, message.weight, most)
+        if not (self._plan.head and message.samples) and message.loss != 0:
+            raise self.refused("wrong-counts", "no loss of a device that computed none", message.loss)
+        if math.isfinite(message.loss) and message.loss < 0:
+            raise self.refused("wrong-counts", "a loss from 0 on", message.loss)
+        self.expect_form("counts_3C", counts_3C, meta((3, classes), torch.int64))
+        counted = message.samples if self._plan.head and classes else 0
+        hits_C, predicted_C, labelled_C = counts_3C.tolist()
+        for each in (predicted_C, labelled_C):
+            self.expect_between("wrong-counts", "samples of a class", 0, min(each, default=0), counted)
+            self.expect("wrong-counts", "samples of all classes", counted, sum(each))
+        for hits, *both in zip(hits_C, predicted_C, labelled_C, strict=True):
+            self.expect_between("wrong-counts", "hits", 0, hits, min(both))
+
     def _check_batch(self, message: Activations, step: int, rows: bool, *, labels: bool = True) -> None:
         self.expect("wrong-step", "step", step, message.step)
+        if (message.rows_B is not None) != rows:
+            raise self.refused("wrong-rows", "a row for each sample" if rows else "no rows", message.rows_B)
+        batch, tokens = self._check_content(message, labels=labels)
+        if message.rows_B is not None:
+            self._check_rows(message.rows_B, batch)
+        if not labels:
+            self.expect("wrong-step", "number of micro-batches", 1, message.micro_batches)
+            self._shapes_of[step] = (batch, tokens)
+        self._check_part(message)
+        self._weight += message.weight
+        self._samples += batch
+        if message.ends_step:
+            self._begun = None
+            self._steps += 1
+
+    def _check_content(self, message: Activations | HeldOut, *, labels: bool) -> tuple[int, int]:
+        """A batch at the cut, with or without its labels: its samples and its tokens."""
         mask_BT = message.mask_BT
         self.expect_between("wrong-shape", "dimensions of mask_BT", 2, mask_BT.dim(), 2)
         batch, tokens = mask_BT.shape
@@ -227,10 +316,6 @@ class Forms:
         if message.labels is not None:
             form = meta((batch, tokens) if self._per_token else (batch,), torch.int32)
             self.expect_form("labels", message.labels, form)
-        if (message.rows_B is not None) != rows:
-            raise self.refused("wrong-rows", "a row for each sample" if rows else "no rows", message.rows_B)
-        if message.rows_B is not None:
-            self._check_rows(message.rows_B, batch)
         if not bool(mask_BT[:, 0].all()) or bool((mask_BT[:, 1:] & ~mask_BT[:, :-1]).any()):
             raise self.refused("wrong-mask", "text from the left, padding at its right", "another mask")
         if message.labels is not None:
@@ -238,14 +323,7 @@ class Forms:
         else:  # at most every token but the first of each text is predicted
             most = int(mask_BT.sum()) - batch if self._per_token else batch
             self.expect_between("wrong-weight", "weight", batch, message.weight, most)
-            self.expect("wrong-step", "number of micro-batches", 1, message.micro_batches)
-            self._shapes_of[step] = (batch, tokens)
-        self._check_part(message)
-        self._weight += message.weight
-        self._samples += batch
-        if message.ends_step:
-            self._begun = None
-            self._steps += 1
+        return batch, tokens
 
     def _check_part(self, message: Activations) -> None:
         """It is the next part of its batch, and fits what the first one said of all of them."""

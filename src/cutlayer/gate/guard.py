@@ -38,10 +38,12 @@ well-formed nonsense is a matter of aggregation, not of the guard.
 from __future__ import annotations
 
 import reprlib
+from dataclasses import dataclass, replace
 
 import torch
 
 from cutlayer.errors import Refused
+from cutlayer.gate import judging
 from cutlayer.gate.forms import Form, Forms, Holds, Outline, Script, ScriptOf, as_options, diverged, finite, outline
 from cutlayer.model.base import Base
 from cutlayer.packing import Compression
@@ -50,13 +52,36 @@ from cutlayer.wire.messages import (
     Assignment,
     Close,
     FromDevice,
+    HeldOut,
     HiddenGradients,
+    Judge,
+    Judged,
     Measured,
     Message,
     Recall,
     Update,
     comes_from_device,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """A device that judges: what it was asked, and what it may say next; nothing more once it is over."""
+
+    asked: Judge
+    forms: Forms
+    script: Script
+    options: tuple[Form, ...]
+    late: bool = False  # the round that comes next was opened before it was done
+
+    @property
+    def over(self) -> bool:
+        return not self.options
+
+
+def _empty(message: FromDevice) -> Recall:
+    """The mere name of a round that is over."""
+    return Recall(message.run, message.round, 0, message.device, torch.zeros(0, dtype=torch.int32), 0)
 
 
 class Guard:
@@ -89,29 +114,42 @@ class Guard:
         self._hidden_size, self._longest = hidden_size, longest_tokens
         self._compression, self._holds, self._script_of = compression, holds, script
         self._forms: Forms | None = None
+        self._judging: _Judging | None = None
         self._limit = 0
         self._open = self._measured = False
 
     def open(self, assignment: Assignment) -> None:
         """A round begins for this device: from now on it is held to this assignment, which is not packed."""
-        self._forms = forms = Forms(
-            assignment,
-            self._base,
-            hidden_size=self._hidden_size,
-            longest_tokens=self._longest,
-            compression=self._compression,
-            holds=self._holds,
-        )
+        self._forms = forms = self._forms_of(assignment)
+        if self._judging is not None:
+            self._judging = None if self._judging.over else replace(self._judging, late=True)
         self._outline: Outline = outline(self._script_of(assignment.plan, forms), forms)
         self._script: Script = self._script_of(assignment.plan, forms)
         self._options = as_options(next(self._script))
         self._open, self._measured = True, False
         self._limit = max(self._limit, self._outline.limit)
 
+    def judge(self, asked: Judge) -> None:
+        """The device is to judge, before the round that comes next is opened."""
+        forms = self._forms_of(asked)
+        script = judging.script(asked, forms)
+        self._judging = _Judging(asked, forms, script, as_options(next(script)))
+        self._limit = max(self._limit, judging.limit(asked, forms))
+
+    def _forms_of(self, asked: Assignment | Judge) -> Forms:
+        return Forms(
+            asked,
+            self._base,
+            hidden_size=self._hidden_size,
+            longest_tokens=self._longest,
+            compression=self._compression,
+            holds=self._holds,
+        )
+
     def close(self, close: Close) -> None:
-        """The device is told to end its round: from now on it may do so after any step."""
-        assert self._forms is not None, "a round is opened by open()"
-        self._forms.closing = close.round == self._forms.assignment.round
+        """The device is told to end its round, or to judge no more: from now on it may do so after any step."""
+        if self._forms is not None:
+            self._forms.closing = close.round == self._forms.assignment.round
 
     def frame_limit(self) -> int:
         """The longest frame, in bytes, that this round or an earlier one allows the device: a late one may be longer.
@@ -135,9 +173,14 @@ class Guard:
             raise self._refused("wrong-kind", "a message of a device to the server", type(message).__name__)
         self._expect("wrong-run", "run", self._run, message.run)
         self._expect("wrong-device", "sender", self._device, message.device)
+        if isinstance(message, HeldOut | Judged):
+            return self._check_judging(message)
+        now = self._judging
+        if now is not None and not now.late and message.round == now.asked.round:
+            raise now.forms.refused("wrong-kind", "what a device says that judges", type(message).__name__)
         current = -1 if self._forms is None else self._forms.assignment.round
         if message.round < current:
-            return Recall(message.run, message.round, 0, message.device, torch.zeros(0, dtype=torch.int32), 0)
+            return _empty(message)
         self._expect("wrong-round", "round", current, message.round)
         self._form_of(message).check(message)
         if isinstance(message, Update):
@@ -146,6 +189,27 @@ class Guard:
             self._measured = True
         else:
             self._options = as_options(self._script.send(message))
+        return message
+
+    def _check_judging(self, message: HeldOut | Judged) -> Message:
+        """See `check_form`: of what a device says that judges."""
+        now = self._judging
+        if now is None:
+            raise self._refused("wrong-kind", "nothing that judges", type(message).__name__)
+        if message.round < now.asked.round:
+            return _empty(message)
+        if now.late:
+            return replace(_empty(message), round=message.round - 1)  # the round that it names goes on without it
+        self._expect("wrong-round", "round", now.asked.round, message.round)
+        form = next((form for form in now.options if form.kind is type(message)), None)
+        if form is None:
+            raise now.forms.refused("wrong-kind", "nothing more that judges", type(message).__name__)
+        form.check(message)
+        try:
+            options = as_options(now.script.send(message))
+        except StopIteration:
+            options = ()
+        self._judging = replace(now, options=options)
         return message
 
     def _form_of(self, message: FromDevice) -> Form:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from cutlayer.gate.guard import Guard
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Close, Message
+from cutlayer.wire.messages import Assignment, Close, Judge, Message
 
 
 def guarded(link: Link, guard: Guard, packing: Callable[[Link], Link]) -> Link:
-    """An end that tells its guard of each assignment and close that is sent; its `receive` raises `Refused`.
+    """An end that tells its guard of each assignment, judge and close that is sent; its `receive` raises `Refused`.
 
     Args:
       link: The transport's end.
@@ -44,6 +44,8 @@ class _Whole(_End):
     async def send(self, message: Message) -> None:
         if isinstance(message, Assignment):
             self._guard.open(message)
+        elif isinstance(message, Judge):
+            self._guard.judge(message)
         elif isinstance(message, Close):
             self._guard.close(message)
         await self._link.send(message)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cutlayer.errors import DeviceGone, MalformedMessage, Refused, WireError
 from cutlayer.types import Event, Recorder
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Measured, Message
+from cutlayer.wire.messages import Assignment, Judge, Measured, Message
 
 
 class Timelined(Around):
@@ -70,7 +70,7 @@ class Attended(Around):
         Raises:
           DeviceGone: A round would begin with a device that was refused since it was planned.
         """
-        gone = self._refused() if isinstance(message, Assignment) else None
+        gone = self._refused() if isinstance(message, Assignment | Judge) else None
         if gone is not None:
             raise gone
         await self._link.send(message)

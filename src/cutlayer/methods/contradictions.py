@@ -98,6 +98,25 @@ def check_plan(chosen: Chosen, plan: RoundPlan, num_blocks: int) -> None:
     _refuse(rule(planned) for rule in RULES_OF_PLANS)
 
 
+def check_held_out(chosen: Chosen) -> None:
+    """Raises ConfigError where devices that hold rows out cannot judge by them what the server has."""
+    if chosen.moves:
+        raise ConfigError(
+            "data.hold_out: expected a method that leaves the base's weights where they are, or folds into them, got "
+            "one that moves them: devices are told where they stand when a round opens, and not after the last. "
+            "Give the server validation data, and leave hold_out out."
+        )
+
+
+def check_held_out_at_one(hold_out: float) -> None:
+    """Raises ConfigError where several processes of a server would have to ask devices what they hold out."""
+    if hold_out:
+        raise ConfigError(
+            f"data.hold_out: expected 0 with several workers, got {hold_out:g}: the process that evaluates talks with "
+            "no device there. Serve with one process, or give the server validation data."
+        )
+
+
 def check_workers(method: str, round: Round, stragglers: Stragglers, divisible: Callable[[], Sequence[str]]) -> None:
     """Raises ConfigError where several workers would not train what one server trains.
 

@@ -317,6 +317,10 @@ class ShapedCosts:
         """One step of a device: `num_samples` x `num_tokens`, padding included."""
         return self.model.device(plan, self.flow(plan), num_samples, num_tokens)
 
+    def device_forward(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> float:
+        """FLOPs of one forward pass of the device's part, whatever its steps run."""
+        return self.model.device(plan, Flow(), num_samples, num_tokens).forward_flops
+
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for that device. See `CostModel.server`."""
         return self.model.server(plan, num_samples, num_tokens)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from rich import box
 from rich.table import Table
@@ -42,6 +43,7 @@ class DeviceRow:
     bytes_up: int  # device to server
     bytes_down: int  # server to device
     late: int = 0  # rounds that it had not finished when they were closed
+    judged: Mapping[str, float] = field(default_factory=dict)  # what it last said of rows that it holds out
 
 
 def device_ledger(
@@ -50,6 +52,7 @@ def device_ledger(
     *,
     profiles: Mapping[str, str],
     cuts: Mapping[str, int],
+    judged: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> list[DeviceRow]:
     """One row per device in the order of `profiles`, and the server's last.
 
@@ -58,6 +61,7 @@ def device_ledger(
       records: what the devices measured, one per device and round.
       profiles: profile name by device name; may name the server too.
       cuts: the cut of each device, in the last round where it moves. A device that never joined may lack one.
+      judged: by device, what it last said of rows that it holds out.
     """
     log = _Log(events)
     samples, steps, late = Counter[str](), Counter[str](), Counter[str]()
@@ -66,7 +70,9 @@ def device_ledger(
         steps[record.device] += record.steps
         late[record.device] += record.late
     devices = [
-        log.row(name, profile, cuts.get(name), samples[name], steps[name], late[name])
+        replace(
+            log.row(name, profile, cuts.get(name), samples[name], steps[name], late[name]), judged=judged.get(name, {})
+        )
         for name, profile in profiles.items()
         if name != SERVER
     ]
@@ -125,24 +131,32 @@ def device_table(rows: Sequence[DeviceRow]) -> Table:
     """The ledger for a terminal of 100 columns, the server last with the sums; names give way first.
 
     Of a large fleet it shows the devices that were busy longest, and how many others there are. Where somebody was late
-    it says in how many rounds.
+    it says in how many rounds; where devices judged, what each has come to on rows that it holds out.
     """
-    with_late = any(row.late for row in rows)
+    with_late, metric = any(row.late for row in rows), _metric(rows)
+    own = [metric] if metric else []
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("device", overflow="ellipsis")
     table.add_column("profile", overflow="ellipsis", style="dim")
-    for name in ("cut", "samples", "steps", "busy", "waiting", "network", "up", "down", *["late"] * with_late):
+    for name in ("cut", "samples", "steps", "busy", "waiting", "network", "up", "down", *["late"] * with_late, *own):
         table.add_column(name, justify="right", no_wrap=True)
     *devices, server = rows
     busiest = {row.device for row in sorted(devices, key=lambda row: row.busy_seconds, reverse=True)[:MOST_ROWS]}
     for row in devices:
         if row.device in busiest:
-            table.add_row(*_cells(row), *[str(row.late)] * with_late)
+            said = [f"{row.judged[name]:.3g}" if name in row.judged else "-" for name in own]
+            table.add_row(*_cells(row), *[str(row.late)] * with_late, *said)
     if len(devices) > MOST_ROWS:
         table.add_row(f"and {len(devices) - MOST_ROWS:,} more", style="dim")
     table.add_section()
     table.add_row(*_cells(server), *[str(server.late)] * with_late, style="bold")
     return table
+
+
+def _metric(rows: Sequence[DeviceRow]) -> str | None:
+    """What the table shows of what devices judged."""
+    said = {name for row in rows for name in row.judged}
+    return next((name for name in ("accuracy", "loss") if name in said), None)
 
 
 def _cells(row: DeviceRow) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ Shapes: B batch, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -52,6 +53,14 @@ class ClassificationMetrics:
         self._predicted_C += self._count(predictions_B)
         self._labelled_C += self._count(labels_B)
         self._loss_sums.append(loss_sum)
+
+    def add_counts(self, counts_3C: Tensor, loss_sums: Iterable[float]) -> None:
+        """Counts batches that others have judged: hits, predictions and labels by class, and each one's loss."""
+        hits_C, predicted_C, labelled_C = counts_3C
+        self._hits_C += hits_C
+        self._predicted_C += predicted_C
+        self._labelled_C += labelled_C
+        self._loss_sums += loss_sums
 
     def _count(self, classes: Tensor) -> Tensor:
         return torch.bincount(classes, minlength=self._num_classes)

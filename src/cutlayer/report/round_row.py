@@ -9,6 +9,9 @@ virtual_seconds   the run's clock at the end of the round
 server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it, and the folds so far
 wall_seconds      real time this round took; keys that start with `wall_` differ between equal runs
 validation        the metrics by plain name, or {} where the round was not evaluated
+held_out          what devices say of rows that they hold out, or {}: the metrics over all of them (which are
+                  those of `validation` where the server has no rows), rows, and by device; with the seconds and bytes
+                  that it took, which are in no other number of the row
 devices           per device: steps, samples, weight, loss, seconds, bytes, FLOPs and what the plan gave it; all of its
                   `StepRecord`, so that a resumed run knows what the stopped one knew
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from cutlayer.errors import CheckpointError
@@ -32,6 +36,7 @@ def round_row(
     wall_seconds: float,
     server_memory_bytes: int,
     validation: Mapping[str, float],
+    held_out: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The record of one round, from what its devices measured. `loss` is None where nobody trained."""
     weight = sum(record.weight for record in records)
@@ -48,6 +53,7 @@ def round_row(
         "server_memory_bytes": server_memory_bytes,
         "wall_seconds": wall_seconds,
         "validation": dict(validation),
+        "held_out": dict(held_out),
         "devices": {record.device: _of_device(record) for record in records},
     }
 

@@ -102,6 +102,19 @@ class RunFolder:
         for row in self._metrics.read():
             yield from records_of(row)
 
+    def read_judged(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """What devices said of rows that they hold out: over all when they were last asked, and each when it last was.
+
+        Raises:
+          CheckpointError: a line is not a round's.
+        """
+        metrics, devices = dict[str, float](), dict[str, dict[str, float]]()
+        for row in self._metrics.read():
+            if held_out := row.get("held_out"):
+                metrics = held_out["metrics"]
+                devices |= held_out["devices"]
+        return metrics, devices
+
     def append_events(self, events: Iterable[Event]) -> None:
         """Adds one line per event and waits for the disk once: call it per round, not per event."""
         self._events.append(map(_event_row, events))

@@ -25,12 +25,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from cutlayer.errors import DeviceGone, StragglersError
 from cutlayer.fleet.clock import now
+from cutlayer.model.sums import Sums
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers
@@ -39,9 +40,11 @@ from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
 from cutlayer.types import RoundPlan
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Close, Message, Update
+from cutlayer.wire.messages import Assignment, Close, HeldOut, Judge, Judged, Message, Update
 
 T = TypeVar("T")
+Judging = Callable[[Mapping[str, Link]], Awaitable[dict[str, Sums]]]
+"""Has devices judge, through these links (`rounds/judging.py`)."""
 
 WARMING_SECONDS = 120.0
 """By which, on a real fleet, a planned deadline is later in the first round, in which devices read their weights."""
@@ -89,6 +92,23 @@ class Patience:
             raise nobody(plan)
         return contributions
 
+    async def judge(
+        self, judging: Judging, server: Server, links: Mapping[str, Link], plan: RoundPlan
+    ) -> dict[str, Sums]:
+        """Has the devices of a plan judge: what came in time, by device. Whoever is late is not waited for again.
+
+        Args:
+          judging: Talks with them through links of a round.
+          server: Which has the adapter.
+          links: Its ends, by device.
+          plan: Of the round that comes next, with the devices that judge.
+        """
+        hold = _Hold(replace(self._policy, late="drop"), server, links, plan, self._part, judging=True)
+        try:
+            return await judging(hold.links)
+        finally:
+            hold.end()
+
     def _part(self, link: Link, close: Close) -> None:
         self._parting.add(asyncio.create_task(_send_if_there(link, close)))
 
@@ -112,8 +132,11 @@ class _Hold:
         links: Mapping[str, Link],
         plan: RoundPlan,
         part: Callable[[Link, Close], None],
+        *,
+        judging: bool = False,
     ) -> None:
         self._policy, self._part, self._start = policy, part, now()
+        self._judging = judging
         self._run, self._round = server.run, plan.round
         self._timers: list[asyncio.TimerHandle] = []
         self._enough = policy.enough(len(plan.devices))
@@ -130,7 +153,7 @@ class _Hold:
         return self._links
 
     def _link(self, link: Link, device: str) -> PatientLink:
-        return PatientLink(link, device, self._round, self._server, self._finish)
+        return PatientLink(link, device, self._round, self._server, self._finish, judging=self._judging)
 
     def end(self) -> None:
         """Nobody is waited for any more."""
@@ -242,11 +265,22 @@ class PatientLink(Around):
       device: Whose it is.
       round: The round.
       server: Told of messages that are dropped.
-      finished: Called when the device's update has come.
+      finished: Called when the device's update has come, or what it judged.
+      judging: Whether the device judges before the round.
     """
 
-    def __init__(self, link: Link, device: str, round: int, server: Server, finished: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        device: str,
+        round: int,
+        server: Server,
+        finished: Callable[[], None],
+        *,
+        judging: bool = False,
+    ) -> None:
         super().__init__(link)
+        self._judging = judging
         self._device, self._round, self._server, self._finished = device, round, server, finished
         self._begun = self._told = self._done = False
         self._close: Close | None = None
@@ -286,7 +320,7 @@ class PatientLink(Around):
         Raises:
           DeviceGone: The device takes no further part in the round.
         """
-        if isinstance(message, Assignment):
+        if isinstance(message, Assignment | Judge):
             if self._close is not None:
                 self.leave(self._close.reason)  # its turn comes when the round is over
             self._begun = self._gone is None
@@ -305,10 +339,10 @@ class PatientLink(Around):
                 return self._close
             with contextlib.suppress(_Interrupted):
                 message = await self._unless_interrupted(super().receive(), self._receiving)
-                if message.round < self._round:
+                if message.round < self._round or isinstance(message, HeldOut | Judged) is not self._judging:
                     self._server.ledger.drop(self._device)
                     continue
-                if isinstance(message, Update):
+                if isinstance(message, Update | Judged):
                     self._done = True
                     self._finished()
                 return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[s
       folder: The run folder.
       inputs: What the run was made of.
       server: Which has the adapters.
-      losses: By device, of its own view at the last evaluation.
+      losses: By device, of its own view at its last evaluation; of one that was never asked there is none.
       method: Which may have pruned the model, or moved its weights.
 
     Returns:
@@ -87,7 +88,7 @@ def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[s
         return folder / "model"
     for name, own in views.items():
         save_adapter(folder / "adapters" / name, own, base, card)
-    best = min(views, key=losses.__getitem__, default=None)
+    best = min(views, key=lambda name: losses.get(name, math.inf), default=None)
     save_adapter(folder / "adapter", server.exported() if best is None else views[best], base, card)
     if kept is not None:
         save_pruned(folder / "pruned", server.adapter, base, card, kept)
@@ -98,7 +99,6 @@ def write_reports(
     folder: RunFolder,
     inputs: ServerInputs,
     logbook: Logbook,
-    before: dict[str, float],
     fleet: Fleet,
     adapter: Path,
     seconds: Mapping[str, float],
@@ -110,12 +110,12 @@ def write_reports(
       folder: The run folder.
       inputs: What the run was made of.
       logbook: What it measured.
-      before: Metrics of the untrained adapter.
       fleet: The machines that took part.
       adapter: The exported folder.
       seconds: `virtual_seconds` and `wall_seconds` of the whole run.
       refusals: By device and reason, how often something of it was refused.
     """
+    held_out, devices = folder.read_judged()
     machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
     names, shown = [device.name for device in fleet.devices], list[Event]()
     rows = device_ledger(
@@ -123,13 +123,16 @@ def write_reports(
         logbook.history.records,
         profiles={machine.name: _profile(machine) for machine in machines},
         cuts=logbook.cuts,
+        judged=devices,
     )
-    summary = _summary(inputs, logbook, before, rows, seconds) | {"refusals": refusals}
+    summary = _summary(inputs, logbook, rows, seconds) | {"refusals": refusals}
+    if held_out:
+        summary["held_out"] = {"metrics": held_out, "devices": devices}
     with in_need_of_room(folder.path, "at its end", "its report"):
         last = shown[-1].round if shown else logbook.rounds_done - 1
         folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
         folder.write_summary(summary)
-    return Outcome(folder.path, adapter, before, summary["metrics"], rows, summary)
+    return Outcome(folder.path, adapter, logbook.before, summary["metrics"], rows, summary)
 
 
 @contextmanager
@@ -147,7 +150,6 @@ def in_need_of_room(folder: Path, where: str, what: str) -> Iterator[None]:
 def _summary(
     inputs: ServerInputs,
     logbook: Logbook,
-    before: dict[str, float],
     rows: list[DeviceRow],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def _summary(
     virtual = {"rounds": logbook.rounds_done, "virtual_seconds": seconds["virtual_seconds"]}
     return {
         "metrics": logbook.metrics,
-        "metrics_before": before,
+        "metrics_before": logbook.before,
         "totals": {**totals, **saved, **virtual},
         "wall_seconds": seconds["wall_seconds"],
         "peak_memory_bytes": peak_memory_bytes(),

@@ -13,6 +13,7 @@ import numpy as np
 
 from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
+from cutlayer.data.held_out import Held, parted
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
 from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
@@ -22,7 +23,7 @@ from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet, load_fleet
-from cutlayer.methods.contradictions import check
+from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
@@ -164,7 +165,7 @@ class RunInputs(ServerInputs):
     Attributes:
       fleet: the machines.
       train: tokenised samples.
-      parts: each device's rows of `train`, in the order of the fleet.
+      parts: each device's rows of `train`, in the order of the fleet; with those that it holds out.
     """
 
     fleet: Fleet
@@ -173,21 +174,31 @@ class RunInputs(ServerInputs):
 
     @property
     def label_counts(self) -> dict[str, tuple[int, ...]]:
-        """By device, its samples of each class; empty for causal LM."""
+        """By device, its samples of each class, of those to train on; empty for causal LM."""
         if self.train.classes is None:
             return {}
         classes = np.array(self.train.classes)
         return {
             device.name: tuple(np.bincount(classes[rows], minlength=len(self.labels)).tolist())
-            for device, rows in zip(self.fleet.devices, self.parts, strict=True)
+            for device, (rows, _) in zip(self.fleet.devices, self._parted, strict=True)
         }
+
+    @cached_property
+    def _parted(self) -> list[tuple[list[int], list[int]]]:
+        """Of each device, the rows to train on and those that it holds out."""
+        share, seed = self.config.data.hold_out, self.config.train.seed
+        return [parted(self.train, rows, share, seed) for rows in self.parts]
+
+    def held_out(self, index: int) -> Held:
+        """What the device at this place in the fleet holds out."""
+        return Held(self.train, self._parted[index][1], self.pad_id)
 
     def batches(self, index: int) -> Batches:
         """The batch stream of the device at this place in the fleet."""
         train = self.config.train
         return Batches(
             self.train,
-            self.parts[index],
+            self._parted[index][0],
             batch_size=train.batch_size,
             seed=stream_seed(train.seed, index),
             pad_id=self.pad_id,
@@ -222,12 +233,13 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     files = _checked_model(config)
     told("reading the data", 0, 0)
     tables = _tables(config)
-    assert tables.validation is not None, "split_off_validation gave one"
     task = _task(config, tables.train, "training data")
-    told(f"tokenising {len(tables.train) + len(tables.validation)} texts", 0, 0)
+    texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
+    told(f"tokenising {texts} texts", 0, 0)
     tokenizer = load_tokenizer(files)
-    train = task.encode(tables.train, tokenizer)
-    validation = task.encode(tables.validation, tokenizer, "validation data")
+    train, validation = task.encode(tables.train, tokenizer), Samples.none()
+    if tables.validation is not None:
+        validation = task.encode(tables.validation, tokenizer, "validation data")
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -245,9 +257,10 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
 
 
 def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
-    """Reads and checks what the server of a real fleet needs: of the data only the validation rows.
+    """Reads and checks what the server of a real fleet needs: of the data only the validation rows, if it has some.
 
-    The classes are `data.labels`, else those of the validation rows.
+    The classes are `data.labels`, else those of the validation rows. A server without these needs devices that hold
+    rows out.
 
     Args:
       config: The run.
@@ -259,16 +272,20 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
     config = completed(config)
     files = _checked_model(config)
     told("reading the data", 0, 0)
-    rows = load_validation(config.data.path)
-    task = _task(config, rows, "validation data")
-    told(f"tokenising {len(rows)} texts", 0, 0)
-    tokenizer = load_tokenizer(files)
-    validation = task.encode(rows, tokenizer, "validation data")
+    rows = load_validation(config.data.path, needed=not config.data.hold_out)
+    if rows is None:
+        task, validation, tokenizer = _task_unseen(config), Samples.none(), load_tokenizer(files)
+    else:
+        task = _task(config, rows, "validation data")
+        told(f"tokenising {len(rows)} texts", 0, 0)
+        tokenizer = load_tokenizer(files)
+        validation = task.encode(rows, tokenizer, "validation data")
     return ServerInputs(config, validation, _classes(task), pad_token_id(tokenizer))
 
 
 def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunConfig]:
-    """Deals the data of a simulated run out to real devices: a file for each, and one to judge by for the server.
+    """Deals the data of a simulated run out to real devices: a file for each, and one to judge by for the server, if
+    it has rows for that.
 
     Args:
       inputs: The run.
@@ -278,10 +295,10 @@ def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunC
       By device its file, and the config with which `prepare_server` gives the same validation set and classes.
     """
     config, tables = inputs.config, _tables(inputs.config)
-    assert tables.validation is not None, "split_off_validation gave one"
     columns = columns_of(config)
     (folder / "devices").mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "validation.jsonl", tables.validation, inputs.validation, columns, inputs.labels)
+    if tables.validation is not None:
+        write_rows(folder / "validation.jsonl", tables.validation, inputs.validation, columns, inputs.labels)
     files = {}
     for device, part in zip(inputs.fleet.devices, inputs.parts, strict=True):
         files[device.name] = folder / "devices" / f"{device.name}.jsonl"
@@ -306,6 +323,10 @@ def _classes(task: Task) -> tuple[str, ...]:
 
 
 def _tables(config: RunConfig) -> Tables:
+    """The rows to train on and those that the server judges by: none of these where devices judge, unless the data has
+    a file of them."""
+    if config.data.hold_out:
+        return load_tables(config.data.path)
     return split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
 
 
@@ -317,6 +338,17 @@ def _task(config: RunConfig, rows: Rows, where: str) -> Task:
     if labels:
         raise ConfigError(f"data.labels: expected none for {task.kind}, got {list(labels)}. Leave it out.")
     return task
+
+
+def _task_unseen(config: RunConfig) -> Task:
+    """The task of a server that has no row to see classes in."""
+    task, labels = task_from(config.data.task, columns_of(config), config.data.max_length), config.data.labels
+    if isinstance(task, Classification) and not labels:
+        raise ConfigError(
+            "data.labels: expected the class names, in the order of their ids, where the server has no rows to see "
+            "them in, got none. List them in data.labels."
+        )
+    return task.named(labels) if isinstance(task, Classification) else task
 
 
 def method_of(config: RunConfig) -> Method:
@@ -345,11 +377,12 @@ def completed(config: RunConfig) -> RunConfig:
     """
     row, options = found(config.method.name, config.method.sha256), config.method.options
     method, train = row.built(options, config.train.seed), config.train
-    check(
-        method.chosen(
-            asked_stragglers(config), micro_batches=train.micro_batches, base_dropout=config.model.base_dropout
-        )
+    chosen = method.chosen(
+        asked_stragglers(config), micro_batches=train.micro_batches, base_dropout=config.model.base_dropout
     )
+    check(chosen)
+    if config.data.hold_out:
+        check_held_out(chosen)
     source = None if row.ours else MethodSource(at=row.source.at, sha256=row.source.sha256)
     section = MethodSection(name=row.name, source=source, **(row.options | options))
     return config.self_contained().model_copy(update={"method": section})

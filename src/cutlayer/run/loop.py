@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cutlayer.methods.method import Method
@@ -23,6 +23,7 @@ from cutlayer.policies.plan import Situation
 from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
 from cutlayer.rounds.round import Round
+from cutlayer.run.judging import Judges
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
@@ -41,12 +42,16 @@ class Logbook:
       history: what they measured.
       cuts: each device's cut in the last round.
       metrics: the last evaluation.
+      before: the metrics of the untrained adapter.
+      owed: devices that were to judge after the last round, and did not in time.
     """
 
     rounds_done: int = 0
     history: History = field(default_factory=History)
     cuts: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    before: dict[str, float] = field(default_factory=dict)
+    owed: set[str] = field(default_factory=set)
 
 
 Hold = Callable[[Round, Server, Mapping[str, Link], RoundPlan], Awaitable[list[Contribution]]]
@@ -87,6 +92,7 @@ class Coordinator:
       events: Where machines and links record; emptied at each commit point.
       hold: Holds a round, for as long as its devices are waited for.
       tasks: What devices are at work on, where that may outlive a round: rounds are planned for the others.
+      judges: Asks devices what the adapter comes to on rows that they hold out; None where they hold out none.
     """
 
     def __init__(
@@ -105,8 +111,9 @@ class Coordinator:
         events: list[Event],
         hold: Hold,
         tasks: Tasks,
+        judges: Judges | None = None,
     ) -> None:
-        self._tasks = tasks
+        self._tasks, self._judges = tasks, judges
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
@@ -123,17 +130,29 @@ class Coordinator:
         links = self._members.links
         self._tasks.forget_all_but(links.keys())
         start_wall, start = time.perf_counter(), self._clock()
-        bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         plan = await self._server.machine.aside(lambda: self._make_plan(number, situation))
+        judged: list[Event] = []
+        if self._judges is not None and not number:
+            untrained = await self._judge(0, number, plan, plan.devices, links, judged)
+            self.logbook.before = self.logbook.before or untrained["metrics"]
+            start = self._clock()
+        bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         contributions = await self._hold(self._method.round, self._server, links, plan)
         plan = self._tasks.begun(plan)
         await self._server.machine.aside(lambda: self._aggregate(contributions, plan))
         duration = self._clock() - start
-        if self._evaluate_when(number):
-            self.logbook.metrics = await self._evaluate(self._server.adapter)
         records = self._records(plan, situation, links, self._server.ledger.take_tallies(), duration, bytes_before)
         self.logbook.history.records.extend(records)
         self.logbook.cuts |= {device.device: device.cut for device in plan.devices}
+        events, self._events[:] = list(self._events), []
+        metrics, held_out = dict[str, float](), dict[str, Any]()
+        if self._evaluate_when(number):
+            metrics = await self._evaluate(self._server.adapter)
+            if self._judges is not None:
+                stayed = [device for device in self._server.ledger.stayed if device.device not in self._tasks]
+                held_out = await self._judge(number + 1, number, plan, stayed, links, judged)
+                metrics = metrics or held_out["metrics"]
+            self.logbook.metrics = metrics
         self.logbook.rounds_done = number + 1
         row = round_row(
             records,
@@ -142,10 +161,42 @@ class Coordinator:
             wall_seconds=time.perf_counter() - start_wall,
             server_memory_bytes=self._server.folds.num_bytes
             + self._method.round.server_bytes(plan, situation.costs, situation.num_tokens),
-            validation=self.logbook.metrics if self._evaluate_when(number) else {},
+            validation=metrics,
+            held_out=held_out,
         )
-        events, self._events[:] = list(self._events), []
-        await self._commit(row, events)
+        await self._commit(row, [*events, *judged])
+
+    async def _judge(
+        self,
+        round: int,
+        within: int,
+        plan: RoundPlan,
+        devices: Sequence[DevicePlan],
+        links: Mapping[str, Link],
+        events: list[Event],
+    ) -> dict[str, Any]:
+        """Has devices judge: what they say, with what that took. No record knows of it, and so no planner.
+
+        Args:
+          round: That comes next.
+          within: The round to which what machines and links did for it is added.
+          plan: Of that round.
+          devices: Who judges.
+          links: To all devices.
+          events: Gets what machines and links did.
+        """
+        assert self._judges is not None
+        start, ends = self._clock(), [links[device.device] for device in devices]
+        up, down = sum(end.bytes_received for end in ends), sum(end.bytes_sent for end in ends)
+        judgement = await self._judges.judge(round, devices, plan, links)
+        self.logbook.owed = set(judgement.asked) - set(judgement.answered)
+        events += [replace(event, round=within) for event in self._events if event.round == round]
+        self._events[:] = [event for event in self._events if event.round != round]
+        return judgement.row() | {
+            "seconds": self._clock() - start,
+            "bytes_up": sum(end.bytes_received for end in ends) - up,
+            "bytes_down": sum(end.bytes_sent for end in ends) - down,
+        }
 
     def _make_plan(self, number: int, situation: Situation) -> RoundPlan:
         """The round's plan; what its steps cost is counted here, where it holds up no link, and later looked up."""

@@ -24,6 +24,7 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.ending import Outcome, export, in_need_of_room, write_reports
 from cutlayer.run.inputs import RunInputs, ServerInputs, asked_stragglers, stragglers_of
+from cutlayer.run.judging import Judges
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
@@ -153,7 +154,6 @@ class Run:
         self._logbook, self._clock, self._events, self._devices = logbook, clock, events, devices
         self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
         self._validation = inputs.validation_batches()
-        self._before: dict[str, float] = {}
         self._losses: dict[str, float] = {}  # at the last evaluation, of devices with an adapter of their own
         self._wall_before = 0.0  # wall seconds of earlier processes
         self._started = time.perf_counter()
@@ -176,8 +176,10 @@ class Run:
           UserError: What a device holds does not fit, or training diverged.
         """
         train = self._inputs.config.train
-        if not self._before:
-            self._before = await self._evaluate(self.server.adapter)
+        stragglers = stragglers_of(self._inputs.config, self._method)
+        patience = Patience(stragglers, self.tasks, warming_seconds=warming_seconds)
+        if not self._logbook.before:
+            self._logbook.before = await self._evaluate(self.server.adapter)
         coordinator = Coordinator(
             self._method,
             self.server,
@@ -190,24 +192,31 @@ class Run:
             evaluate_when=lambda round: (round + 1) % train.eval_every == 0 or round + 1 == train.rounds,
             commit=self._commit,
             events=self._events,
-            hold=hold or self._patience(warming_seconds).hold,
+            hold=hold or patience.hold,
             tasks=self.tasks,
+            judges=Judges(self._method, self.server, patience) if self._inputs.config.data.hold_out else None,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
             self._logbook.metrics = await self._evaluate(self.server.adapter)
+        if not self._validation:
+            self._take_from_devices()
         with in_need_of_room(self._folder.path, "at its end", "the adapter"):
             return await self.server.machine.aside(self._export)
-
-    def _patience(self, warming_seconds: float) -> Patience:
-        policy = stragglers_of(self._inputs.config, self._method)
-        return Patience(policy, self.tasks, warming_seconds=warming_seconds)
 
     def _export(self) -> Path:
         return export(self._folder.path, self._inputs, self.server, self._losses, self._method)
 
+    def _take_from_devices(self) -> None:
+        """Of a server without rows to judge by: what devices said of theirs, each when it was last asked."""
+        self._logbook.metrics, devices = self._folder.read_judged()
+        self._losses = {name: metrics["loss"] for name, metrics in devices.items()}
+
     async def _evaluate(self, adapter: Adapter) -> dict[str, float]:
-        """The metrics of the full adapter; where devices have views of their own, the mean over devices."""
+        """The metrics of the full adapter; where devices have views of their own, the mean over devices; nothing of a
+        server that has no rows to judge by."""
+        if not self._validation:
+            return {}
         return await self.server.machine.aside(lambda: self._evaluated(adapter))
 
     def _evaluated(self, adapter: Adapter) -> dict[str, float]:
@@ -259,7 +268,7 @@ class Run:
         run = {
             "rounds_done": self._logbook.rounds_done,
             "clock_seconds": seconds,
-            "before": self._before,
+            "before": self._logbook.before,
             "cuts": self._logbook.cuts,
             "wall_seconds": self._wall(),
             "positions": self._folder.positions(),
@@ -287,7 +296,7 @@ class Run:
         self._logbook.rounds_done = run["rounds_done"]
         self._logbook.history.records.extend(self._folder.read_records())
         self._logbook.cuts |= run["cuts"]
-        self._before, self._wall_before = run["before"], run["wall_seconds"]
+        self._logbook.before, self._wall_before = run["before"], run["wall_seconds"]
 
     def _wall(self) -> float:
         return self._wall_before + time.perf_counter() - self._started
@@ -303,9 +312,7 @@ class Run:
           refusals: By device and reason, how often something of it was refused.
         """
         seconds = {"virtual_seconds": self._clock(), "wall_seconds": self._wall()}
-        outcome = write_reports(
-            self._folder, self._inputs, self._logbook, self._before, fleet, adapter, seconds, refusals
-        )
+        outcome = write_reports(self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals)
         shutil.rmtree(self._scratch, ignore_errors=True)
         return outcome
 

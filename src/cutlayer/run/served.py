@@ -22,7 +22,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
-from cutlayer.methods.contradictions import check_workers
+from cutlayer.methods.contradictions import check_held_out_at_one, check_workers
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.spans import check_listening
@@ -155,6 +155,7 @@ class _Serving:
         if workers is None:
             self.hub = Hub(life, host, places, refusals, news)
         else:
+            check_held_out_at_one(inputs.config.data.hold_out)
             check_workers(inputs.config.method.name, self._method.round, stragglers, divisible_methods)
             self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
         host.hub = self.hub

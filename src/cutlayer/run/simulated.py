@@ -214,7 +214,8 @@ class _Simulation:
         machine = ModelledMachine(profile.name, profile.effective_flops, record, speed_mode(profile), hours)
         batches, costs, settings = inputs.batches(index), inputs.costs, inputs.train_settings
         spans = self._spans.of(profile, record)
-        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape, spans)
+        held_out = inputs.held_out(index)
+        device = Device(profile.name, inputs.base, batches, machine, costs, settings, inputs.shape, spans, held_out)
         device_end, server_end = self._sites.link(profile, record, hours)
         committing = CommittingLink(device_end, self._stores[profile.name]) if self._stores else None
         player = _Player(device, inputs.compressed(committing or device_end), inputs.compressed(server_end))
@@ -227,14 +228,14 @@ class _Simulation:
         player.task = tasks.create_task(player.device.converse(player.device_end), name=name)
 
     def _start_anew(self, tasks: asyncio.TaskGroup) -> None:
-        """Puts a new one in the place of each device that the last round has dropped."""
+        """Puts a new one in the place of each device that the last round has dropped, or that judges it still."""
         last = self._logbook.rounds_done - 1
         records = reversed(self._logbook.history.records)
         dropped = {
             record.device for record in takewhile(lambda record: record.round == last, records) if not record.samples
         }
         for index, profile in enumerate(self._inputs.fleet.devices):
-            if profile.name in dropped and profile.name not in self._run.tasks:
+            if profile.name in dropped | self._logbook.owed and profile.name not in self._run.tasks:
                 old = self._players[profile.name].task
                 assert old is not None, "every player has been started"
                 old.cancel()

@@ -225,10 +225,12 @@ class Adapters:
         """By device, the full adapter as it is to this device; none where all share one."""
         if not any(self._scopes_of.values()):
             return {}
-        return {
-            device: {**self.shared, **{k: v for scope in scopes for k, v in self._own.get(scope, {}).items()}}
-            for device, scopes in self._scopes_of.items()
-        }
+        return {device: self.view(device) for device in self._scopes_of}
+
+    def view(self, device: str) -> Adapter:
+        """The full adapter as it is to a device."""
+        own = {k: v for scope in self._scopes_of.get(device, ()) for k, v in self._own.get(scope, {}).items()}
+        return {**self.shared, **own}
 
     def _scopes(self, device: DevicePlan) -> tuple[str, ...]:
         """The scopes of a device that not all share, from the lowest block on."""

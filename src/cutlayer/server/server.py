@@ -25,8 +25,8 @@ from cutlayer.server.ledger import Ledger
 from cutlayer.server.owners import Owner
 from cutlayer.server.sites import SamePlace, Sites
 from cutlayer.state import State, joined
-from cutlayer.types import Adapter, Costs, DevicePlan, RoundPlan
-from cutlayer.wire.messages import Assignment, Update
+from cutlayer.types import Adapter, Costs, DevicePlan, Kept, RoundPlan
+from cutlayer.wire.messages import Assignment, Judge, Update
 
 Broadcast = Callable[[Adapter, DevicePlan], tuple[Adapter, Adapter]]
 """(What a device's plan takes of the adapter, the plan) -> what it is sent of it, and facts beside it, by name."""
@@ -119,6 +119,27 @@ class Server:
             folds=self.folds.missed(device.device, self.base.device_names(device.cut, top=device.top)),
             facts=facts,
             counted=self.ledger.counted.get(device.device),
+        )
+
+    def judge(self, device: DevicePlan, round: int, *, classes: int, kept: Kept | None) -> Judge:
+        """What a device is told to judge: the adapter as it is to this device, whole, before a round opens.
+
+        Args:
+          device: How it is cut; how many samples a batch is.
+          round: That comes next.
+          classes: See `Judge`.
+          kept: Of a pruned model, what is left.
+        """
+        view, names = self.adapters.view(device.device), self.base.device_names(device.cut, top=device.top)
+        return Judge(
+            run=self.run,
+            round=round,
+            device=device.device,
+            plan=device,
+            adapter={name: view[name] for name in names if name in view},
+            classes=classes,
+            folds=self.folds.missed(device.device, names),
+            kept={} if kept is None else self.base.structure.to_tensors(kept, {}),
         )
 
     def accept(self, update: Update, *, late: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cutlayer.device.commit import CommittingLink
-from cutlayer.device.device import Device
+from cutlayer.device.device import Device, HoldsOut
 from cutlayer.device.store import Store
 from cutlayer.errors import DeviceGone
 from cutlayer.fleet.clock import now, run_virtual
@@ -31,6 +31,7 @@ from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
+from cutlayer.run.judging import Judges
 from cutlayer.run.loop import Coordinator, Logbook
 from cutlayer.run.sites import SimulatedSites
 from cutlayer.run.spans import SimulatedSpans
@@ -80,6 +81,19 @@ class ListedBatches:
 
 
 @dataclass(frozen=True)
+class MadeUpRows:
+    """Rows that a device holds out: two batches, whatever their size; for `play`."""
+
+    task: str
+    seed: int
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        """As many samples in each as are asked for; the second is longer."""
+        sizes = ((self.seed, 8), (self.seed + 1, 10))
+        return [random_batch(self.task, seed=seed, samples=batch_size, tokens=tokens) for seed, tokens in sizes]
+
+
+@dataclass(frozen=True)
 class FlatCosts:
     """A cost model with round numbers: one MFLOP per block, sample and token; backward ends at the lowest adapter.
 
@@ -97,6 +111,9 @@ class FlatCosts:
         tail = 0 if plan.top is None or plan.alone else self.num_blocks - plan.top
         above = 0.0 if plan.top is None or plan.alone else 1e6 * (tail + 0.1) * num_samples * num_tokens
         return Cost(forward + above, (backward if deep else 0.0) + above, 2**20 * (1 + plan.cut + tail))
+
+    def device_forward(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> float:
+        return self.device(plan, num_samples, num_tokens).forward_flops
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         blocks = (self.num_blocks if plan.top is None else plan.top) - plan.cut
@@ -318,12 +335,14 @@ def play(
     stores: Mapping[str, Store] | None = None,
     micro_batches: int = 1,
     overlap: bool = True,
+    held_out: Mapping[str, HoldsOut] | None = None,
 ) -> Played:
     """Plays a run and returns what happened. Messages are kept as they travel, packed.
 
     `apart`, each device has a base of its own, as in a process of its own; `guard` makes the guard of the server's end
     of each link, and `link_of` may put something more around that end. With `stores` devices keep commit points there.
     Where `stragglers` waits for all, the method's own patience counts, but for one that keeps late work: ask for that.
+    With `held_out` devices judge by these rows before the first round and after each.
     """
     settings = settings or TrainSettings(OptimizerSettings())
     costs = FlatCosts(base.num_blocks, dtype=base.dtype)
@@ -397,6 +416,7 @@ def play(
         spans = SimulatedSpans(fleet, base, costs, 12, seed=seed, record=events.append, packed=on_errands)
         hours = {profile.name: hours_of(profile, situation.seed) for profile in fleet.devices}
         ends = {profile.name: sites.link(profile, events.append, hours[profile.name]) for profile in fleet.devices}
+        patience = Patience(policy, under_way)
         coordinator = Coordinator(
             method,
             server,
@@ -410,11 +430,12 @@ def play(
             rounds=rounds,
             clock=now,
             evaluate=no_metrics,
-            evaluate_when=lambda _round: False,
+            evaluate_when=lambda _round: held_out is not None,
             commit=commit,
             events=events,
-            hold=Patience(policy, under_way).hold,
+            hold=patience.hold,
             tasks=under_way,
+            judges=None if held_out is None else Judges(method, server, patience),
         )
         async with asyncio.TaskGroup() as tasks:
             for profile in fleet.devices:
@@ -424,7 +445,8 @@ def play(
                 own = Base(base.settings) if apart else base
                 way = spans.of(profile, events.append)
                 shape, data = method.round.shape, streams[profile.name]
-                device = Device(profile.name, own, data, machine, costs, settings, shape, way)
+                held = None if held_out is None else held_out[profile.name]
+                device = Device(profile.name, own, data, machine, costs, settings, shape, way, held)
                 if stores is None:
                     device_end = end(ends[profile.name][0], happened.sent_up)
                 else:

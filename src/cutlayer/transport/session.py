@@ -13,7 +13,7 @@ again: it is given all of them again, and its own repeated ones are dropped by t
 the update a device is a function of what it receives, so what it sends again is what it sent before. A server that was
 killed begins the round again under another name, and every device with it.
 
-A round opens with the server's first message in it: `Assignment`, or `Finish`.
+A round opens with the server's first message in it: `Assignment`, or `Finish`; or, before either of them, `Judge`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,20 @@ from cutlayer.wire.messages import (
     Close,
     Finish,
     Gradients,
+    HeldOut,
     Hidden,
     HiddenGradients,
+    Judge,
+    Judged,
     Message,
     Update,
     passes_in_rounds,
 )
 
+OPENING = Judge, Assignment, Finish
+"""What may be the first message of a round."""
+UNDER_WAY = Activations, HeldOut, Hidden, HiddenGradients, Gradients
+"""What whoever sends it need not wait for: it may be on its way still."""
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0
 """Without a word from a peer whose connection stands: it is stuck. A frozen or vanished one is noticed by the carrier,
@@ -129,20 +136,22 @@ class Session:
         Raises:
           WireError: What `give_up` said.
         """
-        if self._is_server and isinstance(message, Assignment | Finish):
-            self._turn(message.round)
-            self._heard = self._turns
+        if self._is_server and isinstance(message, OPENING):
+            if message.round != self._round:
+                self._turn(message.round)
+            self._heard, self._gone = self._turns, None
             self._inbox.clear()  # what came too late
+            self._room.set()
         self._raise_if_gone()
         if self._heard != self._turns or message.round != self._round:
             self.counts["stale"] += 1
             return
-        if not self._is_server and isinstance(message, Update):
+        if not self._is_server and isinstance(message, Update | Judged):
             self._answered = True
         frame, sent = parts(message), self._sent
         number = sent.add(frame)
         self._news.set()
-        needed = number - isinstance(message, Activations | Hidden | HiddenGradients | Gradients)
+        needed = number - isinstance(message, UNDER_WAY)
         while sent is self._sent and (sent.handed < needed or sent.under_way_bytes > WINDOW_BYTES):
             self._progress.clear()
             await self._progress.wait()
@@ -163,7 +172,7 @@ class Session:
         message, length = self._inbox.popleft()
         self._room.set()
         self.bytes_received += length
-        if not self._is_server and isinstance(message, Assignment | Finish):
+        if not self._is_server and isinstance(message, OPENING):
             self._heard = self._turns
         return message
 
@@ -333,7 +342,7 @@ class Session:
         self._told += packet.total
         if self._told >= ACK_BYTES:
             self._news.set()
-        if isinstance(message, Assignment):
+        if isinstance(message, Assignment | Judge):
             self._answered, self._run = False, message.run
         if isinstance(message, Close) and not message.wanted:
             self._answered = True  # nothing is to come

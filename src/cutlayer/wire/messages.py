@@ -4,7 +4,7 @@ Every message names its run and its round, and its local step where there is one
 recognises a repeat or a late one. Rounds and steps count from 0. Fields that the wire can carry: text, whole
 numbers that are not negative, numbers, tuples of those, a `DevicePlan`, tensors and adapters (`frames.py`).
 
-Shapes: B batch, T tokens, D hidden size.
+Shapes: B batch, T tokens, D hidden size, C classes.
 """
 
 from __future__ import annotations
@@ -237,6 +237,89 @@ class Facts:
     step: int
     device: str
     facts: Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Server to device, before a round: what the adapter of the rounds so far comes to on the rows that the device
+    holds out (`data/held_out.py`).
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that comes next; the number of rounds, after the last.
+      device: whom it is for.
+      plan: where the device is cut, and of how many samples a batch is; no clause, and no rank: the whole adapter is
+        judged.
+      adapter: the tensors of the blocks that the device holds, by global name, as they are evaluated.
+      classes: of how many classes the device counts hits apart; 1 for all of them together, 0 for no such count.
+      folds: as of an `Assignment`.
+      kept: of a pruned model, what is left (`model/structure.py`); empty for all of it.
+    """
+
+    run: str
+    round: int
+    device: str
+    plan: DevicePlan
+    adapter: Adapter
+    classes: int
+    folds: Adapter = field(default_factory=dict)
+    kept: Adapter = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Device to server, of one that holds a part of the model: a batch of its held-out rows as it leaves that part.
+
+    Attributes:
+      run: the run's identifier.
+      round: of the `Judge`.
+      number: of the batch, from 0.
+      device: who sends it.
+      h_BTD: hidden states at the cut.
+      mask_BT: True where there is a token, False where there is padding.
+      labels: as of `Activations`.
+      weight: as of `Activations`.
+    """
+
+    run: str
+    round: int
+    number: int
+    device: str
+    h_BTD: Tensor
+    mask_BT: Tensor
+    labels: Tensor | None
+    weight: int
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels, of a device that sends them."""
+        assert self.labels is not None, "the device has no head"
+        return self.labels
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Device to server, the answer to `Judge`: sums over all the rows that it holds out.
+
+    Attributes:
+      run: the run's identifier.
+      round: of the `Judge`.
+      device: who sends it.
+      samples: the rows.
+      weight: what they weigh: rows, or unmasked target tokens.
+      loss: the sum of their losses, each by its weight; not finite when training diverged; 0 of a device that does not
+        hold the head, whose losses the server knows.
+      counts_3C: int64; by class, samples of it that were predicted to be, samples predicted to be, samples of it; zeros
+        of a device that does not hold the head.
+    """
+
+    run: str
+    round: int
+    device: str
+    samples: int
+    weight: int
+    loss: float
+    counts_3C: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,6 +585,9 @@ Message = (
     | Close
     | Measured
     | Update
+    | Judge
+    | HeldOut
+    | Judged
     | Finish
     | SpanCall
     | SpanAnswer
@@ -509,7 +595,7 @@ Message = (
 """What passes in rounds: exactly once, in order; but for calls of spans and their answers, which have connections of
 their own, and which nobody keeps."""
 
-FromDevice = Activations | Recall | HiddenGradients | Facts | Measured | Update
+FromDevice = Activations | Recall | HiddenGradients | Facts | Measured | Update | HeldOut | Judged
 """What a device sends in rounds."""
 
 Handshake = Hello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
@@ -534,6 +620,7 @@ ROLES: Mapping[type[Any], Mapping[str, Role]] = {
     Assignment: {"adapter": "broadcast"},
     Activations: {"h_BTD": "activations"},
     Hidden: {"h_BTD": "activations"},
+    HeldOut: {"h_BTD": "activations"},
     HiddenGradients: {"grad_BTD": "gradients"},
     Gradients: {"grad_BTD": "gradients"},
     Update: {"adapter": "update"},
