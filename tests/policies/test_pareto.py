@@ -150,11 +150,12 @@ def test_who_has_no_head_has_no_plan() -> None:
 
 
 def fleet(up_mbit: float | None) -> dict[str, Any]:
+    slow = {"name": "slow", "tflops": 0.00001, "watts": 8, "radio_watts": 3}
     shared = {} if up_mbit is None else {"up_mbit": up_mbit, "down_mbit": up_mbit}
     return {
         "server": {"tflops": 0.001, "efficiency": 0.3, "memory_gib": 4, **shared},
         "defaults": {"efficiency": 0.3, "up_mbit": 10, "down_mbit": 20, "latency_ms": 5, "memory_gib": 1},
-        "devices": [{"name": "slow", "tflops": 0.00001}, {"name": "quick", "tflops": 0.00003, "count": 2}],
+        "devices": [slow, {"name": "quick", "tflops": 0.00003, "count": 2}],
     }
 
 
@@ -175,6 +176,7 @@ def test_a_round_takes_what_was_reckoned(delay: int, up_mbit: float | None, inpu
     situation = situation_of(made, Logbook())
     plan = method.make_plan(0, situation)
     tradeoff = tradeoff_of(plan, situation)
+    assert (tradeoff.watts[0], tradeoff.radio[0]) == (8.0, 3.0)
     allotted = [device.clause(Allotment) for device in plan.devices]
     shares = np.array([one.bandwidth for one in allotted if one])
     weights = next(w for w in itertools.product(SHARES, repeat=3) if np.allclose(np.array(w) / sum(w), shares))

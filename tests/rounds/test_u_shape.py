@@ -214,6 +214,20 @@ def test_an_adapter_that_moves_once_a_round(bases: Mapping[str, Base]) -> None:
         torch.testing.assert_close(played.adapter[name], mean.float())  # type: ignore[union-attr]
 
 
+def test_an_adapter_that_moves_once_a_round_weighs_devices_as_where_labels_are_sent(bases: Mapping[str, Base]) -> None:
+    """Devices of unequal batches: the server's blocks take the step that they take where the server has the head."""
+    base, fleet = bases["llama"], fleet_of(3)
+    ends = []
+    for where in ("server", "device"):
+        streams = streams_for(fleet, "causal-lm", steps=STEPS, samples=lambda index: 2 + 2 * index)
+        method = build_method("hsfl", {"labels": where, "cut": 1}, 0)
+        ends.append(play(base, method, fleet, streams, rounds=1, local_steps=1).adapter)
+    for name in ends[0]:
+        if (block := base.block_of(name)) is not None and block >= 1 and ".lora_B." in name:  # A has no slope yet
+            assert not torch.equal(ends[0][name], base.initial_adapter(0)[name])
+            torch.testing.assert_close(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-6)
+
+
 def test_devices_may_not_be_ahead_of_a_shared_adapter(bases: Mapping[str, Base]) -> None:
     method = method_of(labels_on_devices(), cut_at(1), delayed(1), step=in_halves(fifo(), owner=one_for_all))
     with pytest.raises(ExceptionGroup) as group:
