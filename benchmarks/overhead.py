@@ -13,7 +13,7 @@ than that of separate processes. Medians over pairs of blocks. Processor time is
 
 That split and peft fused compute the same is checked: their losses are equal to the end. (Where a product of few rows
 is summed in another order than one of many, the losses differ in their last bits: logits are made of learned positions
-only, docs/decisions/0038.) `smollm2-random` has the shape of SmolLM2-135M and random weights: a step costs what it costs.
+only, docs/decisions/0038.) `smollm2-random` has the shape of SmolLM2-135M, random weights, and its cost per step.
 The second table is the adapter swap on one base: `Part.use` and PEFT's `set_adapter`, 8 blocks of GPT-2 small.
 """
 

@@ -37,7 +37,10 @@ def test_it_ends_with_the_devices_the_metrics_and_the_adapter(world: World) -> N
     ran = run("train", *world.classification())
     assert (ran.code, ran.err) == (0, "")
     lines = ran.out.splitlines()
-    assert [line.split("  ")[0] for line in lines[:2]] == ["round 1/2", "round 2/2"]
+    stages = ["starting", "reading the data", "counting what steps cost", "reading the model", "evaluating"]
+    said = [line.split("  ")[0] for line in lines if not line.startswith("tokenising ")]
+    assert said[: len(stages) + 1] == [*stages, "evaluating"], "before the first round, and at its end"
+    assert [line for line in said if line.startswith("round ")] == ["round 1/2", "round 2/2"]
     assert [line.split()[0] for line in lines if line.startswith((" slow", " quick", " server"))] == [
         "slow",
         "quick",
@@ -179,7 +182,7 @@ def test_resume_ends_where_the_whole_run_ends(trained: World, tmp_path: Path) ->
     moved = out.rename(tmp_path / "moved")
     ran = run("train", "--resume", moved)
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith("round 2/2")
+    assert [line.split("  ")[0] for line in ran.out.splitlines() if line.startswith("round ")] == ["round 2/2"]
     assert files(moved / "adapter") == files(trained.out / "adapter")
     assert files(moved)["events.jsonl"] == files(trained.out)["events.jsonl"]
 
@@ -194,7 +197,7 @@ def test_ctrl_c_says_how_to_go_on(world: World) -> None:
     command = [sys.executable, "-m", "cutlayer", "train", *map(str, world.classification()), "--rounds", "100000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline().startswith("round 1/")
+    assert any(line.startswith("round 1/") for line in process.stdout)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, f"interrupted: go on with cutlayer train --resume {world.out}\n")
@@ -216,3 +219,11 @@ def test_local_only_ends_with_an_adapter_for_every_device(world: World) -> None:
         own.append(json.loads(ran.out)["loss"])
     assert metrics["loss"] == pytest.approx((own[0] + own[1]) / 2, rel=1e-5)
     assert own[2] == min(own[:2])
+
+
+def test_a_sample_of_the_validation_rows(world: World) -> None:
+    """It is said on the screen and in the card; a run without it judges by all."""
+    ran = run("train", *world.classification(), "--eval-rows", 5)
+    assert (ran.code, ran.err) == (0, "")
+    assert re.search(r"^evaluating on 5 of \d+ validation rows  0/5$", ran.out, re.MULTILINE)
+    assert json.loads((world.out / "adapter" / "cutlayer.json").read_text())["eval_rows"] == 5

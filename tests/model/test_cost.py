@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from cutlayer.policies.delay import Delay
 from cutlayer.policies.prune import Prune
 from cutlayer.testing import tiny
 from cutlayer.testing.tiny import BLOCKS, random_batch
-from cutlayer.types import Cost, DevicePlan, Flow, Kept
+from cutlayer.types import Batch, Cost, DevicePlan, Flow, Kept
 
 ModelMaker = Callable[[str, str], Path]
 CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
@@ -59,6 +59,12 @@ def costs(tiny_model: ModelMaker) -> Callable[[str, str], ShapedCosts]:
 
 
 # ------------------------------------------------------------------ beside a real step
+
+
+def all_learned(task: str) -> Batch:
+    """A batch whose every token is learned, which is what the cost model counts: it sees no labels."""
+    batch = random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    return replace(batch, labels=batch.input_ids_BT) if task == "causal-lm" else batch
 
 
 @dataclass
@@ -110,7 +116,7 @@ def test_a_step_costs_what_was_foretold(
     family: str, task: str, cut: int, costs: Callable[[str, str], ShapedCosts], tiny_model: ModelMaker
 ) -> None:
     """FLOPs exactly; memory but for what does not grow with the batch (rotary tables, a scalar)."""
-    base, batch = open_base(tiny_model(family, task), task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    base, batch = open_base(tiny_model(family, task), task), all_learned(task)
     adapter = {name: nn.Parameter(value) for name, value in moved_adapter(base).items()}
     device, server = base.device_part(cut), base.server_part(cut)
     device.use(adapter)
@@ -130,6 +136,19 @@ def test_a_step_costs_what_was_foretold(
         assert forward.kept_bytes == 0 or forward.kept_bytes > 0.03 * memory, "or the line above would prove nothing"
 
 
+def test_what_is_foretold_is_never_too_little(costs: Callable[[str, str], ShapedCosts], tiny_model: ModelMaker) -> None:
+    """A prompt and padding are not learned, and cost the head nothing."""
+    base, batch = open_base(tiny_model("llama", "causal-lm"), "causal-lm"), random_batch("causal-lm", samples=SAMPLES)
+    server, few = base.server_part(BLOCKS), batch.weight
+    h_BTD = torch.zeros(SAMPLES, 12, base.config.hidden_size).requires_grad_()
+    ahead = measured(server, lambda: server.loss(h_BTD, batch.attention_mask_BT.bool(), batch.labels))
+    cost = costs("llama", "causal-lm").server(at(BLOCKS), SAMPLES, 12)
+    assert cost.forward_flops == pytest.approx(ahead.flops * SAMPLES * 11 / few)
+    assert few < SAMPLES * 11
+    held = fixed_bytes(server, {}) + HEAP_SLACK * (ahead.kept_bytes + TRANSIENTS * ahead.largest_bytes)
+    assert cost.memory_bytes > held
+
+
 @pytest.mark.parametrize("ranks", [(), (0, 2, 6), (1, 3, 12), (0, 0, 8)])
 @pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("llama", "causal-lm")])
 def test_a_whole_model_costs_what_its_ranks_say(
@@ -137,7 +156,7 @@ def test_a_whole_model_costs_what_its_ranks_say(
 ) -> None:
     """A device that trains alone: backward ends at the lowest adapted block, LoRA costs by its rank."""
     folder = tiny_model(family, task)
-    base, batch = open_base(folder, task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    base, batch = open_base(folder, task), all_learned(task)
     plan = DevicePlan("somebody", BLOCKS, top=BLOCKS, ranks=ranks)
     adapter = {name: nn.Parameter(value) for name, value in base.initial_adapter(0, ranks).items()}
     whole = base.whole(plan.blocks)
@@ -157,7 +176,7 @@ def test_a_device_with_both_ends_costs_what_its_parts_cost(
 ) -> None:
     """FLOPs exactly; of weights that both ends share (a tied head) one copy; graphs of all steps under way."""
     folder = tiny_model(family, task)
-    base, batch = open_base(folder, task), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    base, batch = open_base(folder, task), all_learned(task)
     plan = DevicePlan("somebody", 1, top=top)
     adapter = {name: nn.Parameter(value) for name, value in moved_adapter(base).items()}
     parts: tuple[Any, Any, Any] = base.device_part(1), base.middle_part(1, top), base.tail_part(top)
@@ -309,7 +328,7 @@ def test_a_pruned_model_costs_what_it_really_does(
 ) -> None:
     """From three structures that are counted, at any: FLOPs and what is held exactly, the transient part from above."""
     settings = settings_for(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
-    base, batch = Base(settings), random_batch(task, samples=SAMPLES, tokens=TOKENS)
+    base, batch = Base(settings), all_learned(task)
     unpruned = DevicePlan("somebody", BLOCKS, top=BLOCKS, ranks=ranks)
     plan, costs = unpruned.having(Prune(prune)), shaped(settings, "pruned")
     heads, channels = (tuple(range(1, 1 + left)) for left in base.structure.left(prune))

@@ -105,6 +105,7 @@ def test_what_comes_and_goes_is_bounded(tiny_model: ModelMaker, monkeypatch: pyt
     at_once, told = evaluate(base, adapter, batches), list[int]()
     row_bytes = 12 * base.vocabulary * 4
     monkeypatch.setattr(module, "BUDGET_BYTES", 2 * row_bytes)
+    monkeypatch.setattr(module, "WIDE", 0)
     sizes = [rows_at_once(batch, base) for batch in batches]
     assert [sum(each) for each in sizes] == [4, 3, 1]
     assert max(max(each) for each in sizes) == 2

@@ -411,7 +411,7 @@ class Base:
     def widest(self) -> int:
         """The widest that hidden states get inside a block."""
         inside = (shape for name, shape in self.parameter_shapes.items() if self.block_of(PREFIX + name) is not None)
-        return max(max(shape) for shape in inside)
+        return max(int(size) for shape in inside for size in shape)
 
     @property
     def transposed(self) -> bool:

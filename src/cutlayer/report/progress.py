@@ -131,14 +131,11 @@ class Progress:
 
     def _drawn(self) -> RenderableType:
         stage = self._stage
+        view: RenderableType = self._view()
         if stage is None:
-            return self._view()
+            return view
         line = Text(stage.text(self._clock()))
-        return line if self._idle() else Group(self._view(), line)
-
-    def _idle(self) -> bool:
-        """Whether there is nothing to see but a stage."""
-        return self._state is None
+        return line if self._state is None else Group(view, line)
 
     def _view(self) -> Any:
         return Text("starting …") if self._state is None else live_view(self._state, self._clock())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.model.base import Base
@@ -13,12 +14,18 @@ from cutlayer.model.pretrained import pretrained
 
 
 def plain_peft_model(base: Base) -> tuple[Any, dict[str, nn.Parameter]]:
-    """A fresh PEFT model of the same checkpoint and LoRA settings, in eval mode, and its trainables by global name."""
+    """A fresh PEFT model of the same checkpoint and LoRA settings, in eval mode, and its trainables by global name.
+
+    A causal LM that is given labels has logits, (1, N, V), and its loss at the N positions that they teach alone: a
+    product of those rows may differ in its last bits from the same rows of a product of all.
+    """
     settings = base.settings
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
     model = pretrained(base.files, maker, **extra)
     model.config.pad_token_id = settings.pad_id
+    if settings.task == "causal-lm":
+        _only_what_is_taught(model)
     peft_model = get_peft_model(
         model,
         LoraConfig(
@@ -37,3 +44,25 @@ def plain_peft_model(base: Base) -> tuple[Any, dict[str, nn.Parameter]]:
     }
     assert inside.keys() == base.shapes.keys()
     return peft_model, inside
+
+
+def _only_what_is_taught(model: Any) -> None:
+    given: dict[str, Tensor | None] = {}
+
+    def taught(labels_BT: Tensor) -> Tensor:
+        return pad(labels_BT, (0, 1), value=-100)[:, 1:]
+
+    def note(_model: nn.Module, _inputs: Any, named: dict[str, Any]) -> None:
+        given["labels"] = named.get("labels")
+
+    def pick(_head: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        labels_BT = given["labels"]
+        return None if labels_BT is None else inputs[0][taught(labels_BT) != -100][None]
+
+    def loss(*, logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
+        next_BT = taught(labels)
+        return cross_entropy(logits[0].float(), next_BT[next_BT != -100])
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.get_output_embeddings().register_forward_pre_hook(pick)
+    model.loss_function = loss
