@@ -293,7 +293,14 @@ GENERIC = (
     "sealed.py",
 )
 """What every shape and every method goes through, and none of them may change."""
-KEPT_APART = {"rounds/round.py", "rounds/patience.py", "rounds/turn.py", "methods/method.py", "methods/source.py"}
+KEPT_APART = {
+    "rounds/round.py",
+    "rounds/judging.py",
+    "rounds/patience.py",
+    "rounds/turn.py",
+    "methods/method.py",
+    "methods/source.py",
+}
 """In the rooms of shapes and methods, what is of no shape and no method."""
 
 
@@ -411,6 +418,10 @@ HANDED = {
     ("run/workers/worker.py", "forecast"): "the same, in a worker",
     ("run/workers/switchboard.py", "here"): "of a member; a keeper has an attribute of the same name",
     ("server/server.py", "shared"): "the adapters are the server's, in whose state theirs is a branch",
+    (
+        "device/commit.py",
+        "before_judging",
+    ): "whoever keeps a device's commit points knows what its base has had folded in",
     ("device/commit.py", "before_round"): "whoever keeps a device's commit points goes back to them",
 }
 """The only public attributes of keepers that others set, and why."""

@@ -42,7 +42,7 @@ def honest(message: Message, label: str) -> bool:
     if isinstance(message, Judged) and message.loss:  # training may have diverged
         free |= {"loss: nan", "loss: inf", "loss: -inf"}
     if isinstance(message, Judged) and not message.counts_3C.numel():  # who else knows what a device holds out
-        free |= {"samples: one less", "weight: one less", "weight: one more"}
+        free |= {"samples: one less", "samples: one more", "weight: one less", "weight: one more"}
     if isinstance(message, Recall):
         free |= {"rows_B: one less", "num_tokens: one less", "num_tokens: one more"}
     if isinstance(message, Measured):

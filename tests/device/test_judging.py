@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,27 +21,32 @@ from cutlayer.model.base import Base
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.testing.playground import FlatCosts, ListedBatches, MadeUpRows
 from cutlayer.types import DevicePlan, Event
-from cutlayer.wire.messages import Close, Gradients, HeldOut, Hidden, Judge, Judged, Message
+from cutlayer.wire.messages import Close, Finish, Gradients, HeldOut, Hidden, Judge, Judged, Message
 
 ModelMaker = Callable[[str, str], Path]
 
 
+END = Finish("run", 3, "all is done")
+
+
 class Answering:
-    """A device's end whose other end answers each held-out batch so."""
+    """A device's end whose other end answers each held-out batch so, or not at all, and says farewell at the end."""
 
     bytes_sent = bytes_received = 0
 
-    def __init__(self, answer: Callable[[HeldOut], Message]) -> None:
+    def __init__(self, answer: Callable[[HeldOut], Message | None] = lambda _: None) -> None:
         self.sent: list[Message] = []
         self._answer = answer
+        self._answers: asyncio.Queue[Message] = asyncio.Queue()
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
+        answer = self._answer(message) if isinstance(message, HeldOut) else END
+        if answer is not None:
+            self._answers.put_nowait(answer)
 
     async def receive(self) -> Message:
-        last = self.sent[-1]
-        assert isinstance(last, HeldOut)
-        return self._answer(last)
+        return await self._answers.get()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def base(tiny_model: ModelMaker) -> Base:
     return open_base(tiny_model("bert", "classification"), "classification")
 
 
-def judged(base: Base, plan: DevicePlan, link: Answering, held: Any = None) -> tuple[Message | None, list[Event]]:
+def judged(base: Base, plan: DevicePlan, link: Answering, held: Any = None) -> tuple[Message, list[Event]]:
     events: list[Event] = []
     held = held or MadeUpRows("classification", 0)
     settings = TrainSettings(OptimizerSettings())
@@ -72,7 +78,7 @@ def test_a_device_that_holds_all_says_one_thing(base: Base) -> None:
     link = Answering(through)
     ended, events = judged(base, DevicePlan("pi", cut=base.num_blocks, top=base.num_blocks, batch_size=3), link)
     (said,) = link.sent
-    assert ended is None
+    assert ended == END
     assert isinstance(said, Judged)
     assert (said.samples, said.weight, said.counts_3C[2].tolist()) == (6, 6, [6])
     assert [(event.what, event.step, event.round) for event in events] == [("forward", None, 3)] * 2
@@ -90,17 +96,19 @@ def test_a_device_with_two_ends_judges_what_comes_down(base: Base) -> None:
 
 
 def test_a_device_with_the_first_blocks_knows_no_loss(base: Base) -> None:
-    link = Answering(through)
+    link = Answering()
     judged(base, DevicePlan("pi", cut=1, batch_size=3), link)
     said = link.sent[-1]
     assert isinstance(said, Judged)
     assert (said.samples, said.loss, int(said.counts_3C.sum())) == (6, 0.0, 0)
 
 
-def test_it_stops_where_it_is_told_to(base: Base) -> None:
+@pytest.mark.parametrize("plan", [DevicePlan("pi", cut=1, top=2, batch_size=3), DevicePlan("pi", cut=1, batch_size=3)])
+def test_it_stops_where_it_is_told_to(plan: DevicePlan, base: Base) -> None:
+    """Whether it waits for an answer or only sends."""
     close = Close("run", 3, False, "deadline")
     link = Answering(lambda _: close)
-    ended, _ = judged(base, DevicePlan("pi", cut=1, top=2, batch_size=3), link)
+    ended, _ = judged(base, plan, link)
     assert ended == close
     assert len(link.sent) == 1
 

@@ -28,6 +28,7 @@ def test_the_loss_is_weighted_and_bytes_are_summed() -> None:
         "server_memory_bytes": 2048,
         "wall_seconds": 0.5,
         "validation": {"accuracy": 0.75},
+        "held_out": {},
     }
     assert list(devices) == ["a", "b"]
     assert devices["b"] == {

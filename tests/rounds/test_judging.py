@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -142,15 +141,13 @@ def test_nobody_is_waited_for_longer_than_for_a_round(method: str, tiny_model: M
     quick = judged(base, method)
     last = quick.rows[-1]
     longest = last["virtual_seconds"] - quick.rows[0]["virtual_seconds"] - last["held_out"]["seconds"]
-    own = [event for event in quick.events if event.who == "device-1" and event.step is None and event.round]
-    seconds = sum(event.end_seconds - event.start_seconds for event in own if event.what == "forward")
-    held = Many("classification", 100, times=math.ceil(2.6 * longest / seconds))
-    slow = judged(base, method, stragglers=deadline(2 * longest), held=held)
+    slow = judged(base, method, stragglers=deadline(2 * longest), held=Many("classification", 100, times=1000))
     for row in slow.rows:
         assert sorted(row["held_out"]["devices"]) == ["device-0", "device-2"]
         assert row["late"] == 0
         assert row["held_out"]["seconds"] == pytest.approx(2 * longest)
-        assert row["devices"]["device-1"]["dropped_messages"] > 0
+    if method == "memsfl":  # the other says nothing before its end
+        assert any(row["devices"]["device-1"]["dropped_messages"] for row in slow.rows)
     assert all(slow.adapter[name].equal(value) for name, value in quick.adapter.items())
 
 

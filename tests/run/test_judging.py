@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cutlayer.config import read_config
-from cutlayer.data.source import NO_DATA, load_validation
+from cutlayer.data.source import NO_DATA, load_validation, load_validation_if_any
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.methods.contradictions import check_held_out_at_one
 from cutlayer.report.devices import device_table
@@ -136,7 +136,7 @@ def test_a_server_that_has_nothing_at_all(unjudged: Path, tmp_path: Path) -> Non
         load_validation(NO_DATA)
     with pytest.raises(DataError, match="expected validation rows"):
         load_validation(str(unjudged / "data"))
-    assert load_validation(str(unjudged / "data"), needed=False) is None
+    assert load_validation_if_any(str(unjudged / "data")) is None
 
 
 def test_what_devices_cannot_judge_is_refused(unjudged: Path, tmp_path: Path) -> None:

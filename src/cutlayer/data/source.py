@@ -63,26 +63,31 @@ NO_DATA = "none"
 """The data of a server that has none of its own."""
 
 
-def load_validation(data: str, *, needed: bool = True) -> Rows | None:
+def load_validation(data: str) -> Rows:
     """Reads the rows to judge by and no others: of a folder its `validation.*`, of one file all, else that split.
-
-    Args:
-      data: Whatever `load_tables` reads, a folder without `train.*` too; `none` where there is nothing to read.
-      needed: Whether there must be some; else None is returned where there are none.
 
     Raises:
       DataError: nothing is there, or it cannot be read.
     """
-    if data == NO_DATA and not needed:
+    rows = load_validation_if_any(data)
+    if rows is None:
+        raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({KNOWN}) or name a file.")
+    return rows
+
+
+def load_validation_if_any(data: str) -> Rows | None:
+    """Reads what `load_validation` reads; None where there is nothing of it, or `data` is `none`.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    if data == NO_DATA:
         return None
     path = Path(data).expanduser()
     if path.is_file():
         return read_file(path)
     file = _the_file(path, "validation") if path.is_dir() else None
-    rows = read_file(file) if file else None if path.is_dir() else load_tables(data).validation
-    if rows is None and needed:
-        raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({KNOWN}) or name a file.")
-    return rows
+    return read_file(file) if file else None if path.is_dir() else load_tables(data).validation
 
 
 def split_off_validation(tables: Tables, fraction: float, seed: int) -> Tables:

@@ -31,7 +31,8 @@ async def follow(link: Link, device: Device, work: Work, update: Callable[[], Up
             if ended is None or (isinstance(ended, Close) and ended.wanted):
                 await link.send(device.update() if update is None else update())
         elif isinstance(message, Judge):
-            ended = await judge(device, link, message)
+            message = await judge(device, link, message)
+            continue
         elif not isinstance(message, Close):  # it asks for an update that was on its way
             raise unexpected(device.name, "an Assignment or Finish", message)
         message = await link.receive() if ended is None or isinstance(ended, Close) else ended

@@ -20,19 +20,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.model.dropout import still
 from cutlayer.model.part import model_inputs
 from cutlayer.model.sums import Sums
 from cutlayer.types import Adapter, Batch, DevicePlan
 from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Close, Finish, HeldOut, Hidden, Judge, Judged, Message
+from cutlayer.wire.messages import Assignment, Close, Finish, HeldOut, Hidden, Judge, Judged, Message
 
 T = TypeVar("T")
 
 
-async def judge(device: Device, link: Link, asked: Judge) -> Message | None:
-    """Judges and answers; or returns the message that ended it before.
+async def judge(device: Device, link: Link, asked: Judge) -> Message:
+    """Judges and answers, or stops where the server says something else meanwhile: the message that comes next.
 
     Args:
       device: The device.
@@ -43,33 +44,45 @@ async def judge(device: Device, link: Link, asked: Judge) -> Message | None:
         device.before_judging()
     device.base.fold(asked.folds)
     judging = _Judging(device, asked)
+    async with Attentive(link) as heard:
+        ended = await _batches(device, heard, asked, judging)
+        if ended is not None:
+            return ended
+        sums = judging.sums
+        await heard.send(
+            Judged(
+                run=asked.run,
+                round=asked.round,
+                device=device.name,
+                samples=sums.samples,
+                weight=sums.weight,
+                loss=math.fsum(sums.losses),
+                counts_3C=sums.counts_3C,
+            )
+        )
+        return await heard.receive()
+
+
+async def _batches(device: Device, heard: Attentive, asked: Judge, judging: _Judging) -> Message | None:
+    """All rows that are held out; or the message that ended it."""
+    heard.begin()
     for number, batch in enumerate(device.held_out.batches(asked.plan.batch_size)):
-        if asked.plan.alone:
-            await judging.whole(batch)
+        h_BTD = await (judging.whole(batch) if asked.plan.alone else judging.bottom(batch))
+        if (ended := heard.waiting()) is not None:
+            return ended
+        if h_BTD is None:
             continue
-        h_BTD = await judging.bottom(batch)
-        await link.send(_as_sent(device, asked, number, batch, h_BTD))
+        await heard.send(_as_sent(device, asked, number, batch, h_BTD))
         if not asked.plan.head:
             judging.sums.note(batch.num_samples, batch.weight)
             continue
-        answer = await link.receive()
-        if isinstance(answer, Close | Finish) or getattr(answer, "round", asked.round) > asked.round:
+        answer = await heard.receive()
+        if isinstance(answer, Close | Finish | Assignment | Judge):
             return answer
         if not isinstance(answer, Hidden) or answer.step != number:
             raise unexpected(device.name, f"Hidden of held-out batch {number}", answer)
+        heard.begin()
         await judging.tail(batch, answer.h_BTD)
-    sums = judging.sums
-    await link.send(
-        Judged(
-            run=asked.run,
-            round=asked.round,
-            device=device.name,
-            samples=sums.samples,
-            weight=sums.weight,
-            loss=math.fsum(sums.losses),
-            counts_3C=sums.counts_3C,
-        )
-    )
     return None
 
 

@@ -16,7 +16,14 @@ from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
 from cutlayer.data.held_out import Held, parted
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
-from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
+from cutlayer.data.source import (
+    Tables,
+    load_tables,
+    load_validation,
+    load_validation_if_any,
+    require_columns,
+    split_off_validation,
+)
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
@@ -272,7 +279,7 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
     config = completed(config)
     files = _checked_model(config)
     told("reading the data", 0, 0)
-    rows = load_validation(config.data.path, needed=not config.data.hold_out)
+    rows = (load_validation_if_any if config.data.hold_out else load_validation)(config.data.path)
     if rows is None:
         task, validation, tokenizer = _task_unseen(config), Samples.none(), load_tokenizer(files)
     else:
