@@ -32,6 +32,7 @@ def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSett
     model, lora = config.model, config.lora
     return ModelSettings(
         name=model.name,
+        revision=model.revision,
         task=config.data.task,
         num_labels=num_labels,
         pad_id=pad_id,
@@ -48,7 +49,7 @@ def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSett
 def columns_of(config: RunConfig) -> Columns:
     """The columns by their role, with the defaults of the task."""
     data = config.data
-    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer)
+    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer, data.messages)
     if data.task == "classification":
         return replace(columns, text=data.text or "text", label=data.label or "label")
     return columns
@@ -81,7 +82,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
       ModelError: The folder has none.
     """
     try:
-        return AutoTokenizer.from_pretrained(files.location)
+        return AutoTokenizer.from_pretrained(files.location, revision=files.revision)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0].rstrip(".: ")
         raise ModelError(
@@ -125,4 +126,6 @@ def data_spec(config: RunConfig, labels: tuple[str, ...], pad_id: int, index: in
         pad_id=pad_id,
         batch_size=train.batch_size,
         seed=stream_seed(train.seed, index),
+        template=data.template,
+        system=data.system,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import datasets
@@ -272,3 +273,28 @@ def test_rows_to_judge_by_alone(tmp_path: Path) -> None:
     assert load_validation(str(tmp_path / "train.jsonl")).cells("a") == [1]
     with pytest.raises(DataError, match="got nothing there"):
         load_validation(str(tmp_path / "absent.jsonl"))
+
+
+def test_splits_of_a_folder_are_its_files(tmp_path: Path) -> None:
+    for name, text in (("train", "a"), ("validation", "b"), ("test", "c"), ("more", "d")):
+        write(tmp_path / f"{name}.jsonl", [{"text": text}])
+    tables = load_tables(str(tmp_path), Splits(train="more", validation="test"))
+    assert tables.validation is not None
+    assert (tables.train.cells("text"), tables.validation.cells("text")) == (["d"], ["c"])
+    assert load_validation(str(tmp_path), Splits(validation="test")).cells("text") == ["c"]
+    assert "expected other.* (" in refusal(tmp_path, Splits(train="other"))
+    assert "expected other.* (" in refusal(tmp_path, Splits(validation="other"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        (Splits(train="test"), "data.split, data.validation_split: expected none for "),
+        (Splits(validation="test"), "data.split, data.validation_split: expected none for "),
+        (Splits(revision="main"), "data.revision: expected none for "),
+    ],
+)
+def test_what_has_no_splits(tmp_path: Path, splits: Splits, says: str) -> None:
+    for data in (write(tmp_path / "mine.jsonl"), "builtin:reviews"):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            load_tables(str(data), splits)

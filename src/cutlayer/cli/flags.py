@@ -53,6 +53,7 @@ class Flag:
 
 FLAGS = (
     Flag("--model", "model.name", "NAME", "A folder with safetensors, a hub name, or builtin:minilm."),
+    Flag("--model-revision", "model.revision", "NAME", "Of a model on the hub: a branch, a tag or a commit."),
     Flag("--family", "model.family", "FILE", "Where its parts are, for a family that `cutlayer families` has not."),
     Flag("--dtype", "model.dtype", "fp32|bf16|fp16", "Of the frozen weights and of what crosses the network."),
     Flag("--pooling", "model.pooling", "auto|pooler|mean|cls|last", "How a classifier makes a vector of a sentence."),
@@ -70,9 +71,13 @@ FLAGS = (
     Flag("--labels", "data.labels", "NAME,NAME", "Class names, where the data does not have them all."),
     Flag("--prompt", "data.prompt", "COLUMN", "Causal LM: column of the prompt, which the loss leaves out."),
     Flag("--answer", "data.answer", "COLUMN", "Causal LM: column of the answer."),
+    Flag("--messages", "data.messages", "COLUMN", "Causal LM: column of chats, OpenAI's or ShareGPT's."),
+    Flag("--template", "data.template", "plain|FILE", "Causal LM: a chat template; by default the model's own."),
+    Flag("--system", "data.system", "TEXT", "Causal LM: the system turn of chats that have none."),
     Flag("--max-length", "data.max_length", "N", "Tokens at which a text is cut off."),
     Flag("--spread", "data.spread", "iid|dirichlet:ALPHA|one-class|column:NAME", "How devices share the data."),
     Flag("--sizes", "data.sizes", "equal|weighted", "Equal shares, or by the fleet's data_weight."),
+    Flag("--data-seed", "data.seed", "N", "Of who gets which rows; by default --seed."),
     Flag("--validation-fraction", "data.validation_fraction", "X", "Held out where there is no validation file."),
     Flag("--rounds", "train.rounds", "N", "Rounds: each ends with one aggregation."),
     Flag("--local-steps", "train.local_steps", "N", "Steps of each device in a round."),

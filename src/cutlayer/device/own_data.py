@@ -29,6 +29,8 @@ class DataSpec:
       pad_id: the token id that pads.
       batch_size: samples per batch.
       seed: of the order of the batches (`data/batches.py stream_seed`).
+      template: of chats: its text, or `plain`; None where there are none, or for the tokenizer's own.
+      system: the system turn of chats that have none.
     """
 
     task: TaskKind
@@ -38,6 +40,8 @@ class DataSpec:
     pad_id: int
     batch_size: int
     seed: int
+    template: str | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,8 @@ def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
       DataError: It cannot be read, lacks a column, or a label is none of the run's; names the file and the row.
       ConfigError: `spec` contradicts itself.
     """
-    task, rows = task_from(spec.task, spec.columns, spec.max_length), load_tables(data).train
+    task = task_from(spec.task, spec.columns, spec.max_length, spec.template, spec.system)
+    rows = load_tables(data).train
     if isinstance(task, Classification):
         task = task.named(spec.labels)
         strangers = [name for name in rows.class_names.get(task.label, ()) if name not in spec.labels]

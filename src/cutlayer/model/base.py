@@ -66,6 +66,7 @@ class ModelSettings:
       checkpoint_server: the same on the server.
       lora: the adapter.
       family: where the parts of the model are, in place of the row of its family.
+      revision: of a model on the hub; None for its newest.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ModelSettings:
     checkpoint_server: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     family: Family | None = None
+    revision: str | None = None
 
 
 class Base:
@@ -96,7 +98,7 @@ class Base:
     def __init__(self, settings: ModelSettings, device: torch.device | str = "cpu") -> None:
         self.settings = settings
         self.device = torch.device(device)
-        self.files = ModelFiles(settings.name)
+        self.files = ModelFiles(settings.name, settings.revision)
         self.dtype = DTYPES[settings.dtype]
         self.family = family_of(str(self.files.config.get("model_type")), settings.task, settings.family)
         self.pooling = choose_pooling(settings.pooling, self.family)
@@ -450,7 +452,7 @@ class Base:
 
     def _transformers_config(self) -> Any:
         with _from_config_json(self.settings.name):
-            config = AutoConfig.from_pretrained(self.files.location)
+            config = AutoConfig.from_pretrained(self.files.location, revision=self.files.revision)
         if self.settings.task == "classification":
             config.num_labels = self.settings.num_labels
             config.problem_type = "single_label_classification"

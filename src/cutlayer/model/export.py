@@ -54,6 +54,10 @@ class AdapterCard:
       pad_id: the id that padded.
       columns: which column of the data was what.
       family: where the parts of the model are, where its family is not of the table.
+      revision: of a base model on the hub: what the run asked for.
+      template: how chats were written: the text of the chat template, or `plain`; None for classes and plain text.
+      system: the system turn that chats without one got.
+      separator: what stood between prompt and answer, where `template` is `plain`.
     """
 
     base: str
@@ -64,6 +68,10 @@ class AdapterCard:
     pad_id: int
     columns: dict[str, str]
     family: Mapping[str, Any] | None = None
+    revision: str | None = None
+    template: str | None = None
+    system: str | None = None
+    separator: str | None = None
 
     @property
     def own_family(self) -> Family | None:
@@ -96,6 +104,7 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         fan_in_fan_out=base.transposed,
         task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
         base_model_name_or_path=None if card.base == BESIDE else base.files.location,
+        revision=card.revision,
         inference_mode=True,
     )
     plain = settings.task != "classification" or base.pooling == base.family.poolings[0]
@@ -192,10 +201,13 @@ def load_finetuned(folder: str | Path) -> PeftModel:
     """
     path = Path(folder)
     card = read_card(path)
-    files = ModelFiles(card.base)
+    files = ModelFiles(card.base, card.revision)
     if card.task == "causal-lm":
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(files.location), path).eval()
-    model = AutoModelForSequenceClassification.from_pretrained(files.location, num_labels=len(card.labels))
+        base = AutoModelForCausalLM.from_pretrained(files.location, revision=files.revision)
+        return PeftModel.from_pretrained(base, path).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        files.location, revision=files.revision, num_labels=len(card.labels)
+    )
     model.config.pad_token_id = card.pad_id
     model.config.id2label = dict(enumerate(card.labels))
     model.config.label2id = {label: index for index, label in enumerate(card.labels)}

@@ -59,7 +59,7 @@ def save_moved(folder: Path, base: Base, standing: Standing, facts: Mapping[str,
     made_from = {name: json.dumps(value) for name, value in facts.items()}
     sums = save({"sums": standing.sums}, {"format": "pt", **made_from})
 
-    config = described(AutoConfig.from_pretrained(base.files.location), base, card)
+    config = described(AutoConfig.from_pretrained(base.files.location, revision=base.files.revision), base, card)
 
     def fill(temporary: Path) -> None:
         (temporary / "config.json").write_text(config.to_json_string())

@@ -111,7 +111,7 @@ def save_pruned(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: A
 
 def _config(base: Base, card: AdapterCard, stored: Kept) -> Any:
     """The config of the base, with the sizes of what is stored."""
-    config = AutoConfig.from_pretrained(base.files.location)
+    config = AutoConfig.from_pretrained(base.files.location, revision=base.files.revision)
     family, heads = base.family, len(stored.heads[0])
     setattr(config, family.ffn_width, len(stored.channels[0]))
     if family.head_width is not None:

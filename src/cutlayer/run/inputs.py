@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
+from cutlayer.data.chat import PLAIN, SEPARATOR
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
-from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
+from cutlayer.data.source import Splits, Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
@@ -122,6 +124,10 @@ class ServerInputs:
             pad_id=self.pad_id,
             columns=columns,
             family=None if family is None else family_content(read_family(family)),
+            revision=self.config.model.revision,
+            template=data.template,
+            system=data.system,
+            separator=SEPARATOR if data.template == PLAIN else None,
         )
 
     @property
@@ -198,8 +204,9 @@ def gathered(config: RunConfig) -> RunInputs:
     files = _checked_model(config)
     tables = _tables(config)
     assert tables.validation is not None, "split_off_validation gave one"
-    task = _task(config, tables.train, "training data")
     tokenizer = load_tokenizer(files)
+    task = _task(config, tables.train, tokenizer, "training data")
+    config = _filled_in(config, task)
     train = task.encode(tables.train, tokenizer)
     validation = task.encode(tables.validation, tokenizer, "validation data")
     column = None
@@ -212,7 +219,7 @@ def gathered(config: RunConfig) -> RunInputs:
         len(fleet.devices),
         how=config.data.spread,
         weights=[d.data_weight for d in fleet.devices] if config.data.sizes == "weighted" else None,
-        seed=config.train.seed,
+        seed=_data_seed(config),
         column=column,
     )
     return RunInputs(config, validation, _classes(task), pad_token_id(tokenizer), fleet, train, parts)
@@ -228,11 +235,11 @@ def prepare_server(config: RunConfig) -> ServerInputs:
     """
     config = completed(config)
     files = _checked_model(config)
-    rows = load_validation(config.data.path)
-    task = _task(config, rows, "validation data")
+    rows = load_validation(config.data.path, _splits(config))
     tokenizer = load_tokenizer(files)
+    task = _task(config, rows, tokenizer, "validation data")
     validation = task.encode(rows, tokenizer, "validation data")
-    return ServerInputs(config, validation, _classes(task), pad_token_id(tokenizer))
+    return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
 
 
 def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunConfig]:
@@ -254,14 +261,15 @@ def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunC
     for device, part in zip(inputs.fleet.devices, inputs.parts, strict=True):
         files[device.name] = folder / "devices" / f"{device.name}.jsonl"
         write_rows(files[device.name], tables.train, inputs.train, columns, inputs.labels, part)
-    data = config.data.model_copy(update={"path": str(folder.resolve()), "labels": inputs.labels})
+    local = {"revision": None, "split": "train", "validation_split": None}
+    data = config.data.model_copy(update={"path": str(folder.resolve()), "labels": inputs.labels, **local})
     return files, config.model_copy(update={"data": data})
 
 
 def _checked_model(config: RunConfig) -> ModelFiles:
     """The model's files, which fit the task and its texts, on hardware that is here."""
     hardware(config.hardware)
-    files = ModelFiles(config.model.name)
+    files = ModelFiles(config.model.name, config.model.revision)
     own = None if config.model.family is None else read_family(config.model.family)
     family_of(str(files.config.get("model_type")), config.data.task, own)
     _check_positions(files, config.data.max_length)
@@ -273,17 +281,37 @@ def _classes(task: Task) -> tuple[str, ...]:
 
 
 def _tables(config: RunConfig) -> Tables:
-    return split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
+    tables = load_tables(config.data.path, _splits(config))
+    return split_off_validation(tables, config.data.validation_fraction, _data_seed(config))
 
 
-def _task(config: RunConfig, rows: Rows, where: str) -> Task:
-    """The task with its classes: those that the config names, else those that `rows` have."""
-    task, labels = task_from(config.data.task, columns_of(config), config.data.max_length), config.data.labels
+def _splits(config: RunConfig) -> Splits:
+    return Splits(config.data.split, config.data.validation_split, config.data.revision)
+
+
+def _data_seed(config: RunConfig) -> int:
+    """The seed of what is held out and of who gets what."""
+    return config.train.seed if config.data.seed is None else config.data.seed
+
+
+def _filled_in(config: RunConfig, task: Task) -> RunConfig:
+    """The config with the columns and the template that were found: both ends, and who goes on, must use the same."""
+    if isinstance(task, Classification):
+        return config
+    found = {"messages": task.messages, "prompt": task.prompt, "answer": task.answer, "text": task.text}
+    return config.model_copy(update={"data": config.data.model_copy(update={**found, "template": task.template})})
+
+
+def _task(config: RunConfig, rows: Rows, tokenizer: Any, where: str) -> Task:
+    """The task with its classes, those that the config names, else those that `rows` have; or with what is found of
+    its columns and its template."""
+    data, labels = config.data, config.data.labels
+    task = task_from(data.task, columns_of(config), data.max_length, data.template, data.system)
     if isinstance(task, Classification):
         return task.named(labels) if labels else task.fitted(rows, where)
     if labels:
         raise ConfigError(f"data.labels: expected none for {task.kind}, got {list(labels)}. Leave it out.")
-    return task
+    return task.settled(rows, tokenizer, where)
 
 
 def method_of(config: RunConfig) -> Method:
