@@ -40,9 +40,11 @@ QWEN3 = (
     "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}{% if m.role == 'assistant' %}"
     "{% set content = m.content.split('</think>')[-1].lstrip('\n') %}"
-    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in m.content else ''"
-    " %}{{ '<|im_start|>assistant\n' }}"
-    "{% if loop.index0 > ns.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ content + '<|im_end|>\n' }}"
+    "{% set thought = '' %}{% if '</think>' in m.content %}"
+    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}{% endif %}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% if loop.index0 > ns.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
+    "{{ content + '<|im_end|>\n' }}"
     "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -50,8 +52,9 @@ GEMMA = (
     "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<end_of_turn>\n'"
-    " }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+    "{{ m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 MISTRAL = (
     "{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\n\n' %}"
@@ -128,8 +131,10 @@ CASES = {
     "gemma": (GEMMA, "the cat<end_of_turn>", "On the mat 🐈.<end_of_turn>"),
     "mistral": (MISTRAL, " the cat</s>", " On the mat 🐈.</s>"),
     "marked": (MARKED, "the cat  <|im_end|>", "On the mat 🐈.<|im_end|>"),
-    "spelled": (SPELLED, "the cat  \n\n", "On the mat 🐈.\n\n</s>"),
+    "spelled": (SPELLED, " the cat  \n\n", "On the mat 🐈.\n\n</s>"),
 }
+"""By family, its template, and what is learned of `TWO`. The one that is spelled out asks with a blank at its end, and
+the tokenizer joins that to the answer's first word: the whole token is learned."""
 
 
 @pytest.mark.parametrize("trims", [True, False])
@@ -148,6 +153,7 @@ def test_the_tokens_are_those_of_the_template(name: str) -> None:
     tok = tokenizer(CASES[name][0], begins=True)
     ids = tok.apply_chat_template(TWO, tokenize=True, return_dict=True)["input_ids"]
     assert encoded(TWO, tok).input_ids[0] == ids
+    # What a model sees when it is asked is what it was trained on.
     asked = tok.apply_chat_template(TWO[:-1], tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"]
     samples = encoded(TWO, tok)
     answer = tok(learned(samples, tok)[-1], add_special_tokens=False)["input_ids"]
@@ -332,11 +338,11 @@ def test_the_template_of_a_file_is_used_in_place_of_the_models() -> None:
 
 
 def test_plain_has_no_turns() -> None:
-    with pytest.raises(ConfigError, match="data.template: expected a template with turns for column 'messages'"):
+    with pytest.raises(ConfigError, match=r"data\.template: expected a template with turns for column 'messages'"):
         encoded(TWO, tokenizer(CHATML), template="plain")
-    with pytest.raises(ConfigError, match="data.system: expected none for the plain form"):
+    with pytest.raises(ConfigError, match=r"data\.system: expected none for the plain form"):
         CausalLM("q", "a", template="plain", system="Be kind.")
-    with pytest.raises(ConfigError, match="data.system: expected none for column 't'"):
+    with pytest.raises(ConfigError, match=r"data\.system: expected none for column 't'"):
         CausalLM(text="t", system="Be kind.")
 
 
@@ -406,7 +412,7 @@ def test_words_of_the_template_alone_are_markers() -> None:
 def test_real_questions_as_chats(shared_data: Path) -> None:
     rows = read_file(shared_data / "gsm8k" / "train.parquet")
     tok = tokenizer(CHATML)
-    some = rows.select(range(300))
+    some = rows.select(range(40))
     chats = Rows.of(
         [
             {"messages": said(f"user: {question}", f"assistant: {answer}")}

@@ -48,6 +48,9 @@ LLAMA = tokenizer(bos_token="<s>", eos_token="</s>")
 QWEN = tokenizer(eos_token="</s>", pad_token="[PAD]")
 
 
+PAIRS = CausalLM("q", "a", template="plain")
+
+
 def table(**columns: list[Any]) -> Rows:
     return Rows(columns)
 

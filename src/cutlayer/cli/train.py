@@ -34,6 +34,8 @@ def train(
     terminal = console()
     with terminal.status("reading the data"):
         inputs = prepare(config)
+    if not quiet:
+        terminal.print(f"training data: {inputs.train.line}", soft_wrap=True)
     with _interruptible(out), NoProgress() if quiet else Progress(terminal) as display:
         outcome = simulate(inputs, display, resume=resume is not None)
     tell(outcome, quiet=quiet)

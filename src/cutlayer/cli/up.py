@@ -44,7 +44,10 @@ def up(
     terminal = console()
     with terminal.status("reading the data"):
         if resume is None:
-            shares, config = write_shares(prepare(config), Path(config.out) / "shares")
+            simulated = prepare(config)
+            shares, config = write_shares(simulated, Path(config.out) / "shares")
+            if not quiet:
+                terminal.print(f"training data: {simulated.train.line}", soft_wrap=True)
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
         inputs, fleet = prepare_server(config), load_fleet(config.fleet)
