@@ -195,7 +195,7 @@ def test_what_cannot_be_is_refused_in_one_line(override: str, said: str) -> None
     assert "\n" not in str(refused.value)
 
 
-# ------------------------------------------------------------------ names of PEFT and TRL, defaults of a task, templates
+# ------------------------------------------------------------------ names of others, defaults of a task, templates
 
 
 NAMED = {
