@@ -47,11 +47,13 @@ from tables import publish
 from writer import writer_folder
 
 VALIDATION_ROWS = 500
+AS_A_CLASSIFIER = ["--template", "plain", "--lr", "2e-3", "-o", "lora.targets=[]"]
+"""The defaults that causal LM had when these figures were first taken."""
 COLUMNS = {
     "emotion": ["--text", "text"],
     "sst2": ["--text", "sentence"],
     "mrpc": ["--text", "sentence1", "--text-pair", "sentence2"],
-    "gsm8k": ["--task", "causal-lm", "--prompt", "question", "--answer", "answer"],
+    "gsm8k": ["--task", "causal-lm", "--prompt", "question", "--answer", "answer", *AS_A_CLASSIFIER],
 }
 WRITER = "a-small-writer"
 """Stands in a trial's flags for the folder of `writer.py`'s model."""

@@ -280,7 +280,7 @@ class Stage:
         task = "classification" if play.family in ENCODERS else "causal-lm"
         columns = {
             "classification": ["--spread", "dirichlet:0.5"],
-            "causal-lm": ["--prompt", "question", "--answer", "reply"],
+            "causal-lm": ["--prompt", "question", "--answer", "reply", "--template", "plain"],
         }[task]
         given = ["--model", str(self._model(play.family, task)), "--data", str(self._folder / task), "--task", task]
         given += [*columns, *RUN, "--method", play.case.method, "--seed", str(play.seed)]

@@ -142,6 +142,7 @@ def _values(inputs: Path) -> dict[str, Any]:
         "data.path": str(inputs / "data"),
         "data.task": "causal-lm",
         "data.prompt": "question",
+        "data.template": "plain",
         "data.answer": "reply",
         "data.max_length": 8,
         "train.rounds": ROUNDS,

@@ -1,7 +1,8 @@
 """Makes a tiny random Llama with a tokenizer learnt from your data: to try causal LM where there is no model hub.
 
 python examples/make_tiny_llama.py models/tiny-llama --data data/gsm8k --columns question answer
-cutlayer train --model models/tiny-llama --data data/gsm8k --task causal-lm --prompt question --answer answer
+cutlayer train --model models/tiny-llama --data data/gsm8k --task causal-lm \
+    --prompt question --answer answer --template plain
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class World:
 
     def causal_lm(self) -> list[object]:
         """The same for a causal LM on prompts and answers."""
-        columns = ["--task", "causal-lm", "--prompt", "question", "--answer", "reply"]
+        columns = ["--task", "causal-lm", "--prompt", "question", "--answer", "reply", "--template", "plain"]
         return ["--model", self.writer, "--data", self.sums, *columns, *self._common()]
 
     def _common(self) -> list[object]:

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.config import RunConfig, read_config
+from cutlayer.config import DataSection, RunConfig, TrainSection, read_config
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import load_fleet
 
@@ -193,3 +193,105 @@ def test_what_cannot_be_is_refused_in_one_line(override: str, said: str) -> None
     with pytest.raises(ConfigError, match=said) as refused:
         read_config(None, [override], values)
     assert "\n" not in str(refused.value)
+
+
+# ------------------------------------------------------------------ names of others, defaults of a task, templates
+
+
+NAMED = {
+    "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"},
+    "train": {
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_ratio": 0.1,
+        "max_grad_norm": 1.0,
+        "per_device_train_batch_size": 2,
+    },
+    "data": {"completion": "a", "prompt": "q", "max_seq_length": 64},
+    "model": {"torch_dtype": "bfloat16", "model_name_or_path": "m", "model_revision": "v1"},
+    "output_dir": "runs/x",
+}
+
+
+def test_keys_have_the_names_of_peft_and_trl_too_and_ours_are_written() -> None:
+    config = RunConfig.model_validate(NAMED)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets) == (
+        4,
+        8,
+        0.1,
+        ("all-linear",),
+    )
+    train = config.train
+    assert (train.lr, train.schedule, train.warmup, train.clip, train.batch_size) == (1e-4, "constant", 0.1, 1.0, 2)
+    assert (config.data.answer, config.data.max_length, config.out) == ("a", 64, "runs/x")
+    assert (config.model.dtype, config.model.name, config.model.revision) == ("bf16", "m", "v1")
+    assert [read_config(None, values={"model.dtype": name}).model.dtype for name in ("float32", "float16")] == [
+        "fp32",
+        "fp16",
+    ]
+    written = yaml.safe_load(config.to_yaml())
+    assert RunConfig.model_validate(written) == config
+    assert "r" not in written["lora"]
+
+
+def test_a_flag_lies_over_a_key_by_another_name(tmp_path: Path) -> None:
+    run = write(tmp_path / "run.yaml", NAMED)
+    config = read_config(run, ["lora.r=6"], {"train.lr": "3e-3", "out": "here"})
+    assert (config.lora.rank, config.train.lr, config.out) == (6, 3e-3, "here")
+
+
+def test_a_key_under_two_names_is_an_error(tmp_path: Path) -> None:
+    run = write(tmp_path / "run.yaml", {"lora": {"r": 4, "rank": 8}})
+    with pytest.raises(
+        ConfigError, match=r"run\.yaml: expected rank under one name, got two \(also rank\)\. Leave one"
+    ):
+        read_config(run)
+    with pytest.raises(ConfigError, match=r"flags: expected lora\.rank under one name, got two \(also lora\.r\)"):
+        read_config(None, ["lora.rank=4", "lora.r=4"])
+    with pytest.raises(ValueError, match="rank under one name, got two"):
+        RunConfig.model_validate({"lora": {"r": 4, "rank": 8}})
+    with pytest.raises(ConfigError, match="expected out under one name, got two"):
+        read_config(write(run, {"out": "a", "output_dir": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (
+            "train.num_train_epochs",
+            "expected a key that has a meaning here, got one that has none: say rounds and local",
+        ),
+        ("train.gradient_accumulation_steps", "say a larger batch_size"),
+        ("lora.use_rslora", "LoRA's scale here is alpha / rank"),
+        ("lora.lora_alhpa", "expected one of rank, alpha"),
+    ],
+)
+def test_a_name_without_a_function_here_is_refused_in_a_line(key: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"flags: .*{key}.*{says}|flags: .*{says}.*{key}"):
+        read_config(None, [f"{key}=3"])
+
+
+def test_causal_lm_has_defaults_of_its_own() -> None:
+    usual, writer = RunConfig(), read_config(None, ["data.task=causal-lm"])
+    assert (usual.train.lr, usual.data.max_length, usual.lora.targets) == (2e-3, 128, ())
+    assert (writer.train.lr, writer.data.max_length, writer.lora.targets) == (2e-4, 1024, ("all-linear",))
+    said = read_config(
+        None, ["data.task=causal-lm", "train.learning_rate=1e-3", "data.max_length=64", "lora.targets=[]"]
+    )
+    assert (said.train.lr, said.data.max_length, said.lora.targets) == (1e-3, 64, ())
+    built = RunConfig(data=DataSection(task="causal-lm"), train=TrainSection(lr=1))
+    assert (built.train.lr, built.data.max_length, built.lora.targets) == (1, 1024, ("all-linear",))
+    assert RunConfig.model_validate(writer.model_dump(mode="json")) == writer
+
+
+def test_a_template_stands_in_the_config_that_stands_alone(tmp_path: Path) -> None:
+    text = "{{ messages[0].content }}"
+    (tmp_path / "a.jinja").write_text(text)
+    config = read_config(None, values={"data.template": str(tmp_path / "a.jinja")}).self_contained()
+    assert config.data.template == text
+    assert config.self_contained() == config
+    assert read_config(None, values={"data.template": "plain"}).self_contained().data.template == "plain"
+    (tmp_path / "none.jinja").write_text("no template")
+    for name, says in (("none.jinja", "expected a Jinja template in "), ("absent.jinja", "Check the path")):
+        with pytest.raises(ConfigError, match=says):
+            read_config(None, values={"data.template": str(tmp_path / name)}).self_contained()

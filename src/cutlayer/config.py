@@ -23,9 +23,11 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from cutlayer.data.chat import PLAIN, is_template
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import write_out
 from cutlayer.model.families import family_content, read_family
@@ -34,6 +36,72 @@ from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
 from cutlayer.policies.stragglers import Late, stragglers_by_name
 from cutlayer.types import TaskKind
 from cutlayer.wire.codecs import SPELLED, SPELLED_ADAPTERS, codec_by_name
+
+ALSO: dict[str, dict[str, str]] = {
+    "": {"output_dir": "out"},
+    "model": {"model_name_or_path": "name", "torch_dtype": "dtype", "model_revision": "revision"},
+    "lora": {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"},
+    "data": {"completion": "answer", "max_seq_length": "max_length"},
+    "train": {
+        "learning_rate": "lr",
+        "lr_scheduler_type": "schedule",
+        "warmup_ratio": "warmup",
+        "max_grad_norm": "clip",
+        "per_device_train_batch_size": "batch_size",
+    },
+}
+"""Names of PEFT, TRL and transformers for our keys, by section; only ours are written back."""
+
+NOT_HERE = {
+    "lora": {
+        "use_rslora": "LoRA's scale here is alpha / rank: give the alpha that comes to the same",
+        "use_dora": "there is plain LoRA only",
+        "bias": "biases stay frozen",
+        "modules_to_save": "beside LoRA a classifier's head is trained, and nothing else",
+        "rank_pattern": "ranks that differ are a method's to give (`cutlayer methods`)",
+        "alpha_pattern": "every module has one scale",
+        "init_lora_weights": "factors start as PEFT's do by default",
+    },
+    "train": {
+        "num_train_epochs": "say rounds and local_steps",
+        "max_steps": "say rounds and local_steps",
+        "warmup_steps": "say warmup, a fraction of all local steps",
+        "gradient_accumulation_steps": "say a larger batch_size, and micro_batches to save memory",
+        "gradient_checkpointing": "say model.checkpoint_device, model.checkpoint_server",
+        "optim": "a method chooses how it trains, and most train by AdamW",
+        "packing": "sequences are padded, not packed",
+        "logging_steps": "every round is logged",
+        "eval_steps": "say eval_every, in rounds",
+    },
+}
+"""Names of the same that mean what is not here, by section, and what to do."""
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+CAUSAL_LM = {("data", "max_length"): 1024, ("train", "lr"): 2e-4, ("lora", "targets"): ("all-linear",)}
+"""What causal LM starts from where classification starts from other defaults."""
+
+FOUND = tuple(f"data.{name}" for name in ("messages", "prompt", "answer", "text", "template"))
+"""Keys that a run fills in from its data and its tokenizer where nobody did."""
+
+
+def our_names(section: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """A section's content with our names for keys that have others.
+
+    Raises:
+      PydanticCustomError: One key is given under two names.
+
+    Example:
+      >>> our_names("lora", {"r": 4, "alpha": 8})
+      {'rank': 4, 'alpha': 8}
+    """
+    also, named = ALSO.get(section, {}), dict[str, Any]()
+    for key, value in content.items():
+        ours = also.get(str(key), key)
+        if ours in named:
+            raise PydanticCustomError("twice", f"{ours} under one name, got two (also {key})")
+        named[ours] = value
+    return named
 
 
 class Section(BaseModel):
@@ -47,6 +115,8 @@ class ModelSection(Section):
 
     name: str = "builtin:minilm"
     """A folder with config.json and *.safetensors, a GGUF file, a hub name, builtin:minilm or builtin:smollm2."""
+    revision: str | None = None
+    """Of a model on the hub: a branch, a tag or a commit; None for its newest."""
     family: str | dict[str, Any] | None = None
     """Where the model's parts are, for a family that `cutlayer families` has not: a YAML file, or the content of one
     written out here (docs/adding-a-family.md)."""
@@ -61,6 +131,11 @@ class ModelSection(Section):
     checkpoint_server: bool = False
     """The same on the server."""
 
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _by_another_name(cls, given: object) -> object:
+        return PRECISIONS.get(given, given) if isinstance(given, str) else given
+
 
 class LoraSection(Section):
     """The adapter: LoRA on the blocks' linear layers."""
@@ -69,7 +144,13 @@ class LoraSection(Section):
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ()
-    """Last parts of module paths; empty is the family's attention projections, [all-linear] every linear layer."""
+    """Last parts of module paths; empty is the family's attention projections, [all-linear] every linear layer: the
+    default of causal LM."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
 
 
 class DataSection(Section):
@@ -77,6 +158,14 @@ class DataSection(Section):
 
     path: str = "builtin:reviews"
     """A folder with train.* and validation.*, a file, a hub name, or builtin:reviews."""
+    revision: str | None = None
+    """Of data on the hub: a branch, a tag or a commit; None for its newest."""
+    split: str = "train"
+    """To learn from: of hub data, and of a folder the file of that name."""
+    validation_split: str | None = None
+    """To judge rounds by: by default `validation` where there is one. `test` is taken only where it stands here."""
+    seed: int | None = Field(None, ge=0)
+    """Of what is held out and who gets which rows; None for train.seed."""
     task: TaskKind = "classification"
     text: str | None = None
     """Classification: the column of the (first) sentence, by default `text`. Causal LM: a column of plain text."""
@@ -86,9 +175,18 @@ class DataSection(Section):
     labels: tuple[str, ...] = ()
     """Classification: the class names in the order of their ids; by default those that the training rows have, or, on
     the server of a real fleet, which has no training rows, its validation rows."""
+    messages: str | None = None
+    """Causal LM: the column of chats, OpenAI's messages or ShareGPT's conversations. Where none of messages, prompt and
+    answer, and text is named, they are found by name."""
     prompt: str | None = None
     answer: str | None = None
+    template: str | None = None
+    """Causal LM: how chats, prompts and answers are written: a file of a chat template or its text, plain for prompt,
+    line break, answer; None for the model's own."""
+    system: str | None = None
+    """Causal LM: the system turn of chats that have none."""
     max_length: int = Field(128, ge=4)
+    """Tokens; causal LM has a default of 1024."""
     spread: str = "iid"
     """Over devices: iid, dirichlet:ALPHA, one-class or column:NAME."""
     sizes: Literal["equal", "weighted"] = "equal"
@@ -117,6 +215,7 @@ class TrainSection(Section):
     overlap: bool = True
     """A device computes the next micro-batch while one is on its way: the same adapter, sooner."""
     lr: float = Field(2e-3, gt=0)
+    """The highest learning rate; causal LM has a default of 2e-4."""
     schedule: Shape = "linear"
     warmup: float = Field(0.06, ge=0, lt=1)
     """Fraction of all local steps."""
@@ -138,6 +237,11 @@ class TrainSection(Section):
     eval_rows: int | None = Field(None, ge=1)
     """Validation rows by which adapters are judged, drawn by `seed`; None for all."""
     seed: int = Field(0, ge=0)
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _constant_warms_up(cls, given: object) -> object:
+        return "constant" if given == "constant_with_warmup" else given
 
     @field_validator("stragglers")
     @classmethod
@@ -239,6 +343,26 @@ class RunConfig(Section):
     out: str = "runs/latest"
     """The run folder."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_and_completed(cls, content: Any) -> Any:
+        """Our names for all keys, and the defaults of the task."""
+        if not isinstance(content, Mapping):
+            return content
+        content = our_names("", content)
+        for section, given in content.items():
+            if section in ALSO and isinstance(given, Mapping):
+                content[section] = our_names(section, given)
+        if _value(content.get("data"), "task") != "causal-lm":
+            return content
+        for (section, key), value in CAUSAL_LM.items():
+            given = content.get(section) or {}
+            if isinstance(given, Section) and key not in given.model_fields_set:
+                content[section] = given.model_copy(update={key: value})
+            elif isinstance(given, Mapping):
+                content[section] = {key: value, **given}
+        return content
+
     def to_yaml(self) -> str:
         """The whole config, defaults included; reading it back gives the same config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -247,7 +371,7 @@ class RunConfig(Section):
         """The same run, readable from any working directory: paths absolute, files of a fleet and a family written out.
 
         Raises:
-          ConfigError: There is no such fleet.
+          ConfigError: There is no such fleet, or no such template.
           ModelError: There is no such family file, or it is none.
         """
         return self.model_copy(
@@ -255,7 +379,9 @@ class RunConfig(Section):
                 "model": self.model.model_copy(
                     update={"name": _absolute(self.model.name), "family": _written_out(self.model.family)}
                 ),
-                "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "data": self.data.model_copy(
+                    update={"path": _absolute(self.data.path), "template": _template(self.data.template)}
+                ),
                 "method": self.method.model_copy(update={"name": _absolute_file(self.method.name)}),
                 "fleet": write_out(self.fleet),
             }
@@ -271,6 +397,26 @@ def _absolute(name: str) -> str:
 def _written_out(family: str | dict[str, Any] | None) -> dict[str, Any] | None:
     """The content of a family file, every field."""
     return None if family is None else family_content(read_family(family))
+
+
+def _template(template: str | None) -> str | None:
+    """The text of a chat template's file; `plain`, a text and None as they are."""
+    if template is None or template == PLAIN or is_template(template):
+        return template
+    try:
+        text = Path(template).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"data.template: expected {PLAIN}, a Jinja template or a file of one, got {template!r}. Check the path."
+        ) from error
+    if not is_template(text):
+        raise ConfigError(f"data.template: expected a Jinja template in {template}, got none. Name another file.")
+    return text
+
+
+def _value(section: Any, key: str) -> Any:
+    """What a section says, which may be read already or not."""
+    return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
 
 
 def _absolute_file(method: str) -> str:
@@ -325,6 +471,8 @@ def changed_config(config: RunConfig, values: Mapping[str, Any], where: str) -> 
 
 
 def _laid_over(content: dict[str, Any], values: Mapping[str, Any], where: str, origin: str) -> RunConfig:
+    content = _with_our_names(content, origin)
+    values = _with_our_keys(values, where)
     for key, value in values.items():
         _set(content, key, value, where)
     try:
@@ -333,6 +481,41 @@ def _laid_over(content: dict[str, Any], values: Mapping[str, Any], where: str, o
         at = ".".join(map(str, error.errors()[0]["loc"])) + "."
         laid = any(at.startswith(f"{key}.") or f"{key}.".startswith(at) for key in values)
         raise ConfigError(_one_line(where if laid else origin, error)) from error
+
+
+def _with_our_names(content: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The content by our names alone: what is laid over it must meet them."""
+    try:
+        named = our_names("", content)
+        for section, given in named.items():
+            if section in ALSO and isinstance(given, Mapping):
+                named[section] = our_names(section, given)
+    except PydanticCustomError as error:
+        raise ConfigError(f"{origin}: expected {error.message_template}. Leave one out.") from error
+    return named
+
+
+def _with_our_keys(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values by our dotted keys."""
+    named: dict[str, Any] = {}
+    for dotted, value in values.items():
+        section, _, key = dotted.rpartition(".")
+        ours = ALSO.get(section, {}).get(key, key)
+        ours = f"{section}.{ours}" if section else ours
+        if ours in named:
+            raise ConfigError(f"{where}: expected {ours} under one name, got two (also {dotted}). Leave one out.")
+        named[ours] = value
+    return named
+
+
+def changes(stored: RunConfig, asked: RunConfig) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted keys at which a run that is there differs from one that is asked for, with both values.
+
+    What the run that is there has filled in itself is no difference where the other says nothing.
+    """
+    for key, old, new in differences(stored.model_dump(mode="json"), asked.model_dump(mode="json")):
+        if key not in FOUND or new is not None:
+            yield key, old, new
 
 
 def differences(one: Any, other: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -385,7 +568,12 @@ def _one_line(where: str, error: ValidationError) -> str:
         known = _known_keys(first["loc"][:-1])
         guess = get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"Did you mean {guess[0]!r}?" if guess else "Remove it."
+        other = NOT_HERE.get(".".join(map(str, first["loc"][:-1])), {}).get(str(first["loc"][-1]))
+        if other is not None:
+            return f"{where}: {key}: expected a key that has a meaning here, got one that has none: {other}. Remove it."
         return f"{where}: expected one of {', '.join(known)}, got the key {key!r}. {hint}"
+    if first["type"] == "twice":
+        return f"{where}: expected {first['msg']}. Leave one out."
     expected = first["msg"].removeprefix("Input should be ")
     return f"{where}: {key}: expected {expected}, got {first['input']!r}. Change it."
 

@@ -114,11 +114,17 @@ def _preparing(
 
 
 class _Files:
-    """Where the model's files come from: this machine, or the server."""
+    """Where the model's files come from: this machine, or the server.
+
+    Attributes:
+      revision: of a model on the hub, where its name is the run's.
+    """
 
     def __init__(self, joining: Joining, welcome: Welcome, dial: Dial) -> None:
         self._joining, self._dial = joining, dial
-        self._named = joining.model or RunConfig.model_validate_json(welcome.config).model.name
+        model = RunConfig.model_validate_json(welcome.config).model
+        self._named = joining.model or model.name
+        self.revision = None if joining.model else model.revision
         self._store = PieceStore(joining.folder / "model", FRAME_BYTES) if joining.model == FROM_SERVER else None
         self._have = DevicePlan("", cut=-1)  # nothing
 
@@ -188,7 +194,8 @@ class _Attendance:
         self._notice = notice
         self._shape = shape_by_name(welcome.shape)
         config = RunConfig.model_validate_json(welcome.config)
-        self._config = config.model_copy(update={"model": config.model.model_copy(update={"name": files.name})})
+        found = {"name": files.name, "revision": files.revision}
+        self._config = config.model_copy(update={"model": config.model.model_copy(update=found)})
         self.session = Session(
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
@@ -202,7 +209,7 @@ class _Attendance:
     def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:
         """Reads what there is to read and measures what there is to measure; where the machine computes."""
         config, where = self._config, hardware(self._joining.hardware)
-        files = ModelFiles(self._files.name)
+        files = ModelFiles(self._files.name, self._files.revision)
         if self._joining.model != FROM_SERVER:  # its pieces have digests of their own
             check_same(fingerprint(files), Fingerprint.read(self._welcome.fingerprint), files.name)
         tokenizer = load_tokenizer(files)
@@ -211,6 +218,7 @@ class _Attendance:
         base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)
+        self._notice(f"data: {data.samples.line}")
         probed = probe(where, base.dtype)
         codecs, costs, shape = packing(config), self._costs, self._shape
         self._spans = DialledSpans(

@@ -33,6 +33,7 @@ def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSett
     model, lora = config.model, config.lora
     return ModelSettings(
         name=model.name,
+        revision=model.revision,
         task=config.data.task,
         num_labels=num_labels,
         pad_id=pad_id,
@@ -49,7 +50,7 @@ def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSett
 def columns_of(config: RunConfig) -> Columns:
     """The columns by their role, with the defaults of the task."""
     data = config.data
-    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer)
+    columns = Columns(data.text, data.text_pair, data.label, data.prompt, data.answer, data.messages)
     if data.task == "classification":
         return replace(columns, text=data.text or "text", label=data.label or "label")
     return columns
@@ -92,7 +93,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
       ModelError: The folder has none.
     """
     try:
-        return AutoTokenizer.from_pretrained(files.location)
+        return AutoTokenizer.from_pretrained(files.location, revision=files.revision)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0].rstrip(".: ")
         raise ModelError(
@@ -125,6 +126,11 @@ def packed(link: Link, codecs: Compression, base: Base, costs: ShapedCosts, shap
     )
 
 
+def data_seed(config: RunConfig) -> int:
+    """The seed of what is held out and of who gets what."""
+    return config.train.seed if config.data.seed is None else config.data.seed
+
+
 def data_spec(config: RunConfig, labels: tuple[str, ...], pad_id: int, index: int) -> DataSpec:
     """What the device at this place in the fleet must know to read its own data."""
     data, train = config.data, config.train
@@ -137,5 +143,7 @@ def data_spec(config: RunConfig, labels: tuple[str, ...], pad_id: int, index: in
         batch_size=train.batch_size,
         seed=stream_seed(train.seed, index),
         hold_out=data.hold_out,
-        hold_out_seed=train.seed,
+        hold_out_seed=data_seed(config),
+        template=data.template,
+        system=data.system,
     )

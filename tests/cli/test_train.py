@@ -38,7 +38,10 @@ def test_it_ends_with_the_devices_the_metrics_and_the_adapter(world: World) -> N
     assert (ran.code, ran.err) == (0, "")
     lines = ran.out.splitlines()
     stages = ["starting", "reading the data", "counting what steps cost", "reading the model", "evaluating"]
-    said = [line.split("  ")[0] for line in lines if not line.startswith("tokenising ")]
+    (learned,) = (line for line in lines if line.startswith("training data: "))
+    assert learned.startswith("training data: 24 rows of ")
+    assert learned.endswith(" cut off at 16, 0 dropped")
+    said = [line.split("  ")[0] for line in lines if not line.startswith(("tokenising ", "training data: "))]
     assert said[: len(stages) + 1] == [*stages, "evaluating"], "before the first round, and at its end"
     assert [line for line in said if line.startswith("round ")] == ["round 1/2", "round 2/2"]
     assert [line.split()[0] for line in lines if line.startswith((" slow", " quick", " server"))] == [

@@ -49,15 +49,24 @@ def test_a_part_reads_back_as_the_same_samples(cells: list[object], named, names
 
 
 def test_rows_that_were_dropped_are_in_no_part(tmp_path: Path):
-    rows = Rows({"q": ["n1 " * 20, "n2", "n3"], "a": ["n4", "n5", "n6"]})
-    columns = Columns(prompt="q", answer="a")
+    rows = Rows({"q": ["", "n2", "n3"]})
+    columns = Columns(text="q")
     samples = samples_of(rows, task_from("causal-lm", columns, 8), tmp_path)
     assert samples.num_dropped == 1
     assert isinstance(samples.labels, Ragged)
     write_rows(tmp_path / "all.jsonl", rows, samples, columns, ())
-    assert lines_of(tmp_path / "all.jsonl") == [{"q": "n2", "a": "n5"}, {"q": "n3", "a": "n6"}]
+    assert lines_of(tmp_path / "all.jsonl") == [{"q": "n2"}, {"q": "n3"}]
     write_rows(tmp_path / "one.jsonl", rows, samples, columns, (), [1])
-    assert lines_of(tmp_path / "one.jsonl") == [{"q": "n3", "a": "n6"}]
+    assert lines_of(tmp_path / "one.jsonl") == [{"q": "n3"}]
+
+
+def test_chats_come_back_as_they_are(tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": "n1"}, {"role": "assistant", "content": f"n{number}"}] for number in range(3)]
+    rows, columns = Rows({"messages": chats, "site": [1, 2, 3]}), Columns(messages="messages")
+    template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    samples = samples_of(rows, task_from("causal-lm", columns, 8, template), tmp_path)
+    write_rows(tmp_path / "part.jsonl", rows, samples, columns, (), [2, 0])
+    assert lines_of(tmp_path / "part.jsonl") == [{"messages": chats[2]}, {"messages": chats[0]}]
 
 
 def test_the_same_samples_are_the_same_bytes(tmp_path: Path):

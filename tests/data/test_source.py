@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import datasets
@@ -11,9 +12,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from cutlayer.data.rows import Rows
-from cutlayer.data.source import Tables, load_tables, load_validation, require_columns, split_off_validation
+from cutlayer.data.source import Splits, Tables, load_tables, load_validation, require_columns, split_off_validation
 from cutlayer.errors import ConfigError, DataError
 
+USUAL = Splits()
 ROWS = [{"text": "good", "label": 1}, {"text": "None", "label": 0}, {"text": "a, b", "label": 1}]
 
 
@@ -36,10 +38,10 @@ def records(rows: Rows) -> list[dict[str, object]]:
     ]
 
 
-def refusal(data: Path | str) -> str:
+def refusal(data: Path | str, splits: Splits = USUAL) -> str:
     """The one line with which `load_tables` refuses."""
     with pytest.raises(DataError) as caught:
-        load_tables(str(data))
+        load_tables(str(data), splits)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -174,20 +176,29 @@ def test_an_unreadable_parquet(tmp_path: Path) -> None:
 def test_a_hub_name_with_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def hub(*names: object) -> DatasetDict:
-        asked.append(names)
-        return DatasetDict(train=Dataset.from_list(ROWS), validation=Dataset.from_list(ROWS[:1]))
+    def hub(*names: object, revision: str | None) -> DatasetDict:
+        asked.append((*names, revision))
+        return DatasetDict(
+            train=Dataset.from_list(ROWS), validation=Dataset.from_list(ROWS[:1]), test=Dataset.from_list(ROWS[:2])
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
     tables = load_tables("owner/set:small")
-    load_tables("set")
-    assert asked == [("owner/set", "small"), ("set", None)]
+    load_tables("set", Splits(revision="v1"))
+    assert asked == [("owner/set", "small", None), ("set", None, "v1")]
+    other = load_tables("set", Splits(train="validation", validation="test"))
+    assert other.validation is not None
+    assert (len(other.train), len(other.validation)) == (1, 2)
+    assert len(load_validation("set", Splits(validation="test"))) == 2
+    assert "expected a split 'tests', got train, validation, test. Name one: data.validation_split" in refusal(
+        "set", Splits(validation="tests")
+    )
     assert tables.validation is not None
     assert (len(tables.train), len(tables.validation), tables.origin) == (3, 1, "owner/set:small")
 
 
 def test_a_hub_set_without_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_: DatasetDict(test=Dataset.from_list(ROWS)))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: DatasetDict(test=Dataset.from_list(ROWS)))
     assert "expected a split 'train', got test" in refusal("owner/set")
 
 
@@ -203,7 +214,7 @@ def test_a_hub_set_without_train(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_hub_that_fails(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
-    def hub(*_: object) -> None:
+    def hub(*_: object, **__: object) -> None:
         logging.getLogger("datasets").error("noise")
         raise error
 
@@ -272,3 +283,28 @@ def test_rows_to_judge_by_alone(tmp_path: Path) -> None:
     assert load_validation(str(tmp_path / "train.jsonl")).cells("a") == [1]
     with pytest.raises(DataError, match="got nothing there"):
         load_validation(str(tmp_path / "absent.jsonl"))
+
+
+def test_splits_of_a_folder_are_its_files(tmp_path: Path) -> None:
+    for name, text in (("train", "a"), ("validation", "b"), ("test", "c"), ("more", "d")):
+        write(tmp_path / f"{name}.jsonl", [{"text": text}])
+    tables = load_tables(str(tmp_path), Splits(train="more", validation="test"))
+    assert tables.validation is not None
+    assert (tables.train.cells("text"), tables.validation.cells("text")) == (["d"], ["c"])
+    assert load_validation(str(tmp_path), Splits(validation="test")).cells("text") == ["c"]
+    assert "expected other.* (" in refusal(tmp_path, Splits(train="other"))
+    assert "expected other.* (" in refusal(tmp_path, Splits(validation="other"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "says"),
+    [
+        (Splits(train="test"), "data.split, data.validation_split: expected none for "),
+        (Splits(validation="test"), "data.split, data.validation_split: expected none for "),
+        (Splits(revision="main"), "data.revision: expected none for "),
+    ],
+)
+def test_what_has_no_splits(tmp_path: Path, splits: Splits, says: str) -> None:
+    for data in (write(tmp_path / "mine.jsonl"), "builtin:reviews"):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            load_tables(str(data), splits)

@@ -33,10 +33,11 @@ def tokenizer(**special: str) -> Any:
     """One token per letter."""
     model = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     model.pre_tokenizer = Split("", "removed")
+    single = "<s> $A" if "bos_token" in special else "[CLS] $A [SEP]"
     model.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
+        single=single,
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+        special_tokens=[("[CLS]", CLS), ("[SEP]", SEP), ("<s>", BOS)],
     )
     return PreTrainedTokenizerFast(tokenizer_object=model, **special)
 
@@ -45,6 +46,9 @@ BERT = tokenizer(pad_token="[PAD]")
 BERT.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
 LLAMA = tokenizer(bos_token="<s>", eos_token="</s>")
 QWEN = tokenizer(eos_token="</s>", pad_token="[PAD]")
+
+
+PAIRS = CausalLM("q", "a", template="plain")
 
 
 def table(**columns: list[Any]) -> Rows:
@@ -97,7 +101,7 @@ def test_a_long_text_is_truncated_with_its_end_token() -> None:
     data = table(text=["a" * 50], label=[0])
     samples = Classification("text", "label", max_length=8, label_names=("x", "y")).encode(data, BERT)
     assert samples.input_ids[0] == [CLS, *[A] * 6, SEP]
-    assert samples.max_length == 8
+    assert (samples.max_length, samples.num_cut) == (8, 1)
 
 
 def test_more_rows_than_are_tokenised_at_once() -> None:
@@ -192,7 +196,7 @@ ASKED = {"q": ["ab", "c"], "a": ["cd", "d"]}
     ],
 )
 def test_the_prompt_is_masked_and_the_answer_is_not(tok: Any, ids: list[int], labels: list[int]) -> None:
-    samples = CausalLM("q", "a").encode(table(**ASKED), tok)
+    samples = CausalLM("q", "a", template="plain").encode(table(**ASKED), tok)
     assert isinstance(samples.labels, Ragged)
     assert (samples.input_ids[0], samples.labels[0]) == (ids, labels)
     assert samples.weights.tolist() == [3, 2]
@@ -207,26 +211,39 @@ def test_plain_text_is_not_masked_and_its_first_token_is_not_predicted(tok: Any,
     assert samples.weights.tolist() == [weight]
 
 
-def test_truncation_keeps_what_it_can_and_drops_and_counts_the_rest() -> None:
-    data = table(q=["a" * 20, "aaaaa", "a", "aaaaaa"], a=["d", "dddd", "d", "d"])
-    samples = CausalLM("q", "a", max_length=8).encode(data, LLAMA)
+def test_prompts_are_cut_before_answers_and_from_the_left() -> None:
+    data = table(q=["bcb" + "a" * 20, "bccaa", "a", "aa"], a=["d", "dddd", "d", "d" * 20])
+    samples = CausalLM("q", "a", template="plain", max_length=8).encode(data, LLAMA)
     assert isinstance(samples.labels, Ragged)
-    assert samples.rows.tolist() == [1, 2]
-    assert samples.num_dropped == 2
-    assert samples.input_ids[0] == [BOS, *[A] * 5, NEWLINE, D]
-    assert samples.labels[0] == [-100] * 7 + [D]
-    assert samples.weights.tolist() == [1, 2]
+    assert samples.rows.tolist() == [0, 1, 2, 3]
+    assert [samples.input_ids[row] for row in range(4)] == [
+        [BOS, *[A] * 4, NEWLINE, D, EOS],
+        [BOS, A, NEWLINE, *[D] * 4, EOS],
+        [BOS, A, NEWLINE, D, EOS],
+        [BOS, NEWLINE, *[D] * 6],
+    ]
+    assert samples.labels[1] == [-100] * 3 + [D] * 4 + [EOS]
+    assert samples.weights.tolist() == [2, 5, 2, 6]
+    assert (samples.num_cut, samples.num_dropped) == (3, 0)
+
+
+def test_plain_text_is_cut_on_the_right_and_what_is_empty_is_dropped() -> None:
+    samples = CausalLM(text="t", max_length=8).encode(table(t=["ab" * 9, "", "a"]), QWEN)
+    assert samples.rows.tolist() == [0, 2]
+    assert samples.input_ids[0] == [A, B] * 4
+    assert (samples.num_cut, samples.num_dropped) == (1, 1)
+    assert samples.line == ("2 rows of 2 / 5 / 8 tokens (shortest / median / longest), 1 cut off at 8, 1 dropped")
 
 
 def test_a_prompt_without_text_is_still_masked() -> None:
-    samples = CausalLM("q", "a").encode(table(q=[""], a=[""]), QWEN)
+    samples = CausalLM("q", "a", template="plain").encode(table(q=[""], a=[""]), QWEN)
     assert isinstance(samples.labels, Ragged)
     assert (samples.input_ids[0], samples.labels[0]) == ([NEWLINE, EOS], [-100, EOS])
 
 
 def test_nothing_left_to_learn_from() -> None:
     with pytest.raises(DataError, match="expected a token to predict within max_length=8, got none in all 2 rows"):
-        CausalLM("q", "a", max_length=8).encode(table(q=["a" * 9] * 2, a=["d"] * 2), QWEN)
+        CausalLM(text="t", max_length=8).encode(table(t=["", ""]), QWEN)
 
 
 def test_a_tokenizer_without_end_token() -> None:
@@ -243,8 +260,8 @@ def test_a_tokenizer_without_end_token() -> None:
         (Classification("t", "l", label_names=("x", "y")), "t"),
         (Classification("other", "l", text_pair="t", label_names=("x", "y")), "t"),
         (CausalLM(text="t"), "t"),
-        (CausalLM("t", "other"), "t"),
-        (CausalLM("other", "t"), "t"),
+        (CausalLM("t", "other", template="plain"), "t"),
+        (CausalLM("other", "t", template="plain"), "t"),
     ],
 )
 @pytest.mark.parametrize(("texts", "got"), [(["a", None], "null"), ([1, 2], "1")])
@@ -254,7 +271,9 @@ def test_a_text_that_is_none(task: Task, column: str, texts: list[Any], got: str
         task.encode(data, LLAMA, where="there")
 
 
-@pytest.mark.parametrize("task", [Classification("q", "a", label_names=("x", "y")), CausalLM("q", "a")])
+@pytest.mark.parametrize(
+    "task", [Classification("q", "a", label_names=("x", "y")), CausalLM("q", "a", template="plain")]
+)
 def test_a_column_that_is_not_there(task: Task) -> None:
     with pytest.raises(DataError, match="there: expected a column 'q', got only 'query', 'a'"):
         task.encode(table(query=["a"], a=["b"]), LLAMA, where="there")
@@ -266,6 +285,10 @@ def test_tasks_from_columns() -> None:
     )
     assert task_from("causal-lm", Columns(prompt="p", answer="a"), 64) == CausalLM("p", "a", max_length=64)
     assert task_from("causal-lm", Columns(text="t"), 64) == CausalLM(text="t", max_length=64)
+    chats = task_from("causal-lm", Columns(messages="m"), 64, "plain", None)
+    assert chats == CausalLM(messages="m", max_length=64, template="plain")
+    with pytest.raises(ConfigError, match=r"data\.template: expected none for classification, got 'plain'"):
+        task_from("classification", Columns(text="t", label="l"), 64, "plain")
     assert (Classification.kind, CausalLM.kind) == ("classification", "causal-lm")
 
 
@@ -275,9 +298,10 @@ def test_tasks_from_columns() -> None:
         ("classification", Columns(text="t"), "expected a text and a label column"),
         ("classification", Columns(label="l"), "expected a text and a label column"),
         ("classification", Columns(text="t", label="l", prompt="p"), "expected no prompt column, got 'p'"),
-        ("causal-lm", Columns(), "expected a prompt and an answer column, or a text column"),
-        ("causal-lm", Columns(prompt="p"), "expected a prompt and an answer column, or a text column"),
-        ("causal-lm", Columns(prompt="p", answer="a", text="t"), "expected a prompt and an answer column, or a text"),
+        ("causal-lm", Columns(prompt="p"), "expected a prompt and an answer column, or a messages column, or a text"),
+        ("causal-lm", Columns(prompt="p", answer="a", text="t"), "expected a prompt and an answer column, or a messag"),
+        ("causal-lm", Columns(messages="m", text="t"), "expected a prompt and an answer column, or a messages column"),
+        ("classification", Columns(text="t", label="l", messages="m"), "expected no messages column, got 'm'"),
         ("causal-lm", Columns(text="t", label="l"), "expected no label column, got 'l'"),
     ],
 )

@@ -22,7 +22,16 @@ from cutlayer.run.inputs import (
     write_shares,
 )
 from cutlayer.settings import load_tokenizer
-from cutlayer.testing.tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
+from cutlayer.testing.tiny import (
+    CHAT_TEMPLATE,
+    CLASSES,
+    chats,
+    reviews,
+    save_tiny_model,
+    save_tiny_tokenizer,
+    sums,
+    write_jsonl,
+)
 from cutlayer.types import Batch
 
 PAIRS = ("data.text=text", "data.text_pair=site")
@@ -38,11 +47,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = made(90, seed=1)
         rows[7] |= {"text": "n1 " * 50, "question": "n1 " * 50}  # cut off, or dropped
         write_jsonl(folder / task / "train.jsonl", rows)
+    save_tiny_tokenizer(save_tiny_model("llama", "causal-lm", folder / "talker"), CHAT_TEMPLATE)
+    write_jsonl(folder / "chats" / "train.jsonl", chats(90, seed=1))
     return folder
 
 
 def config_for(inputs: Path, family: str, task: str, *more: str) -> RunConfig:
     overrides = (f"model.name={inputs / family}", f"data.path={inputs / task}", f"data.task={task}")
+    overrides = tuple(override for override in overrides if override != "data.task=chats")
     return read_config(None, (*overrides, "data.max_length=32", "train.seed=5", "train.batch_size=4", *more))
 
 
@@ -60,8 +72,10 @@ RUNS = [
     ("bert", "classification"),
     ("bert", "classification", "data.spread=dirichlet:0.2"),
     ("bert", "classification", "data.spread=column:site", "data.sizes=weighted", *PAIRS),
-    ("llama", "causal-lm", "data.prompt=question", "data.answer=reply"),
+    ("llama", "causal-lm", "data.prompt=question", "data.answer=reply", "data.template=plain"),
     ("llama", "causal-lm", "data.text=question"),
+    ("talker", "chats", "data.task=causal-lm"),
+    ("talker", "chats", "data.task=causal-lm", "data.max_length=8", "data.system=n1"),
 ]
 
 
@@ -87,6 +101,7 @@ def test_devices_with_their_own_files_and_a_server_without_are_the_simulated_run
         assert_same(mine, its)
 
     tokenizer = load_tokenizer(ModelFiles(config.model.name))
+    tokenizer.chat_template = None  # what the run says is enough
     assert list(files) == [device.name for device in simulated.fleet.devices]
     for index, (name, file) in enumerate(files.items()):
         own = read_own_data(str(file), server.data_spec(index), tokenizer)

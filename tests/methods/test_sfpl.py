@@ -277,7 +277,7 @@ def test_it_is_planned_without_a_weight(task: str, made_once: World, tmp_path: P
     for split, rows in (("train", 24), ("validation", 6)):
         texts = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
         tiny.write_jsonl(tmp_path / "equal" / f"{split}.jsonl", texts)
-    columns = ["--prompt", "text", "--answer", "reply"] if task == "causal-lm" else []
+    columns = ["--prompt", "text", "--answer", "reply", "--template", "plain"] if task == "causal-lm" else []
     words = flags(made_once, task, tmp_path / "run", "--data", tmp_path / "equal", *columns, *PERSONAL)
     assert run("train", *words).code == 0
     inputs = prepare(read_config(tmp_path / "run" / "config.yaml"))

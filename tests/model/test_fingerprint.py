@@ -124,17 +124,17 @@ def test_from_the_hub_no_shard_is_fetched_for_it(copy: Path, monkeypatch: pytest
     in_shards(copy)
     here, fetched = of(copy), []
 
-    def download(_: str, filename: str) -> str:
+    def download(_: str, filename: str, **__: object) -> str:
         fetched.append(filename)
         if not (copy / filename).exists():
             raise huggingface_hub.errors.RemoteEntryNotFoundError("none", response=None)  # type: ignore[arg-type]
         return str(copy / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)
     assert fingerprint(ModelFiles("org/model")) == replace(here, values="")
     assert not any(name.startswith("model-") for name in fetched)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, filename: str(copy / filename))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, filename, **__: str(copy / filename))
     assert fingerprint(ModelFiles("org/model")) == here
 
 

@@ -408,7 +408,7 @@ def test_a_single_file_is_fetched_where_there_is_no_index(
     ids=["404", "offline", "network", "other"],
 )
 def test_a_hub_that_does_not_serve(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_args: Any) -> str:
+    def fail(*_args: Any, **_: Any) -> str:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)

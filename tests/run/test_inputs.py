@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cutlayer.config import RunConfig, read_config
+from cutlayer.config import RunConfig, changes, read_config
 from cutlayer.errors import UserError
-from cutlayer.run.inputs import prepare, prepare_server
+from cutlayer.run.inputs import completed, prepare, prepare_server
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
-from cutlayer.testing.tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
+from cutlayer.testing.tiny import (
+    CHAT_TEMPLATE,
+    CLASSES,
+    chats,
+    reviews,
+    save_tiny_model,
+    save_tiny_tokenizer,
+    sums,
+    write_jsonl,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def test_planners_know_each_devices_classes(inputs: Path) -> None:
 
 
 def test_a_language_model_has_no_classes(inputs: Path) -> None:
-    columns = ("data.prompt=question", "data.answer=reply")
+    columns = ("data.prompt=question", "data.answer=reply", "data.template=plain")
     inputs = prepare(config_for(inputs, "llama", "causal-lm", *columns))
     assert situation_of(inputs, Logbook()).label_counts == {}
 
@@ -69,7 +80,7 @@ def test_classes_that_the_config_names_are_the_classes_in_that_order(inputs: Pat
     ],
 )
 def test_classes_that_cannot_be(inputs: Path, task: str, labels: str, message: str) -> None:
-    columns = () if task == "classification" else ("data.prompt=question", "data.answer=reply")
+    columns = () if task == "classification" else ("data.prompt=question", "data.answer=reply", "data.template=plain")
     family = "bert" if task == "classification" else "llama"
     with pytest.raises(UserError, match=message):
         prepare(config_for(inputs, family, task, *columns, f"data.labels={labels}"))
@@ -102,3 +113,48 @@ def test_a_server_says_which_rows_have_no_classes(inputs: Path, tmp_path: Path) 
         config_for(inputs, "bert", "classification", f"data.path={rows}", "data.labels=[bad, good]")
     )
     assert server.validation.classes == [1]
+
+
+# ------------------------------------------------------------------ chats, and what is found of them
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("talking")
+    save_tiny_tokenizer(save_tiny_model("llama", "causal-lm", folder / "llama"), CHAT_TEMPLATE)
+    write_jsonl(folder / "causal-lm" / "train.jsonl", chats(60, seed=1))
+    write_jsonl(folder / "causal-lm" / "validation.jsonl", chats(12, seed=2))
+    return folder
+
+
+def test_a_run_writes_down_what_it_has_found(talking: Path) -> None:
+    asked = config_for(talking, "llama", "causal-lm")
+    for found in (prepare(asked), prepare_server(asked)):
+        assert (found.config.data.messages, found.config.data.template) == ("messages", CHAT_TEMPLATE)
+        assert found.card.template == CHAT_TEMPLATE
+        again = read_config(None, values=dict(_dotted(found.config.model_dump(mode="json"))))
+        assert prepare_server(again).run_id == prepare_server(asked).run_id
+        assert list(changes(found.config, completed(asked))) == []
+        assert list(changes(found.config, completed(config_for(talking, "llama", "causal-lm", "data.system=n1"))))
+    plain = changes(found.config, completed(config_for(talking, "llama", "causal-lm", "data.template=plain")))
+    assert [key for key, _, _ in plain] == ["data.template"]
+
+
+def _dotted(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict) and name != "fleet":
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value
+
+
+def test_the_seed_of_the_data_is_apart(inputs: Path) -> None:
+    def parts(*seeds: str) -> list[list[int]]:
+        return prepare(config_for(inputs, "bert", "classification", *seeds)).parts
+
+    assert parts("train.seed=3") == parts("data.seed=3") == parts("train.seed=1", "data.seed=3") != parts()
+
+
+def test_a_revision_is_of_the_hub(inputs: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.revision: expected none for .*, got 'main'"):
+        prepare(config_for(inputs, "bert", "classification", "model.revision=main"))

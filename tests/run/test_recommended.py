@@ -30,7 +30,8 @@ NUM_TOKENS = 8
 
 def config_of(world: World, task: str = "classification", **values: Any) -> RunConfig:
     """A run of about a second."""
-    lm = {"data.task": "causal-lm", "data.prompt": "question", "data.answer": "reply"} if task == "causal-lm" else {}
+    columns = {"data.prompt": "question", "data.answer": "reply", "data.template": "plain"}
+    lm = {"data.task": "causal-lm", **columns} if task == "causal-lm" else {}
     model, data = (world.writer, world.sums) if lm else (world.classifier, world.reviews)
     model = model.resolve()  # of all tests one: what it costs is counted once
     common = {"model.name": str(model), "data.path": str(data), "data.max_length": 16, "fleet": str(world.fleet)}

@@ -87,7 +87,7 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     for split, rows in (("train", 24), ("validation", 6)):
         made = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
         tiny.write_jsonl(world.folder / "equal" / f"{split}.jsonl", made)
-    lm = ["--task", "causal-lm", "--prompt", "text", "--answer", "reply"]
+    lm = ["--task", "causal-lm", "--prompt", "text", "--answer", "reply", "--template", "plain"]
     flags = [*(world.classification() if task == "classification" else [*world.causal_lm(), *lm])]
     flags += ["--data", world.folder / "equal", "--method", method, *options]
     flags += ["--lr", "1e-5"] if method == "fedkseed" else []  # its steps are longer than those of AdamW

@@ -13,11 +13,13 @@ from cutlayer.config import read_config
 from cutlayer.fleet.profile import DeviceProfile, load_fleet
 from cutlayer.gate import hub
 from cutlayer.gate.door import Admission, GrpcDoor
+from cutlayer.model.export import read_card
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.desk import RunHost
 from cutlayer.run.inputs import prepare, prepare_server, write_shares
 from cutlayer.run.run import Outcome
 from cutlayer.run.served import serve
+from cutlayer.testing import tiny
 from cutlayer.wire.messages import Ready
 from real import FLEET, one_thread, served, simulated, values_for
 
@@ -72,6 +74,26 @@ def test_what_plans_say_by_clauses_is_done_by_real_devices(
     own = {f"method__{name}": value for name, value in options.items()}
     values = values_for(inputs, method__name=method, lora__targets=["all-linear"], **own)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+def test_chats_are_written_alike_on_devices_that_have_no_template(tmp_path: Path) -> None:
+    """What devices are told of the model and the data is enough: its columns, its template, its system turn."""
+    tiny.save_tiny_tokenizer(tiny.save_tiny_model("llama", "causal-lm", tmp_path / "model"), tiny.CHAT_TEMPLATE)
+    for name, rows in (("train", 24), ("validation", 8)):
+        tiny.write_jsonl(tmp_path / "data" / f"{name}.jsonl", tiny.chats(rows, seed=rows))
+    values = values_for(
+        tmp_path, data__task="causal-lm", data__max_length=8, data__system="n1", lora__targets=["q_proj"]
+    )
+    real = served(values, tmp_path / "real", model="server")
+    modelled = simulated(values, tmp_path / "simulated")
+    assert bytes_of(real) == bytes_of(modelled)
+    kept = tmp_path / "real" / "devices"
+    assert not any("messages" in path.read_text() for path in kept.rglob("tokenizer_config.json"))
+    assert not list(kept.rglob("chat_template.jinja"))
+    cards = [read_card(outcome.adapter) for outcome in (real, modelled)]
+    assert cards[0] == cards[1]
+    assert (cards[0].template, cards[0].system, cards[0].separator) == (tiny.CHAT_TEMPLATE, "n1", None)
+    assert cards[0].columns == {"messages": "messages"}
 
 
 def test_devices_go_from_one_run_to_the_next(inputs: Path, tmp_path: Path) -> None:

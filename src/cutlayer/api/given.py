@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cutlayer.config import RunConfig, changed_config, differences, read_config
+from cutlayer.config import RunConfig, changed_config, changes, read_config
 from cutlayer.errors import ConfigError
 from cutlayer.run.inputs import completed
 
@@ -75,7 +75,7 @@ def goes_on(config: RunConfig, *, resume: bool) -> bool:
     if not resume or not stored.exists():
         return False
     there = completed(read_config(stored, values={"out": config.out}))
-    for key, old, new in differences(there.model_dump(mode="json"), completed(config).model_dump(mode="json")):
+    for key, old, new in changes(there, completed(config)):
         raise ConfigError(
             f"resume: expected the config of the run in {config.out}, got one whose {key} is {new!r}, not {old!r}. "
             "Say the same, or use another folder (out)."

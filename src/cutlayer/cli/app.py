@@ -19,6 +19,7 @@ from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
 from cutlayer.cli.recommend import recommend
 from cutlayer.cli.serve import serve
+from cutlayer.cli.show_data import show_data
 from cutlayer.cli.train import train
 from cutlayer.cli.up import up
 
@@ -31,10 +32,10 @@ app = typer.Typer(
 comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
 for command in (
-    *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, *real),
+    *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, takes_flags(show_data), *real),
     *(evaluate, methods, check, fleets, families),
 ):
-    app.command()(command)
+    app.command(name=command.__name__.replace("_", "-"))(command)
 app.add_typer(fleet, name="fleet")
 
 

@@ -29,7 +29,7 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            metavar="train|validation", help="Of a folder; a single file is used whole.", show_default="validation"
+            metavar="train|validation|test", help="Of a folder; a single file is used whole.", show_default="validation"
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Changes speed only.")] = 64,
@@ -41,6 +41,7 @@ def evaluate(
     text: Column = None,
     text_pair: Column = None,
     label: Column = None,
+    messages: Column = None,
     prompt: Column = None,
     answer: Column = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -60,12 +61,14 @@ def evaluate(
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")
     device, card = hardware_named(hardware), read_card(adapter)
     columns = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "answer": answer}
+    columns["messages"] = messages
     task = _task(card, {role: name for role, name in columns.items() if name is not None})
-    files = ModelFiles(model or card.base)
+    files = ModelFiles(model or card.base, None if model else card.revision)
     dataset, where = _rows(data, split)
     samples = task.encode(dataset, load_tokenizer(files), where)
     settings = ModelSettings(
         name=files.name,
+        revision=files.revision,
         task=task.kind,
         num_labels=len(card.labels),
         pad_id=card.pad_id,
@@ -99,17 +102,20 @@ def _task(card: AdapterCard, columns: dict[str, str]) -> Task:
     from cutlayer.data.source import Columns
     from cutlayer.data.tasks import Classification, task_from
 
-    task = task_from(card.task, Columns(**card.columns | columns), card.max_length)  # type: ignore[arg-type]
+    named = Columns(**card.columns | columns)
+    task = task_from(card.task, named, card.max_length, card.template, card.system)  # type: ignore[arg-type]
     return replace(task, label_names=card.labels) if isinstance(task, Classification) else task
 
 
 def _rows(data: str, split: str | None) -> tuple[Rows, str]:
     """The rows to judge by, and what they are called in errors."""
-    from cutlayer.data.source import load_tables
+    from cutlayer.data.source import Splits, load_tables, load_validation
 
+    if split not in (None, "train", "validation", "test"):
+        raise ConfigError(f"--split: expected train, validation or test, got {split!r}. Choose one of them.")
+    if split == "test":
+        return load_validation(data, Splits(validation="test")), "test data"
     tables = load_tables(data)
-    if split not in (None, "train", "validation"):
-        raise ConfigError(f"--split: expected train or validation, got {split!r}. Choose one of them.")
     if split == "train" or (split is None and tables.validation is None):
         return tables.train, "training data" if split else f"data {data}"
     if tables.validation is None:

@@ -38,7 +38,10 @@ def train(
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     with _interruptible(Path(config.out)), NoProgress() if quiet else Progress(terminal) as display:
-        outcome = simulate(prepare(config, display.stage), display, resume=resume is not None)
+        inputs = prepare(config, display.stage)
+        if not quiet:
+            terminal.print(f"training data: {inputs.train.line}", soft_wrap=True)
+        outcome = simulate(inputs, display, resume=resume is not None)
     tell(outcome, quiet=quiet)
 
 

@@ -48,7 +48,10 @@ def up(
         terminal.print(warning, soft_wrap=True)
     with NoProgress() if quiet else FleetProgress(terminal) as display:
         if resume is None:
-            shares, config = write_shares(prepare(config, display.stage), Path(config.out) / "shares")
+            simulated = prepare(config, display.stage)
+            shares, config = write_shares(simulated, Path(config.out) / "shares")
+            if not quiet:
+                terminal.print(f"training data: {simulated.train.line}", soft_wrap=True)
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
         inputs, fleet = prepare_server(config, display.stage), load_fleet(config.fleet)

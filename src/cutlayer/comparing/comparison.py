@@ -21,7 +21,7 @@ import yaml
 
 from cutlayer.comparing.entry import Entry
 from cutlayer.comparing.metric import Metric
-from cutlayer.config import MethodSection, RunConfig, differences, read_config
+from cutlayer.config import MethodSection, RunConfig, changes, differences, read_config
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically
 from cutlayer.run.inputs import RunInputs, completed, method_of, prepare
@@ -149,7 +149,7 @@ class Comparison:
         for run in runs:
             if (run.folder / "config.yaml").exists():
                 stored = completed(read_config(run.folder / "config.yaml", values={"out": run.config.out}))
-                for key, old, new in differences(stored.model_dump(mode="json"), run.config.model_dump(mode="json")):
+                for key, old, new in changes(stored, run.config):
                     raise ConfigError(
                         f"--out: expected {run.folder} to hold this run, got one whose {key} is {old}, not {new}. "
                         "Use another --out, or remove that folder."

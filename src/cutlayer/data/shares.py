@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cutlayer.data.rows import Rows
 from cutlayer.data.source import Columns
@@ -33,10 +34,11 @@ def write_rows(
       labels: Class names; empty for causal LM.
       part: Positions in `samples`; None for all of them. Samples that were dropped are in no part.
     """
-    texts = [name for name in (columns.text, columns.text_pair, columns.prompt, columns.answer) if name is not None]
+    used = (columns.text, columns.text_pair, columns.messages, columns.prompt, columns.answer)
+    texts = [name for name in used if name is not None]
     positions = range(len(samples)) if part is None else part
     chosen = rows.select(samples.rows[list(positions)])
-    lines: list[dict[str, str]] = [
+    lines: list[dict[str, Any]] = [
         dict(zip(texts, cells, strict=True)) for cells in zip(*map(chosen.cells, texts), strict=True)
     ]
     if columns.label is not None and samples.classes is not None:

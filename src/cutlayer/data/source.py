@@ -27,6 +27,7 @@ class Columns:
     label: str | None = None
     prompt: str | None = None
     answer: str | None = None
+    messages: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,47 +39,73 @@ class Tables:
     origin: str
 
 
-def load_tables(data: str) -> Tables:
+@dataclass(frozen=True)
+class Splits:
+    """Which parts of a data set are meant.
+
+    Attributes:
+      train: the split to learn from: `train.*` of a folder.
+      validation: the split to judge by; None for `validation` where there is one. A `test` split is taken for it only
+        where it is named.
+      revision: of a data set on the hub: a branch, a tag or a commit; None for its newest.
+    """
+
+    train: str = "train"
+    validation: str | None = None
+    revision: str | None = None
+
+
+def load_tables(data: str, splits: Splits = Splits()) -> Tables:
     """Reads `data`: a folder with `train.*` and maybe `validation.*`, one file, built-in data or a hub name.
 
     A hub name may carry a configuration, as in `nyu-mll/glue:sst2`. Local files are read into memory, and nothing
     is left in the cache of the `datasets` library.
 
     Raises:
+      ConfigError: splits are named of what has none, or a revision of what is not on the hub.
       DataError: nothing is there, or it cannot be read.
     """
     path = Path(data).expanduser()
-    if data.startswith("builtin:"):
-        return _load_builtin(data)
+    local = path.exists() or data.startswith("builtin:")
+    if local and splits.revision is not None:
+        raise ConfigError(f"data.revision: expected none for {data}, got {splits.revision!r}. Only the hub has them.")
     if path.is_dir():
-        return _load_folder(path)
-    if path.is_file():
-        return Tables(read_file(path), None, data)
+        return _load_folder(path, splits)
+    if local:
+        if (splits.train, splits.validation or "validation") != ("train", "validation"):
+            raise ConfigError(
+                f"data.split, data.validation_split: expected none for {data}, which has no others, got "
+                f"{splits.train!r} and {splits.validation!r}. Leave them out."
+            )
+        return Tables(read_file(path), None, data) if path.is_file() else _load_builtin(data)
     if _looks_like_a_path(data):
         raise DataError(f"data {data}: expected a folder or a file, got nothing there. Check the path.")
-    return _load_from_hub(data)
+    return _load_from_hub(data, splits)
 
 
 NO_DATA = "none"
 """The data of a server that has none of its own."""
 
 
-def load_validation(data: str) -> Rows:
+def load_validation(data: str, splits: Splits = Splits()) -> Rows:
     """Reads the rows to judge by and no others: of a folder its `validation.*`, of one file all, else that split.
 
     Raises:
+      ConfigError: as of `load_tables`.
       DataError: nothing is there, or it cannot be read.
     """
-    rows = load_validation_if_any(data)
+    rows = load_validation_if_any(data, splits)
     if rows is None:
-        raise DataError(f"data {data}: expected validation rows, got none. Add validation.* ({KNOWN}) or name a file.")
+        name = splits.validation or "validation"
+        raise DataError(f"data {data}: expected {name} rows, got none. Add {name}.* ({KNOWN}) or name a file.")
     return rows
 
 
-def load_validation_if_any(data: str) -> Rows | None:
+def load_validation_if_any(data: str, splits: Splits = Splits()) -> Rows | None:
     """Reads what `load_validation` reads; None where there is nothing of it, or `data` is `none`.
 
     Raises:
+      ConfigError: as of `load_tables`.
       DataError: it cannot be read.
     """
     if data == NO_DATA:
@@ -86,8 +113,9 @@ def load_validation_if_any(data: str) -> Rows | None:
     path = Path(data).expanduser()
     if path.is_file():
         return read_file(path)
-    file = _the_file(path, "validation") if path.is_dir() else None
-    return read_file(file) if file else None if path.is_dir() else load_tables(data).validation
+    name = splits.validation or "validation"
+    file = _the_file(path, name) if path.is_dir() else None
+    return read_file(file) if file else None if path.is_dir() else load_tables(data, splits).validation
 
 
 def split_off_validation(tables: Tables, fraction: float, seed: int) -> Tables:
@@ -128,12 +156,14 @@ def _load_builtin(data: str) -> Tables:
     return Tables(Rows.of(train), Rows.of(validation), data)
 
 
-def _load_folder(folder: Path) -> Tables:
-    train = _the_file(folder, "train")
-    if train is None:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder"
-        raise DataError(f"data {folder}: expected train.* ({KNOWN}), got {found}. Rename or add the file.")
-    validation = _the_file(folder, "validation")
+def _load_folder(folder: Path, splits: Splits) -> Tables:
+    train, validation = _the_file(folder, splits.train), _the_file(folder, splits.validation or "validation")
+    wanted = (splits.train, train), (splits.validation, validation)
+    for name, file in wanted:
+        if name is not None and file is None:
+            found = ", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder"
+            raise DataError(f"data {folder}: expected {name}.* ({KNOWN}), got {found}. Rename or add the file.")
+    assert train is not None, "it has a name"
     return Tables(read_file(train), read_file(validation) if validation else None, str(folder))
 
 
@@ -145,13 +175,13 @@ def _the_file(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def _load_from_hub(data: str) -> Tables:
+def _load_from_hub(data: str, wanted: Splits) -> Tables:
     import datasets
 
     name, _, config = data.partition(":")
     with quiet_datasets():
         try:
-            splits = datasets.load_dataset(name, config or None)
+            splits = datasets.load_dataset(name, config or None, revision=wanted.revision)
         except ConnectionError as error:
             raise DataError(
                 f"data {data}: expected a local folder, a file or a reachable hub, got no such path and no network "
@@ -162,10 +192,12 @@ def _load_from_hub(data: str) -> Tables:
                 f"data {data}: expected a local folder, a file or a hub data set, got no such path, and from the hub: "
                 f"{first_line(error)}. Check the name, or its configuration after a colon."
             ) from error
-    if "train" not in splits:
-        raise DataError(f"data {data}: expected a split 'train', got {', '.join(splits)}. Save it as local files.")
-    validation = Rows.of_dataset(splits["validation"]) if "validation" in splits else None
-    return Tables(Rows.of_dataset(splits["train"]), validation, data)
+    for key, split in (("split", wanted.train), ("validation_split", wanted.validation)):
+        if split is not None and split not in splits:
+            raise DataError(f"data {data}: expected a split {split!r}, got {', '.join(splits)}. Name one: data.{key}.")
+    judged_by = wanted.validation or "validation"
+    validation = Rows.of_dataset(splits[judged_by]) if judged_by in splits else None
+    return Tables(Rows.of_dataset(splits[wanted.train]), validation, data)
 
 
 def _looks_like_a_path(data: str) -> bool:

@@ -5,7 +5,9 @@ Shapes: N samples, B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from reprlib import repr as shortened
@@ -14,6 +16,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cutlayer.data.chat import (
+    PLAIN,
+    SEPARATOR,
+    BadChat,
+    Chat,
+    Rendered,
+    Template,
+    bad_row,
+    by_row,
+    chat_of,
+    exchange,
+    template_of,
+)
 from cutlayer.data.rows import Rows
 from cutlayer.data.source import Columns, require_columns
 from cutlayer.errors import ConfigError, DataError, ModelError
@@ -25,8 +40,8 @@ if TYPE_CHECKING:
 MASKED = -100
 """A label that the loss leaves out, as `torch.nn.functional.cross_entropy` has it."""
 
-SEPARATOR = "\n"
-"""Stands between prompt and answer; it belongs to the prompt and is masked with it."""
+FOUND_BY_NAME = (("messages",), ("conversations",), ("prompt", "completion"), ("prompt", "answer"), ("text",))
+"""Columns that causal LM looks for, in this order, where none is named."""
 
 SHORTEST_MAX_LENGTH = 8  # room for the special tokens of a pair and for a little text
 
@@ -83,6 +98,8 @@ class Samples:
     num_dropped: int
     """Rows left out because truncation left nothing to learn from."""
     max_length: int
+    num_cut: int = 0
+    """Rows of which something was cut off, the dropped ones among them."""
 
     @classmethod
     def none(cls) -> Samples:
@@ -105,6 +122,23 @@ class Samples:
             return None
         classes: list[int] = self.labels.tolist()
         return classes
+
+    @property
+    def line(self) -> str:
+        """The set in a line: how many rows, how long, and what was lost of them."""
+        if len(self) == 0:
+            return "no rows"
+        least, median, most = int(self.lengths.min()), int(np.median(self.lengths)), int(self.lengths.max())
+        return (
+            f"{len(self):,} rows of {least} / {median} / {most} tokens (shortest / median / longest), "
+            f"{self.num_cut:,} cut off at {self.max_length}, {self.num_dropped:,} dropped"
+        )
+
+    def learned(self, sample: int) -> list[bool]:
+        """For each token of a sample whether the loss looks at it; for a class, none."""
+        if not isinstance(self.labels, Ragged):
+            return [False] * len(self.input_ids[sample])
+        return [position > 0 and label != MASKED for position, label in enumerate(self.labels[sample])]
 
 
 @dataclass(frozen=True)
@@ -176,6 +210,7 @@ class Classification:
         texts = [_texts(rows, column, where) for column in columns]
         encoded = list(_tokenised(tokenizer, *texts, truncation=True, max_length=self.max_length))
         types = [ids for batch in encoded for ids in batch.get("token_type_ids", ())]
+        num_cut = sum(bool(text.overflowing) for batch in encoded for text in batch.encodings or ())
         return Samples(
             input_ids=Ragged.of([ids for batch in encoded for ids in batch["input_ids"]]),
             token_type_ids=Ragged.of(types) if types else None,
@@ -184,6 +219,7 @@ class Classification:
             rows=np.arange(len(classes)),
             num_dropped=0,
             max_length=self.max_length,
+            num_cut=num_cut,
         )
 
     def _classes(self, rows: Rows, where: str) -> list[int]:
@@ -204,13 +240,54 @@ class Classification:
         return [positions[value] for value in values]
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One row of causal LM.
+
+    Attributes:
+      ids: of the tokens.
+      labels: of the tokens, `MASKED` where nothing is learned.
+      words: where the prompt's own words begin and end, which may be cut: the frame around them may not.
+      is_cut: whether something is gone.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    words: tuple[int, int]
+    is_cut: bool = False
+
+    def within(self, max_length: int) -> Tokens:
+        """At most so many tokens: the words lose their beginning, then the whole its end."""
+        if len(self.ids) <= max_length:
+            return self
+        start, end = self.words
+        cut = start + min(len(self.ids) - max_length, end - start)
+        ids, labels = ([*values[:start], *values[cut:]][:max_length] for values in (self.ids, self.labels))
+        return Tokens(ids, labels, (start, start + end - cut), is_cut=True)
+
+    @property
+    def weight(self) -> int:
+        """Tokens that are learned: nothing predicts the first."""
+        return len(self.labels[1:]) - self.labels[1:].count(MASKED)
+
+
 @dataclass(frozen=True)
 class CausalLM:
-    """The next token: of an answer to a prompt, which is masked out of the loss, or of plain `text`.
+    """The next token: of what an assistant says in a chat, of an answer to a prompt, or of plain `text`.
 
-    A sequence is the tokenizer's begin token where it has one, the prompt and `SEPARATOR`, the answer, and the
-    end token. Prompt and answer are tokenised apart, so the mask never falls inside a token, and the prompt's
-    tokens are those that a model sees when it is asked.
+    Chats (`messages`), and prompts with answers, are written by a chat template, and the loss is on the assistant's
+    turns; in the plain form a sequence is the prompt and `SEPARATOR`, the answer, and the end token, and the loss is on
+    the last two. A begin token is there where the tokenizer itself puts one, and never twice. Where no column is
+    named, `settled` finds them by name.
+
+    Attributes:
+      prompt: column of prompts; a cell is a text, or a list of turns.
+      answer: column of answers, likewise.
+      text: column of plain text, all of which is learned.
+      max_length: tokens at which a sequence is cut: a prompt loses its beginning before an answer its end.
+      messages: column of chats, OpenAI's or ShareGPT's.
+      template: the text of the chat template, `plain`, or None for the tokenizer's own.
+      system: the system turn of chats that have none; None for none.
     """
 
     kind: ClassVar[TaskKind] = "causal-lm"
@@ -218,81 +295,193 @@ class CausalLM:
     answer: str | None = None
     text: str | None = None
     max_length: int = 512
+    messages: str | None = None
+    template: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         _check_max_length(self.max_length)
-        if (self.prompt is None) != (self.answer is None) or (self.prompt is None) == (self.text is None):
+        named = [name for name in (self.messages, self.prompt, self.text) if name is not None]
+        if (self.prompt is None) != (self.answer is None) or len(named) > 1:
             raise ConfigError(
-                "causal-lm task: expected a prompt and an answer column, or a text column, got "
-                f"prompt={self.prompt!r}, answer={self.answer!r}, text={self.text!r}. Name the one or the other."
+                "causal-lm task: expected a prompt and an answer column, or a messages column, or a text column, got "
+                f"prompt={self.prompt!r}, answer={self.answer!r}, messages={self.messages!r}, text={self.text!r}. "
+                "Name one of the three, or none to have them found."
             )
+        if self.system is not None and (self.template == PLAIN or self.text is not None):
+            form = f"column {self.text!r}" if self.text is not None else "the plain form"
+            raise ConfigError(f"data.system: expected none for {form}, got {shortened(self.system)}. Leave it out.")
+
+    def settled(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> CausalLM:
+        """This task with its columns, and with the text of its template where they are chats.
+
+        Raises:
+          DataError: No column has a name that is known.
+          ConfigError: There are chats, and no template for them.
+        """
+        task = self
+        if (self.messages or self.prompt or self.text) is None:
+            there = set(rows.column_names)
+            found = next((names for names in FOUND_BY_NAME if there.issuperset(names)), None)
+            if found is None:
+                raise DataError(
+                    f"{where}: expected a column messages, conversations or text, or prompt and completion, got only "
+                    f"{', '.join(map(repr, rows.column_names))}. Name yours: --messages, --prompt and --answer, or "
+                    "--text."
+                )
+            if len(found) == 2:
+                task = replace(self, prompt=found[0], answer=found[1])
+            elif found == ("text",):
+                task = replace(self, text="text")
+            else:
+                task = replace(self, messages=found[0])
+        if task.text is not None:
+            return task
+        if task.messages is not None and task.template == PLAIN:
+            raise ConfigError(
+                f"data.template: expected a template with turns for column {task.messages!r}, got {PLAIN}, which has "
+                "none. Leave it out, or name a file."
+            )
+        return replace(task, template=template_of(task.template, tokenizer))
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str = "training data") -> Samples:
-        """Tokenises `rows`, cut off on the right at `max_length`; `where` names it in errors.
+        """Tokenises `rows`, each cut to `max_length`; `where` names it in errors.
 
         A row of which that leaves no token to predict is dropped and counted.
 
         Raises:
-          DataError: a column is missing, a text is null, or every row was dropped.
+          DataError: a column is missing, a cell is null or no chat, a prompt holds the template's own tokens, a chat
+            has nothing to learn, or every row was dropped.
+          ConfigError: there is no template.
           ModelError: the tokenizer has no end token.
         """
-        input_ids, labels = self._sequences(rows, tokenizer, where)
-        # Position t predicts token t + 1, so nothing predicts the first token.
-        weights = np.array([len(row[1:]) - row[1:].count(MASKED) for row in labels], np.int64)
-        kept = np.flatnonzero(weights)
-        if len(kept) == 0:
-            raise DataError(
-                f"{where}: expected a token to predict within max_length={self.max_length}, got none in all "
-                f"{len(weights)} rows. Raise max_length or shorten the prompts."
-            )
-        return Samples(
-            input_ids=Ragged.of([input_ids[row] for row in kept]),
-            token_type_ids=None,
-            labels=Ragged.of([labels[row] for row in kept]),
-            weights=weights[kept],
-            rows=kept,
-            num_dropped=len(weights) - len(kept),
-            max_length=self.max_length,
-        )
-
-    def _sequences(
-        self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Token ids and labels of every row, truncated."""
+        task = self.settled(rows, tokenizer, where)
         if tokenizer.eos_token_id is None:
             raise ModelError("tokenizer: expected an end token for causal-lm, got none. Set its eos_token.")
-        columns = [name for name in (self.prompt, self.answer, self.text) if name is not None]
+        columns = [name for name in (task.messages, task.prompt, task.answer, task.text) if name is not None]
         require_columns(rows, columns, where)
-        begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        targets = _token_ids(tokenizer, _texts(rows, columns[-1], where))
-        prompts: list[list[int]] = [[]] * len(targets)
-        if self.prompt is not None:
-            prompts = _token_ids(tokenizer, [text + SEPARATOR for text in _texts(rows, self.prompt, where)])
-        input_ids = [
-            [*begin, *prompt, *target, tokenizer.eos_token_id][: self.max_length]
-            for prompt, target in zip(prompts, targets, strict=True)
-        ]
-        num_masked = [len(begin) + len(prompt) if prompt else 0 for prompt in prompts]
-        labels = [[MASKED] * len(ids[:num]) + ids[num:] for ids, num in zip(input_ids, num_masked, strict=True)]
-        return input_ids, labels
+        how = task._of_text if task.text is not None else task._of_pairs if task.template == PLAIN else task._of_chats
+        rendered = how(rows, tokenizer, where)
+        kept = [row for row, one in enumerate(rendered) if one.weight]
+        if not kept:
+            raise DataError(
+                f"{where}: expected a token to predict within max_length={self.max_length}, got none in all "
+                f"{len(rendered)} rows. Raise max_length or shorten the prompts."
+            )
+        return Samples(
+            input_ids=Ragged.of([rendered[row].ids for row in kept]),
+            token_type_ids=None,
+            labels=Ragged.of([rendered[row].labels for row in kept]),
+            weights=np.array([rendered[row].weight for row in kept], np.int64),
+            rows=np.array(kept, np.int64),
+            num_dropped=len(rendered) - len(kept),
+            max_length=self.max_length,
+            num_cut=sum(one.is_cut for one in rendered),
+        )
+
+    def _of_text(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str) -> list[Tokens]:
+        """Plain text, cut on the right."""
+        assert self.text is not None
+        begin, end = _begin(tokenizer), [tokenizer.eos_token_id]
+        sequences = []
+        for ids in _token_ids(tokenizer, _texts(rows, self.text, where)):
+            before = [] if ids[: len(begin)] == begin else begin
+            sequence = [*before, *ids, *([] if ids[-1:] == end else end)]
+            sequences.append(Tokens(sequence, sequence, (0, 0)).within(self.max_length))
+        return sequences
+
+    def _of_pairs(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str) -> list[Tokens]:
+        """Prompts and answers in the plain form. They are tokenised apart, so that the mask never falls inside a token
+        and the prompt's tokens are those that a model sees when it is asked."""
+        column, (prompts, answers) = self.prompt or "", self._pair(lambda name: _texts(rows, name, where))
+        marks = _marks(tokenizer)
+        for row, prompt in enumerate(prompts):
+            if found := next((mark for mark in marks if mark in prompt), None):
+                error = BadChat(f"expected words without the tokenizer's own tokens, got {found!r}")
+                raise bad_row(where, row, column, error)
+        begin, end, sequences = _begin(tokenizer), [tokenizer.eos_token_id], []
+        asked = _token_ids(tokenizer, [prompt + SEPARATOR for prompt in prompts])
+        for prompt_ids, answer_ids in zip(asked, _token_ids(tokenizer, answers), strict=True):
+            learned = [*answer_ids, *([] if answer_ids[-1:] == end else end)]
+            read = len(begin) + len(prompt_ids)
+            sequence = Tokens(
+                [*begin, *prompt_ids, *learned],
+                [*[MASKED] * read, *learned],
+                (len(begin), max(len(begin), read - 1)),  # the last token has the separator
+            )
+            sequences.append(sequence.within(self.max_length))
+        return sequences
+
+    def _of_chats(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str) -> list[Tokens]:
+        """Chats as their template writes them."""
+        assert self.template is not None, "settled"
+        if not tokenizer.is_fast:
+            raise ModelError(
+                "tokenizer: expected one that knows where its tokens stand in a text (tokenizer.json), got "
+                f"{type(tokenizer).__name__}. Save the fast one, or say --template plain."
+            )
+        template = Template(self.template, tokenizer, self.system)
+        if self.messages is not None:
+            column, chats = self.messages, by_row(chat_of, rows.cells(self.messages), where, self.messages)
+        else:
+            column, cells = f"{self.prompt}, {self.answer}", zip(*self._pair(rows.cells), strict=True)
+            chats = by_row(lambda cell: exchange(*cell), cells, where, column)
+        whole = _located(tokenizer, by_row(template.rendered, chats, where, column))
+        for row, one in enumerate(whole):
+            if not one.weight:
+                raise bad_row(where, row, column, BadChat("expected a token to learn, got none"))
+            if len(one.ids) > self.max_length:
+                whole[row] = self._shortened(chats[row], template, tokenizer)
+        return whole
+
+    def _pair(self, cells: Callable[[str], list[Any]]) -> tuple[list[Any], list[Any]]:
+        """The cells of both columns."""
+        assert self.prompt is not None, "of a task on pairs"
+        assert self.answer is not None, "because the prompt is named"
+        return cells(self.prompt), cells(self.answer)
+
+    def _shortened(self, chat: Chat, template: Template, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+        """A chat that is too long: without its oldest exchanges, then without the beginning of the user's words, then
+        without the end of the answer. What the template writes around them stays, the system's turn with it."""
+        few = len(chat.exchanges) - 1
+
+        def tokens(left_out: int, *, words: bool = False) -> Tokens:
+            left = chat.without(left_out)
+            text = template.rendered(left)
+            return _located(tokenizer, [text], [template.words(template.complete(left), text)] if words else None)[0]
+
+        left_out = bisect_left(range(few), True, key=lambda number: len(tokens(number).ids) <= self.max_length)
+        return replace(tokens(left_out, words=True).within(self.max_length), is_cut=True)
 
 
 Task = Classification | CausalLM
 
 
-def task_from(kind: TaskKind, columns: Columns, max_length: int) -> Task:
+def task_from(
+    kind: TaskKind, columns: Columns, max_length: int, template: str | None = None, system: str | None = None
+) -> Task:
     """The task of this kind on these columns.
+
+    Args:
+      kind: What is learnt.
+      columns: Which column plays which part; of causal LM none for those that `settled` finds.
+      max_length: Tokens at which a text is cut off.
+      template: See `CausalLM.template`.
+      system: See `CausalLM.system`.
 
     Raises:
       ConfigError: a column that the task needs is not named, one that it does not use is, or `max_length` is
         too small.
     """
-    unused = ("prompt", "answer") if kind == "classification" else ("text_pair", "label")
+    unused = ("prompt", "answer", "messages") if kind == "classification" else ("text_pair", "label")
     for name in unused:
         if getattr(columns, name) is not None:
             raise ConfigError(f"{kind} task: expected no {name} column, got {getattr(columns, name)!r}. Leave it out.")
     if kind == "causal-lm":
-        return CausalLM(columns.prompt, columns.answer, columns.text, max_length)
+        return CausalLM(columns.prompt, columns.answer, columns.text, max_length, columns.messages, template, system)
+    for name, value in (("template", template), ("system", system)):
+        if value is not None:
+            raise ConfigError(f"data.{name}: expected none for {kind}, got {shortened(value)}. Leave it out.")
     if columns.text is None or columns.label is None:
         raise ConfigError(
             "classification task: expected a text and a label column, got "
@@ -358,3 +547,44 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, *texts: list[str], **options:
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     answers = _tokenised(tokenizer, texts, add_special_tokens=False, truncation=False)
     return [ids for answer in answers for ids in answer["input_ids"]]
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The begin token, where the tokenizer puts one in front of a text itself."""
+    begin = tokenizer.bos_token_id
+    return [] if begin is None or tokenizer("")["input_ids"][:1] != [begin] else [begin]
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What begins or ends a text or a turn, for this tokenizer."""
+    ends = [str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token is not None]
+    if tokenizer.chat_template is not None:
+        with suppress(ConfigError):  # a template that shows no chat has no part in the plain form
+            ends += Template(tokenizer.get_chat_template(), tokenizer).markers
+    return tuple(ends)
+
+
+def _located(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Rendered], words: Sequence[tuple[int, int]] | None = None
+) -> list[Tokens]:
+    """The tokens of rendered chats, and which are learned: those that end inside what is learned. A token's end is
+    surer than its beginning, which some tokenizers say without the blanks in front."""
+    encoded = _tokenised(
+        tokenizer,
+        [one.text for one in texts],
+        add_special_tokens=False,
+        truncation=False,
+        return_offsets_mapping=True,
+    )
+    located = list[Tokens]()
+    for batch in encoded:
+        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            starts, ends = np.array(texts[len(located)].learned, np.int64).T
+            ends_T = np.array(offsets, np.int64).reshape(-1, 2)[:, 1]
+            last = np.searchsorted(starts, ends_T, side="left") - 1  # the last part that begins before the token's end
+            learned = (last >= 0) & (ends_T <= ends[last])
+            labels = np.where(learned, ids, MASKED).tolist()
+            start, end = (0, 0) if words is None else words[len(located)]
+            place = np.searchsorted(ends_T, (start, end), side="right")
+            located.append(Tokens(ids, labels, (int(place[0]), int(place[1]))))
+    return located

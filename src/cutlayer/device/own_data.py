@@ -32,7 +32,9 @@ class DataSpec:
       batch_size: samples per batch.
       seed: of the order of the batches (`data/batches.py stream_seed`).
       hold_out: share of the rows that are held out.
-      hold_out_seed: the run's, by which they are drawn.
+      hold_out_seed: the run's `data.seed`, by which they are drawn.
+      template: of chats: its text, or `plain`; None where there are none, or for the tokenizer's own.
+      system: the system turn of chats that have none.
     """
 
     task: TaskKind
@@ -44,6 +46,8 @@ class DataSpec:
     seed: int
     hold_out: float = 0.0
     hold_out_seed: int = 0
+    template: str | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
       DataError: It cannot be read, lacks a column, or a label is none of the run's; names the file and the row.
       ConfigError: `spec` contradicts itself.
     """
-    task, rows = task_from(spec.task, spec.columns, spec.max_length), load_tables(data).train
+    task = task_from(spec.task, spec.columns, spec.max_length, spec.template, spec.system)
+    rows = load_tables(data).train
     if isinstance(task, Classification):
         task = task.named(spec.labels)
         strangers = [name for name in rows.class_names.get(task.label, ()) if name not in spec.labels]

@@ -68,6 +68,7 @@ class ModelSettings:
       checkpoint_server: the same on the server.
       lora: the adapter.
       family: where the parts of the model are, in place of the row of its family.
+      revision: of a model on the hub; None for its newest.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelSettings:
     checkpoint_server: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
     family: Family | None = None
+    revision: str | None = None
 
 
 class Base:
@@ -101,7 +103,7 @@ class Base:
     ) -> None:
         self.settings = settings
         self.device = torch.device(device)
-        self.files = ModelFiles(settings.name)
+        self.files = ModelFiles(settings.name, settings.revision)
         self.dtype = DTYPES[settings.dtype]
         self.config = self._transformers_config(depth)
         self.family = self._family()

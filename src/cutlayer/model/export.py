@@ -56,6 +56,10 @@ class AdapterCard:
       columns: which column of the data was what.
       family: where the parts of the model are, where its family is not of the table.
       eval_rows: validation rows by which it was judged, where they were a sample; None for all.
+      revision: of a base model on the hub: what the run asked for.
+      template: how chats were written: the text of the chat template, or `plain`; None for classes and plain text.
+      system: the system turn that chats without one got.
+      separator: what stood between prompt and answer, where `template` is `plain`.
     """
 
     base: str
@@ -67,6 +71,10 @@ class AdapterCard:
     columns: dict[str, str]
     family: Mapping[str, Any] | None = None
     eval_rows: int | None = None
+    revision: str | None = None
+    template: str | None = None
+    system: str | None = None
+    separator: str | None = None
 
     @property
     def own_family(self) -> Family | None:
@@ -99,6 +107,7 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         fan_in_fan_out=base.transposed,
         task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
         base_model_name_or_path=None if card.base == BESIDE else base.files.location,
+        revision=card.revision,
         inference_mode=True,
     )
     plain = settings.task != "classification" or base.pooling == base.family.poolings[0]
@@ -195,7 +204,7 @@ def load_finetuned(folder: str | Path) -> PeftModel:
     """
     path = Path(folder)
     card = read_card(path)
-    files = ModelFiles(card.base)
+    files = ModelFiles(card.base, card.revision)
     if card.task == "causal-lm":
         return PeftModel.from_pretrained(pretrained(files, AutoModelForCausalLM), path).eval()
     model = pretrained(files, AutoModelForSequenceClassification, num_labels=len(card.labels))

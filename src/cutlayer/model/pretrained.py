@@ -23,7 +23,7 @@ def config_of(files: ModelFiles) -> Any:
       OSError, ValueError: As transformers raises them where config.json is not of a model that it has.
     """
     seeing = files.text_config is not files.config  # first: what is no config.json is said by the file's name
-    config = AutoConfig.from_pretrained(files.location)
+    config = AutoConfig.from_pretrained(files.location, revision=files.revision)
     return config.get_text_config() if seeing else config
 
 
@@ -39,7 +39,7 @@ def pretrained(files: ModelFiles, maker: Any, **changes: Any) -> Any:
       ModelError: The files have no tensor that the model has.
     """
     if files.gguf is None and files.text_config is files.config:
-        return maker.from_pretrained(files.location, **changes)
+        return maker.from_pretrained(files.location, revision=files.revision, **changes)
     config = config_of(files)
     for key, value in changes.items():
         setattr(config, key, value)

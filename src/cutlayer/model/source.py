@@ -54,16 +54,18 @@ class ModelFiles:
     Args:
       name: A folder with safetensors or one GGUF file, a GGUF file, a hub name such as `org/model`, `builtin:minilm` or
         `builtin:smollm2`.
+      revision: Of a model on the hub: a branch, a tag or a commit; None for its newest.
 
     Attributes:
       gguf: the GGUF file, where the tensors are in one. Its config and tokenizer are made, and kept in a cache.
 
     Raises:
-      ModelError: No such folder or file, not a hub name, or no `config.json` in it.
+      ModelError: No such folder or file, not a hub name, or no `config.json` in it; or a revision of what is not on the
+        hub.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        self.name, self.revision = name, revision
         self.folder: Path | None = None
         file = smollm2_file() if name == SMOLLM2 else gguf_in(name)
         self.gguf: LlamaCpp | None = None if file is None else llama_cpp(file.absolute())
@@ -77,6 +79,10 @@ class ModelFiles:
             raise ModelError(
                 f"model: expected a folder with config.json and *.safetensors, a *{SUFFIX} file, a hub name like "
                 f"org/model, {MINILM} or {SMOLLM2}, got {name!r}, which is none of them. Check the path."
+            )
+        if self.folder is not None and revision is not None:
+            raise ModelError(
+                f"model.revision: expected none for {name}, got {revision!r}. Only models on the hub have revisions."
             )
         if self.find("config.json") is None:
             raise ModelError(f"model {name}: expected a config.json, got none. Is this the model's folder?")
@@ -92,11 +98,11 @@ class ModelFiles:
         from huggingface_hub import errors
 
         try:
-            return Path(huggingface_hub.hf_hub_download(self.name, filename))
+            return Path(huggingface_hub.hf_hub_download(self.name, filename, revision=self.revision))
         except errors.RemoteEntryNotFoundError:
             return None
         except errors.LocalEntryNotFoundError as error:  # no hub, and not in the cache
-            if isinstance(huggingface_hub.try_to_load_from_cache(self.name, "config.json"), str):
+            if isinstance(self._cached("config.json"), str):
                 return None  # the model is: what it lacks is what it was fetched without, such as an index of shards
             raise self._unreachable(error) from error
         except Exception as error:  # the client's, its HTTP library's or the system's: three trees, and they change
@@ -106,10 +112,14 @@ class ModelFiles:
         """The local path of one file, if it is here already; nothing is downloaded."""
         if self.folder is not None:
             return self.find(filename)
+        path = self._cached(filename)
+        return Path(path) if isinstance(path, str) else None
+
+    def _cached(self, filename: str) -> Any:
+        """What the hub client's cache has of a file: its path, or something that is none."""
         import huggingface_hub
 
-        path = huggingface_hub.try_to_load_from_cache(self.name, filename)
-        return Path(path) if isinstance(path, str) else None
+        return huggingface_hub.try_to_load_from_cache(self.name, filename, revision=self.revision)
 
     def _unreachable(self, error: Exception) -> ModelError:
         return ModelError(

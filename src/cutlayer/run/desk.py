@@ -72,7 +72,7 @@ class RunHost:
         self._pieces = PieceServer(inputs.model_settings)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
         self._shelf = Shelf(scratch, room_for_kept())
-        self._fingerprint = fingerprint(ModelFiles(inputs.config.model.name))
+        self._fingerprint = fingerprint(ModelFiles(inputs.config.model.name, inputs.config.model.revision))
 
     # What the methods are for, `hub.Host` says.
 

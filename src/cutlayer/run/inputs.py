@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
+from cutlayer.data.chat import PLAIN, SEPARATOR
 from cutlayer.data.held_out import Held, parted
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
 from cutlayer.data.source import (
+    Splits,
     Tables,
     load_tables,
     load_validation,
@@ -45,6 +48,7 @@ from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_al
 from cutlayer.report.stage import TellStage, untold
 from cutlayer.settings import (
     columns_of,
+    data_seed,
     data_spec,
     hardware,
     load_tokenizer,
@@ -135,6 +139,10 @@ class ServerInputs:
             columns=columns,
             family=None if family is None else family_content(read_family(family)),
             eval_rows=None if len(self.judged) == len(self.validation) else len(self.judged),
+            revision=self.config.model.revision,
+            template=data.template,
+            system=data.system,
+            separator=SEPARATOR if data.template == PLAIN else None,
         )
 
     @property
@@ -193,7 +201,7 @@ class RunInputs(ServerInputs):
     @cached_property
     def _parted(self) -> list[tuple[list[int], list[int]]]:
         """Of each device, the rows to train on and those that it holds out."""
-        share, seed = self.config.data.hold_out, self.config.train.seed
+        share, seed = self.config.data.hold_out, data_seed(self.config)
         return [parted(self.train, rows, share, seed) for rows in self.parts]
 
     def held_out(self, index: int) -> Held:
@@ -240,10 +248,11 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     files = _checked_model(config)
     told("reading the data", 0, 0)
     tables = _tables(config)
-    task = _task(config, tables.train, "training data")
+    tokenizer = load_tokenizer(files)
+    task = _task(config, tables.train, tokenizer, "training data")
+    config = _filled_in(config, task)
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
-    tokenizer = load_tokenizer(files)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
     if tables.validation is not None:
         validation = task.encode(tables.validation, tokenizer, "validation data")
@@ -257,7 +266,7 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
         len(fleet.devices),
         how=config.data.spread,
         weights=[d.data_weight for d in fleet.devices] if config.data.sizes == "weighted" else None,
-        seed=config.train.seed,
+        seed=data_seed(config),
         column=column,
     )
     return RunInputs(config, validation, _classes(task), pad_token_id(tokenizer), fleet, train, parts)
@@ -279,15 +288,15 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
     config = completed(config)
     files = _checked_model(config)
     told("reading the data", 0, 0)
-    rows = (load_validation_if_any if config.data.hold_out else load_validation)(config.data.path)
+    rows = (load_validation_if_any if config.data.hold_out else load_validation)(config.data.path, _splits(config))
+    tokenizer = load_tokenizer(files)
     if rows is None:
-        task, validation, tokenizer = _task_unseen(config), Samples.none(), load_tokenizer(files)
+        task, validation = _task_unseen(config, tokenizer), Samples.none()
     else:
-        task = _task(config, rows, "validation data")
+        task = _task(config, rows, tokenizer, "validation data")
         told(f"tokenising {len(rows)} texts", 0, 0)
-        tokenizer = load_tokenizer(files)
         validation = task.encode(rows, tokenizer, "validation data")
-    return ServerInputs(config, validation, _classes(task), pad_token_id(tokenizer))
+    return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
 
 
 def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunConfig]:
@@ -310,14 +319,15 @@ def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunC
     for device, part in zip(inputs.fleet.devices, inputs.parts, strict=True):
         files[device.name] = folder / "devices" / f"{device.name}.jsonl"
         write_rows(files[device.name], tables.train, inputs.train, columns, inputs.labels, part)
-    data = config.data.model_copy(update={"path": str(folder.resolve()), "labels": inputs.labels})
+    local = {"revision": None, "split": "train", "validation_split": None}
+    data = config.data.model_copy(update={"path": str(folder.resolve()), "labels": inputs.labels, **local})
     return files, config.model_copy(update={"data": data})
 
 
 def _checked_model(config: RunConfig) -> ModelFiles:
     """The model's files, which fit the task and its texts, on hardware that is here."""
     hardware(config.hardware)
-    files = ModelFiles(config.model.name)
+    files = ModelFiles(config.model.name, config.model.revision)
     own = None if config.model.family is None else read_family(config.model.family)
     if own is not None or files.model_type in FAMILIES:  # one that is to be recognised is when it is built
         family_of(files.model_type, config.data.task, own)
@@ -332,30 +342,50 @@ def _classes(task: Task) -> tuple[str, ...]:
 def _tables(config: RunConfig) -> Tables:
     """The rows to train on and those that the server judges by: none of these where devices judge, unless the data has
     a file of them."""
+    tables = load_tables(config.data.path, _splits(config))
     if config.data.hold_out:
-        return load_tables(config.data.path)
-    return split_off_validation(load_tables(config.data.path), config.data.validation_fraction, config.train.seed)
+        return tables
+    return split_off_validation(tables, config.data.validation_fraction, data_seed(config))
 
 
-def _task(config: RunConfig, rows: Rows, where: str) -> Task:
-    """The task with its classes: those that the config names, else those that `rows` have."""
-    task, labels = task_from(config.data.task, columns_of(config), config.data.max_length), config.data.labels
+def _splits(config: RunConfig) -> Splits:
+    return Splits(config.data.split, config.data.validation_split, config.data.revision)
+
+
+def _filled_in(config: RunConfig, task: Task) -> RunConfig:
+    """The config with the columns and the template that were found: both ends, and who goes on, must use the same."""
+    if isinstance(task, Classification):
+        return config
+    found = {"messages": task.messages, "prompt": task.prompt, "answer": task.answer, "text": task.text}
+    return config.model_copy(update={"data": config.data.model_copy(update={**found, "template": task.template})})
+
+
+def _task(config: RunConfig, rows: Rows, tokenizer: Any, where: str) -> Task:
+    """The task with its classes, those that the config names, else those that `rows` have; or with what is found of
+    its columns and its template."""
+    data, labels = config.data, config.data.labels
+    task = task_from(data.task, columns_of(config), data.max_length, data.template, data.system)
     if isinstance(task, Classification):
         return task.named(labels) if labels else task.fitted(rows, where)
     if labels:
         raise ConfigError(f"data.labels: expected none for {task.kind}, got {list(labels)}. Leave it out.")
-    return task
+    return task.settled(rows, tokenizer, where)
 
 
-def _task_unseen(config: RunConfig) -> Task:
-    """The task of a server that has no row to see classes in."""
-    task, labels = task_from(config.data.task, columns_of(config), config.data.max_length), config.data.labels
-    if isinstance(task, Classification) and not labels:
+def _task_unseen(config: RunConfig, tokenizer: Any) -> Task:
+    """The task of a server that has no row to see classes or columns in."""
+    data = config.data
+    if data.task == "classification" and not data.labels:
         raise ConfigError(
             "data.labels: expected the class names, in the order of their ids, where the server has no rows to see "
             "them in, got none. List them in data.labels."
         )
-    return task.named(labels) if isinstance(task, Classification) else task
+    if data.task == "causal-lm" and (data.messages or data.prompt or data.text) is None:
+        raise ConfigError(
+            "data.messages: expected the columns by name where the server has no rows to find them in, got none. Name "
+            "them: --messages, --prompt and --answer, or --text."
+        )
+    return _task(config, Rows.of([]), tokenizer, "validation data")
 
 
 def method_of(config: RunConfig) -> Method:

@@ -12,7 +12,6 @@ from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.gate.door import Desk
 from cutlayer.gate.span_desk import SpanDesk
 from cutlayer.model.fingerprint import fingerprint
-from cutlayer.model.source import ModelFiles
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.server.span import SpanServer
 from cutlayer.types import Event
@@ -64,7 +63,7 @@ async def serve_span(
         desk = SpanDesk(
             server,
             inputs.run_id,
-            fingerprint(ModelFiles(inputs.config.model.name)).text,
+            fingerprint(inputs.base.files).text,
             inputs.compressed,
             longest_call(inputs, blocks),
             door.standing,

@@ -180,20 +180,39 @@ CLASSES = ("bad", "fair", "good")
 NUMBERS = tuple(f"n{number}" for number in range(VOCABULARY - len(SPECIAL) - len(CLASSES)))
 
 
-def save_tiny_tokenizer(folder: Path) -> Path:
+def save_tiny_tokenizer(folder: Path, chat_template: str | None = None) -> Path:
     """Saves a tokenizer of whole words, those of `reviews` and `sums`, and returns its folder."""
     words = {word: index for index, word in enumerate((*SPECIAL, *CLASSES, *NUMBERS))}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)
+    )
+    made.chat_template = chat_template
+    made.save_pretrained(folder)
     return folder
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ ('<s> ' if message.role == 'user' else '') + message.content + ' ' }}"
+    "{% if message.role == 'assistant' %}{{ '</s> ' }}{% endif %}{% endfor %}"
+)
+"""A chat template in words of the vocabulary: a question begins with the begin token, an answer ends with the end."""
+
+
+def chats(rows: int, seed: int) -> list[dict[str, Any]]:
+    """Chats in OpenAI's form, of one sum or of two."""
+    made = []
+    for row, (one, other) in enumerate(zip(sums(rows, seed), sums(rows, seed + 1), strict=True)):
+        turns = [("user", one["question"]), ("assistant", one["reply"])]
+        turns += [("user", other["question"]), ("assistant", other["reply"])] if row % 2 else []
+        made.append({"messages": [{"role": role, "content": content} for role, content in turns]})
+    return made
 
 
 def reviews(rows: int, seed: int) -> list[dict[str, Any]]:
