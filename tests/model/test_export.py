@@ -90,7 +90,7 @@ def test_load_finetuned_installs_the_pooling(family: str, pooling: str, tiny_mod
     base = open_base(tiny_model(family, "classification"), "classification", pooling=pooling)
     adapter = trained(base)
     save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
-    model = load_finetuned(tmp_path / "adapter")
+    model = load_finetuned(tmp_path / "adapter", base.settings.name)
     assert not model.training
     assert torch.equal(logits_of(model, "classification"), whole_logits(base, adapter))
     assert model.config.id2label == {0: "sad", 1: "so-so", 2: "glad"}
@@ -105,7 +105,7 @@ def test_load_finetuned_loads_a_decoder(task: str, tiny_model: ModelMaker, tmp_p
     base = open_base(tiny_model("gpt2", task), task, pad_id=5)
     adapter = moved_adapter(base)
     save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
-    model = load_finetuned(str(tmp_path / "adapter"))
+    model = load_finetuned(str(tmp_path / "adapter"), base.settings.name)
     assert torch.equal(logits_of(model, task), whole_logits(base, adapter))
 
 
@@ -119,7 +119,7 @@ def test_a_target_whose_name_is_also_outside_the_blocks(
     )
     adapter = moved_adapter(base)
     save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
-    model = load_finetuned(tmp_path / "adapter")
+    model = load_finetuned(tmp_path / "adapter", base.settings.name)
     plain = plain_peft(base, tmp_path / "adapter")
     assert [str(warning.message) for warning in recwarn if "adapter" in str(warning.message).lower()] == []
     assert not any("pooler" in name and "lora" in name for name, _ in plain.named_parameters())

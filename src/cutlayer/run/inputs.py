@@ -20,7 +20,7 @@ from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, DataError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.contradictions import check
 from cutlayer.methods.method import Method
@@ -233,6 +233,29 @@ def prepare_server(config: RunConfig) -> ServerInputs:
     tokenizer = load_tokenizer(files)
     validation = task.encode(rows, tokenizer, "validation data")
     return ServerInputs(config, validation, _classes(task), pad_token_id(tokenizer))
+
+
+def held_out(config: RunConfig, labels: tuple[str, ...], rows: int) -> Samples:
+    """The first held-out rows of a run, tokenised again.
+
+    Args:
+      config: The run's, as its folder has it.
+      labels: Its classes.
+      rows: At most so many.
+
+    Raises:
+      UserError: The data or the tokenizer is not there any more.
+    """
+    try:
+        found = _tables(config).validation
+    except DataError:  # the server of a real fleet has no training rows
+        found = load_validation(config.data.path)
+    assert found is not None, "split_off_validation gave one"
+    named = config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
+    some = found.select(np.arange(min(rows, len(found))))
+    return _task(named, some, "validation data").encode(
+        some, load_tokenizer(ModelFiles(config.model.name)), "validation data"
+    )
 
 
 def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunConfig]:

@@ -87,6 +87,7 @@ class Coordinator:
       events: Where machines and links record; emptied at each commit point.
       hold: Holds a round, for as long as its devices are waited for.
       tasks: What devices are at work on, where that may outlive a round: rounds are planned for the others.
+      enough: Whether the run ends before its rounds do, after those so far.
     """
 
     def __init__(
@@ -105,8 +106,9 @@ class Coordinator:
         events: list[Event],
         hold: Hold,
         tasks: Tasks,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._tasks = tasks
+        self._tasks, self._enough = tasks, enough
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
@@ -114,9 +116,10 @@ class Coordinator:
 
     async def run(self) -> None:
         """Holds the rounds that are left, then tells every device that it may go."""
-        while self.logbook.rounds_done < self._rounds:
+        while self.logbook.rounds_done < self._rounds and not self._enough():
             await self._one_round(self.logbook.rounds_done)
-        await self._members.dismiss(Finish(self._server.run, self._rounds, "all rounds are done"))
+        reason = "nothing has become better for a while" if self._enough() else "all rounds are done"
+        await self._members.dismiss(Finish(self._server.run, self.logbook.rounds_done, reason))
 
     async def _one_round(self, number: int) -> None:
         situation = await self._members.muster(number)
