@@ -49,7 +49,7 @@ def test_the_portable_adapter(writer: World, tmp_path: Path) -> None:
     assert own["rank_pattern"], "the run's own has other ranks on other blocks"
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({}, {})
     theirs, ours = logits(on(writer.writer, tmp_path / "mine")), logits(on(writer.writer, writer.out / "adapter"))
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
     assert not torch.allclose(theirs, logits(AutoModelForCausalLM.from_pretrained(writer.writer)), atol=1e-3)
     for folder in (tmp_path / "mine", writer.out / "adapter"):
         assert {"tokenizer.json"} <= {path.name for path in (tmp_path / "mine").iterdir()}
@@ -109,7 +109,7 @@ def test_plain_pefts_adapter_too(writer: World, tmp_path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(writer.writer)}))
     assert run("export", plain, "--adapter", "--out", tmp_path / "wide").code == 0
     theirs = logits(AutoPeftModelForCausalLM.from_pretrained(plain))
-    torch.testing.assert_close(logits(on(writer.writer, tmp_path / "wide")), theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(on(writer.writer, tmp_path / "wide")), theirs, rtol=0, atol=1e-5)
     merged = run("export", plain, "--merged", "--out", tmp_path / "whole")
     assert (merged.code, "on a fixed text" in merged.out) == (0, True)
 

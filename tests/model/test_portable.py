@@ -51,7 +51,7 @@ def test_plain_peft_computes_the_same(base: Base, tmp_path: Path) -> None:
     adapter = unequal(base)
     save_portable(tmp_path / "portable", adapter, base, card_for(base), "card")
     loaded = logits_of(plain_peft(base, tmp_path / "portable"), "causal-lm")
-    torch.testing.assert_close(loaded, whole_logits(base, adapter), rtol=0, atol=1e-6)
+    torch.testing.assert_close(loaded, whole_logits(base, adapter), rtol=0, atol=1e-5)
 
 
 def test_equal_ranks_stay_to_the_bit(base: Base) -> None:
