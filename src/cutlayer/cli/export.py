@@ -42,6 +42,8 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="A new repository there is for everybody.")] = False,
 ) -> None:
     """Write the whole fine-tuned model, or an adapter for PEFT, vLLM and llama.cpp."""
+    from transformers.utils import logging
+
     from cutlayer.model.portable import refused_by_vllm
     from cutlayer.model.source import DTYPES
     from cutlayer.run import exported
@@ -55,6 +57,7 @@ def export(
         raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")
     if push is not None:
         exported.check_hub_name(push)
+    logging.disable_progress_bar()  # of transformers, as it loads the merged model again
     terminal = console()
     with terminal.status("reading the adapter and its base"):
         trained = opened(source, model=model, where=hardware, round=round)

@@ -30,7 +30,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers shows how it loads weights
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard brings a part of TensorFlow
     logging.getLogger("torch").setLevel(logging.ERROR)
     if not sys.warnoptions:
