@@ -43,7 +43,7 @@ def test_samples_and_metrics_of_a_run_stopped_or_not(world: World) -> None:
 
 def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: World) -> None:
     values = {"model.name": str(world.writer), "data.path": str(world.sums), "data.task": "causal-lm"}
-    values |= {"data.prompt": "question", "data.answer": "reply", "fleet": str(world.fleet)}
+    values |= {"data.prompt": "question", "data.answer": "reply", "fleet": str(world.fleet), "data.max_length": 16}
     config = read_config(None, ["train.metrics=[exact_match]", "train.metric_rows=12"], values)
     answers = answers_of(prepare(config))
     assert answers is not None
@@ -62,8 +62,8 @@ def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: Wor
     ],
 )
 def test_what_cannot_be_judged(flags: list[str], said: str, world: World) -> None:
-    common = ["--model", world.writer, "--data", world.sums, "--task", "causal-lm", "--fleet", world.fleet]
-    ran = run("train", *common, "--out", world.out, *flags)
+    common = ["--model", world.writer, "--data", world.sums, "--task", "causal-lm", "--max-length", 16]
+    ran = run("train", *common, "--fleet", world.fleet, "--out", world.out, *flags)
     assert ran.code == 2
     assert said in ran.err
     assert not world.out.exists()
