@@ -61,6 +61,8 @@ TESTED_IN = {
     "testing/tiny.py": "model/test_parity.py",
     "transport/carrier.py": "transport/test_session.py",  # an interface
     "transport/handshake.py": "run/test_served.py",
+    "run/exported.py": "cli/test_export.py",
+    "run/trained.py": "cli/test_export.py",
     "run/run.py": "run/test_simulated.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "rounds/round.py": "rounds/test_split.py",  # an interface

@@ -8,6 +8,7 @@ method: {name: memsfl, order: optimal}
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -122,6 +123,8 @@ class ModelSection(Section):
     written out here (docs/adding-a-family.md)."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the frozen weights and of what crosses the network; trainable tensors are fp32."""
+    adapter: str | None = None
+    """A folder with an adapter to go on from, of a run or plain PEFT's; None begins anew."""
     pooling: Literal["auto", "pooler", "mean", "cls", "last"] = "auto"
     """How a classifier makes one vector of a sentence; auto is the family's own way."""
     base_dropout: bool = False
@@ -236,6 +239,25 @@ class TrainSection(Section):
     """Rows at most; of a causal LM fewer where their logits would take too much (docs/decisions/0038)."""
     eval_rows: int | None = Field(None, ge=1)
     """Validation rows by which adapters are judged, drawn by `seed`; None for all."""
+    keep: Literal["best", "last"] = "last"
+    """Which round's adapter the run ends with: the last one's, or that of the best evaluation by train.metric."""
+    metric: str = "loss"
+    """By which rounds are compared: the loss and perplexity should be low, every other metric high."""
+    patience: int = Field(0, ge=0)
+    """The run ends after so many evaluations without a better one; 0 plays all rounds."""
+    save_every: int = Field(0, ge=0)
+    """Rounds between two adapters in adapters/round-N of the run folder; 0 writes none."""
+    samples: tuple[str, ...] = ()
+    """Causal LM: prompts that the model answers, greedily, at every evaluation: on the screen and in samples.jsonl."""
+    metrics: tuple[Literal["exact_match", "rouge_l", "bleu"], ...] = ()
+    """Causal LM: what answers to held-out prompts are judged by, at every evaluation."""
+    metric_rows: int = Field(64, ge=1)
+    """So many held-out rows, a seeded sample of them, are answered for train.metrics."""
+    answer_pattern: str = ""
+    """For exact_match: a regular expression whose first group, or all of it, is the answer, such as '#### *(.+)'; the
+    last place counts. Empty compares the whole text."""
+    new_tokens: int = Field(128, ge=1)
+    """The longest answer for train.samples and train.metrics."""
     seed: int = Field(0, ge=0)
 
     @field_validator("schedule", mode="before")
@@ -252,6 +274,20 @@ class TrainSection(Section):
         except ConfigError:
             raise PydanticCustomError("stragglers", STRAGGLERS) from None
         return name
+
+    @field_validator("samples", "metrics", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: object) -> object:
+        return (given,) if isinstance(given, str) else given
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error:
+            raise PydanticCustomError("pattern", "a regular expression") from None
+        return pattern
 
     @field_validator("late")
     @classmethod
@@ -377,7 +413,11 @@ class RunConfig(Section):
         return self.model_copy(
             update={
                 "model": self.model.model_copy(
-                    update={"name": _absolute(self.model.name), "family": _written_out(self.model.family)}
+                    update={
+                        "name": _absolute(self.model.name),
+                        "family": _written_out(self.model.family),
+                        "adapter": None if self.model.adapter is None else _absolute(self.model.adapter),
+                    }
                 ),
                 "data": self.data.model_copy(
                     update={"path": _absolute(self.data.path), "template": _template(self.data.template)}

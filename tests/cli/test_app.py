@@ -19,7 +19,18 @@ def test_help_names_every_command() -> None:
     assert shown.code == 0
     assert all(
         name in shown.out
-        for name in ("train", "plan", "compare", "evaluate", "methods", "fleets", "families", "--debug")
+        for name in (
+            "train",
+            "plan",
+            "compare",
+            "evaluate",
+            "export",
+            "generate",
+            "methods",
+            "fleets",
+            "families",
+            "--debug",
+        )
     )
 
 

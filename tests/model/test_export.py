@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.export import load_finetuned, read_adapter, read_card, save_adapter
 from cutlayer.model.families import FAMILIES
+from cutlayer.model.fingerprint import public_name
 from cutlayer.testing.playground import fleet_of, plain_training, play, streams_for
 from cutlayer.types import Adapter
 from exported import card_for, logits_of, plain_peft, whole_logits
@@ -90,14 +92,15 @@ def test_load_finetuned_installs_the_pooling(family: str, pooling: str, tiny_mod
     base = open_base(tiny_model(family, "classification"), "classification", pooling=pooling)
     adapter = trained(base)
     save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
-    model = load_finetuned(tmp_path / "adapter")
+    model = load_finetuned(tmp_path / "adapter", base.settings.name)
     assert not model.training
     assert torch.equal(logits_of(model, "classification"), whole_logits(base, adapter))
     assert model.config.id2label == {0: "sad", 1: "so-so", 2: "glad"}
     assert model.config.label2id["glad"] == 2
     note = (tmp_path / "adapter" / "README.md").read_text()
     assert ("load_finetuned" in note) == (pooling != "pooler")
-    assert base.settings.name in note
+    assert public_name(base.files) in note
+    assert str(tmp_path.parent) not in "".join(p.read_text() for p in (tmp_path / "adapter").glob("*.[jm]*[nd]"))
 
 
 @pytest.mark.parametrize("task", ["causal-lm", "classification"])
@@ -105,7 +108,7 @@ def test_load_finetuned_loads_a_decoder(task: str, tiny_model: ModelMaker, tmp_p
     base = open_base(tiny_model("gpt2", task), task, pad_id=5)
     adapter = moved_adapter(base)
     save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
-    model = load_finetuned(str(tmp_path / "adapter"))
+    model = load_finetuned(str(tmp_path / "adapter"), base.settings.name)
     assert torch.equal(logits_of(model, task), whole_logits(base, adapter))
 
 
@@ -119,7 +122,7 @@ def test_a_target_whose_name_is_also_outside_the_blocks(
     )
     adapter = moved_adapter(base)
     save_adapter(tmp_path / "adapter", adapter, base, card_for(base))
-    model = load_finetuned(tmp_path / "adapter")
+    model = load_finetuned(tmp_path / "adapter", base.settings.name)
     plain = plain_peft(base, tmp_path / "adapter")
     assert [str(warning.message) for warning in recwarn if "adapter" in str(warning.message).lower()] == []
     assert not any("pooler" in name and "lora" in name for name, _ in plain.named_parameters())
@@ -177,7 +180,7 @@ def test_what_is_written_is_fp32_and_says_how_to_use_it(tiny_model: ModelMaker, 
         "task_type": "SEQ_CLS",
         "modules_to_save": ["pooler", "classifier"],
         "inference_mode": True,
-        "base_model_name_or_path": base.settings.name,
+        "base_model_name_or_path": public_name(base.files),
     }
     assert {key: config[key] for key in expected} == expected
     assert config["target_modules"] == sorted(config["target_modules"])
@@ -215,7 +218,7 @@ def says(error: pytest.ExceptionInfo[AdapterError]) -> str:
 
 def test_what_was_written_is_read(exported: tuple[Base, Path]) -> None:
     base, folder = exported
-    assert read_card(folder) == card_for(base)
+    assert read_card(folder) == replace(card_for(base), base=public_name(base.files))
     adapter = read_adapter(folder, base)
     assert all(torch.equal(adapter[name], value) for name, value in moved_adapter(base).items())
 

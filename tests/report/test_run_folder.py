@@ -97,9 +97,11 @@ def test_a_rewound_run_that_repeats_its_rounds_has_the_same_bytes(tmp_path: Path
     folder = RunFolder.create(tmp_path)
     folder.append_metrics({"round": 0, "loss": 1.5})
     folder.append_events(EVENTS[:1])
+    folder.append_samples([{"rounds": 0, "prompt": "why", "text": "so"}])
     positions = folder.positions()
     folder.append_metrics({"round": 1, "loss": 1.25})
     folder.append_events(EVENTS[1:])
+    folder.append_samples([{"rounds": 1, "prompt": "why", "text": "because"}])
     whole = [(tmp_path / name).read_bytes() for name in positions]
 
     with open(tmp_path / "events.jsonl", "ab") as file:
@@ -109,6 +111,8 @@ def test_a_rewound_run_that_repeats_its_rounds_has_the_same_bytes(tmp_path: Path
     assert folder.positions() == positions
     folder.append_metrics({"loss": 1.25, "round": 1})
     folder.append_events(EVENTS[1:])
+    folder.append_samples([{"rounds": 1, "prompt": "why", "text": "because"}])
+    assert [row["text"] for row in folder.read_samples()] == ["so", "because"]
     assert [(tmp_path / name).read_bytes() for name in positions] == whole
 
 
@@ -118,7 +122,7 @@ def test_a_refused_rewind_touches_neither_file(tmp_path: Path) -> None:
     folder.append_events(EVENTS)
     before = folder.positions()
     with pytest.raises(CheckpointError, match=r"events\.jsonl: expected at least"):
-        folder.rewind({"metrics.jsonl": Position(), "events.jsonl": before["events.jsonl"].after(b"\n")})
+        folder.rewind(before | {"metrics.jsonl": Position(), "events.jsonl": before["events.jsonl"].after(b"\n")})
     assert folder.positions() == before
 
 

@@ -10,10 +10,12 @@ from cutlayer import __version__
 from cutlayer.cli.check import check
 from cutlayer.cli.compare import compare
 from cutlayer.cli.evaluate import evaluate
+from cutlayer.cli.export import export
 from cutlayer.cli.families import families
 from cutlayer.cli.flags import RunOption, takes_flags
 from cutlayer.cli.fleet import fleet
 from cutlayer.cli.fleets import fleets
+from cutlayer.cli.generate import generate
 from cutlayer.cli.join import join
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
@@ -33,7 +35,7 @@ comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
 for command in (
     *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, takes_flags(show_data), *real),
-    *(evaluate, methods, check, fleets, families),
+    *(evaluate, export, generate, methods, check, fleets, families),
 ):
     app.command(name=command.__name__.replace("_", "-"))(command)
 app.add_typer(fleet, name="fleet")

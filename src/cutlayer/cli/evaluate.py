@@ -49,8 +49,8 @@ def evaluate(
     """Evaluate an adapter; the base model, the task and the columns are those of its training."""
     from cutlayer.data.batches import evaluation_batches
     from cutlayer.model.base import Base, ModelSettings
-    from cutlayer.model.export import read_adapter, read_card
-    from cutlayer.model.source import DTYPES, ModelFiles
+    from cutlayer.model.export import base_files, read_adapter, read_card
+    from cutlayer.model.source import DTYPES
     from cutlayer.report.json_lines import to_json
     from cutlayer.report.progress import NoProgress, Progress
     from cutlayer.server import evaluate as evaluation
@@ -63,7 +63,7 @@ def evaluate(
     columns = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "answer": answer}
     columns["messages"] = messages
     task = _task(card, {role: name for role, name in columns.items() if name is not None})
-    files = ModelFiles(model or card.base, None if model else card.revision)
+    files = base_files(card, model, f"adapter {adapter}")
     dataset, where = _rows(data, split)
     samples = task.encode(dataset, load_tokenizer(files), where)
     settings = ModelSettings(

@@ -56,5 +56,8 @@ def tell(outcome: Outcome, *, quiet: bool) -> None:
     if saved["saved_bytes"]:
         work, sent = f"{saved['saved_flops'] / 1e9:.3g} GFLOP", human_bytes(saved["saved_bytes"])
         terminal.print(f"kept activations saved {work} on devices and {sent} up", soft_wrap=True)
+    best, rounds = outcome.summary["exported_round"] + 1, saved["rounds"]
+    if best != rounds:
+        terminal.print(f"exported: round {best}, the best of {rounds}", soft_wrap=True)
     terminal.print(f"{outcome.adapter.name}: {outcome.adapter}", soft_wrap=True)
     terminal.print(f"run folder: {outcome.folder}", soft_wrap=True)

@@ -261,6 +261,14 @@ class Template:
         except (TemplateError, TypeError) as error:
             raise BadChat(f"expected turns that the template takes, got its {_first_line(error)!r}") from error
 
+    def asked(self, turns: Sequence[Message]) -> str:
+        """The text after which the assistant answers the last of these turns; raises BadChat as `rendered`."""
+        messages = self.complete(Chat(list(turns))).messages
+        try:
+            return self._render(messages, asking=True)
+        except (TemplateError, TypeError) as error:
+            raise BadChat(f"expected turns that the template takes, got its {_first_line(error)!r}") from error
+
     def complete(self, chat: Chat) -> Chat:
         """The chat with the system's turn, each turn looked at; raises BadChat."""
         if self.system is not None and chat.messages[0]["role"] != "system":

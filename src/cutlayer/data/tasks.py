@@ -382,7 +382,7 @@ class CausalLM:
     def _of_text(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str) -> list[Tokens]:
         """Plain text, cut on the right."""
         assert self.text is not None
-        begin, end = _begin(tokenizer), [tokenizer.eos_token_id]
+        begin, end = begin_ids(tokenizer), [tokenizer.eos_token_id]
         sequences = []
         for ids in _token_ids(tokenizer, _texts(rows, self.text, where)):
             before = [] if ids[: len(begin)] == begin else begin
@@ -399,7 +399,7 @@ class CausalLM:
             if found := next((mark for mark in marks if mark in prompt), None):
                 error = BadChat(f"expected words without the tokenizer's own tokens, got {found!r}")
                 raise bad_row(where, row, column, error)
-        begin, end, sequences = _begin(tokenizer), [tokenizer.eos_token_id], []
+        begin, end, sequences = begin_ids(tokenizer), [tokenizer.eos_token_id], []
         asked = _token_ids(tokenizer, [prompt + SEPARATOR for prompt in prompts])
         for prompt_ids, answer_ids in zip(asked, _token_ids(tokenizer, answers), strict=True):
             learned = [*answer_ids, *([] if answer_ids[-1:] == end else end)]
@@ -549,8 +549,8 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[lis
     return [ids for answer in answers for ids in answer["input_ids"]]
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The begin token, where the tokenizer puts one in front of a text itself."""
+def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The begin token, where the tokenizer puts one in front of a text itself; else nothing."""
     begin = tokenizer.bos_token_id
     return [] if begin is None or tokenizer("")["input_ids"][:1] != [begin] else [begin]
 

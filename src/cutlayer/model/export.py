@@ -2,7 +2,8 @@
 
 Beside PEFT's two files stands `cutlayer.json`, which says what the adapter was trained for (task, labels, pooling,
 length), so that `cutlayer evaluate` and `load_finetuned` need no flags. Same adapter, same bytes: keys are sorted
-and nothing of the machine or the day is written.
+and nothing of the machine or the day is written: a base that has no name of the hub is called by its fingerprint, and
+found by the config.yaml of the run in whose folder the adapter's folder is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,6 +27,7 @@ from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES, Family, family_of, read_family
+from cutlayer.model.fingerprint import BY_FINGERPRINT, public_name
 from cutlayer.model.pooling import install_pooling
 from cutlayer.model.pretrained import pretrained
 from cutlayer.model.source import ModelFiles
@@ -47,7 +50,8 @@ class AdapterCard:
     """What an adapter was trained for.
 
     Attributes:
-      base: the base model's name as the run gave it; `..` for a model in whose folder the adapter's folder is.
+      base: the base model's name as the run gave it; `..` for a model in whose folder the adapter's folder is. In a
+        file it is a name that means something elsewhere (`fingerprint.public_name`).
       task: classification or causal-lm.
       labels: class names in the order of their ids; empty for causal LM.
       pooling: how a sentence became a vector.
@@ -89,7 +93,7 @@ def save_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
 
 def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard) -> None:
     """Puts the files of a PEFT folder into `folder`, which is there."""
-    settings = base.settings
+    settings, named = base.settings, card.base if card.base == BESIDE else public_name(base.files)
     ranks = {_module(name): tensor.shape[0] for name, tensor in adapter.items() if ".lora_A." in name}
     rank = max(ranks.values(), default=settings.lora.rank)
     scale = settings.lora.alpha / settings.lora.rank
@@ -106,16 +110,16 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         modules_to_save=[name.rpartition(".")[2] for name in base.trained_heads] or None,
         fan_in_fan_out=base.transposed,
         task_type="SEQ_CLS" if settings.task == "classification" else "CAUSAL_LM",
-        base_model_name_or_path=None if card.base == BESIDE else base.files.location,
+        base_model_name_or_path=None if card.base == BESIDE else named,
         revision=card.revision,
         inference_mode=True,
     )
     plain = settings.task != "classification" or base.pooling == base.family.poolings[0]
-    note = NOTE.format(base=card.base, how=PLAIN if plain else POOLED.format(pooling=base.pooling))
+    note = NOTE.format(base=named, how=PLAIN if plain else POOLED.format(pooling=base.pooling))
     tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     (folder / "adapter_config.json").write_text(_json(config.to_dict()))
-    (folder / "cutlayer.json").write_text(_json(asdict(card)))
+    (folder / "cutlayer.json").write_text(_json(asdict(replace(card, base=named))))
     (folder / "README.md").write_text(note)
 
 
@@ -146,7 +150,43 @@ def read_card(folder: Path) -> AdapterCard:
         card = AdapterCard(**{**values, "labels": tuple(values["labels"])})
     except (ValueError, TypeError, KeyError) as error:
         raise AdapterError(f"{path}: expected the card of an adapter, got {error}. Export the run again.") from error
-    return replace(card, base=str(folder.resolve().parent)) if card.base == BESIDE else card
+    if card.base == BESIDE:
+        return replace(card, base=str(folder.resolve().parent))
+    if card.base.startswith(BY_FINGERPRINT) and (known := _base_of_run(folder.resolve())) is not None:
+        return replace(card, base=known)
+    return card
+
+
+def _base_of_run(folder: Path) -> str | None:
+    """The base of the run whose adapter this is (RUN/adapter, RUN/adapters/NAME); None where it lies elsewhere."""
+    for config in (folder.parent / "config.yaml", folder.parent.parent / "config.yaml"):
+        if config.is_file():
+            try:
+                name = yaml.safe_load(config.read_text())["model"]["name"]
+            except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+                continue  # somebody else's config.yaml
+            return str(name)
+    return None
+
+
+def base_files(card: AdapterCard, given: str | None, where: str) -> ModelFiles:
+    """The files of the base of an adapter.
+
+    Args:
+      card: The adapter's.
+      given: What a person says that the base is; None for what the card says.
+      where: By which a message names the adapter.
+
+    Raises:
+      AdapterError: It has no name that leads to it, and nobody says where it is.
+      ModelError: There is no such model.
+    """
+    if given is None and card.base.startswith(BY_FINGERPRINT):
+        raise AdapterError(
+            f"{where}: expected the folder of its base model, which has no hub name ({card.base}), got none. "
+            "Name it with --model (in Python: base=)."
+        )
+    return ModelFiles(given or card.base, None if given else card.revision)
 
 
 def read_adapter(folder: Path, base: Base) -> Adapter:
@@ -185,11 +225,15 @@ def _ranks_of(adapter: Mapping[str, Tensor], base: Base) -> tuple[int, ...]:
     return tuple(adapter[name].shape[0] for name in base.modules)
 
 
-def load_finetuned(folder: str | Path) -> PeftModel:
+def load_finetuned(folder: str | Path, base: str | Path | None = None) -> PeftModel:
     """The base model with an adapter of ours on it, its pooling installed, ready to use: a `PeftModel` in eval mode.
 
+    Args:
+      folder: The adapter's.
+      base: The base model, where the adapter's folder is not in its run's any more and the base has no hub name.
+
     Raises:
-      AdapterError: The folder holds no adapter of ours.
+      AdapterError: The folder holds no adapter of ours, or nothing says where its base is.
 
     Example:
       >>> import tempfile
@@ -204,7 +248,7 @@ def load_finetuned(folder: str | Path) -> PeftModel:
     """
     path = Path(folder)
     card = read_card(path)
-    files = ModelFiles(card.base, card.revision)
+    files = base_files(card, None if base is None else str(base), f"adapter {path}")
     if card.task == "causal-lm":
         return PeftModel.from_pretrained(pretrained(files, AutoModelForCausalLM), path).eval()
     model = pretrained(files, AutoModelForSequenceClassification, num_labels=len(card.labels))

@@ -30,6 +30,8 @@ NOT_THE_MODEL = {
 }
 """What config.json says of who saved the model, or what the run says in its place."""
 EDGE_BYTES = 64
+BY_FINGERPRINT = "fingerprint:"
+"""What a model is called that has no other name than its fingerprint, which follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,13 @@ def fingerprint(files: ModelFiles) -> Fingerprint:
         tensors=_digest(json.dumps(sorted(shards)).encode()),
         values=_values(files, sorted(set(shards.values()))),
     )
+
+
+def public_name(files: ModelFiles) -> str:
+    """The name by which others find a model: of the hub or built in, else what its fingerprint says; never a path."""
+    if files.folder is None or files.name.startswith("builtin:"):
+        return files.name
+    return f"{BY_FINGERPRINT}{fingerprint(files).text}"
 
 
 def check_same(here: Fingerprint, server: Fingerprint, name: str) -> None:

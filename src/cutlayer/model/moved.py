@@ -22,6 +22,7 @@ from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
 from cutlayer.model.export import AdapterCard
+from cutlayer.model.fingerprint import public_name
 from cutlayer.model.pretrained import config_of
 from cutlayer.model.pruned import TOKENIZER_FILES, described
 from cutlayer.model.standing import Standing
@@ -65,7 +66,7 @@ def save_moved(folder: Path, base: Base, standing: Standing, facts: Mapping[str,
         (temporary / "config.json").write_text(config.to_json_string())
         (temporary / "model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
         (temporary / SUMS).write_bytes(sums)
-        (temporary / "README.md").write_text(NOTE.format(base=card.base, kilobytes=len(sums) / 1000))
+        (temporary / "README.md").write_text(NOTE.format(base=public_name(base.files), kilobytes=len(sums) / 1000))
         for filename in TOKENIZER_FILES:
             if (source := base.files.find(filename)) is not None:
                 (temporary / filename).write_bytes(source.read_bytes())

@@ -27,6 +27,7 @@ from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, model_class
 from cutlayer.model.export import BESIDE, AdapterCard, fill_adapter
+from cutlayer.model.fingerprint import public_name
 from cutlayer.model.pretrained import config_of
 from cutlayer.types import Adapter, Kept
 
@@ -87,7 +88,11 @@ def save_pruned(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: A
         model[name] = shrunk(name, base.weights.get(name) if trained is None else trained.to(base.dtype))
     counts = structure.counts
     note = NOTE.format(
-        base=card.base, heads=heads, all_heads=counts["heads"], channels=channels, all_channels=counts["channels"]
+        base=public_name(base.files),
+        heads=heads,
+        all_heads=counts["heads"],
+        channels=channels,
+        all_channels=counts["channels"],
     )
     if base.config.num_attention_heads != counts["heads"]:
         note += SHARED

@@ -44,6 +44,9 @@ class ProgressDisplay(Protocol):
     def round_done(self, row: Mapping[str, Any]) -> None:
         """A round is over; `row` as in `round_row.py`."""
 
+    def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """The model has answered `train.samples`; rows as in samples.jsonl."""
+
 
 class NoProgress:
     """Shows nothing, of a real fleet either (`fleet_progress.py`)."""
@@ -66,6 +69,9 @@ class NoProgress:
         pass
 
     def round_done(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
         pass
 
     def fleet_opened(self, devices: Callable[[], Sequence[Any]], needed: int) -> None:
@@ -125,6 +131,12 @@ class Progress:
         self._state.finished(row, now=self._clock())
         if not self._screen.live:
             self._console.print(self._round_text(self._state, self._clock()), soft_wrap=True)
+
+    def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        for sample in samples:
+            when = f"after round {sample['rounds']}" if sample["rounds"] else "before training"
+            said = " ".join(f"{when}: {sample['prompt']} -> {sample['text']}".split())
+            self._console.print(Text(said), soft_wrap=True)
 
     def _round_text(self, state: RunState, now: float) -> Text:
         return round_text(state, now)

@@ -3,11 +3,12 @@
     config.yaml     the complete configuration; its presence says that the folder holds a run
     metrics.jsonl   one line per round (`round_row.py`), with all that a planner may learn of it
     events.jsonl    one line per thing a machine did, in virtual seconds
+    samples.jsonl   one line per prompt of `train.samples` and evaluation: what the model answered
     tensorboard/    the same scalars, step = round
     summary.json    the result, written at the end
     report.svg      the Gantt chart of one round
 
-Text files appear whole or not at all; the two .jsonl files grow, and a checkpoint remembers how far they
+Text files appear whole or not at all; the .jsonl files grow, and a checkpoint remembers how far they
 were (`positions`), so that a resumed run cuts off (`rewind`) what the killed one wrote after it.
 """
 
@@ -32,6 +33,7 @@ class RunFolder:
         self.path = path
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._events = JsonLines(path / "events.jsonl")
+        self._samples = JsonLines(path / "samples.jsonl")
         self._scalars = Scalars(path / "tensorboard")
 
     @classmethod
@@ -119,6 +121,18 @@ class RunFolder:
         """Adds one line per event and waits for the disk once: call it per round, not per event."""
         self._events.append(map(_event_row, events))
 
+    def append_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds one line per answer: `rounds` of training before it, `prompt` and `text`."""
+        self._samples.append(rows)
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """The answers written so far.
+
+        Raises:
+          CheckpointError: a line is not one of them.
+        """
+        return list(self._samples.read())
+
     def read_events(self) -> Iterator[Event]:
         """The events written so far: the rounds before a resume belong to the report too.
 
@@ -129,18 +143,22 @@ class RunFolder:
 
     def positions(self) -> dict[str, Position]:
         """How far the growing files are, by name: for the checkpoint."""
-        return {file.path.name: file.position() for file in (self._metrics, self._events)}
+        return {file.path.name: file.position() for file in self._growing}
+
+    @property
+    def _growing(self) -> tuple[JsonLines, ...]:
+        return self._metrics, self._events, self._samples
 
     def rewind(self, positions: Mapping[str, Position]) -> None:
-        """Cuts the growing files back to what a checkpoint remembers; on refusal neither is touched.
+        """Cuts the growing files back to what a checkpoint remembers; on refusal none is touched.
 
         Raises:
           CheckpointError: a file is shorter than remembered, or was changed.
         """
-        files = (self._metrics, self._events)
+        files = self._growing
         if set(positions) != {file.path.name for file in files}:
             raise CheckpointError(
-                f"{self.path}: expected the positions of metrics.jsonl and events.jsonl, "
+                f"{self.path}: expected the positions of {', '.join(file.path.name for file in files)}, "
                 f"got {sorted(positions)}. The checkpoint is of another version; use another --out."
             )
         for file in files:

@@ -66,6 +66,7 @@ class SeedsRound:
     """
 
     equal_cuts = together = keeps_activations = cuts_batches = divisible = False
+    begins_from_seed = True  # devices are sent no adapter: both ends make the first one
 
     def __init__(self, search: SeedSearch, *, pro: bool) -> None:
         self._search = search

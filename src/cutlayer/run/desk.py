@@ -78,6 +78,8 @@ class RunHost:
 
     def welcome(self, device: str, index: int) -> Welcome:
         config = self._inputs.config
+        # An adapter to go on from is the server's: devices get it with their assignments.
+        config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
         return Welcome(
             run=self._inputs.run_id,
             session=self._life,

@@ -20,6 +20,7 @@ from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.run_folder import RunFolder, keeping_last_round
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
+from cutlayer.run.best import BestRound, Result
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.loop import Logbook
 from cutlayer.server.server import Server
@@ -66,7 +67,20 @@ class Outcome:
         return RunFolder(self.folder).read_rows()
 
 
-def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[str, float], method: Method) -> Path:
+def result_of(server: Server, losses: Mapping[str, float], method: Method) -> Result:
+    """What the run has to show now.
+
+    Args:
+      server: Which has the adapters.
+      losses: By device, of its own view at its last evaluation; of one that was never asked there is none.
+      method: Which may have pruned the model.
+    """
+    views = server.adapters.views()
+    best = min(views, key=lambda name: losses.get(name, math.inf), default=None)
+    return Result(server.exported() if best is None else views[best], views, method.structure())
+
+
+def export(folder: Path, inputs: ServerInputs, result: Result, method: Method) -> Path:
     """Writes the adapter; where devices have views of their own, one for each, and the best of them as the adapter.
 
     Where the base's own weights have moved there is a whole model in place of an adapter.
@@ -74,24 +88,22 @@ def export(folder: Path, inputs: ServerInputs, server: Server, losses: Mapping[s
     Args:
       folder: The run folder.
       inputs: What the run was made of.
-      server: Which has the adapters.
-      losses: By device, of its own view at its last evaluation; of one that was never asked there is none.
-      method: Which may have pruned the model, or moved its weights.
+      result: What it ended with.
+      method: Which may have moved the model's weights.
 
     Returns:
       The adapter's folder; or the model's.
     """
-    base, card, views, kept = inputs.base, inputs.card, server.adapters.views(), method.structure()
+    base, card = inputs.base, inputs.card
     if method.moved is not None:
         seed = inputs.config.train.seed
         save_moved(folder / "model", base, method.moved.stand(base, seed), method.moved.made_from(seed), card)
         return folder / "model"
-    for name, own in views.items():
+    for name, own in result.views.items():
         save_adapter(folder / "adapters" / name, own, base, card)
-    best = min(views, key=lambda name: losses.get(name, math.inf), default=None)
-    save_adapter(folder / "adapter", server.exported() if best is None else views[best], base, card)
-    if kept is not None:
-        save_pruned(folder / "pruned", server.adapter, base, card, kept)
+    save_adapter(folder / "adapter", result.adapter, base, card)
+    if result.kept is not None:
+        save_pruned(folder / "pruned", result.adapter, base, card, result.kept)
     return folder / "adapter"
 
 
@@ -103,6 +115,7 @@ def write_reports(
     adapter: Path,
     seconds: Mapping[str, float],
     refusals: Mapping[str, Mapping[str, int]],
+    best: BestRound,
 ) -> Outcome:
     """Writes the chart and the summary.
 
@@ -114,6 +127,7 @@ def write_reports(
       adapter: The exported folder.
       seconds: `virtual_seconds` and `wall_seconds` of the whole run.
       refusals: By device and reason, how often something of it was refused.
+      best: Which round is exported.
     """
     held_out, devices = folder.read_judged()
     machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
@@ -125,7 +139,7 @@ def write_reports(
         cuts=logbook.cuts,
         judged=devices,
     )
-    summary = _summary(inputs, logbook, rows, seconds) | {"refusals": refusals}
+    summary = _summary(inputs, logbook, rows, seconds, best) | {"refusals": refusals}
     if held_out:
         summary["held_out"] = {"metrics": held_out, "devices": devices}
     with in_need_of_room(folder.path, "at its end", "its report"):
@@ -152,6 +166,7 @@ def _summary(
     logbook: Logbook,
     rows: list[DeviceRow],
     seconds: Mapping[str, float],
+    best: BestRound,
 ) -> dict[str, Any]:
     totals = Counter[str]()
     for row in rows[:-1]:  # the server's row repeats what the devices' hold
@@ -165,8 +180,11 @@ def _summary(
     records = logbook.history.records
     saved = {name: sum(record.facts.get(name, 0) for record in records) for name in ("saved_flops", "saved_bytes")}
     virtual = {"rounds": logbook.rounds_done, "virtual_seconds": seconds["virtual_seconds"]}
+    exported = best.best_row if best.best_result is not None else None
     return {
-        "metrics": logbook.metrics,
+        "metrics": logbook.metrics if exported is None else exported["metrics"],
+        "exported_round": logbook.rounds_done - 1 if exported is None else exported["round"],
+        "ended_early": best.exhausted,
         "metrics_before": logbook.before,
         "totals": {**totals, **saved, **virtual},
         "wall_seconds": seconds["wall_seconds"],

@@ -19,6 +19,7 @@ from cutlayer.data.held_out import Held, parted
 from cutlayer.data.rows import Rows
 from cutlayer.data.shares import write_rows
 from cutlayer.data.source import (
+    NO_DATA,
     Splits,
     Tables,
     load_tables,
@@ -31,7 +32,7 @@ from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, DataError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
@@ -297,6 +298,29 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
         told(f"tokenising {len(rows)} texts", 0, 0)
         validation = task.encode(rows, tokenizer, "validation data")
     return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
+
+
+def held_out(config: RunConfig, labels: tuple[str, ...], rows: int) -> Samples:
+    """The first held-out rows of a run, tokenised again.
+
+    Args:
+      config: The run's, as its folder has it.
+      labels: Its classes.
+      rows: At most so many.
+
+    Raises:
+      UserError: The data or the tokenizer is not there any more.
+    """
+    try:
+        found = None if config.data.path == NO_DATA else _tables(config).validation
+    except DataError:  # the server of a real fleet has no training rows
+        found = load_validation_if_any(config.data.path, _splits(config))
+    if found is None:
+        raise DataError(f"data {config.data.path}: expected rows to judge by, got none. Devices hold them out.")
+    named = config.model_copy(update={"data": config.data.model_copy(update={"labels": labels})})
+    some = found.select(np.arange(min(rows, len(found))))
+    tokenizer = load_tokenizer(ModelFiles(config.model.name, config.model.revision))
+    return _task(named, some, tokenizer, "validation data").encode(some, tokenizer, "validation data")
 
 
 def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunConfig]:

@@ -93,6 +93,7 @@ class Coordinator:
       hold: Holds a round, for as long as its devices are waited for.
       tasks: What devices are at work on, where that may outlive a round: rounds are planned for the others.
       judges: Asks devices what the adapter comes to on rows that they hold out; None where they hold out none.
+      enough: Whether the run ends before its rounds do, after those so far.
     """
 
     def __init__(
@@ -112,8 +113,9 @@ class Coordinator:
         hold: Hold,
         tasks: Tasks,
         judges: Judges | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._tasks, self._judges = tasks, judges
+        self._tasks, self._judges, self._enough = tasks, judges, enough
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
         self._rounds, self._evaluate, self._evaluate_when, self._commit = rounds, evaluate, evaluate_when, commit
@@ -121,9 +123,10 @@ class Coordinator:
 
     async def run(self) -> None:
         """Holds the rounds that are left, then tells every device that it may go."""
-        while self.logbook.rounds_done < self._rounds:
+        while self.logbook.rounds_done < self._rounds and not self._enough():
             await self._one_round(self.logbook.rounds_done)
-        await self._members.dismiss(Finish(self._server.run, self._rounds, "all rounds are done"))
+        reason = "nothing has become better for a while" if self._enough() else "all rounds are done"
+        await self._members.dismiss(Finish(self._server.run, self.logbook.rounds_done, reason))
 
     async def _one_round(self, number: int) -> None:
         situation = await self._members.muster(number)

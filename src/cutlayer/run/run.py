@@ -10,6 +10,8 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,14 +20,18 @@ from cutlayer.errors import DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
+from cutlayer.model.export import save_adapter
 from cutlayer.policies.plan import Situation
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import Patience
-from cutlayer.run.ending import Outcome, export, in_need_of_room, write_reports
+from cutlayer.run.answers import Answers, answers_of
+from cutlayer.run.best import BestRound
+from cutlayer.run.ending import Outcome, export, in_need_of_room, result_of, write_reports
 from cutlayer.run.inputs import RunInputs, ServerInputs, asked_stragglers, stragglers_of
 from cutlayer.run.judging import Judges
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
+from cutlayer.run.start import starting_adapter
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
 from cutlayer.server.evaluate import evaluate
@@ -157,7 +163,11 @@ class Run:
         self._losses: dict[str, float] = {}  # at the last evaluation, of devices with an adapter of their own
         self._wall_before = 0.0  # wall seconds of earlier processes
         self._started = time.perf_counter()
-        adapter = inputs.base.initial_adapter(inputs.config.train.seed, tuple(ranks))
+        train = inputs.config.train
+        self._best = BestRound(train.keep, train.metric, train.patience)
+        self._answers: Answers | None = answers_of(inputs)
+        self._samples: list[dict[str, Any]] = []  # of the last evaluation, until they are on the disk
+        adapter = starting_adapter(inputs, method, tuple(ranks))
         self.server = server_of(
             inputs, method, adapter, machine, fleet, self._scratch, may_leave=may_leave, sites=sites
         )
@@ -180,6 +190,9 @@ class Run:
         patience = Patience(stragglers, self.tasks, warming_seconds=warming_seconds)
         if not self._logbook.before:
             self._logbook.before = await self._evaluate(self.server.adapter)
+            if self._validation:
+                self._best.check(self._logbook.before)
+            self._tell_samples()
         coordinator = Coordinator(
             self._method,
             self.server,
@@ -195,17 +208,20 @@ class Run:
             hold=hold or patience.hold,
             tasks=self.tasks,
             judges=Judges(self._method, self.server, patience) if self._inputs.config.data.hold_out else None,
+            enough=lambda: self._best.exhausted,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
             self._logbook.metrics = await self._evaluate(self.server.adapter)
+            self._samples = []  # the run that was stopped has written them
         if not self._validation:
             self._take_from_devices()
         with in_need_of_room(self._folder.path, "at its end", "the adapter"):
             return await self.server.machine.aside(self._export)
 
     def _export(self) -> Path:
-        return export(self._folder.path, self._inputs, self.server, self._losses, self._method)
+        result = self._best.best_result or result_of(self.server, self._losses, self._method)
+        return export(self._folder.path, self._inputs, result, self._method)
 
     def _take_from_devices(self) -> None:
         """Of a server without rows to judge by: what devices said of theirs, each when it was last asked."""
@@ -214,18 +230,36 @@ class Run:
 
     async def _evaluate(self, adapter: Adapter) -> dict[str, float]:
         """The metrics of the full adapter; where devices have views of their own, the mean over devices; nothing of a
-        server that has no rows to judge by."""
-        if not self._validation:
+        server that has no rows to judge by, which may answer all the same."""
+        if not self._validation and self._answers is None:
             return {}
         return await self.server.machine.aside(lambda: self._evaluated(adapter))
 
     def _evaluated(self, adapter: Adapter) -> dict[str, float]:
-        views = self.server.adapters.views()
-        if not views:
-            return self._evaluate_one(adapter)
-        each = [self._evaluate_one(own) for own in views.values()]
-        self._losses = {name: metrics["loss"] for name, metrics in zip(views, each, strict=True)}
-        return {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
+        views, metrics = self.server.adapters.views(), dict[str, float]()
+        if self._validation and not views:
+            metrics = self._evaluate_one(adapter)
+        elif self._validation:
+            each = [self._evaluate_one(own) for own in views.values()]
+            self._losses = {name: metrics["loss"] for name, metrics in zip(views, each, strict=True)}
+            metrics = {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
+        if self._answers is not None:
+            asked, kept = self._asked(adapter, views), self._method.structure()
+            metrics |= self._answers.judged(asked, kept)
+            rounds = self._logbook.rounds_done + bool(self._logbook.before)  # the one under way
+            self._samples = [{"rounds": rounds, **said} for said in self._answers.samples(asked, kept)]
+        return metrics
+
+    def _asked(self, adapter: Adapter, views: Mapping[str, Adapter]) -> Adapter:
+        """Which adapter answers: where devices have views of their own, the one that the run would export."""
+        return views[min(views, key=lambda name: self._losses.get(name, math.inf))] if views else adapter
+
+    def _tell_samples(self) -> None:
+        """Writes the answers of the last evaluation, and shows them."""
+        if self._samples:
+            self._folder.append_samples(self._samples)
+            self._display.answered(self._samples)
+            self._samples = []
 
     def _evaluate_one(self, adapter: Adapter) -> dict[str, float]:
         if self._method.moved is not None:
@@ -255,13 +289,34 @@ class Run:
         seconds = self._clock()
         await self.server.machine.aside(lambda: self._write(row, events, seconds))
         self._display.round_done(row)
+        self._display.answered(self._samples)
+        self._samples = []
 
     def _write(self, row: dict[str, Any], events: list[Event], seconds: float) -> None:
         with in_need_of_room(self._folder.path, f"round {row['round']}", "its checkpoint"):
             self._folder.append_metrics(row)
             self._folder.append_events(events)
             self._folder.scalars(row)
+            if self._samples:
+                self._folder.append_samples(self._samples)
+            self._keep(row)
             save_checkpoint(self._folder.path / "checkpoint", self._state(seconds), self._inputs.run_id)
+
+    def _keep(self, row: Mapping[str, Any]) -> None:
+        """Keeps the adapter of a round that is the best so far, or the one in so many."""
+        train, rounds = self._inputs.config.train, self._logbook.rounds_done
+        saved = bool(train.save_every) and rounds % train.save_every == 0
+        if not self._validation and row["held_out"]:  # each when it was last asked
+            self._losses |= {name: metrics["loss"] for name, metrics in row["held_out"]["devices"].items()}
+        if not (saved or row["validation"]):
+            return
+        result = cache(lambda: result_of(self.server, self._losses, self._method))
+        if row["validation"]:
+            self._best.check(row["validation"])
+            self._best.evaluated(row["round"], row["validation"], result)
+        if saved:
+            folder = self._folder.path / "adapters" / f"round-{rounds}"
+            save_adapter(folder, result().adapter, self._inputs.base, self._inputs.card)
 
     def _state(self, seconds: float) -> State:
         """The checkpoint: {server, method, devices, run}, and the tasks in flight where there are any."""
@@ -272,6 +327,10 @@ class Run:
             "cuts": self._logbook.cuts,
             "wall_seconds": self._wall(),
             "positions": self._folder.positions(),
+            "over": self._logbook.rounds_done >= self._inputs.config.train.rounds or self._best.exhausted,
+            "losses": self._losses,
+            "metrics": self._logbook.metrics,
+            "card": asdict(self._inputs.card),
         }
         return joined(
             {
@@ -279,6 +338,7 @@ class Run:
                 "method": joined({"round": self._method.round.state(), "aggregate": self._aggregation.state()}),
                 "devices": self._devices.state(),
                 "run": State(run),
+                "best": self._best.state(),
                 **({"tasks": self.tasks.state()} if self.tasks else {}),
             }
         )
@@ -297,6 +357,8 @@ class Run:
         self._logbook.history.records.extend(self._folder.read_records())
         self._logbook.cuts |= run["cuts"]
         self._logbook.before, self._wall_before = run["before"], run["wall_seconds"]
+        self._losses = dict(run["losses"])
+        self._best.load(branches["best"])
 
     def _wall(self) -> float:
         return self._wall_before + time.perf_counter() - self._started
@@ -312,7 +374,9 @@ class Run:
           refusals: By device and reason, how often something of it was refused.
         """
         seconds = {"virtual_seconds": self._clock(), "wall_seconds": self._wall()}
-        outcome = write_reports(self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals)
+        outcome = write_reports(
+            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, self._best
+        )
         shutil.rmtree(self._scratch, ignore_errors=True)
         return outcome
 

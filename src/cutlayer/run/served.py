@@ -35,6 +35,7 @@ from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
+from cutlayer.run.start import check_wishes
 from cutlayer.run.state import open_folder
 from cutlayer.run.workers.divided import divisible_methods, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
@@ -171,6 +172,7 @@ class _Serving:
         config, run_id = self._inputs.config, self._inputs.run_id
         # Weights that cannot be read and a port that is taken show before a new run has a folder.
         await self._machine.aside(self._inputs.load)
+        await self._machine.aside(lambda: check_wishes(self._inputs, self._method))
         if self._switchboard is not None:
             await self._switchboard.ready()
         if not resume:
@@ -206,10 +208,10 @@ class _Serving:
 
     async def _played(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
         train = self._inputs.config.train
-        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0, "rounds_done": 0}
+        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0, "over": False}
         self._zero = now() - so_far["clock_seconds"]
         self._display.fleet_opened(self._roll_call(), self._min_devices)
-        over = so_far["rounds_done"] >= train.rounds
+        over = so_far["over"]
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
         situation = self._situation(self.hub.everybody if over else self._planned)

@@ -36,6 +36,7 @@ from cutlayer.run.loop import Logbook
 from cutlayer.run.run import Run, first_error, first_plan, situation_of
 from cutlayer.run.sites import SimulatedSites
 from cutlayer.run.spans import SimulatedSpans
+from cutlayer.run.start import check_wishes
 from cutlayer.run.state import open_folder
 from cutlayer.server.tasks import Tasks, first_seconds
 from cutlayer.state import State, joined
@@ -61,12 +62,11 @@ def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = Fals
     _check_links(inputs, method)
     display.stage("reading the model")
     inputs.base.whole()
+    check_wishes(inputs, method, ranks)
     folder, checkpoint = open_folder(inputs.config, inputs.run_id, resume=resume)
     simulation = _Simulation(inputs, method, ranks, folder, display, logbook)
     try:
-        return run_virtual(
-            simulation.play(checkpoint), start_seconds=_start_seconds(checkpoint, inputs) if checkpoint else 0.0
-        )
+        return run_virtual(simulation.play(checkpoint), start_seconds=_start_seconds(checkpoint) if checkpoint else 0.0)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
@@ -84,11 +84,11 @@ def _check_links(inputs: RunInputs, method: Method) -> None:
         )
 
 
-def _start_seconds(checkpoint: State, inputs: RunInputs) -> float:
+def _start_seconds(checkpoint: State) -> float:
     """The time at which a resumed run begins: that of its commit point, or of the oldest task that is under way."""
     run = checkpoint.branch("run").facts
     clock: float = run["clock_seconds"]
-    if "tasks" not in checkpoint.facts or run["rounds_done"] >= inputs.config.train.rounds:
+    if "tasks" not in checkpoint.facts or run["over"]:
         return clock
     return first_seconds(checkpoint.branch("tasks"), clock)
 
@@ -192,7 +192,7 @@ class _Simulation:
             members = _Mustered(
                 self._players, situation, self._waits_for_all, under_way, lambda: self._start_anew(tasks)
             )
-            if checkpoint and under_way and self._logbook.rounds_done < train.rounds:
+            if checkpoint and under_way and not checkpoint.branch("run").facts["over"]:
                 self._replaying = True  # what happened before the commit point has been recorded
                 await under_way.replay(members.links, checkpoint.branch("run").facts["clock_seconds"])
                 self._replaying = False

@@ -1,6 +1,6 @@
 """The commit point between two rounds: everything a run needs to go on as if it had never stopped.
 
-    checkpoint/state.json            the facts of the tree {server, method, devices, run}
+    checkpoint/state.json            the facts of the tree {server, method, devices, run, best}
     checkpoint/tensors.safetensors   its tensors
     checkpoint/SHA256SUMS            the digests of both
 
@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cutlayer.errors import CheckpointError
 from cutlayer.files import recover_folder
 from cutlayer.sealed import seal, unseal
 from cutlayer.state import State
 
-FORMAT = 5
+FORMAT = 6
 """Raised by one whenever an older checkpoint would be misread."""
+TRIES = 10
+"""Two renames in a row are over long before so many readings are."""
 
 
 def save_checkpoint(folder: Path, state: State, run: str) -> None:
@@ -44,3 +47,32 @@ def load_checkpoint(folder: Path, run: str) -> State | None:
         },
         torn="Start the run again.",
     )
+
+
+def read_checkpoint(folder: Path) -> State | None:
+    """The last checkpoint of a run that may be going on: nothing is changed, and none that is half written is seen.
+
+    Args:
+      folder: Of the checkpoint. While another process replaces it, its files may be of two checkpoints for an instant,
+        or the last one stands under another name: then it is read again.
+
+    Returns:
+      None where no round has been completed yet.
+
+    Raises:
+      CheckpointError: It is torn, or of another version of cutlayer.
+    """
+    beside = folder.with_name(f".{folder.name}.old")  # `files.write_folder_atomically`
+    torn: CheckpointError | None = None
+    for _ in range(TRIES):
+        known = next((place for place in (folder, beside) if place.exists()), None)
+        if known is None:
+            continue
+        try:
+            foreign = {"format": "It was written by another version: use that one."}
+            return unseal(known, {"format": FORMAT}, foreign=foreign, torn="Go on with the run, or start anew.")
+        except CheckpointError as error:
+            torn = error
+    if torn is not None:
+        raise torn
+    return None

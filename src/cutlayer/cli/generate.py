@@ -1,0 +1,73 @@
+"""`cutlayer generate`: a fine-tuned model says something. The cheapest proof that the form of a prompt fits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutlayer.cli.export import Hardware, Model, Round, Source
+from cutlayer.errors import AdapterError, ConfigError
+
+if TYPE_CHECKING:
+    from cutlayer.data.asking import Turn
+
+
+def generate(
+    source: Source,
+    *,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="One question.", show_default=False)
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Question after question, until an empty line.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, metavar="X", help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of what is drawn at a temperature above 0.")] = 0,
+    model: Model = None,
+    round: Round = None,
+    hardware: Hardware = "cpu",
+) -> None:
+    """Ask a fine-tuned language model; the text streams as it is made."""
+    from transformers import TextStreamer
+
+    from cutlayer.model.generate import end_ids
+    from cutlayer.model.generate import generate as generated
+    from cutlayer.run.trained import opened
+    from cutlayer.settings import load_tokenizer
+
+    if (prompt is not None) == chat:
+        raise ConfigError("generate: expected one of --prompt and --chat, got both or neither. Choose one.")
+    trained = opened(source, model=model, where=hardware, round=round)
+    if trained.card.task != "causal-lm":
+        raise AdapterError(
+            f"{trained.where}: expected a causal LM, got {trained.card.task}, which writes no text. "
+            "Use cutlayer evaluate."
+        )
+    tokenizer = load_tokenizer(trained.base.files)
+    ends = end_ids(trained.base, tokenizer)
+    turns: list[Turn] = []
+    for number, asked in enumerate([prompt] if prompt is not None else _questions()):
+        turns.append({"role": "user", "content": asked})
+        ids = generated(
+            trained.base,
+            trained.adapter,
+            [trained.form.token_ids(tokenizer, turns)],
+            ends=ends,
+            new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed + number,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )
+        turns.append({"role": "assistant", "content": tokenizer.decode(ids[0], skip_special_tokens=True).strip()})
+
+
+def _questions() -> Iterator[str]:
+    """Lines of standard input, until an empty one."""
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        asked = sys.stdin.readline().strip()
+        if not asked:
+            return
+        yield asked

@@ -1,0 +1,241 @@
+"""The adapter that a run, or a folder, has to give: on its base, with all that is known of it.
+
+Of a run that has ended that is RUN/adapter; of one that was stopped or is going on, its last commit point, of which
+nothing is changed; of a round that it saved, RUN/adapters/round-N.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutlayer.config import RunConfig, read_config
+from cutlayer.data.asking import Form
+from cutlayer.data.batches import evaluation_batches
+from cutlayer.data.source import NO_DATA
+from cutlayer.data.tasks import pad_token_id
+from cutlayer.errors import AdapterError, CheckpointError, UserError
+from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.export import AdapterCard, base_files, read_card
+from cutlayer.model.folds import taken_back
+from cutlayer.model.given import GivenAdapter, read_given
+from cutlayer.model.model_card import Training
+from cutlayer.model.source import ModelFiles
+from cutlayer.policies.scope import shared
+from cutlayer.report.run_folder import RunFolder
+from cutlayer.run.best import Result
+from cutlayer.run.inputs import held_out, method_of
+from cutlayer.server.adapters import Adapters
+from cutlayer.server.aggregation import Aggregation
+from cutlayer.server.checkpoint import read_checkpoint
+from cutlayer.settings import hardware, load_tokenizer, model_settings, train_settings
+from cutlayer.state import State
+from cutlayer.types import Adapter, Batch
+
+CHECKED_ROWS = 8
+FIXED_TEXT = "The quick brown fox jumps over the lazy dog, and nobody knows why."
+SAID = (
+    "lora.rank",
+    "train.rounds",
+    "train.local_steps",
+    "train.batch_size",
+    "train.lr",
+    "train.schedule",
+    "train.seed",
+)
+"""Of the run file, what a model card repeats."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An adapter on its base.
+
+    Attributes:
+      where: what it came from, for messages.
+      base: in fp32.
+      adapter: in the base's scale.
+      card: what it was trained for.
+      training: how.
+      form: in which it is asked.
+      config: of its run; None where that is not known.
+    """
+
+    where: str
+    base: Base
+    adapter: Adapter
+    card: AdapterCard
+    training: Training
+    form: Form
+    config: RunConfig | None
+
+    def batches(self) -> tuple[list[Batch], str]:
+        """Something to run the model on, and what it is: held-out rows of the run, else a fixed text."""
+        if self.config is not None:
+            try:
+                samples = held_out(self.config, self.card.labels, CHECKED_ROWS)
+                return list(
+                    evaluation_batches(samples, CHECKED_ROWS, self.card.pad_id)
+                ), f"{len(samples)} held-out rows"
+            except (UserError, OSError):  # the data has gone
+                pass
+        ids_BT = torch.tensor([load_tokenizer(self.base.files)(FIXED_TEXT)["input_ids"]])
+        labels = ids_BT if self.card.task == "causal-lm" else torch.zeros(1, dtype=torch.int64)
+        return [Batch(ids_BT, torch.ones_like(ids_BT), labels, None, (0,), 1)], "a fixed text"
+
+
+def opened(path: Path, *, model: str | None = None, where: str = "cpu", round: int | None = None) -> Trained:
+    """Opens a run, or a folder with an adapter of ours or of PEFT's.
+
+    Args:
+      path: RUN, RUN/adapter, or any adapter's folder.
+      model: The base model, where it has moved.
+      where: It computes: cpu, cuda or cuda:N.
+      round: Of a run, after which round; None for what the run ends with, or would end with now.
+
+    Raises:
+      UserError: There is no adapter, nothing says where its base is, or the two do not fit.
+    """
+    if not (path / "config.yaml").is_file():
+        if round is not None:
+            raise AdapterError(f"--round: expected a run's folder with it, got {path}. Give RUN, or leave --round out.")
+        return _adapter_in(path, model, where)
+    if round is not None:
+        folder = path / "adapters" / f"round-{round}"
+        if not folder.is_dir():
+            saved = sorted(one.name for one in (path / "adapters").glob("round-*"))
+            raise AdapterError(
+                f"run {path}: expected adapters/round-{round}, got {', '.join(saved) or 'no saved round'}. "
+                "Set train.save_every to save more of them."
+            )
+        return _adapter_in(folder, model, where)
+    for name in ("pruned/adapter", "adapter"):
+        if (path / name).is_dir():
+            return _adapter_in(path / name, model, where)
+    if (path / "model").is_dir():
+        raise AdapterError(
+            f"run {path}: expected an adapter, got a run that moved the base's own weights. Its model/ folder is the "
+            "whole model already."
+        )
+    return _committed(path, model, where)
+
+
+def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
+    given = read_given(folder)
+    named = f"adapter {folder}"
+    if (given.folder / "cutlayer.json").is_file():
+        card = read_card(given.folder)
+        files = base_files(card, model, named)
+        form = Form.of(json.loads((given.folder / "cutlayer.json").read_text()))
+    else:
+        card, files = _card_of(given, model)
+        form = Form()
+    settings = ModelSettings(
+        name=files.name,
+        revision=files.revision,
+        task=card.task,  # type: ignore[arg-type]
+        num_labels=len(card.labels),
+        pad_id=card.pad_id,
+        pooling=card.pooling,
+        lora=given.settings,
+        family=card.own_family,
+    )
+    base = Base(settings, hardware(where))
+    run = next((up for up in given.folder.resolve().parents[:3] if (up / "config.yaml").is_file()), None)
+    config = None if run is None else _config_of(run)
+    training = Training() if run is None or config is None else _training(run, config, given.folder)
+    return Trained(named, base, given.on(base), card, training, form, config)
+
+
+def _card_of(given: GivenAdapter, model: str | None) -> tuple[AdapterCard, ModelFiles]:
+    """What plain PEFT says, and the base, of what the adapter was trained for."""
+    name = model or given.config.base_model_name_or_path
+    if not name:
+        raise AdapterError(f"adapter {given.folder}: expected the name of its base, got none. Name it with --model.")
+    files, labels = ModelFiles(str(name), None if model else given.config.revision), tuple[str, ...]()
+    if given.task == "classification":
+        heads = [value.shape[0] for key, value in given.tensors.items() if ".lora_" not in key]
+        known = {int(number): str(label) for number, label in files.config.get("id2label", {}).items()}
+        count = heads[-1] if heads else len(known)
+        labels = tuple(known.get(number, str(number)) for number in range(count))
+    pad_id = pad_token_id(load_tokenizer(files))
+    return AdapterCard(str(name), given.task, labels, "auto", 0, pad_id, {}, revision=files.revision), files
+
+
+def _config_of(run: Path) -> RunConfig | None:
+    """The config of a run; None where another program wrote it."""
+    try:
+        return read_config(run / "config.yaml")
+    except UserError:
+        return None
+
+
+def _training(run: Path, config: RunConfig, folder: Path) -> Training:
+    """What a run's folder says of one of its adapters."""
+    rows = RunFolder.reopen(run).read_rows()
+    if folder.name.startswith("round-"):
+        rounds = int(folder.name.removeprefix("round-"))
+        of_round: dict[str, float] = next((row["validation"] for row in rows if row["round"] == rounds - 1), {})
+        return _told(config, rounds, of_round)
+    summary: dict[str, Any] = {}
+    if (run / "summary.json").is_file():
+        summary = json.loads((run / "summary.json").read_text())
+    rounds = summary.get("exported_round", len(rows) - 1) + 1
+    kept = f"the best round by {config.train.metric}" if config.train.keep == "best" else ""
+    return _told(config, rounds, summary.get("metrics", {}), kept)
+
+
+def _told(config: RunConfig, rounds: int, metrics: Mapping[str, float], kept: str = "") -> Training:
+    content, data = config.model_dump(mode="json"), config.data.path
+    settings = {key: content[key.partition(".")[0]][key.partition(".")[2]] for key in SAID}
+    # What is no path is a name of the hub or built in; a path says nothing to others, and something of the machine.
+    public = data if data != NO_DATA and not Path(data).is_absolute() and not Path(data).exists() else ""
+    options = {f"method.{name}": value for name, value in config.method.options.items() if value is not None}
+    name = config.method.name.rpartition("/")[2]
+    return Training(name, rounds, public, settings | options, dict(metrics), kept)
+
+
+def _committed(path: Path, model: str | None, where: str) -> Trained:
+    """What a run that has not ended would end with now."""
+    checkpoint = read_checkpoint(path / "checkpoint")
+    if checkpoint is None:
+        raise CheckpointError(f"run {path}: expected at least one round that is over, got none. Wait for it.")
+    config, run = read_config(path / "config.yaml"), checkpoint.branch("run").facts
+    said = run["card"]
+    card = AdapterCard(**{**said, "labels": tuple(said["labels"])})
+    settings = model_settings(config, len(card.labels), card.pad_id)
+    if model is not None:
+        settings = replace(settings, name=model, revision=None)
+    base = Base(replace(settings, dtype="fp32"), hardware(where))
+    result, round = _result_in(checkpoint, config, base, path)
+    metrics = checkpoint.branch("best").branch("facts").facts["row"]["metrics"] if round is not None else run["metrics"]
+    kept = f"the best round by {config.train.metric}, of {run['rounds_done']} so far" if round is not None else ""
+    training = _told(config, run["rounds_done"] if round is None else round + 1, metrics, kept)
+    adapter = {name: value.to(base.device) for name, value in result.adapter.items()}
+    return Trained(f"run {path}", base, adapter, card, training, Form.of(said), config)
+
+
+def _result_in(checkpoint: State, config: RunConfig, base: Base, path: Path) -> tuple[Result, int | None]:
+    """What the run would end with, and which round that is, where it keeps the best."""
+    method = method_of(config)
+    aggregation = Aggregation(method.aggregate)
+    aggregation.load(checkpoint.branch("method").branch("aggregate"))
+    if method.moved is not None or method.structure() is not None:
+        raise AdapterError(
+            f"run {path}: expected a method that trains an adapter of the whole model, got {config.method.name}, "
+            "which has a model to show at the end of its run. Go on with --resume."
+        )
+    best = checkpoint.branch("best")
+    if "result" in best.facts:
+        return Result.of(best.branch("result")), int(best.branch("facts").facts["row"]["round"])
+    server = checkpoint.branch("server")
+    adapters = Adapters(base, {}, train_settings(config), shared)
+    adapters.load(server.branch("adapters"))
+    views, losses = adapters.views(), checkpoint.branch("run").facts["losses"]
+    if views:
+        return Result(views[min(views, key=lambda name: losses.get(name, float("inf")))], views), None
+    return Result(taken_back(adapters.shared, server.branch("folds").tensors)), None
