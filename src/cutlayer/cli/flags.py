@@ -54,7 +54,8 @@ class Flag:
 FLAGS = (
     Flag("--model", "model.name", "NAME", "A folder with safetensors, a hub name, or builtin:minilm."),
     Flag("--family", "model.family", "FILE", "Where its parts are, for a family that `cutlayer families` has not."),
-    Flag("--dtype", "model.dtype", "fp32|bf16|fp16", "Of the frozen weights and of what crosses the network."),
+    Flag("--dtype", "model.dtype", "fp32|bf16|fp16|int8|nf4", "Of the frozen weights."),
+    Flag("--compute", "model.compute", "fp32|bf16|fp16", "What int8 and nf4 weights are computed with: fp32."),
     Flag("--pooling", "model.pooling", "auto|pooler|mean|cls|last", "How a classifier makes a vector of a sentence."),
     Flag("--base-dropout", "model.base_dropout", "", "The base model's own dropout while training."),
     Flag("--checkpoint-device", "model.checkpoint_device", "", "Recompute activations on devices to save memory."),

@@ -426,8 +426,7 @@ class CostModel:
     def _fixed_bytes(self, held: Held, bytes_each: int = BYTES_PER_TRAINABLE) -> int:
         """Frozen weights, and the trainable tensors: with gradient and moments, or `bytes_each` for each number."""
         part, shapes = self._part(held), self._shapes(held.ranks, held.left)
-        trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
-        frozen = sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
+        frozen = sum(p.numel() * p.element_size() for p in self._base.stored_names(part).values())
         return frozen + bytes_each * sum(int(np.prod(shapes[name])) for name in part.names)
 
 

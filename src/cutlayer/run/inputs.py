@@ -29,6 +29,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import family_content, family_of, read_family
+from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
@@ -314,7 +315,10 @@ def completed(config: RunConfig) -> RunConfig:
     method, train = row.built(options, config.train.seed), config.train
     check(
         method.chosen(
-            asked_stragglers(config), micro_batches=train.micro_batches, base_dropout=config.model.base_dropout
+            asked_stragglers(config),
+            micro_batches=train.micro_batches,
+            base_dropout=config.model.base_dropout,
+            quantised=config.model.dtype if config.model.dtype in KINDS else None,
         )
     )
     source = None if row.ours else MethodSource(at=row.source.at, sha256=row.source.sha256)
