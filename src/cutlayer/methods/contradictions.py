@@ -214,8 +214,8 @@ def changes_of_quantised_weights(chosen: Chosen) -> str | None:
         return None
     return (
         "model.dtype: expected fp32, bf16 or fp16 for a method that changes the base's own weights, got "
-        f"{chosen.quantised}, which every change would round anew. Set model.dtype=fp32, or choose a method that leaves "
-        "them as they are (fedlora)."
+        f"{chosen.quantised}, which every change would round anew. Set model.dtype=fp32, or choose a method that "
+        "leaves them as they are (fedlora)."
     )
 
 

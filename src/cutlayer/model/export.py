@@ -54,6 +54,7 @@ class AdapterCard:
       pad_id: the id that padded.
       columns: which column of the data was what.
       family: where the parts of the model are, where its family is not of the table.
+      quantised: int8 or nf4, if the frozen weights were rounded to it while the adapter was trained.
     """
 
     base: str
@@ -64,6 +65,7 @@ class AdapterCard:
     pad_id: int
     columns: dict[str, str]
     family: Mapping[str, Any] | None = None
+    quantised: str | None = None
 
     @property
     def own_family(self) -> Family | None:

@@ -10,9 +10,9 @@ The pieces are the files of a model folder, so `ModelFiles` and `Base` read what
                                         holds the whole model
 
 The server stores nothing twice: a safetensors file is a header and then the tensors' bytes, so a piece is a new header
-and ranges of the files that are there. Weights that the run holds in a form (`model/quantised.py`) travel in it, which
-the server makes when it is asked for them. On a device a piece is either whole, with the digest that the server named, or
-not there. What the other end says is checked before it is used: names are never paths, lengths are bounded.
+and ranges of the files that are there. Weights that the run holds in a form (`model/quantised.py`) travel in it; the
+server makes them when it is asked. On a device a piece is either whole, with the digest that the server named, or not
+there. What the other end says is checked before it is used: names are never paths, lengths are bounded.
 """
 
 from __future__ import annotations
@@ -204,13 +204,13 @@ class PieceServer:
 
     @cached_property
     def _in_form(self) -> dict[str, list[str]]:
-        """By piece, the weights that are not sent as the files have them."""
+        """By piece, the weights that are sent in their form."""
         held = {piece: [name for name, _ in places if name in self._base.forms] for piece, places in self._all.items()}
         return {piece: names for piece, names in held.items() if names}
 
     @cached_property
     def _tensors(self) -> dict[str, list[tuple[str, str]]]:
-        """By piece, where those of its tensors are that are sent as the files have them: the file, and the name in it."""
+        """By piece, where those of its tensors are that are sent as they are: the file, and the tensor's name in it."""
         return {
             piece: [place for name, place in places if name not in self._base.forms]
             for piece, places in self._all.items()

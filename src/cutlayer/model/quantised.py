@@ -14,7 +14,8 @@ A layer makes its weights some rows at a time, uses them and forgets them, forwa
 `CHUNK_NUMBERS` of them there. What it computes is what a plain layer with the weights `Form.dense` gives computes.
 Rounding to a form happens on the CPU, so that everybody has the same weights whatever computes.
 
-Shapes: R rows of a weight as it is stored, C columns, N all of its numbers, S positions of a batch, I inputs, O outputs.
+Shapes: R rows of a weight as it is stored, C columns, N all of its numbers, B blocks of them, S positions of a batch,
+I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ CHUNK_NUMBERS = 2**22
 BLOCK = 64
 """Weights that share a scale in nf4."""
 LEVELS = (
-    (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453)
-    + (-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0)
-    + (0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224)
-    + (0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0)
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 """QLoRA's NormalFloat4: quantiles of a normal distribution, as its authors' library prints them."""
 
@@ -143,11 +144,11 @@ def _pairs_on(device: torch.device) -> Tensor:
 
 def _nf4(weight_RC: Tensor) -> tuple[Tensor, Tensor]:
     """Bytes of two levels each, and the scale of each block; ties between two levels go to the lower."""
-    blocks_NB = weight_RC.reshape(-1, BLOCK)
-    scale = blocks_NB.abs().amax(1)
+    blocks_BN = weight_RC.reshape(-1, BLOCK)
+    scale = blocks_BN.abs().amax(1)
     levels = torch.tensor(LEVELS)
     between = (levels[1:] + levels[:-1]) / 2
-    nearest = torch.bucketize(blocks_NB / torch.where(scale > 0, scale, 1.0)[:, None], between)
+    nearest = torch.bucketize(blocks_BN / torch.where(scale > 0, scale, 1.0)[:, None], between)
     pairs = nearest.to(torch.uint8).view(-1, 2)
     return pairs[:, 0] * 16 + pairs[:, 1], scale
 
@@ -214,12 +215,12 @@ class _Quantised(nn.Module):
 
     def _times(self, x: Tensor) -> Tensor:
         bias: Any = self.bias
-        flat = _Product.apply(x.reshape(-1, x.shape[-1]), self.numbers, self.weight_scale, bias, self.form)
-        made: Tensor = flat.view(*x.shape[:-1], flat.shape[-1])
-        return made
+        flat = x.reshape(-1, x.shape[-1])
+        made: Tensor = _Product.apply(flat, self.numbers, self.weight_scale, bias, self.form)  # type: ignore[no-untyped-call]
+        return made.view(*x.shape[:-1], made.shape[-1])
 
 
-class _Linear(_Quantised, nn.Linear):
+class _Linear(_Quantised, nn.Linear):  # type: ignore[override]
     def forward(self, input: Tensor) -> Tensor:
         return self._times(input)
 
@@ -229,7 +230,7 @@ class _Conv1D(_Quantised, Conv1D):  # type: ignore[misc]
         return self._times(x)
 
 
-class _Embedding(_Quantised, nn.Embedding):
+class _Embedding(_Quantised, nn.Embedding):  # type: ignore[override]
     def forward(self, input: Tensor) -> Tensor:
         numbers = functional.embedding(input, self.numbers)
         return _scaled(numbers, functional.embedding(input, self.weight_scale[:, None])).to(self.dtype)
@@ -291,7 +292,7 @@ def quantise(model: nn.Module, forms: dict[str, Form], dtype: torch.dtype) -> No
         )
         layer.register_parameter("weight_scale", nn.Parameter(torch.empty(form.scales, device="meta"), False))
         layer.form, layer.dtype = form, dtype
-        layer.__class__ = _class_of(type(module))
+        layer.__class__ = _class_of(layer.__class__)
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

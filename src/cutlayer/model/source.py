@@ -270,6 +270,8 @@ class Weights:
                 self._loaded[one] = tensor.to(self._device)
         if name not in self._loaded:
             stored = self.read(name)
+            if not stored.is_floating_point() and name + SCALE in self:
+                raise self._of_another_form(name, "plain numbers", stored)
             wanted = self._dtype if stored.is_floating_point() else stored.dtype
             self._loaded[name] = stored.to(device=self._device, dtype=wanted)
         return self._loaded[name]
@@ -286,11 +288,14 @@ class Weights:
                 return stored, torch.empty(form.scales)  # whoever holds it against its module says so
             return form.rounded(stored)
         if (tuple(stored.shape), stored.dtype) != form.stored or name + SCALE not in self:
-            raise ModelError(
-                f"model {self._files.name}: expected {name} in {form.kind} with its scales, got {stored.dtype} of "
-                f"{tuple(stored.shape)}. Set model.dtype as the files have it, or fetch them again."
-            )
+            raise self._of_another_form(name, form.kind, stored)
         return stored, self.read(name + SCALE)
+
+    def _of_another_form(self, name: str, expected: str, stored: Tensor) -> ModelError:
+        return ModelError(
+            f"model {self._files.name}: expected {name} as {expected}, got {stored.dtype} of {tuple(stored.shape)}. "
+            "Set model.dtype as the files have it, or fetch them again."
+        )
 
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored, not kept."""

@@ -123,6 +123,7 @@ class ServerInputs:
             pad_id=self.pad_id,
             columns=columns,
             family=None if family is None else family_content(read_family(family)),
+            quantised=self.model_settings.quantised,
         )
 
     @property
