@@ -170,9 +170,11 @@ class _Product(torch.autograd.Function):
             for first, end, rows_IO in chunks:
                 y_SO.addmm_(x_SI[:, first:end], rows_IO)
             return y_SO
-        if len(form._chunks()) == 1:
-            return functional.linear(x_SI, next(chunks)[2], bias)
+        _, end, rows_OI = next(chunks)
+        if end == form.shape[0]:
+            return functional.linear(x_SI, rows_OI, bias)
         y_SO = x_SI.new_empty(len(x_SI), form.shape[0])
+        y_SO[:, :end] = functional.linear(x_SI, rows_OI, None if bias is None else bias[:end])
         for first, end, rows_OI in chunks:
             y_SO[:, first:end] = functional.linear(x_SI, rows_OI, None if bias is None else bias[first:end])
         return y_SO
