@@ -18,19 +18,19 @@ SAMPLES, TOKENS, BLOCKS, STEPS = 8, 128, 4, 4
 SHAPE = {"n_embd": 512, "n_layer": BLOCKS, "n_head": 8, "n_positions": TOKENS, "vocab_size": 8192}
 
 
-@given(st.integers(1, 2**42), st.floats(0, 1))
-def test_what_a_part_may_take_fits(free: int, fixed: float) -> None:
-    """Whatever share of it comes and goes; and what is left over is holes that there might be."""
+@given(st.integers(1, 2**42), st.floats(0, 1), st.integers(0, 2**40))
+def test_what_a_part_may_take_fits(free: int, fixed: float, largest: int) -> None:
+    """Whatever share of it comes and goes, in tensors of whatever size."""
     part = for_a_part(free)
     assert part >= 1
     if part > 1:
-        assert process_bytes(0, part, int(fixed * part)) <= free + 1
+        assert process_bytes(0, part, int(fixed * part), largest) <= free + 1
     assert for_a_part(free + MIB) >= part
 
 
 def test_a_process_without_a_batch_has_no_holes() -> None:
-    assert process_bytes(10 * MIB, 7 * MIB, 7 * MIB) == 17 * MIB + START_BYTES
-    assert process_bytes(0, 8 * MIB, 7 * MIB) > 8 * MIB + START_BYTES
+    assert process_bytes(10 * MIB, 7 * MIB, 7 * MIB, MIB) == 17 * MIB + START_BYTES
+    assert process_bytes(0, 8 * MIB, 7 * MIB, MIB) > 8 * MIB + START_BYTES
 
 
 def test_this_process_takes_something() -> None:
@@ -103,7 +103,7 @@ def _train(folder: str, dtype: str, cut: int, share: float) -> dict[str, int]:
     settings, plan = ModelSettings(folder, "causal-lm", dtype=dtype), DevicePlan("pi", cut)
     costs = CostModel(settings).of(shape_by_name("split").flow)
     part, fixed = (costs.device(plan, samples, TOKENS).memory_bytes for samples in (SAMPLES, 0))
-    predicted = process_bytes(own, part, fixed)
+    predicted = process_bytes(own, part, fixed, costs.largest_bytes(plan, SAMPLES, TOKENS))
     if share:
         mapped = _mapped_bytes() + int(share * (predicted - own_bytes()))
         resource.setrlimit(resource.RLIMIT_DATA, (mapped, mapped))

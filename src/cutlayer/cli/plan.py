@@ -51,7 +51,7 @@ def plan(given: Given) -> None:
     )
     lines = summary_lines(inputs, situation, need, rehearsed, num_tokens)
     for line in [
-        process_line(situation, first_round, own),
+        process_line(inputs, situation, first_round, own),
         *lines,
         *deadlines,
         *without_barrier(policy, len(first_round.devices)),
@@ -60,10 +60,11 @@ def plan(given: Given) -> None:
         terminal.print(line, soft_wrap=True)
 
 
-def process_line(situation: Situation, plan: RoundPlan, own: int) -> str:
+def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: int) -> str:
     """What the process of the device with the largest part takes in all.
 
     Args:
+      inputs: What the run is made of.
       situation: Of the whole fleet.
       plan: Of a round.
       own: Bytes of a process that has imported what a device imports.
@@ -72,8 +73,9 @@ def process_line(situation: Situation, plan: RoundPlan, own: int) -> str:
     from cutlayer.report.human import human_bytes
 
     largest = max(plan.devices, key=situation.device_bytes)
-    fixed = situation.costs.device(largest, 0, situation.num_tokens).memory_bytes
-    most = process_bytes(own, situation.device_bytes(largest), fixed)
+    fixed = inputs.costs.device(largest, 0, situation.num_tokens).memory_bytes
+    tensor = inputs.costs.largest_bytes(largest, largest.samples_in_flight, situation.num_tokens)
+    most = process_bytes(own, situation.device_bytes(largest), fixed, tensor)
     return (
         f"device: at most {human_bytes(most)} for the whole process of {largest.device} ({human_bytes(own)} before "
         "there is a model; the rest is its part, and holes in the heap)"
