@@ -34,7 +34,7 @@ Kind = Literal["int8", "nf4"]
 KINDS: tuple[Kind, ...] = ("int8", "nf4")
 SCALE = "_scale"
 """What ends the name of a weight's scales, which stand beside it everywhere: in a module, in a file, on the wire."""
-CHUNK_NUMBERS = 2**22
+CHUNK_NUMBERS = 2**20
 BLOCK = 64
 """Weights that share a scale in nf4."""
 LEVELS = (
