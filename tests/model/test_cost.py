@@ -130,7 +130,7 @@ def test_a_step_costs_what_was_foretold(
         assert cost.memory_bytes == pytest.approx(memory, rel=0.03)
         if part is device:
             foretold_largest = costs(family, task).largest_bytes(at(cut), SAMPLES, TOKENS)
-            assert foretold_largest == pytest.approx(forward.largest_bytes, rel=0.2)  # a maximum, fitted by a polynomial
+            assert foretold_largest == pytest.approx(forward.largest_bytes, rel=0.2)  # a maximum, and fitted
         assert forward.kept_bytes == 0 or forward.kept_bytes > 0.03 * memory, "or the line above would prove nothing"
 
 
