@@ -104,6 +104,8 @@ OPTIONS = {
     "clipped, by a norm over all tensors": ("train.clip=0.05", "train.rounds=4"),
     "evaluated seldom": ("train.eval_every=2",),
     "pruned, compressed": ("method.name=fedspine", "lora.targets=[all-linear]", "wire.adapters=topk:0.1"),
+    "weights in 4 bits": ("model.dtype=nf4",),
+    "pruned, weights in 8 bits": ("model.dtype=int8", "method.name=fedspine", "lora.targets=[all-linear]"),
     "compressed": ("wire.activations=int8", "wire.gradients=bf16", "wire.adapters=topk:0.1"),
     "activations kept in 8 bits": ("method.name=splitfrozen", "method.cache_dtype=int8", "method.window=7"),
     "stragglers stop inside a step": (

@@ -121,8 +121,11 @@ class ModelSection(Section):
     family: str | dict[str, Any] | None = None
     """Where the model's parts are, for a family that `cutlayer families` has not: a YAML file, or the content of one
     written out here (docs/adding-a-family.md)."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the frozen weights and of what crosses the network; trainable tensors are fp32."""
+    dtype: Literal["fp32", "bf16", "fp16", "int8", "nf4"] = "fp32"
+    """Of the frozen weights: plain numbers, or 8 or 4 bits each with a scale for many (docs/decisions/0040). Trainable
+    tensors are fp32."""
+    compute: Literal["fp32", "bf16", "fp16"] | None = None
+    """What is computed in, and what crosses the network: None is the weights' own dtype, fp32 for int8 and nf4."""
     adapter: str | None = None
     """A folder with an adapter to go on from, of a run or plain PEFT's; None begins anew."""
     pooling: Literal["auto", "pooler", "mean", "cls", "last"] = "auto"

@@ -38,6 +38,7 @@ def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSett
         num_labels=num_labels,
         pad_id=pad_id,
         dtype=model.dtype,
+        compute=model.compute,
         pooling=model.pooling,
         base_dropout=model.base_dropout,
         checkpoint_device=model.checkpoint_device,

@@ -36,7 +36,12 @@ def evaluate(
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="The base model, where it has moved.", show_default=False)
     ] = None,
-    dtype: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the frozen weights.")] = "fp32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp32|bf16|fp16|int8|nf4", help="Of the frozen weights.", show_default="fp32, or as they were"
+        ),
+    ] = None,
     hardware: Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where to compute.")] = "cpu",
     text: Column = None,
     text_pair: Column = None,
@@ -50,6 +55,7 @@ def evaluate(
     from cutlayer.data.batches import evaluation_batches
     from cutlayer.model.base import Base, ModelSettings
     from cutlayer.model.export import base_files, read_adapter, read_card
+    from cutlayer.model.quantised import KINDS
     from cutlayer.model.source import DTYPES
     from cutlayer.report.json_lines import to_json
     from cutlayer.report.progress import NoProgress, Progress
@@ -57,8 +63,10 @@ def evaluate(
     from cutlayer.settings import hardware as hardware_named
     from cutlayer.settings import load_tokenizer
 
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")
+    if dtype not in (None, *DTYPES, *KINDS):
+        raise ConfigError(
+            f"--dtype: expected one of {', '.join([*DTYPES, *KINDS])}, got {dtype!r}. Choose one of them."
+        )
     device, card = hardware_named(hardware), read_card(adapter)
     columns = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "answer": answer}
     columns["messages"] = messages
@@ -72,7 +80,7 @@ def evaluate(
         task=task.kind,
         num_labels=len(card.labels),
         pad_id=card.pad_id,
-        dtype=dtype,
+        dtype=dtype or card.quantised or "fp32",
         pooling=card.pooling,
         lora=_lora(adapter),
         family=card.own_family,

@@ -25,12 +25,13 @@ ROUNDS_WITHOUT_BARRIER = 20  # so many are rehearsed, and their mean is shown
 def plan(given: Given) -> None:
     """Show each device's cut, memory, bytes, FLOPs and step time, and the time and bytes of the run. Trains nothing."""
     config = given.config()
+    from cutlayer.device.process import own_bytes
     from cutlayer.run.inputs import method_of, prepare, stragglers_of
     from cutlayer.run.loop import Logbook
     from cutlayer.run.rehearsed import rehearse
     from cutlayer.run.run import first_plan, situation_of
 
-    terminal = console()
+    terminal, own = console(), own_bytes()  # before there is data
     with terminal.status("reading the data"):
         inputs = prepare(config)
         method, situation = method_of(config), situation_of(inputs, Logbook())
@@ -49,8 +50,36 @@ def plan(given: Given) -> None:
         + rehearsed.fold_bytes * situation.rounds
     )
     lines = summary_lines(inputs, situation, need, rehearsed, num_tokens)
-    for line in [*lines, *deadlines, *without_barrier(policy, len(first_round.devices)), *comings]:
+    for line in [
+        process_line(inputs, situation, first_round, own),
+        *lines,
+        *deadlines,
+        *without_barrier(policy, len(first_round.devices)),
+        *comings,
+    ]:
         terminal.print(line, soft_wrap=True)
+
+
+def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: int) -> str:
+    """What the process of the device with the largest part takes in all.
+
+    Args:
+      inputs: What the run is made of.
+      situation: Of the whole fleet.
+      plan: Of a round.
+      own: Bytes of a process that has imported what a device imports.
+    """
+    from cutlayer.device.process import process_bytes
+    from cutlayer.report.human import human_bytes
+
+    largest = max(plan.devices, key=situation.device_bytes)
+    fixed = inputs.costs.device(largest, 0, situation.num_tokens).memory_bytes
+    tensor = inputs.costs.largest_bytes(largest, largest.samples_in_flight, situation.num_tokens)
+    most = process_bytes(own, situation.device_bytes(largest), fixed, tensor)
+    return (
+        f"device: at most {human_bytes(most)} for the whole process of {largest.device} ({human_bytes(own)} before "
+        "there is a model; the rest is its part, and holes in the heap)"
+    )
 
 
 def planned_deadlines(method: Method, situation: Situation, first_round: RoundPlan) -> list[str]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cutlayer.device.process import for_a_part
+
 PROBE_SECONDS = 0.3
 FEWEST_REPEATS = 3
 SIZES = {"cpu": (128, 512), "cuda": (1024, 1024)}
@@ -47,7 +49,7 @@ class Probed:
     """What a device found out about itself.
 
     Attributes:
-      memory_bytes: free for its part of the model.
+      memory_bytes: what its part of the model may take of what is free.
       flops_per_second: what training reaches, so no efficiency is to be taken off.
     """
 
@@ -64,7 +66,8 @@ def probe(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] =
       clock: Seconds.
     """
     step, flops = training_step(device, dtype)
-    return Probed(free_memory(device), flops / median_seconds(step, clock))
+    speed, free = flops / median_seconds(step, clock), free_memory(device)
+    return Probed(for_a_part(free) if device.type == "cpu" else free, speed)
 
 
 def median_seconds(step: Callable[[], object], clock: Callable[[], float], budget: float = PROBE_SECONDS) -> float:

@@ -11,6 +11,7 @@ No rule knows a method, a shape or a policy by name, so whoever writes one is he
     Round.keeps_activations          what was sent is trained on again later     a fold, moved weights, base dropout
     Shape.copies_weights             devices may hold copies of weights          a fold, which does not reach them
     Method.moved                     the base's weights move                     a fold of the same weights
+    ModelSettings.quantised          weights are int8 or nf4                     a fold, moved weights
     Shape.devices = alone            a device trains the whole model             a cut below the head
     Shape.devices = frozen           nothing on a device trains                  an adapter on a block that it holds
     Shape.devices = training         something on each device trains             a device without an adapter
@@ -54,6 +55,7 @@ class Chosen:
       descends: whether a rule is chosen by which adapters follow their gradients.
       micro_batches: into which a batch is cut.
       base_dropout: whether the base model's own dropout is on.
+      quantised: the form of the base's weights where they are not plain numbers.
     """
 
     round: Round
@@ -64,6 +66,7 @@ class Chosen:
     descends: bool = False
     micro_batches: int = 1
     base_dropout: bool = False
+    quantised: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,17 @@ def a_fold_of_moved_weights(chosen: Chosen) -> str | None:
     )
 
 
+def changes_of_quantised_weights(chosen: Chosen) -> str | None:
+    """Weights in few bits, and a base that changes: every change would round them anew."""
+    if chosen.quantised is None or not (chosen.folds or chosen.moves):
+        return None
+    return (
+        "model.dtype: expected fp32, bf16 or fp16 for a method that changes the base's own weights, got "
+        f"{chosen.quantised}, which every change would round anew. Set model.dtype=fp32, or choose a method that "
+        "leaves them as they are (fedlora)."
+    )
+
+
 def late_work_on_a_base_that_moves(chosen: Chosen) -> str | None:
     """Late work that is kept, and weights of the base that move under a device that is at it."""
     if chosen.stragglers.late != "keep" or not (chosen.folds or chosen.moves):
@@ -255,6 +269,7 @@ RULES: tuple[Rule, ...] = (
     dropout_of_kept_activations,
     a_fold_beside_copies,
     a_fold_of_moved_weights,
+    changes_of_quantised_weights,
     late_work_on_a_base_that_moves,
     late_work_at_sites,
 )

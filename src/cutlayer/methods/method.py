@@ -73,13 +73,17 @@ class Method:
     structure: Callable[[], Kept | None] = lambda: None
     observe: Callable[[DevicePlan, Update], Mapping[str, Any]] = lambda _plan, _update: {}
 
-    def chosen(self, asked: Stragglers | None, *, micro_batches: int, base_dropout: bool) -> Chosen:
+    def chosen(
+        self, asked: Stragglers | None, *, micro_batches: int, base_dropout: bool, quantised: str | None = None
+    ) -> Chosen:
         """What this method and a run file choose together.
 
         Args:
           asked: What the run file says of stragglers; None leaves it to the method.
           micro_batches: Into which the run file cuts batches.
           base_dropout: Whether the base model's own dropout is on.
+          quantised: The form of the base's weights; None for plain numbers, and where a plan is asked for, when this
+            has been looked at.
         """
         return Chosen(
             round=self.round,
@@ -90,6 +94,7 @@ class Method:
             descends=self.trains is not None,
             micro_batches=micro_batches,
             base_dropout=base_dropout,
+            quantised=quantised,
         )
 
     def make_plan(self, round: int, situation: Situation) -> RoundPlan:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cutlayer.errors import ModelError
+from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapter import (
     PREFIX,
     LoraSettings,
@@ -39,6 +39,7 @@ from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
 from cutlayer.model.pretrained import config_of
+from cutlayer.model.quantised import KINDS, SCALE, Kind, forms_of, quantise
 from cutlayer.model.recognised import recognised
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.model.standing import Standing
@@ -61,7 +62,10 @@ class ModelSettings:
       task: what it is trained for.
       num_labels: classes of a classification; 0 for causal LM.
       pad_id: the token id that pads; kept in the model's config, where a decoder's classification head looks for it.
-      dtype: of the frozen weights and the activations: fp32, bf16 or fp16. Trainable tensors are always fp32.
+      dtype: of the frozen weights: fp32, bf16, fp16, int8 or nf4 (`model/quantised.py`). Trainable tensors are always
+        fp32.
+      compute: of the activations and of what frozen tensors are computed with; None is the weights' own, and fp32 where
+        these are int8 or nf4.
       pooling: `auto`, or how a sentence becomes a vector.
       base_dropout: whether the base model's own dropout is on while training. Off, the cut is exact.
       checkpoint_device: the device recomputes its blocks in the backward pass, to hold fewer activations.
@@ -76,6 +80,7 @@ class ModelSettings:
     num_labels: int = 0
     pad_id: int = 0
     dtype: str = "fp32"
+    compute: str | None = None
     pooling: str = "auto"
     base_dropout: bool = False
     checkpoint_device: bool = False
@@ -83,6 +88,26 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     family: Family | None = None
     revision: str | None = None
+
+    @property
+    def quantised(self) -> Kind | None:
+        """In which form the frozen weights are; None for plain numbers."""
+        return next((kind for kind in KINDS if kind == self.dtype), None)
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """What it computes in.
+
+        Raises:
+          ConfigError: Plain weights of another dtype.
+        """
+        own = "fp32" if self.quantised else self.dtype
+        if self.compute not in (None, own) and not self.quantised:
+            raise ConfigError(
+                f"model.compute: expected {own}, in which the weights are, got {self.compute}. Set model.dtype to "
+                f"{self.compute}, or to one of {', '.join(KINDS)}."
+            )
+        return DTYPES[self.compute or own]
 
 
 class Base:
@@ -104,7 +129,7 @@ class Base:
         self.settings = settings
         self.device = torch.device(device)
         self.files = ModelFiles(settings.name, settings.revision)
-        self.dtype = DTYPES[settings.dtype]
+        self.dtype = settings.computes_in
         self.config = self._transformers_config(depth)
         self.family = self._family()
         self.pooling = choose_pooling(settings.pooling, self.family)
@@ -117,7 +142,9 @@ class Base:
         self._ties = _ties(skeleton)
         self.parameter_shapes = {name: value.shape for name, value in skeleton.named_parameters()}
         self.parameter_names = [name for name in self.parameter_shapes if name not in self._ties]
-        self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device)
+        kind = settings.quantised
+        self.forms = forms_of(skeleton, kind, self._blocks, self.trained_heads) if kind else {}
+        self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device, forms=self.forms)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self._pool(skeleton)
@@ -242,6 +269,11 @@ class Base:
           ConfigError: This model or these LoRA targets cannot be pruned.
         """
         skeleton = self._skeleton()
+        if self.settings.dtype == "nf4":
+            raise ConfigError(
+                "model.dtype: expected int8 or a plain dtype where rows and columns of weights are removed, got nf4, "
+                "whose scales lie across both. Set model.dtype=int8, or choose another method."
+            )
         structure = Structure(skeleton, self._blocks, self.family)
         targets = target_modules(skeleton, self._blocks, self.family, self.settings.lora.targets)
         structure.check_adapted(inside_block(path, self._blocks) for path in targets)
@@ -263,7 +295,12 @@ class Base:
             (PREFIX + path.replace(".default.", "."), path, value) for path, value in part.model.named_parameters()
         )
         frozen = ((path.replace(".base_layer.", "."), value) for name, path, value in named if name not in trained)
-        return {self._ties.get(path, path): value for path, value in frozen}
+        return {self._untied(path): value for path, value in frozen}
+
+    def _untied(self, path: str) -> str:
+        """The name under which a frozen tensor is stored, of which a tied one has another."""
+        weight = path.removesuffix(SCALE)
+        return self._ties.get(weight, weight) + path[len(weight) :]
 
     def shapes_of(self, ranks: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
         """The trainable tensors and their shapes at these ranks.
@@ -344,8 +381,9 @@ class Base:
           folds: By `<number>/<name>` (`model/folds.py`).
 
         Raises:
-          ModelError: One that comes before it is missing.
+          ModelError: One that comes before it is missing, or the weights are int8 or nf4.
         """
+        self._check_movable(bool(folds))
         scale = self.settings.lora.alpha / self.settings.lora.rank
         for number, stack in by_number(folds) if self.device.type != "meta" else ():
             for b, a in factor_names(stack):
@@ -377,6 +415,7 @@ class Base:
         Raises:
           ModelError: The weights are not fp32.
         """
+        self._check_movable(frozen)
         known = self._standing
         if known is None or known.seeds != tuple(seeds) or not adapter.keys() <= known.tensors.keys():
             self.unfold()
@@ -387,6 +426,13 @@ class Base:
             self._standing = known
         return known
 
+    def _check_movable(self, moves: bool) -> None:
+        if moves and self.settings.quantised:
+            raise ModelError(
+                f"model.dtype: expected fp32, bf16 or fp16 where the base's weights change, got {self.settings.dtype}, "
+                "which would be rounded anew by every change. Set model.dtype=fp32."
+            )
+
     def _frozen_names(self) -> list[str]:
         """The tensors of the whole model that no adapter holds, each once, in the model's order."""
         held = {path for path, _ in self.whole(frozenset()).model.named_parameters()}
@@ -396,13 +442,13 @@ class Base:
         """Takes all folds and all sums of noise back: the weights are again as they are stored."""
         moved = set(self._folded) | (self._standing.tensors.keys() - self.shapes.keys() if self._standing else set())
         for path in moved:
-            self._stored(path).copy_(self.weights.read(self._ties.get(path, path)))
+            self._stored(path).copy_(self.weights.read(self._untied(path)))
         self._folded.clear()
         self._standing = None
 
     def _stored(self, path: str) -> Tensor:
         """The frozen tensor of this name, which all parts share."""
-        return self.weights.get(self._ties.get(path, path))
+        return self.weights.held(self._untied(path))
 
     @property
     def vocabulary(self) -> int:
@@ -528,6 +574,7 @@ class Base:
         held = [path for path in modules if self.block_of(f"{PREFIX}{path}") in blocks]
         with _BUILDING:
             attach_lora(model, held, self.settings.lora)
+        quantise(model, self.forms, self.dtype)
         model.requires_grad_(False)
         if self.device.type != "meta":
             self._assign(model, kept)

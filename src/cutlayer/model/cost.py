@@ -69,6 +69,20 @@ class CostModel:
             backward, memory = forward.backward_flops, forward.memory_bytes
         return Cost(times * forward.forward_flops, backward, memory)
 
+    def largest_bytes(self, plan: DevicePlan, flow: Flow, num_samples: int, num_tokens: int) -> int:
+        """The largest tensor that comes and goes in a step of a device. See `device`."""
+        held = [Held("whole" if plan.alone else "device", plan.cut, plan.ranks, self._left(flow))]
+        if flow.away is not None:
+            held = [Held("device", flow.away[0], plan.ranks), Held("server", flow.away[1], plan.ranks)]
+        elif plan.head and not plan.alone:
+            assert plan.top is not None, "who keeps its labels holds a tail"
+            held = [Held("device", plan.cut, plan.ranks), Held("tail", plan.top, plan.ranks)]
+        powers = np.array([1.0, num_tokens, num_tokens**2])
+        largest = max(
+            sum(share * self._coefficients(corner)[3] @ powers for share, corner in self._corners(one)) for one in held
+        )
+        return int(largest * num_samples * flow.at_once)
+
     def _both_ends(self, plan: DevicePlan, flow: Flow, num_samples: int, num_tokens: int) -> Cost:
         """A step below the cut and in the tail: what is kept for the backward pass below is there all the while."""
         assert plan.top is not None, "who keeps its labels holds a tail"
@@ -320,6 +334,10 @@ class ShapedCosts:
     def device_forward(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> float:
         """FLOPs of one forward pass of the device's part, whatever its steps run."""
         return self.model.device(plan, Flow(), num_samples, num_tokens).forward_flops
+
+    def largest_bytes(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> int:
+        """The largest tensor of a device's step. See `CostModel.largest_bytes`."""
+        return self.model.largest_bytes(plan, self.flow(plan), num_samples, num_tokens)
 
     def server(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
         """The server's step for that device. See `CostModel.server`."""

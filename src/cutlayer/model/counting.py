@@ -134,10 +134,8 @@ class Counter:
         return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
 
     def frozen_bytes(self, held: Held) -> int:
-        """Bytes of the weights that a part holds and does not train."""
-        part = self.part(held)
-        trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
-        return sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)
+        """Bytes of the weights that a part holds and does not train, each once, in the form in which it holds them."""
+        return sum(p.numel() * p.element_size() for p in self.base.stored_names(self.part(held)).values())
 
     def shared_bytes(self, one: Held, other: Held) -> int:
         """Bytes of the frozen weights that two parts share: of a head that is tied to the embeddings."""
@@ -316,7 +314,11 @@ FUSED_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """The CPU's kernels, for which torch's counter has no formula."""
-FORMULAS = {**flop_registry, **{kernel: shape_wrapper(formula) for kernel, formula in FUSED_ATTENTION.items()}}
+FORMULAS = {
+    **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],  # weights in a form are multiplied some rows at a time
+    **{kernel: shape_wrapper(formula) for kernel, formula in FUSED_ATTENTION.items()},
+}
 
 
 def _inputs(num_samples: int, num_tokens: int) -> dict[str, Tensor]:

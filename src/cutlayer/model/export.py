@@ -64,6 +64,7 @@ class AdapterCard:
       template: how chats were written: the text of the chat template, or `plain`; None for classes and plain text.
       system: the system turn that chats without one got.
       separator: what stood between prompt and answer, where `template` is `plain`.
+      quantised: int8 or nf4, if the frozen weights were rounded to it while the adapter was trained.
     """
 
     base: str
@@ -79,6 +80,7 @@ class AdapterCard:
     template: str | None = None
     system: str | None = None
     separator: str | None = None
+    quantised: str | None = None
 
     @property
     def own_family(self) -> Family | None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
 from cutlayer.model.part import WholePart
+from cutlayer.model.quantised import dense_weight
 from cutlayer.model.structure import Member, units_by_name
 from cutlayer.types import Adapter, Kept
 
@@ -52,7 +53,7 @@ def unit_scores(base: Base, part: WholePart, parameters: Mapping[str, nn.Paramet
             if f"{PREFIX}{path}.lora_A.weight" not in parameters:
                 continue  # a block without an adapter
             A_RN, B_MR = (parameters[f"{PREFIX}{path}.lora_{factor}.weight"] for factor in "AB")
-            weight = part.model.get_parameter(f"{path}.base_layer.weight")
+            weight = dense_weight(part.model.get_submodule(f"{path}.base_layer"))
             score_MN = _score(weight.T if member.transposed else weight, A_RN, B_MR, lora.alpha / lora.rank)
             total += _by_unit(score_MN, member, len(units), structure.count(name))
         everything = torch.zeros(structure.count(name), device=base.device)

@@ -27,6 +27,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.cost import BYTES_PER_TRAINABLE
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import Part
+from cutlayer.model.quantised import dense_weight
 
 CHUNK_NUMBERS = 2**21
 """Of a frozen matrix's gradient, the most that is there at a time."""
@@ -63,7 +64,7 @@ class Exactly:
 
     def _hook(self, name: str) -> Callable[[Any, Any, Any], None]:
         def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            weight, x = module.get_base_layer().weight, inputs[0].detach()
+            weight, x = dense_weight(module.get_base_layer()), inputs[0].detach()
 
             def weigh(gradient: Tensor) -> None:
                 matrix_MN = weight.T if self._base.transposed else weight

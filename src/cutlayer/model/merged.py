@@ -53,12 +53,20 @@ def merged_tensors(base: Base, adapter: Mapping[str, Tensor], dtype: torch.dtype
         trained = adapter.get(f"{PREFIX}{name}")
         if trained is None and name not in base.weights:
             continue  # a pooler that neither the base nor the run has
-        value = base.weights.read(name) if trained is None else trained.cpu()
+        value = _frozen(base, name) if trained is None else trained.cpu()
         owner = f"{PREFIX}{name.removesuffix('.weight')}"
         if (a := f"{owner}.lora_A.weight") in adapter:
             delta = scale * (adapter[f"{owner}.lora_B.weight"].cpu() @ adapter[a].cpu())
             value = value.float() + (delta.T if base.transposed else delta)
         yield name, value.to(dtype).contiguous()
+
+
+def _frozen(base: Base, name: str) -> Tensor:
+    """The tensor that the adapter was trained on: where it was rounded to a form, what layers computed with."""
+    form = base.forms.get(name)
+    if form is None:
+        return base.weights.read(name)
+    return form.dense(*base.weights.rounded(name), torch.float32)
 
 
 def save_merged(
@@ -146,7 +154,7 @@ def agreement(folder: Path, adapter: Adapter, base: Base, batches: Sequence[Batc
     Args:
       folder: Of the merged model.
       adapter: In the base's scale.
-      base: In fp32.
+      base: Computes in fp32.
       batches: To run both on.
       dtype: Of the merged model.
 

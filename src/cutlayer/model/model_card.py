@@ -94,6 +94,7 @@ def model_card(base: Base, card: AdapterCard, training: Training, *, title: str,
     lora = base.settings.lora
     rows = {
         "base model": f"`{named}`",
+        "trained on": None if card.quantised is None else f"its weights rounded to {card.quantised}",
         "data": data,
         "method": f"`{training.method}` (cutlayer)" if training.method else "not known",
         "rounds": training.rounds,

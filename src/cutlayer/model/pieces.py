@@ -11,9 +11,10 @@ The pieces are the files of a model folder, so `ModelFiles` and `Base` read what
 
 The server stores nothing twice: a safetensors file is a header and then the tensors' bytes, so a piece is a new header
 and ranges of the files that are there. Of a GGUF file the weights stay packed as they are in it, under the names that
-they have in transformers, with a note in the header on how to read them (`model/packed.py`). On a device a piece is
-either whole, with the digest that the server named, or not there. What the other end says is checked before it is used:
-names are never paths, lengths are bounded.
+they have in transformers, with a note in the header on how to read them (`model/packed.py`). Weights that the run holds
+in a form (`model/quantised.py`) travel in it, whatever file they come from; the server makes them when it is asked.
+On a device a piece is either whole, with the digest that the server named, or not there. What the other end says is
+checked before it is used: names are never paths, lengths are bounded.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from cutlayer.errors import MalformedMessage, ModelError
@@ -38,6 +40,7 @@ from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cut import check_cut
 from cutlayer.model.packed import written_note
+from cutlayer.model.quantised import SCALE, Form
 from cutlayer.model.source import INDEX, TOKENIZER, read_header
 
 EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"
@@ -45,6 +48,7 @@ TENSORS = re.compile(r"(?:embeddings|head|block-(?:0|[1-9][0-9]{0,3}))\.safetens
 SMALL_BYTES = 128 * 2**20
 """The most that a piece may have that holds no tensors."""
 CHUNK_BYTES = 2**20
+SPELLED = {torch.int8: "I8", torch.uint8: "U8"}
 WHOSE = "Is it a cutlayer server?"
 
 
@@ -93,6 +97,18 @@ class _Range:
     length: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """Numbers or scales of a weight, which are made when they are asked for."""
+
+    name: str
+    length: int
+
+
+_Stretch = bytes | _Range | _Rounded
+"""A stretch of a piece."""
+
+
 class PieceServer:
     """Serves the pieces of a model.
 
@@ -106,6 +122,7 @@ class PieceServer:
     def __init__(self, settings: ModelSettings) -> None:
         self._base = Base(settings, device="meta")
         self._digests: dict[str, str] = {}
+        self._last: tuple[str, list[bytes]] = "", []
 
     def manifest(self, cut: int, *, top: int | None = None) -> tuple[Piece, ...]:
         """What a device with this cut needs. Digests are computed once, which reads those pieces from end to end.
@@ -134,16 +151,26 @@ class PieceServer:
             )
         found = []
         for part in self._contents[name]:
-            size = len(part) if isinstance(part, bytes) else part.length
+            size = _size(part)
             first, end = min(offset, size), min(offset + length, size)
             if first < end:
-                found.append(_bytes_of(part, first, end - first))
+                made = self._rounded(part.name) if isinstance(part, _Rounded) else part
+                found.append(_bytes_of(made, first, end - first))
                 length -= end - first
             offset -= first
         return b"".join(found)
 
     def _length(self, name: str) -> int:
-        return sum(len(part) if isinstance(part, bytes) else part.length for part in self._contents[name])
+        return sum(map(_size, self._contents[name]))
+
+    def _rounded(self, name: str) -> bytes:
+        """The bytes of a weight's numbers or scales. The last weight is kept: pieces are read from end to end."""
+        weight = name.removesuffix(SCALE)
+        last = self._last
+        if last[0] != weight:
+            pair = (tensor.contiguous().view(torch.uint8).flatten() for tensor in self._base.weights.rounded(weight))
+            last = self._last = weight, [tensor.numpy().tobytes() for tensor in pair]
+        return last[1][name != weight]
 
     def _digest(self, name: str) -> str:
         if name not in self._digests:
@@ -154,14 +181,15 @@ class PieceServer:
         return self._digests[name]
 
     @cached_property
-    def _contents(self) -> dict[str, list[bytes | _Range]]:
+    def _contents(self) -> dict[str, list[_Stretch]]:
         """What each piece is made of, in the order in which pieces are sent."""
         files = self._base.files
         found = {name: path for name in ("config.json", *TOKENIZER) if (path := files.find(name))}
-        contents: dict[str, list[bytes | _Range]] = {
+        contents: dict[str, list[_Stretch]] = {
             name: [_Range(path, 0, size)] for name, path in found.items() if (size := path.stat().st_size)
         }
         index = {known: piece for piece, places in self._tensors.items() for _, known in places}
+        index |= {name: piece for piece, held in self._in_form.items() for one in held for name in (one, one + SCALE)}
         contents[INDEX] = [json.dumps({"weight_map": index}, sort_keys=True).encode()]
         headers: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         for piece, places in self._tensors.items():
@@ -173,22 +201,37 @@ class PieceServer:
                             f"model {files.name}: expected the shard {filename}, got none. Fetch it again."
                         )
                     headers[filename] = (path, *read_header(path))
-            contents[piece] = _assembled([(known, *headers[filename]) for filename, known in places])
+            plain = [(known, *headers[filename]) for filename, known in places]
+            contents[piece] = _assembled(plain, {name: self._base.forms[name] for name in self._in_form.get(piece, [])})
         return contents
 
     @cached_property
+    def _in_form(self) -> dict[str, list[str]]:
+        """By piece, the weights that are sent in their form."""
+        held = {piece: [name for name, _ in places if name in self._base.forms] for piece, places in self._all.items()}
+        return {piece: names for piece, names in held.items() if names}
+
+    @cached_property
     def _tensors(self) -> dict[str, list[tuple[str, str]]]:
-        """By piece, where its tensors are: the file, and the tensor's name in it."""
+        """By piece, where those of its tensors are that are sent as they are: the file, and the tensor's name in it."""
+        return {
+            piece: [place for name, place in places if name not in self._base.forms]
+            for piece, places in self._all.items()
+        }
+
+    @cached_property
+    def _all(self) -> dict[str, list[tuple[str, tuple[str, str]]]]:
+        """By piece, its tensors' names and where each is: the file, and the tensor's name in it."""
         base = self._base
         before = {name for name, _ in base.device_part(0).model.named_parameters()}
-        pieces: dict[str, list[tuple[str, str]]] = {
+        pieces: dict[str, list[tuple[str, tuple[str, str]]]] = {
             name: [] for name in (EMBEDDINGS, *map(_block, range(base.num_blocks)), HEAD)
         }
         for name in base.parameter_names:
             place, block = base.weights.place(name), base.block_of(PREFIX + name)
             if place is None or PREFIX + name in base.shapes:
                 continue  # the server sends what is trained with every round
-            pieces[EMBEDDINGS if name in before else HEAD if block is None else _block(block)].append(place)
+            pieces[EMBEDDINGS if name in before else HEAD if block is None else _block(block)].append((name, place))
         return {piece: places for piece, places in pieces.items() if places}
 
 
@@ -196,21 +239,39 @@ def _block(index: int) -> str:
     return f"block-{index}.safetensors"
 
 
-def _assembled(tensors: Sequence[tuple[str, Path, int, dict[str, Any]]]) -> list[bytes | _Range]:
-    """A safetensors file of these tensors: name, the file that holds it, where its data begins, and its header."""
+def _assembled(tensors: Sequence[tuple[str, Path, int, dict[str, Any]]], forms: Mapping[str, Form]) -> list[_Stretch]:
+    """A safetensors file.
+
+    Args:
+      tensors: Those that are sent as they are: name, the file that holds it, where its data begins, and its header.
+      forms: Of the weights that are made.
+    """
+    found: list[tuple[str, dict[str, Any], _Stretch]] = []
     packed = {name: entries[name]["stored"] for name, _, _, entries in tensors if "stored" in entries[name]}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **written_note(packed)}}
-    ranges: list[bytes | _Range] = []
-    end = 0
-    for name, path, data, entries in sorted(tensors, key=lambda one: (-_item_bytes(one[3][one[0]]), one[0])):
+    for name, path, data, entries in tensors:
         first, last = entries[name]["data_offsets"]
-        entry = entries[name]
-        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [end, end + last - first]}
-        ranges.append(_Range(path, data + first, last - first))
-        end += last - first
+        found.append((name, entries[name], _Range(path, data + first, last - first)))
+    for name, form in forms.items():
+        (shape, dtype), scales = form.stored, form.scales
+        for one, entry, length in (
+            (name, {"dtype": SPELLED[dtype], "shape": list(shape)}, form.num_bytes - 4 * scales[0]),
+            (name + SCALE, {"dtype": "F32", "shape": list(scales)}, 4 * scales[0]),
+        ):
+            found.append((one, entry | {"data_offsets": [0, length]}, _Rounded(one, length)))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **written_note(packed)}}
+    end = 0
+    found.sort(key=lambda one: (-_item_bytes(one[1]), one[0]))
+    for name, entry, stretch in found:
+        places = [end, end + _size(stretch)]
+        header[name] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": places}
+        end += _size(stretch)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors lie aligned, the widest first
-    return [struct.pack("<Q", len(text)) + text, *ranges]
+    return [struct.pack("<Q", len(text)) + text, *(stretch for _, _, stretch in found)]
+
+
+def _size(part: _Stretch) -> int:
+    return len(part) if isinstance(part, bytes) else part.length
 
 
 def _item_bytes(entry: dict[str, Any]) -> int:

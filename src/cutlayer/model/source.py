@@ -24,6 +24,7 @@ from cutlayer.files import sha256
 from cutlayer.model.gguf import SUFFIX
 from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
 from cutlayer.model.packed import read_note, unpacked
+from cutlayer.model.quantised import SCALE, Form
 
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -256,12 +257,24 @@ class Weights:
     Names are those of the task model's state dict. Checkpoints of the bare backbone (no `bert.` in front), of a model
     that has the text model as one of its towers, and the old LayerNorm spelling (`gamma`, `beta`) are found as well.
 
+    Weights that have a form are held in it, as two tensors, NAME and NAME_scale: rounded when they are read, or as they
+    are where the checkpoint is what a server sent, which has rounded them.
+
     Attributes:
       bytes_read: bytes of tensor data read from files so far, as it lies in them.
     """
 
-    def __init__(self, files: ModelFiles, *, prefix: str, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        files: ModelFiles,
+        *,
+        prefix: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        forms: Mapping[str, Form] | None = None,
+    ) -> None:
         self._files, self._prefix, self._dtype, self._device = files, prefix, dtype, device
+        self._forms = forms or {}
         self._loaded: dict[str, Tensor] = {}
         self.bytes_read = 0
 
@@ -303,16 +316,55 @@ class Weights:
         return self.place(name) is not None
 
     def get(self, name: str) -> Tensor:
-        """The tensor, in the run's dtype and on its device.
+        """The tensor, in the dtype that the run computes in and on its device; of a weight that is held in a form, what
+        layers compute with.
 
         Raises:
           ModelError: The checkpoint has no such tensor.
         """
+        if name in self._forms:
+            return self._forms[name].dense(self.held(name), self.held(name + SCALE), self._dtype)
+        return self.held(name)
+
+    def held(self, name: str) -> Tensor:
+        """The tensor as parts hold it: numbers or scales of a weight that is held in a form, else the tensor itself.
+
+        Raises:
+          ModelError: The checkpoint has no such tensor.
+        """
+        weight = name.removesuffix(SCALE)
+        if name not in self._loaded and weight in self._forms:
+            pair = (weight, weight + SCALE)
+            for one, tensor in zip(pair, self.rounded(weight), strict=True):
+                self._loaded[one] = tensor.to(self._device)
         if name not in self._loaded:
             stored = self.read(name)
+            if not stored.is_floating_point() and name + SCALE in self:
+                raise self._of_another_form(name, "plain numbers", stored)
             wanted = self._dtype if stored.is_floating_point() else stored.dtype
             self._loaded[name] = stored.to(device=self._device, dtype=wanted)
         return self._loaded[name]
+
+    def rounded(self, name: str) -> tuple[Tensor, Tensor]:
+        """Numbers and scales of a weight that has a form, on the CPU and not kept.
+
+        Raises:
+          ModelError: The checkpoint has no such weight, or has it in another form.
+        """
+        form, stored = self._forms[name], self.read(name)
+        if stored.is_floating_point():
+            if stored.shape != form.shape:
+                return stored, torch.empty(form.scales)  # whoever holds it against its module says so
+            return form.rounded(stored)
+        if (tuple(stored.shape), stored.dtype) != form.stored or name + SCALE not in self:
+            raise self._of_another_form(name, form.kind, stored)
+        return stored, self.read(name + SCALE)
+
+    def _of_another_form(self, name: str, expected: str, stored: Tensor) -> ModelError:
+        return ModelError(
+            f"model {self._files.name}: expected {name} as {expected}, got {stored.dtype} of {tuple(stored.shape)}. "
+            "Set model.dtype as the files have it, or fetch them again."
+        )
 
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored, not kept; packed weights in fp32."""

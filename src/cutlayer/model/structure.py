@@ -55,7 +55,7 @@ class Member:
     def axis(self, attribute: str) -> int | None:
         """The axis of its tensor of this name along which units lie; None for one that they do not touch."""
         if self.makes:
-            return {"weight": int(self.transposed), "bias": 0, "lora_B.weight": 0}.get(attribute)
+            return {"weight": int(self.transposed), "weight_scale": 0, "bias": 0, "lora_B.weight": 0}.get(attribute)
         return {"weight": int(not self.transposed), "lora_A.weight": 1}.get(attribute)
 
     def indices(self, units: Sequence[int], count: int) -> Tensor:
@@ -113,7 +113,9 @@ class Structure:
                 sections = self._sections(group, size, width[taken][0], fused=path != taken and len(made) == 1)
                 transposed = isinstance(layers[path], Conv1D)
                 self.members[path] = Member(path, group, path != taken, sections, transposed)
-        self._pattern = re.compile(re.escape(f"{blocks_path}.") + r"(\d+)\.(.+?)\.(weight|bias|lora_[AB]\.weight)$")
+        self._pattern = re.compile(
+            re.escape(f"{blocks_path}.") + r"(\d+)\.(.+?)\.(weight|weight_scale|bias|lora_[AB]\.weight)$"
+        )
 
     def _layer(self, block: nn.Module, path: str) -> nn.Module:
         layer = dict(block.named_modules()).get(path)

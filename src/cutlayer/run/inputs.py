@@ -41,6 +41,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
+from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
@@ -144,6 +145,7 @@ class ServerInputs:
             template=data.template,
             system=data.system,
             separator=SEPARATOR if data.template == PLAIN else None,
+            quantised=self.model_settings.quantised,
         )
 
     @property
@@ -439,7 +441,10 @@ def completed(config: RunConfig) -> RunConfig:
     row, options = found(config.method.name, config.method.sha256), config.method.options
     method, train = row.built(options, config.train.seed), config.train
     chosen = method.chosen(
-        asked_stragglers(config), micro_batches=train.micro_batches, base_dropout=config.model.base_dropout
+        asked_stragglers(config),
+        micro_batches=train.micro_batches,
+        base_dropout=config.model.base_dropout,
+        quantised=config.model.dtype if config.model.dtype in KINDS else None,
     )
     check(chosen)
     if config.data.hold_out:

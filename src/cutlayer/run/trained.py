@@ -57,7 +57,7 @@ class Trained:
 
     Attributes:
       where: what it came from, for messages.
-      base: in fp32.
+      base: in fp32, or in the form in which the adapter was trained on it.
       adapter: in the base's scale.
       card: what it was trained for.
       training: how.
@@ -140,6 +140,7 @@ def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
         task=card.task,  # type: ignore[arg-type]
         num_labels=len(card.labels),
         pad_id=card.pad_id,
+        dtype=card.quantised or "fp32",
         pooling=card.pooling,
         lora=given.settings,
         family=card.own_family,
@@ -210,7 +211,7 @@ def _committed(path: Path, model: str | None, where: str) -> Trained:
     settings = model_settings(config, len(card.labels), card.pad_id)
     if model is not None:
         settings = replace(settings, name=model, revision=None)
-    base = Base(replace(settings, dtype="fp32"), hardware(where))
+    base = Base(replace(settings, dtype=card.quantised or "fp32", compute=None), hardware(where))
     result, round = _result_in(checkpoint, config, base, path)
     metrics = checkpoint.branch("best").branch("facts").facts["row"]["metrics"] if round is not None else run["metrics"]
     kept = f"the best round by {config.train.metric}, of {run['rounds_done']} so far" if round is not None else ""
