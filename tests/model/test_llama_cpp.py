@@ -26,6 +26,7 @@ from cutlayer.model.llama_cpp import LlamaCpp, cached, gguf_in, llama3, llama3_f
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pieces import PieceServer, PieceStore
 from cutlayer.model.pretrained import pretrained
+from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import SMOLLM2, ModelFiles, read_header
 from cutlayer.settings import load_tokenizer
 from cutlayer.testing.tiny import random_batch
@@ -145,6 +146,20 @@ def test_a_device_is_sent_the_weights_packed_as_they_are(file: Path, tmp_path: P
     tokenizer = load_tokenizer(ModelFiles(str(store.folder)))
     assert tokenizer.chat_template == TEMPLATE
     assert tokenizer("n7").input_ids == load_tokenizer(files.files)("n7").input_ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rounded_to_a_form_it_is_what_was_unpacked_and_travels_so(kind: str, file: Path, tmp_path: Path) -> None:
+    base, plain = open_base(file, "causal-lm", dtype=kind), open_base(file, "causal-lm")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"):
+        form = base.forms[name]
+        numbers, scale = form.rounded(plain.weights.get(name))
+        assert torch.equal(base.weights.held(name), numbers)
+        assert torch.equal(base.weights.get(name), form.dense(numbers, scale, torch.float32))
+    server = PieceServer(settings_for(file, "causal-lm", dtype=kind))
+    store = PieceStore(tmp_path / "store", PLENTY)
+    fetch(server, store, server.manifest(BLOCKS, top=BLOCKS))
+    assert_same(open_base(store.folder, "causal-lm", dtype=kind).whole(), base.whole())
 
 
 def test_a_piece_with_another_note_is_refused(file: Path, tmp_path: Path) -> None:

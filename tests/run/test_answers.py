@@ -44,6 +44,7 @@ def test_samples_and_metrics_of_a_run_stopped_or_not(world: World) -> None:
 def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: World) -> None:
     values = {"model.name": str(world.writer), "data.path": str(world.sums), "data.task": "causal-lm"}
     values |= {"data.prompt": "question", "data.answer": "reply", "fleet": str(world.fleet), "data.max_length": 16}
+    values |= {"data.template": "plain"}
     config = read_config(None, ["train.metrics=[exact_match]", "train.metric_rows=12"], values)
     answers = answers_of(prepare(config))
     assert answers is not None
@@ -58,7 +59,10 @@ def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: Wor
     ("flags", "said"),
     [
         (["--text", "question", "-o", "train.metrics=bleu"], "got plain text"),
-        (["--prompt", "question", "--answer", "reply", "-o", "train.answer_pattern=("], "a regular expression"),
+        (
+            ["--prompt", "question", "--answer", "reply", "--template", "plain", "-o", "train.answer_pattern=("],
+            "a regular expression",
+        ),
     ],
 )
 def test_what_cannot_be_judged(flags: list[str], said: str, world: World) -> None:

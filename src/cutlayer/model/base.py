@@ -143,7 +143,8 @@ class Base:
         self.parameter_shapes = {name: value.shape for name, value in skeleton.named_parameters()}
         self.parameter_names = [name for name in self.parameter_shapes if name not in self._ties]
         kind = settings.quantised
-        self.forms = forms_of(skeleton, kind, self._blocks, self.trained_heads) if kind else {}
+        tables = [f"{self._prefix}.{path}" for path in (self.family.embeddings, *self.family.positions)]
+        self.forms = forms_of(skeleton, kind, self._blocks, self.trained_heads, tables) if kind else {}
         self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device, forms=self.forms)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)

@@ -252,18 +252,22 @@ def _class_of(plain: type[nn.Module]) -> type[_Quantised]:
     return ours if plain is base else type(f"Quantised{plain.__name__}", (plain, ours), {})
 
 
-def forms_of(model: nn.Module, kind: Kind, blocks_path: str, trained: Collection[str]) -> dict[str, Form]:
-    """The forms of a model's weights by name: of every linear layer and embedding.
+def forms_of(
+    model: nn.Module, kind: Kind, blocks_path: str, trained: Collection[str], looked_up: Collection[str]
+) -> dict[str, Form]:
+    """The forms of a model's weights by name: of every linear layer, and of every embedding that is looked up.
 
     Args:
       model: The whole task model, on any device.
       kind: See the module's docstring.
       blocks_path: Path of the block list.
       trained: Modules that are trained, which stay as they are with all that is in them.
+      looked_up: Modules whose embeddings are looked up by ids. Others stay as they are: a block may read such a table
+        whole, as DeBERTa's do the one of relative positions.
     """
     forms = {}
     for path, module in model.named_modules():
-        if any(path == name or path.startswith(f"{name}.") for name in trained):
+        if _within(path, trained) or (isinstance(module, nn.Embedding) and not _within(path, looked_up)):
             continue
         if isinstance(module, (nn.Linear, Conv1D, nn.Embedding)):
             rows, columns = module.weight.shape
@@ -271,6 +275,10 @@ def forms_of(model: nn.Module, kind: Kind, blocks_path: str, trained: Collection
             layer: Kind = kind if fits and not isinstance(module, nn.Embedding) else "int8"
             forms[f"{path}.weight"] = Form(layer, (rows, columns), int(isinstance(module, Conv1D)))
     return forms
+
+
+def _within(path: str, modules: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in modules)
 
 
 def quantise(model: nn.Module, forms: dict[str, Form], dtype: torch.dtype) -> None:
