@@ -44,7 +44,7 @@ def test_the_tokenizers_template_where_it_has_one_and_the_card_does_not_say_plai
     plain = words(tokenizer, Form())
     tokenizer.chat_template = TEMPLATE
     assert words(tokenizer, Form()) == words(tokenizer, Form("chat")) == ["<unk>", "n3", "n4", "n1"]
-    assert words(tokenizer, Form("plain")) == plain == ["<s>", "n3", "n4"]
+    assert words(tokenizer, Form("plain")) == plain == ["n3", "n4"]
     assert words(tokenizer, Form("n9 {{ messages[0]['content'] }}")) == ["n9", "n3", "n4"]
     assert words(tokenizer, Form(system="good")) == ["<unk>", "good", "<unk>", "n3", "n4", "n1"]
 
