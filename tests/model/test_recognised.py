@@ -208,4 +208,5 @@ def test_an_adapter_of_a_recognised_model_is_loaded(tmp_path: Path) -> None:
     base.whole().use(adapter)
     with torch.no_grad():
         _, expected = base.whole().loss_and_logits(batch)
-        assert torch.equal(load_finetuned(tmp_path / "adapter")(**model_inputs(batch)).logits, expected)
+        found = load_finetuned(tmp_path / "adapter", folder)(**model_inputs(batch)).logits
+        assert torch.equal(found, expected)
