@@ -74,7 +74,7 @@ class Evaluations:
     def __init__(self) -> None:
         self.left: Iterator[float] = iter(LOSSES)
 
-    def __call__(self, *_: Any) -> dict[str, float]:
+    def __call__(self, *_: Any, **__: Any) -> dict[str, float]:
         return {"loss": next(self.left)}
 
     def go_on_after(self, rounds: int) -> None:
