@@ -129,7 +129,7 @@ class Swarm(Stateless):
             return part.forward(model_inputs(batch, base.device))
 
         cost = self._cost_below(batch, through)
-        hidden_size = device.hidden_size
+        hidden_size = device.costs.hidden_size
         return await device.machine.run(
             work,
             like=lambda: torch.empty(
