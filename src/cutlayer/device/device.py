@@ -403,9 +403,8 @@ class Device:
 
     def dropping(self, step: int, micro_batch: int = 0, *, part: str = "device") -> AbstractContextManager[None]:
         """Within it, what drops out of this part is drawn for this local step, whoever computed before."""
-        model, at = self.base.settings, (step, micro_batch) if micro_batch else (step,)
-        drops = model.base_dropout or model.lora.dropout > 0
-        return seeded_dropout(drops, self.settings.seed, part, self.name, self.now.round, *at)
+        at = (step, micro_batch) if micro_batch else (step,)
+        return seeded_dropout(self.base.settings.drops, self.settings.seed, part, self.name, self.now.round, *at)
 
     def move(self, step: int) -> None:
         """Moves the adapter by the gradients that are there; a tensor without one stays."""

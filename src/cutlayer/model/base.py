@@ -80,6 +80,11 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     family: Family | None = None
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything drops out while training."""
+        return self.base_dropout or self.lora.dropout > 0
+
 
 class Base:
     """The frozen base model of this process, and the factory of its parts.
