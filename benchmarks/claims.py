@@ -115,6 +115,12 @@ def points(one: Figures, other: Figures) -> str:
     return f"{100 * (accuracy(one) - accuracy(other)):+.1f} ({accuracy(one):.3f} / {accuracy(other):.3f})"
 
 
+def points_and_spread(one: Figures, other: Figures) -> str:
+    """The same, with how far the seeds of the first lie from their mean."""
+    gain = f"{100 * (accuracy(one) - accuracy(other)):+.1f} +- {100 * spread(one):.1f}"
+    return f"{gain} ({accuracy(one):.3f} / {accuracy(other):.3f})"
+
+
 def less(one: Figures, other: Figures, of: str) -> str:
     """How much less a whole run took."""
     ratio = one["totals"][of]["mean"] / other["totals"][of]["mean"] if other["totals"][of]["mean"] else float("nan")
@@ -217,8 +223,7 @@ def fedsl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     plain, *others = figures
     lines = []
     for one in others:
-        points = 100 * (accuracy(one) - accuracy(plain))
-        ours = f"{points:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(plain):.3f})"
+        ours = points_and_spread(one, plain)
         up, down = ([figure[f"bytes_{way}"]["mean"] for figure in (one, plain)] for way in ("up", "down"))
         lines += [
             Line("device computation", "-", less(one, plain, "flops"), one["label"]),
@@ -249,12 +254,11 @@ def epsl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
     lines = []
     for one in others:
         against = f"{one['label']} against {psl['label']}, {trial.data}"
-        gain = 100 * (accuracy(one) - accuracy(psl))
         facts = [figure["facts"] for figure in (one, psl)]
         down = [figure["bytes_down"]["mean"] for figure in (one, psl)]
         once = [all_down - fact["repeated_bytes"] for all_down, fact in zip(down, facts, strict=True)]
         backward = [fact["server_backward_flops"] for fact in facts]
-        ours = f"{gain:+.1f} +- {100 * spread(one):.1f} ({accuracy(one):.3f} / {accuracy(psl):.3f})"
+        ours = points_and_spread(one, psl)
         lines += [
             Line("server's backward pass", "phi/C + 1 - phi", ratio(*backward), against),
             Line("bytes that devices get", "-", ratio(*down), against),

@@ -75,6 +75,7 @@ class Device:
       held_out: see below; None for no rows.
 
     Attributes:
+      costs: what its steps cost.
       trainable: its adapter, with the optimizer.
       broadcast: the adapter that it started the round from.
       spans: its way to machines that run blocks for it; None where it knows none.
@@ -102,7 +103,7 @@ class Device:
         self.before_round: Callable[[Assignment], Assignment] | None = None
         self.trainable = Trainable({}, settings.optimizer)
         self.broadcast: Adapter = {}
-        self._batches, self._costs = batches, costs
+        self._batches, self.costs = batches, costs
         self._assignment: Assignment | None = None
         self._steps = self._samples = self._weight = 0
         self._loss_sum = 0.0  # of the steps that it took alone
@@ -195,12 +196,7 @@ class Device:
 
     def cost(self, batch: Batch, plan: DevicePlan | None = None) -> Cost:
         """What a local step costs on a batch, under the round's plan or another."""
-        return self._costs.device(plan or self.now.plan, batch.num_samples, batch.num_tokens)
-
-    @property
-    def hidden_size(self) -> int:
-        """D: the width of activations."""
-        return self._costs.hidden_size
+        return self.costs.device(plan or self.now.plan, batch.num_samples, batch.num_tokens)
 
     # ------------------------------------------------------------------ below a cut
 
@@ -237,8 +233,8 @@ class Device:
             with self.dropping(step, micro_batch), within(held):
                 return held.forward(model_inputs(batch, self.base.device))
 
-        shape_BTD = (batch.num_samples, batch.num_tokens, self._costs.hidden_size)
-        cost = self._costs.device(now.plan.below, *shape_BTD[:2])
+        shape_BTD = (batch.num_samples, batch.num_tokens, self.costs.hidden_size)
+        cost = self.cost(batch, now.plan.below)
         return await self.machine.run(
             work,
             like=lambda: torch.empty(shape_BTD, dtype=self.base.dtype, device=self.base.device),
@@ -305,7 +301,7 @@ class Device:
                 before_step()
             self._versions.step(step, self.now.rate(step), rule or self._rule)
 
-        cost = self._costs.device(self.now.plan.below, batch.num_samples, batch.num_tokens)
+        cost = self.cost(batch, self.now.plan.below)
         await self.machine.run(
             work,
             like=lambda: None,
@@ -348,8 +344,7 @@ class Device:
             loss = None  # while the time of this passes, other devices of this process need the memory of its graph
             return leaf_BTD.grad
 
-        shape = batch.num_samples, batch.num_tokens
-        both, below = (self._costs.device(plan, *shape) for plan in (now.plan, now.plan.below))
+        both, below = self.cost(batch), self.cost(batch, now.plan.below)
         works = (
             Work(forward, lambda: torch.zeros(()), "forward", both.forward_flops - below.forward_flops),
             Work(backward, lambda: torch.empty_like(h_BTD), "backward", both.backward_flops - below.backward_flops),
@@ -369,7 +364,7 @@ class Device:
           like: What the work would return of nothing.
           share: Of the step's forward passes, by their FLOPs.
         """
-        cost = self._costs.device(self.now.plan, batch.num_samples, batch.num_tokens)
+        cost = self.cost(batch)
         return await self.machine.run(
             work, like=like, what="forward", flops=share * cost.forward_flops, round=self.now.round, step=step
         )
@@ -393,7 +388,7 @@ class Device:
           after_step: Called when the adapter has moved.
         """
         now, batch = self.now, self.draw()
-        cost = self._costs.device(now.plan, batch.num_samples, batch.num_tokens)
+        cost = self.cost(batch)
         loss: Tensor | None = None
 
         def forward() -> Tensor:
@@ -424,16 +419,10 @@ class Device:
 
     # ------------------------------------------------------------------ what a talk makes a step of its own of
 
-    @property
-    def costs(self) -> Costs:
-        """What its steps cost."""
-        return self._costs
-
     def dropping(self, step: int, micro_batch: int = 0, *, part: str = "device") -> AbstractContextManager[None]:
         """Within it, what drops out of this part is drawn for this local step, whoever computed before."""
-        model, at = self.base.settings, (step, micro_batch) if micro_batch else (step,)
-        drops = model.base_dropout or model.lora.dropout > 0
-        return seeded_dropout(drops, self.settings.seed, part, self.name, self.now.round, *at)
+        at = (step, micro_batch) if micro_batch else (step,)
+        return seeded_dropout(self.base.settings.drops, self.settings.seed, part, self.name, self.now.round, *at)
 
     def move(self, step: int) -> None:
         """Moves the adapter by the gradients that are there; a tensor without one stays."""

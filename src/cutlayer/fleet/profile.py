@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise
@@ -400,16 +400,9 @@ class _DeviceRow(_Row):
     radio_watts: float = Field(1.0, ge=0, le=_MOST, description="power while it sends or is sent in W, such as 1")
 
     def profiles(self) -> list[DeviceProfile]:
-        names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
         return [
             DeviceProfile(
-                name=name,
-                flops_per_second=self.tflops * _TERA,
-                efficiency=self.efficiency,
-                memory_bytes=math.ceil(self.memory_gib * _GIBI),
-                up_bits_per_second=self.up_mbit * _MEGA,
-                down_bits_per_second=self.down_mbit * _MEGA,
-                latency_seconds=self.latency_ms / 1000,
+                **machine,
                 max_blocks=self.max_blocks,
                 data_weight=self.data_weight,
                 modes=tuple(self.modes),
@@ -418,7 +411,7 @@ class _DeviceRow(_Row):
                 watts=self.watts,
                 radio_watts=self.radio_watts,
             )
-            for name in names
+            for machine in _machines(self)
         ]
 
 
@@ -440,24 +433,31 @@ class _SpanRow(_Row):
     address: str = Field("", description="address at which it listens, such as gpu-1.example.org:7071")
 
     def profiles(self, where: str) -> list[SpanProfile]:
-        names = [self.name] if self.count == 1 else [f"{self.name}-{i + 1}" for i in range(self.count)]
         return [
             SpanProfile(
-                name=name,
-                flops_per_second=self.tflops * _TERA,
-                efficiency=self.efficiency,
-                memory_bytes=math.ceil(self.memory_gib * _GIBI),
-                up_bits_per_second=self.up_mbit * _MEGA,
-                down_bits_per_second=self.down_mbit * _MEGA,
-                latency_seconds=self.latency_ms / 1000,
+                **machine,
                 blocks=None if self.blocks is None else parse_blocks(self.blocks, f"{where}, blocks"),
                 failures=self.failures,
                 outage_seconds=self.outage_s,
                 away=tuple((begins, ends) for begins, ends in self.away_s),
                 address=self.address,
             )
-            for name in names
+            for machine in _machines(self)
         ]
+
+
+def _machines(row: _DeviceRow | _SpanRow) -> Iterator[dict[str, Any]]:
+    """Of each machine of a row its name, and what both kinds of profiles say of a machine and its link."""
+    for name in [row.name] if row.count == 1 else [f"{row.name}-{i + 1}" for i in range(row.count)]:
+        yield {
+            "name": name,
+            "flops_per_second": row.tflops * _TERA,
+            "efficiency": row.efficiency,
+            "memory_bytes": math.ceil(row.memory_gib * _GIBI),
+            "up_bits_per_second": row.up_mbit * _MEGA,
+            "down_bits_per_second": row.down_mbit * _MEGA,
+            "latency_seconds": row.latency_ms / 1000,
+        }
 
 
 class _SiteRow(_Row):

@@ -21,6 +21,9 @@ HELLO_SECONDS = 10.0
 HELLO_BYTES = 2**16
 """The longest packet of a connection that has not proved itself: a hello is a name, a token and some numbers."""
 
+FAREWELL_SECONDS = 5.0
+"""For the last message of a connection to leave."""
+
 MESSAGES_PER_SECOND = 5_000.0
 """One core serves at most about 1,200 steps a second (1 MB each, measured) to some 5,000 (empty ones); a local step is
 a packet up, an acknowledgement and, now and then, a sign of life."""

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 from cutlayer.errors import DeviceGone, Refused, WireError
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.gate.allowance import HELLO_SECONDS, MAX_STRANGERS, Allowance
+from cutlayer.gate.allowance import FAREWELL_SECONDS, HELLO_SECONDS, MAX_STRANGERS, Allowance
 from cutlayer.gate.metered import Metered
 from cutlayer.gate.refusals import Refusals
 from cutlayer.state import State
 from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
-from cutlayer.transport.handshake import hear, say, say_goodbye
+from cutlayer.transport.handshake import expect_hello, hear, say, say_goodbye
 from cutlayer.transport.session import Session, Standing
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
@@ -28,8 +28,6 @@ from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, 
 PREPARE_SECONDS = 3_600.0
 """For a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is noticed by
 the carrier, whatever it was doing."""
-FAREWELL_SECONDS = 5.0
-"""For the last message to leave, when a run ends."""
 LINGER_SECONDS = 12.0
 """For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
@@ -203,12 +201,7 @@ class Hub:
                 hello = await hear(carrier)
         finally:
             self._strangers -= 1
-        if not isinstance(hello, Hello):
-            raise Refused("wrong-kind", f"device {device}: expected its hello, got {type(hello).__name__}.")
-        if hello.device != device:
-            raise Refused(
-                "wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own."
-            )
+        expect_hello(hello, device)
 
     async def _prepared(self, carrier: Carrier, device: str) -> Ready:
         """Gives a device what it needs until it is ready."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cutlayer.errors import DivergedError, Refused, WireError
 from cutlayer.fleet.clock import now
-from cutlayer.gate.allowance import HELLO_SECONDS, Allowance
+from cutlayer.gate.allowance import FAREWELL_SECONDS, HELLO_SECONDS, Allowance
 from cutlayer.gate.metered import Metered
 from cutlayer.gate.refusals import Refusals
 from cutlayer.packing import CompressedLink
@@ -21,14 +21,12 @@ from cutlayer.server.span import SpanServer
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.errand import ErrandLink
-from cutlayer.transport.handshake import hear, say, say_goodbye
+from cutlayer.transport.handshake import expect_hello, hear, say, say_goodbye
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Hello, Message, SpanCall, Welcome
+from cutlayer.wire.messages import Message, SpanCall, Welcome
 
 IN_FLIGHT_BYTES = 256 * 2**20
 """Half arrived, of all devices together."""
-FAREWELL_SECONDS = 5.0
-"""For the reason of a refusal to leave."""
 
 
 class SpanDesk:
@@ -102,12 +100,7 @@ class SpanDesk:
             raise Refused(
                 "too-slow", f"device {device}: expected a hello within {HELLO_SECONDS:g} s, got none."
             ) from None
-        if not isinstance(hello, Hello):
-            raise Refused("wrong-kind", f"device {device}: expected its hello, got {type(hello).__name__}.")
-        if hello.device != device:
-            raise Refused(
-                "wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own."
-            )
+        expect_hello(hello, device)
 
     def _checked(self, message: Message, device: str) -> SpanCall:
         if not isinstance(message, SpanCall):

@@ -109,6 +109,11 @@ class ModelSettings:
             )
         return DTYPES[self.compute or own]
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything drops out while training."""
+        return self.base_dropout or self.lora.dropout > 0
+
 
 class Base:
     """The frozen base model of this process, and the factory of its parts.

@@ -25,6 +25,7 @@ from typing import Any
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Planner, Situation
+from cutlayer.policies.ranks import check_lowest
 from cutlayer.types import Clause, DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Update
 
@@ -333,12 +334,3 @@ def check_threshold(threshold: float) -> None:
     """Raises ConfigError for a negative one."""
     if not threshold >= 0:
         raise ConfigError(f"method.threshold: expected at least 0, got {threshold}. Change method.threshold.")
-
-
-def check_lowest(lowest: int, situation: Situation) -> None:
-    """Raises ConfigError unless the ladder's lowest rank is between 1 and its highest, the run's."""
-    if not 1 <= lowest <= situation.rank:
-        raise ConfigError(
-            f"method.lowest: expected 1 to {situation.rank}, which is lora.rank, got {lowest}. "
-            "Change method.lowest, or raise lora.rank."
-        )

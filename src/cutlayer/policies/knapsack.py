@@ -22,7 +22,6 @@ from dataclasses import replace
 from cutlayer.errors import ConfigError
 from cutlayer.policies.cut import check_range, cuts_that_fit
 from cutlayer.policies.importance_ranks import (
-    check_lowest,
     check_threshold,
     importance_for,
     ladder,
@@ -30,6 +29,7 @@ from cutlayer.policies.importance_ranks import (
     ranks_within,
 )
 from cutlayer.policies.plan import Planner, Situation
+from cutlayer.policies.ranks import check_lowest
 from cutlayer.types import DevicePlan, RoundPlan
 
 

@@ -16,12 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
 from cutlayer.model.importance import magnitudes
-from cutlayer.model.structure import units_by_name
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.prune import check_target, most_important
 from cutlayer.types import Adapter, Clause, Kept, RoundPlan
@@ -80,8 +77,5 @@ def largest_below(base: Base, cut: int, adapter: Adapter, ratio: float) -> Kept:
     """
     structure = base.structure
     lowest = structure.lowest(cut)
-    if base.device.type == "meta":  # nothing is larger than anything: as many are left, whichever they are
-        scores = {name: torch.zeros(len(units)) for name, units in units_by_name(lowest)}
-    else:
-        scores = magnitudes(base, adapter, cut)
-    return structure.with_the_rest(most_important(scores, lowest, structure.left(ratio)))
+    left = most_important(magnitudes(base, adapter, cut), lowest, structure.left(ratio))
+    return structure.with_the_rest(left)

@@ -125,6 +125,15 @@ def ranks_above_deepest_cut(*, least: int = 1) -> Planner:
     return planner
 
 
+def check_lowest(lowest: int, situation: Situation) -> None:
+    """Raises ConfigError unless the lowest rank is between 1 and the highest, the run's."""
+    if not 1 <= lowest <= situation.rank:
+        raise ConfigError(
+            f"method.lowest: expected 1 to {situation.rank}, which is lora.rank, got {lowest}. "
+            "Change method.lowest, or raise lora.rank."
+        )
+
+
 def ranks_by_budget(by: str = "speed", *, lowest: int = 1) -> Planner:
     """The run's rank for the best device of the fleet; half of it, a quarter, ... for those that have less.
 
@@ -150,11 +159,7 @@ def ranks_by_budget(by: str = "speed", *, lowest: int = 1) -> Planner:
         raise ConfigError(f"method.by: expected one of {', '.join(RESOURCES)}, got {by!r}. Change method.by.")
 
     def planner(plan: RoundPlan, situation: Situation) -> RoundPlan:
-        if not 1 <= lowest <= situation.rank:
-            raise ConfigError(
-                f"method.lowest: expected 1 to {situation.rank}, which is lora.rank, got {lowest}. "
-                "Change method.lowest, or raise lora.rank."
-            )
+        check_lowest(lowest, situation)
         best = max(RESOURCES[by](profile) for profile in situation.fleet.devices)
 
         def at_its_rank(device: DevicePlan) -> DevicePlan:

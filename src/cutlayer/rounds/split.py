@@ -38,7 +38,7 @@ from cutlayer.server.steps.step import ServerStep
 from cutlayer.state import State
 from cutlayer.types import Costs, DevicePlan, RoundPlan
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Gradients
+from cutlayer.wire.messages import Activations, Gradients, Hidden
 
 
 def split(*, server_step: ServerStep) -> Round:
@@ -113,7 +113,7 @@ class _UpAndDown:
 
             async def reply(gradients: Gradients) -> None:
                 """Sends without holding up the server: the next device's step begins while these bytes leave."""
-                tasks.create_task(_answer(links[gradients.device], gradients, arrivals))
+                tasks.create_task(send_answer(links[gradients.device], gradients, arrivals))
 
             for device in plan.devices:
                 tasks.create_task(self._hold_turn(server, links[device.device], device, arrivals))
@@ -133,11 +133,11 @@ class _UpAndDown:
         self._server_step.load(state)
 
 
-async def _answer(link: Link, gradients: Gradients, arrivals: Arrivals) -> None:
-    """Sends an answer; who is gone needs none."""
+async def send_answer(link: Link, answer: Hidden | Gradients, arrivals: Arrivals) -> None:
+    """Sends an answer of a step; who is gone needs none."""
     with contextlib.suppress(DeviceGone):
-        await link.send(gradients)
-    arrivals.answer(gradients.device)
+        await link.send(answer)
+    arrivals.answer(answer.device)
 
 
 async def hold_turn(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals) -> None:

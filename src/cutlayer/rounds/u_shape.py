@@ -23,15 +23,14 @@ With a delay (`policies/delay.py`) a device is ahead of the answers by so many s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 
 from cutlayer.device.talks.u_shape import SHAPE
-from cutlayer.errors import DeviceGone
 from cutlayer.gate.forms import Form, Forms, Script, ScriptOf
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.delay import delay_of
 from cutlayer.rounds.round import Round
+from cutlayer.rounds.split import send_answer
 from cutlayer.rounds.turn import Turn
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import one_per_device
@@ -94,11 +93,14 @@ class _UShape:
 
             async def reply(answer: Hidden | Gradients) -> None:
                 """Sends without holding up the server: the next device's step begins while these bytes leave."""
-                tasks.create_task(_answer(links[answer.device], answer, arrivals))
+                tasks.create_task(send_answer(links[answer.device], answer, arrivals))
 
             for device in plan.devices:
-                turn = _alone if device.alone else _hold_turn
-                tasks.create_task(turn(server, links[device.device], device, arrivals, returns))
+                link = links[device.device]
+                if device.alone:
+                    tasks.create_task(Turn(server, link, device).hold())
+                else:
+                    tasks.create_task(_hold_turn(server, link, device, arrivals, returns))
             await self._server_step(server, arrivals, returns, reply)
         return server.contributions()
 
@@ -113,18 +115,6 @@ class _UShape:
 
     def load(self, state: State) -> None:
         self._server_step.load(state)
-
-
-async def _answer(link: Link, answer: Hidden | Gradients, arrivals: Arrivals) -> None:
-    """Sends one of the answers of a step; who is gone needs none."""
-    with contextlib.suppress(DeviceGone):
-        await link.send(answer)
-    arrivals.answer(answer.device)
-
-
-async def _alone(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals, returns: Returns) -> None:  # noqa: ARG001
-    """The round of a device that holds the whole model."""
-    await Turn(server, link, device).hold()
 
 
 async def _hold_turn(server: Server, link: Link, device: DevicePlan, arrivals: Arrivals, returns: Returns) -> None:

@@ -170,7 +170,6 @@ class Engine:
 
     def _dropout(self, what: str, batch: Activations, *, drops: bool | None = None) -> AbstractContextManager[None]:
         """Dropout drawn for this part of this step of this device, whoever was served before."""
-        model = self._base.settings
-        drops = (model.base_dropout or model.lora.dropout > 0) if drops is None else drops
+        drops = self._base.settings.drops if drops is None else drops
         at = (batch.step, batch.micro_batch) if batch.micro_batch else (batch.step,)
         return seeded_dropout(drops, self._settings.seed, what, batch.device, batch.round, *at)

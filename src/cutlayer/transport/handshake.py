@@ -11,11 +11,11 @@ Ready(what it is, how it stands) ->
 
 from __future__ import annotations
 
-from cutlayer.errors import WireError
+from cutlayer.errors import Refused, WireError
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.packets import PIECE_BYTES, Kind, Packet, pack, unpack
 from cutlayer.wire.frames import decode, encode
-from cutlayer.wire.messages import Handshake, Message
+from cutlayer.wire.messages import Handshake, Hello, Message
 
 
 async def say(carrier: Carrier, message: Handshake) -> None:
@@ -38,6 +38,14 @@ async def hear(carrier: Carrier) -> Message | Handshake:
     if packet.kind is not Kind.HANDSHAKE:
         raise WireError(f"handshake: expected an answer, got a packet of kind {packet.kind.name.lower()}.")
     return decode(packet.body, max_bytes=PIECE_BYTES)
+
+
+def expect_hello(message: Message | Handshake, device: str) -> None:
+    """Raises Refused unless a device that has proved who it is says hello, in its own name."""
+    if not isinstance(message, Hello):
+        raise Refused("wrong-kind", f"device {device}: expected its hello, got {type(message).__name__}.")
+    if message.device != device:
+        raise Refused("wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own.")
 
 
 async def say_goodbye(carrier: Carrier, reason: str) -> None:

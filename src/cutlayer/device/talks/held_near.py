@@ -6,6 +6,7 @@ from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.device.follow import follow
 from cutlayer.device.shape import Shape
+from cutlayer.device.talks.local import steps_alone
 from cutlayer.policies.held_near import HeldNear
 from cutlayer.state import Stateless
 from cutlayer.wire.link import Link
@@ -27,12 +28,7 @@ class HeldNearTalk(Stateless):
 
         async def work(assignment: Assignment) -> Message | None:
             self._device.begin(assignment)
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._device.train(step, before_step=self._pull)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
+            return await steps_alone(self._device, heard, assignment, before_step=self._pull)
 
         async with Attentive(link) as heard:
             await follow(heard, self._device, work)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.device.follow import follow
 from cutlayer.device.shape import Shape
+from cutlayer.model.part import WholePart
 from cutlayer.state import Stateless
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message
@@ -32,17 +35,26 @@ class Local(Stateless):
             await follow(heard, self._device, work)
 
 
-async def steps_alone(device: Device, heard: Attentive, assignment: Assignment) -> Message | None:
+async def steps_alone(
+    device: Device,
+    heard: Attentive,
+    assignment: Assignment,
+    *,
+    part: Callable[[], WholePart] | None = None,
+    before_step: Callable[[], None] | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> Message | None:
     """The local steps of a device that holds the whole model; or the message that ended them.
 
     Args:
       device: The device, which has begun the round.
       heard: Its end of the link.
       assignment: Of the round.
+      part, before_step, after_step: See `Device.train`.
     """
     heard.begin()
     for step in range(assignment.plan.local_steps):
-        await device.train(step)
+        await device.train(step, part=part, before_step=before_step, after_step=after_step)
         if (ended := heard.waiting()) is not None:
             return ended
     return None

@@ -16,6 +16,7 @@ from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.device.follow import follow
 from cutlayer.device.shape import Shape
+from cutlayer.device.talks.local import steps_alone
 from cutlayer.model.base import Base
 from cutlayer.model.importance import magnitudes, smooth, unit_scores
 from cutlayer.model.part import WholePart
@@ -98,17 +99,14 @@ class Pruned:
             self._device.begin(assignment, self._prune)
             self._change = 0.0
             scores = bool((prune := assignment.plan.clause(Prune)) and prune.score)
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._device.train(
-                    step,
-                    part=self._part,
-                    before_step=self._score if scores else None,
-                    after_step=self._measure if scores else None,
-                )
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
+            return await steps_alone(
+                self._device,
+                heard,
+                assignment,
+                part=self._part,
+                before_step=self._score if scores else None,
+                after_step=self._measure if scores else None,
+            )
 
         async with Attentive(link) as heard:
             await follow(heard, self._device, work, self._update)

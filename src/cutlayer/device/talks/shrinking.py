@@ -15,6 +15,7 @@ from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.device.follow import follow
 from cutlayer.device.shape import Shape
+from cutlayer.device.talks.local import steps_alone
 from cutlayer.model.base import Base
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.self_prune import SelfPrune, tail_norm
@@ -45,12 +46,9 @@ class Shrinking(Stateless):
         async def work(assignment: Assignment) -> Message | None:
             self._device.begin(assignment)
             self._may, self._shrank = assignment.plan.clause(SelfPrune), False
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._device.train(step, before_step=self._hold_small, after_step=self._compare)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
+            return await steps_alone(
+                self._device, heard, assignment, before_step=self._hold_small, after_step=self._compare
+            )
 
         async with Attentive(link) as heard:
             await follow(heard, self._device, work, self._update)

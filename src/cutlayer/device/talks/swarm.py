@@ -129,7 +129,7 @@ class Swarm(Stateless):
             return part.forward(model_inputs(batch, base.device))
 
         cost = self._cost_below(batch, through)
-        hidden_size = device.hidden_size
+        hidden_size = device.costs.hidden_size
         return await device.machine.run(
             work,
             like=lambda: torch.empty(
@@ -226,7 +226,7 @@ def _flow(plan: DevicePlan) -> Flow:
 
 def _prepare(base: Base, plan: DevicePlan) -> None:
     model = base.settings
-    if plan.clause(Through) and (model.base_dropout or model.lora.dropout > 0):
+    if plan.clause(Through) and model.drops:
         raise ConfigError(
             f"lora.dropout, model.base_dropout: expected none where blocks are run again elsewhere if a machine fails, "
             f"got {model.lora.dropout:g} and {str(model.base_dropout).lower()}. Set them to 0 and false."

@@ -15,7 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from cutlayer.errors import WorkerLost
-from cutlayer.gate.hub import FAREWELL_SECONDS, Host, Hub
+from cutlayer.gate.allowance import FAREWELL_SECONDS
+from cutlayer.gate.hub import Host, Hub
 from cutlayer.gate.metered import Metered
 from cutlayer.gate.refusals import Refusals
 from cutlayer.report.fleet_view import DeviceNow

@@ -147,11 +147,14 @@ class _InHalves:
         arrived = passing.arrived
         if (returned := await returns.of(arrived.device, arrived.step)) is None:
             return
+        grad_BTD = await back_half(server, passing, returned, self._moves(server, arrived))
+        await reply(_answer(server, passing, returned, grad_BTD))
+
+    def _moves(self, server: Server, arrived: Activations) -> Callable[[], None]:
+        """What is done when the gradients of a step are there."""
         owner = self.owner(arrived.device)
         rate, rule = server.learning_rate(arrived.round, arrived.step), server.adapters.rule(owner)
-        moves = lambda: self._versions[owner].step(arrived.step, rate, rule)  # noqa: E731
-        grad_BTD = await back_half(server, passing, returned, moves)
-        await reply(_answer(server, passing, returned, grad_BTD))
+        return lambda: self._versions[owner].step(arrived.step, rate, rule)
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
         """One model, the graphs of all steps under way, every other owner's adapter at rest, and a queue."""
@@ -195,14 +198,10 @@ class _Accumulated(_InHalves):
     async def _forward(self, server: Server, arrived: Activations) -> _Passing:
         return await forward_half(server, arrived, lambda: server.adapters.trainable(SHARED).parameters)
 
-    async def _second_half(self, server: Server, passing: _Passing, returns: Returns, reply: Reply) -> None:
-        arrived = passing.arrived
-        if (returned := await returns.of(arrived.device, arrived.step)) is None:
-            return
+    def _moves(self, server: Server, arrived: Activations) -> Callable[[], None]:
         total = self._sums.setdefault(arrived.device, GradientSum())
         trainable = server.adapters.trainable(SHARED)
-        grad_BTD = await back_half(server, passing, returned, lambda: total.take(trainable, arrived.weight))
-        await reply(_answer(server, passing, returned, grad_BTD))
+        return lambda: total.take(trainable, arrived.weight)
 
 
 async def forward_half(server: Server, arrived: Activations, adapter: Callable[[], Mapping[str, Tensor]]) -> _Passing:

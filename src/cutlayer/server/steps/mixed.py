@@ -58,7 +58,7 @@ async def train_mixed(
     Raises:
       DivergedError: The loss is not finite.
     """
-    round, model = server.ledger.plan.round, server.base.settings
+    round = server.ledger.plan.round
     plan = replace(server.ledger.plan.devices[0], cut=stages.cut)
     cost = server.costs.server(plan, len(samples), max(sample.h_BTD.shape[1] for sample in samples))
     trainable, device = server.adapters.trainable(SHARED), server.base.device
@@ -68,8 +68,7 @@ async def train_mixed(
         mask_BT = concat([sample.mask_BT for sample in samples]).to(device)
         labels = concat([sample.targets for sample in samples], MASKED).long().to(device)
         stages.use(trainable.parameters)
-        drops = model.base_dropout or model.lora.dropout > 0
-        with seeded_dropout(drops, server.settings.seed, "server", SHARED, round, step):
+        with seeded_dropout(server.base.settings.drops, server.settings.seed, "server", SHARED, round, step):
             loss = stages.backward(h_BTD, mask_BT, labels)
         server.engine.check_finite(loss, ", ".join(sorted({sample.device for sample in samples})), round, step)
         server.engine.step(SHARED, server.learning_rate(round, local_step))
