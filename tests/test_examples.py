@@ -58,7 +58,7 @@ def marked(path: Path) -> Any:
     return pytest.param(path, marks=[pytest.mark.slow] if "smollm2" in path.read_text() else [], id=path.stem)
 
 
-@pytest.mark.parametrize("path", map(marked, SELF_CONTAINED))
+@pytest.mark.parametrize("path", [marked(path) for path in SELF_CONTAINED])
 def test_a_self_contained_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = PACKAGES[read_config(path).model.name.removeprefix("builtin:")]
     if importlib.util.find_spec(package) is None:
