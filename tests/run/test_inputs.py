@@ -9,7 +9,7 @@ import pytest
 
 from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import UserError
-from cutlayer.run.inputs import prepare, prepare_server
+from cutlayer.run.inputs import ServerInputs, prepare, prepare_server
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
 from cutlayer.testing.tiny import CLASSES, reviews, save_tiny_model, save_tiny_tokenizer, sums, write_jsonl
@@ -102,3 +102,25 @@ def test_a_server_says_which_rows_have_no_classes(inputs: Path, tmp_path: Path) 
         config_for(inputs, "bert", "classification", f"data.path={rows}", "data.labels=[bad, good]")
     )
     assert server.validation.classes == [1]
+
+
+# ------------------------------------------------------------------ the rows that judge
+
+
+def judged(seed: int, wanted: int | None, rows: int = 40) -> list[int]:
+    changes = [f"train.seed={seed}", *([] if wanted is None else [f"train.eval_rows={wanted}"])]
+    inputs = ServerInputs(read_config(None, changes), range(rows), (), 0)  # type: ignore[arg-type]
+    return list(inputs.judged)
+
+
+def test_a_sample_by_the_seed() -> None:
+    sample = judged(0, 9)
+    assert len(set(sample)) == 9
+    assert sample == sorted(sample) == judged(0, 9)
+    assert sample != judged(1, 9)
+    assert set(sample) <= set(range(40))
+
+
+@pytest.mark.parametrize("wanted", [None, 40, 1000])
+def test_all_of_them(wanted: int | None) -> None:
+    assert judged(0, wanted) == list(range(40))
