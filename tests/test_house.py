@@ -39,6 +39,8 @@ TESTED_IN = {
     "run/loop.py": "test_every_method.py",  # whole runs
     "comparing/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "comparing/reports.py": "cli/test_compare.py",  # the files that it writes
+    "model/counting.py": "model/test_cost.py",
+    "report/stage.py": "report/test_progress.py",
     "run/desk.py": "run/test_served.py",
     "joining.py": "run/test_served.py",  # a server and its devices, over loopback
     "settings.py": "run/test_inputs.py",
@@ -287,6 +289,7 @@ GENERIC = (
     "gate/guarded.py",
     "methods/contradictions.py",
     "model/cost.py",
+    "model/counting.py",
     "run/recommended.py",
     "run/rehearsed.py",
     "server/checkpoint.py",
@@ -394,6 +397,7 @@ OF_OTHERS = {
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
     "_log_softmax_backward_data",
+    "_overloadpacket",
     "_replace",  # of a named tuple
     "_private",  # ray
     "_exit",  # os

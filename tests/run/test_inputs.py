@@ -11,7 +11,7 @@ import pytest
 
 from cutlayer.config import RunConfig, changes, read_config
 from cutlayer.errors import UserError
-from cutlayer.run.inputs import completed, prepare, prepare_server
+from cutlayer.run.inputs import ServerInputs, completed, prepare, prepare_server
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
 from cutlayer.testing.tiny import (
@@ -158,3 +158,23 @@ def test_the_seed_of_the_data_is_apart(inputs: Path) -> None:
 def test_a_revision_is_of_the_hub(inputs: Path) -> None:
     with pytest.raises(UserError, match=r"model\.revision: expected none for .*, got 'main'"):
         prepare(config_for(inputs, "bert", "classification", "model.revision=main"))
+# ------------------------------------------------------------------ the rows that judge
+
+
+def judged(seed: int, wanted: int | None, rows: int = 40) -> list[int]:
+    changes = [f"train.seed={seed}", *([] if wanted is None else [f"train.eval_rows={wanted}"])]
+    inputs = ServerInputs(read_config(None, changes), range(rows), (), 0)  # type: ignore[arg-type]
+    return list(inputs.judged)
+
+
+def test_a_sample_by_the_seed() -> None:
+    sample = judged(0, 9)
+    assert len(set(sample)) == 9
+    assert sample == sorted(sample) == judged(0, 9)
+    assert sample != judged(1, 9)
+    assert set(sample) <= set(range(40))
+
+
+@pytest.mark.parametrize("wanted", [None, 40, 1000])
+def test_all_of_them(wanted: int | None) -> None:
+    assert judged(0, wanted) == list(range(40))

@@ -115,11 +115,12 @@ class Counter:
     def once(self, held: Held, length: int) -> Counts:
         """One step of a part on `PROBE_SAMPLES` texts of this length."""
         part, shapes = self.part(held), self.shapes(held.ranks, held.left)
+        width = self.hidden_size  # of a part that is not built while tensors are fake
         with self._fake:
             part.use({name: nn.Parameter(torch.empty(shapes[name])) for name in part.names})
-            return self._step(part, held, (PROBE_SAMPLES, length))
+            return self._step(part, held, (PROBE_SAMPLES, length), width)
 
-    def _step(self, part: Part, held: Held, shape: tuple[int, int]) -> Counts:
+    def _step(self, part: Part, held: Held, shape: tuple[int, int], width: int) -> Counts:
         labels = _labels(self.base.settings.task, shape)
         if isinstance(part, DevicePart):
             return _count(part, lambda: part.forward(_inputs(*shape)))
@@ -127,7 +128,7 @@ class Counter:
             return _count(part, lambda: part.loss_of(_inputs(*shape), labels))
         assert isinstance(part, ServerPart | MiddlePart)
         trains = held.kind == "tail" or held.waits or bool(self.base.device_names(held.cut, held.blocks))
-        h_BTD = torch.zeros(*shape, self.hidden_size, dtype=self.base.dtype, requires_grad=trains)
+        h_BTD = torch.zeros(*shape, width, dtype=self.base.dtype, requires_grad=trains)
         mask_BT = torch.ones(shape, dtype=torch.bool)
         if isinstance(part, MiddlePart):
             return _count(part, lambda: part.forward(h_BTD, mask_BT))

@@ -59,7 +59,7 @@ def _only_what_is_taught(model: Any) -> None:
         labels_BT = given["labels"]
         return None if labels_BT is None else inputs[0][taught(labels_BT) != -100][None]
 
-    def loss(*, logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
         next_BT = taught(labels)
         return cross_entropy(logits[0].float(), next_BT[next_BT != -100])
 
