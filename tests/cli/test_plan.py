@@ -29,7 +29,9 @@ def inputs_of(flags: list[object]) -> RunInputs:
     """Of a run by flags."""
     names = {"--model": "model.name", "--data": "data.path", "--fleet": "fleet", "--out": "out", "--lr": "train.lr"}
     train = {f"--{name}": f"train.{name.replace('-', '_')}" for name in ("rounds", "local-steps", "batch-size")}
-    data = {f"--{name}": f"data.{name.replace('-', '_')}" for name in ("task", "prompt", "answer", "max-length")}
+    data = {
+        f"--{name}": f"data.{name.replace('-', '_')}" for name in ("task", "prompt", "answer", "template", "max-length")
+    }
     pairs = zip(flags[::2], flags[1::2], strict=True)
     return prepare(read_config(None, values={(names | train | data)[str(k)]: str(v) for k, v in pairs}))
 

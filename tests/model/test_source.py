@@ -369,7 +369,7 @@ def config_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoConfig
 
     original = AutoConfig.from_pretrained
-    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda _name: original(folder))
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda _name, **_options: original(folder))
 
 
 def test_only_the_needed_shards_are_fetched(hub: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
