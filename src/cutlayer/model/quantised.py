@@ -88,16 +88,21 @@ class Form:
 
     def _int8(self, weight_RC: Tensor) -> tuple[Tensor, Tensor]:
         chunks = self._chunks()
-        if self.outputs == 0:
-            largest = torch.cat([weight_RC[first:end].float().abs().amax(1) for first, end in chunks])
-        else:
-            largest = torch.stack([weight_RC[first:end].float().abs().amax(0) for first, end in chunks]).amax(0)
+        buffer_RC = torch.empty(chunks[0][1], self.shape[1])  # one for all rows: no temporaries
+        largest = torch.zeros(self.scales)
+        for first, end in chunks:
+            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end]).abs_()
+            if self.outputs == 0:
+                largest[first:end] = some_RC.amax(1)
+            else:
+                torch.maximum(largest, some_RC.amax(0), out=largest)
         scale = largest / 127
         numbers_RC = torch.empty(self.shape, dtype=torch.int8)
         divisor = torch.where(scale > 0, scale, 1.0)
         for first, end in chunks:
             by = divisor[first:end, None] if self.outputs == 0 else divisor
-            numbers_RC[first:end] = (weight_RC[first:end].float() / by).round_().clamp_(-127, 127)
+            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end]).div_(by).round_()
+            numbers_RC[first:end] = some_RC.clamp_(-127, 127)
         return numbers_RC, scale
 
     def rows(self, numbers: Tensor, scale: Tensor, first: int, end: int, dtype: torch.dtype) -> Tensor:
