@@ -158,6 +158,8 @@ def test_the_seed_of_the_data_is_apart(inputs: Path) -> None:
 def test_a_revision_is_of_the_hub(inputs: Path) -> None:
     with pytest.raises(UserError, match=r"model\.revision: expected none for .*, got 'main'"):
         prepare(config_for(inputs, "bert", "classification", "model.revision=main"))
+
+
 # ------------------------------------------------------------------ the rows that judge
 
 

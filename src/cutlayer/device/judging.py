@@ -138,7 +138,7 @@ class _Judging:
             with still(part.model):
                 return part.forward(model_inputs(batch, base.device))
 
-        shape_BTD = (batch.num_samples, batch.num_tokens, self._device.hidden_size)
+        shape_BTD = (batch.num_samples, batch.num_tokens, self._device.costs.hidden_size)
         return await self._run(work, lambda: torch.empty(shape_BTD, dtype=base.dtype), batch, plan.below)
 
     async def tail(self, batch: Batch, h_BTD: Tensor) -> None:
