@@ -143,6 +143,13 @@ CASES = {
     "a_fold_of_moved_weights": Case(
         of("flora", moved=MOVED), "got moved ones (method.moved)", of("flora"), of("fedlora", moved=MOVED), {}
     ),
+    "changes_of_quantised_weights": Case(
+        of("flora"),
+        "model.dtype: expected fp32, bf16 or fp16 for a method that changes the base's own weights, got int8",
+        of("fedlora"),
+        of("flora"),
+        {"quantised": "int8"},
+    ),
     "late_work_on_a_base_that_moves": Case(
         of("flora"),
         "train.late: expected drop or use where the base's own weights move from round to round, got keep",

@@ -74,7 +74,7 @@ class Method:
     observe: Callable[[DevicePlan, Update], Mapping[str, Any]] = lambda _plan, _update: {}
 
     def chosen(
-        self, asked: Stragglers | None, *, micro_batches: int, base_dropout: bool, quantised: str | None = None
+        self, asked: Stragglers | None, *, micro_batches: int, base_dropout: bool, quantised: str | None
     ) -> Chosen:
         """What this method and a run file choose together.
 
@@ -82,8 +82,7 @@ class Method:
           asked: What the run file says of stragglers; None leaves it to the method.
           micro_batches: Into which the run file cuts batches.
           base_dropout: Whether the base model's own dropout is on.
-          quantised: The form of the base's weights; None for plain numbers, and where a plan is asked for, when this
-            has been looked at.
+          quantised: The form of the base's frozen weights; None for plain numbers.
         """
         return Chosen(
             round=self.round,
@@ -105,7 +104,10 @@ class Method:
           BudgetError: A device cannot hold its part.
         """
         chosen = self.chosen(
-            situation.stragglers, micro_batches=situation.micro_batches, base_dropout=situation.base_dropout
+            situation.stragglers,
+            micro_batches=situation.micro_batches,
+            base_dropout=situation.base_dropout,
+            quantised=situation.quantised,
         )
         check(chosen)
         plan = make_plan(self.plan, round, situation)

@@ -34,6 +34,7 @@ class Situation:
       overlap: whether a device computes while one is on its way, as the run asks.
       num_modules: LoRA modules of the model, as many in each block; 0 where that is not known.
       stragglers: how long rounds wait, as the run asks; None leaves it to the method.
+      quantised: the form of the base's frozen weights; None for plain numbers.
 
     Example:
       >>> from cutlayer import everyone
@@ -60,6 +61,7 @@ class Situation:
     overlap: bool = True
     num_modules: int = 0
     stragglers: Stragglers | None = None
+    quantised: str | None = None
 
     def of(self, fleet: Fleet) -> Situation:
         """The situation in which a part of the fleet is there."""

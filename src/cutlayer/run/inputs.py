@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import CONFIG_MAPPING
 
 from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
@@ -355,7 +356,8 @@ def _checked_model(config: RunConfig) -> ModelFiles:
     hardware(config.hardware)
     files = ModelFiles(config.model.name, config.model.revision)
     own = None if config.model.family is None else read_family(config.model.family)
-    if own is not None or files.model_type in FAMILIES:  # one that is to be recognised is when it is built
+    # One that transformers builds and the table does not have is to be recognised, when it is built.
+    if own is not None or files.model_type in FAMILIES or files.model_type not in CONFIG_MAPPING:
         family_of(files.model_type, config.data.task, own)
     _check_positions(files, config.data.max_length)
     return files

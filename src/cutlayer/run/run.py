@@ -64,6 +64,7 @@ def situation_with(
         overlap=train.overlap,
         num_modules=len(inputs.base.modules),
         stragglers=asked_stragglers(inputs.config),
+        quantised=inputs.model_settings.quantised,
     )
 
 
