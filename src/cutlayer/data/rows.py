@@ -71,6 +71,10 @@ class Rows:
         cells: list[Any] = self.columns[column][:]  # type: ignore[assignment]  # one read of a data set's column
         return cells if self.chosen is None else [cells[row] for row in self.chosen.tolist()]
 
+    def number(self, row: int) -> int:
+        """The number of a row in the file that it came from, from 0."""
+        return row if self.chosen is None else int(self.chosen[row])
+
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Rows:
         """These rows, in this order."""
         chosen = np.asarray(rows, np.int64)

@@ -251,15 +251,17 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     how = parse(config.data.spread)
     files = _checked_model(config)
     told("reading the data", 0, 0)
-    tables = _tables(config)
+    tables = load_tables(config.data.path, _splits(config))
     tokenizer = load_tokenizer(files)
-    task = _task(config, tables.train, tokenizer, "training data")
+    task = _task(config, tables.train, tokenizer, "training data")  # before a split takes the last row of a class away
+    judged = "training data" if tables.validation is None else "validation data"
+    tables = _judged_by(config, tables)
     config = _filled_in(config, task)
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
     if tables.validation is not None:
-        validation = task.encode(tables.validation, tokenizer, "validation data")
+        validation = task.encode(tables.validation, tokenizer, judged)
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -368,9 +370,12 @@ def _classes(task: Task) -> tuple[str, ...]:
 
 
 def _tables(config: RunConfig) -> Tables:
-    """The rows to train on and those that the server judges by: none of these where devices judge, unless the data has
-    a file of them."""
-    tables = load_tables(config.data.path, _splits(config))
+    """The rows to train on and those that the server judges by."""
+    return _judged_by(config, load_tables(config.data.path, _splits(config)))
+
+
+def _judged_by(config: RunConfig, tables: Tables) -> Tables:
+    """The tables with rows that the server judges by: none where devices judge, unless the data has a file of them."""
     if config.data.hold_out:
         return tables
     return split_off_validation(tables, config.data.validation_fraction, data_seed(config))
