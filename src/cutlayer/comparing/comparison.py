@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cutlayer.comparing.entry import Entry
 from cutlayer.comparing.metric import Metric
 from cutlayer.config import MethodSection, RunConfig, changes, differences, read_config
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import write_atomically
+from cutlayer.reading import yaml_text
 from cutlayer.run.inputs import RunInputs, completed, method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
@@ -167,7 +166,7 @@ class Comparison:
             raise ConfigError(
                 f"--out: expected a folder that can be made, got {self.folder} ({error.strerror}). Use another."
             ) from error
-        text = yaml.safe_dump(self.shared_content(), sort_keys=False, allow_unicode=True)
+        text = yaml_text(self.shared_content())
         write_atomically(self.folder / "compare.yaml", text)
 
 

@@ -31,6 +31,7 @@ from cutlayer.model.fingerprint import BY_FINGERPRINT, public_name
 from cutlayer.model.pooling import install_pooling
 from cutlayer.model.pretrained import pretrained
 from cutlayer.model.source import ModelFiles
+from cutlayer.reading import parse_yaml
 from cutlayer.types import Adapter
 
 NOTE = """# A LoRA adapter made by cutlayer
@@ -164,7 +165,7 @@ def _base_of_run(folder: Path) -> str | None:
     for config in (folder.parent / "config.yaml", folder.parent.parent / "config.yaml"):
         if config.is_file():
             try:
-                name = yaml.safe_load(config.read_text())["model"]["name"]
+                name = parse_yaml(config.read_text())["model"]["name"]
             except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
                 continue  # somebody else's config.yaml
             return str(name)

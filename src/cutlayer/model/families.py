@@ -15,9 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
-
 from cutlayer.errors import ModelError
+from cutlayer.reading import local, read_yaml
 from cutlayer.types import TaskKind
 
 Pooling = Literal["pooler", "mean", "cls", "last"]
@@ -276,12 +275,7 @@ def family_content(row: Family) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: expected a family file, got {error.strerror}. Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: expected YAML, got {' '.join(str(error).split())}. Correct it.") from error
+    content = read_yaml(local(path), str(path), ModelError)
     if not isinstance(content, Mapping):
         raise ModelError(f"{path}: expected fields such as name: and blocks:, got {content!r}. See adding-a-family.md.")
     return content
