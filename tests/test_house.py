@@ -39,6 +39,7 @@ TESTED_IN = {
     "run/loop.py": "test_every_method.py",  # whole runs
     "comparing/one_run.py": "cli/test_compare.py",  # runs of a comparison
     "comparing/reports.py": "cli/test_compare.py",  # the files that it writes
+    "data/words.py": "data/test_reviews.py",
     "model/counting.py": "model/test_cost.py",
     "report/stage.py": "report/test_progress.py",
     "run/desk.py": "run/test_served.py",
@@ -420,6 +421,11 @@ def test_nobody_reaches_into_anothers_private_state(module: Path) -> None:
 
 HANDED = {
     ("rounds/relay.py", "adapter"): "each device's turn begins from where the one before left off",
+    ("report/progress.py", "of"): "of a stage of work; a keeper has an attribute of the same name",
+    (
+        "model/counting.py",
+        "device",
+    ): "of a part, which is somewhere else while it is counted; the name of a keeper's too",
     ("run/served.py", "forecast"): "of the devices that have come, which nobody knows before",
     ("run/workers/worker.py", "forecast"): "the same, in a worker",
     ("run/workers/switchboard.py", "here"): "of a member; a keeper has an attribute of the same name",

@@ -37,6 +37,8 @@ class Family:
         server.
       between: optional modules that act between two blocks, where no part could run them; a model that has one is
         refused.
+      shared_table: a table that each block projects by its own trained weights, beside what comes from below: their
+        gradients cannot be deferred, nor can several adapters run at once.
       block_output: what a block returns.
       final: what follows the last block inside the backbone (norm, projection); identity on a device.
       attention: the linear projections of attention, by the last part of their path: LoRA's default targets.
@@ -62,6 +64,7 @@ class Family:
     positions: tuple[str, ...] = ()
     after_embeddings: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
+    shared_table: str | None = None
     block_output: BlockOutput = "hidden"
     final: tuple[str, ...] = ("norm",)
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -178,6 +181,7 @@ FAMILIES: dict[str, Family] = {
             blocks="encoder.layer",
             embeddings="embeddings",
             between=("encoder.conv",),
+            shared_table="encoder.rel_embeddings",
             block_output="pair",
             final=(),
             attention=("query_proj", "key_proj", "value_proj", "attention.output.dense"),
