@@ -32,7 +32,7 @@ def test_a_folder_without_a_run_is_taken(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"expected a folder that can be made, got .*file \("):
+    with pytest.raises(ConfigError, match=r"expected a folder that can be made and written, got .*file: "):
         RunFolder.create(tmp_path / "file")
 
 

@@ -16,6 +16,7 @@ from cutlayer.device.token import read_token
 from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.joining import join as join_run
+from cutlayer.transport.address import parted
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import is_loopback
 from cutlayer.transport.grpc_carrier import dialler
@@ -123,9 +124,7 @@ def attending(
 def _credentials(
     server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
 ) -> grpc.ChannelCredentials | None:
-    host, _, port = server.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"join: expected HOST:PORT, got {server!r}. Write for example fleet.example.org:7070.")
+    host, _ = parted(server, "join")
     if ca is not None:
         return channel_credentials(ca, certificate, key)
     if certificate is not None or key is not None:

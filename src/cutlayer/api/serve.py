@@ -20,6 +20,7 @@ from cutlayer.run.inputs import prepare_server
 from cutlayer.run.served import Workers
 from cutlayer.run.served import serve as serve_run
 from cutlayer.run.span_served import serve_span
+from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import check_exposure
 
@@ -136,7 +137,7 @@ def serving(
     team = _team(workers, host, port, roster)
     keep_freed_memory()
     inputs, fleet = prepare_server(config), load_fleet(config.fleet)
-    door = door_of(f"{host}:{port}", roster, opened)
+    door = door_of(joined(host, port, "serve"), roster, opened)
     return serve_run(
         inputs, fleet, display, door, min_devices=min_devices, expected=expected, resume=resume, workers=team
     )
@@ -168,7 +169,7 @@ def lending(
     """
     check_exposure(host, tls=roster is not None, authenticated=roster is not None, insecure=insecure)
     keep_freed_memory()
-    return serve_span(prepare_server(config), blocks, door_of(f"{host}:{port}", roster, opened))
+    return serve_span(prepare_server(config), blocks, door_of(joined(host, port, "serve"), roster, opened))
 
 
 def _team(workers: int, host: str, port: int, roster: Path | None) -> Workers | None:

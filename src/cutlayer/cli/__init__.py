@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from reprlib import repr as shortened
 
 from cutlayer.cli.app import app
 from cutlayer.cli.terminal import quiet_libraries
@@ -32,3 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except OSError as error:
+        if error.filename is None or "--debug" in given:
+            raise
+        # The last door: what the system says of a file is a person's to mend, and a service must not try again.
+        print(
+            f"error: {shortened(str(error.filename))}: expected a file or a folder that can be used, got "
+            f"{error.strerror}. Check the path and its permissions.",
+            file=sys.stderr,
+        )
+        sys.exit(2)

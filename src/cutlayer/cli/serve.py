@@ -70,6 +70,7 @@ def serve(
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress
         from cutlayer.settings import slow_dtype
+        from cutlayer.transport.address import joined
 
         fit_threads()
     if not quiet and (warning := slow_dtype(config)):
@@ -77,7 +78,7 @@ def serve(
     display = NoProgress() if quiet else FleetProgress(terminal)
 
     def opened(port: int) -> None:
-        terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
+        terminal.print(f"listening on {joined(host, port)}, waiting for {min_devices} devices", highlight=False)
 
     with display:
         display.stage("reading the data")
@@ -101,12 +102,13 @@ def _lend(config: RunConfig, span: str, *, host: str, port: int, roster: Path | 
     """Runs blocks until this process is told to stop."""
     from cutlayer.api.serve import lending
     from cutlayer.fleet.profile import parse_blocks
+    from cutlayer.transport.address import joined
 
     terminal = console()
     first, end = parse_blocks(span, "--span")
 
     def opened(port: int) -> None:
-        terminal.print(f"listening on {host}:{port}, running blocks {first} to {end - 1}", highlight=False)
+        terminal.print(f"listening on {joined(host, port)}, running blocks {first} to {end - 1}", highlight=False)
 
     with terminal.status("reading the model"):
         work = lending(config, (first, end), opened, host=host, port=port, roster=roster, insecure=insecure)

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shortened
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,7 @@ from cutlayer.model.gguf import SUFFIX
 from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
 from cutlayer.model.packed import read_note, unpacked
 from cutlayer.model.quantised import SCALE, Form
+from cutlayer.reading import reading
 
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -68,6 +70,11 @@ class ModelFiles:
     def __init__(self, name: str, revision: str | None = None) -> None:
         self.name, self.revision = name, revision
         self.folder: Path | None = None
+        with reading(f"model {shortened(name)}", "files that can be read", ModelError):
+            self._find_them()
+
+    def _find_them(self) -> None:
+        name, revision = self.name, self.revision
         file = smollm2_file() if name == SMOLLM2 else gguf_in(name)
         self.gguf: LlamaCpp | None = None if file is None else llama_cpp(file.absolute())
         if name == MINILM:
@@ -174,8 +181,9 @@ class ModelFiles:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
+        with reading(str(path), "a JSON object", ModelError):
+            value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: expected a JSON object, got {error}. Fetch the file again.") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(value).__name__}. Fetch the file again.")

@@ -14,12 +14,14 @@ were (`positions`), so that a resumed run cuts off (`rewind`) what the killed on
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.files import write_atomically
+from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
 from cutlayer.report.round_row import records_of
 from cutlayer.report.tensorboard import Scalars
@@ -43,17 +45,15 @@ class RunFolder:
         Raises:
           ConfigError: it already holds a run or lines of one, or cannot be made.
         """
-        if (path / "config.yaml").exists():
-            raise ConfigError(
-                f"out: expected a folder without a run, got {path} which holds config.yaml. "
-                f"Use another --out, or continue that run with --resume {path}."
-            )
-        try:
+        with reading("out", "a folder that can be made and written"):
+            if (path / "config.yaml").exists():
+                raise ConfigError(
+                    f"out: expected a folder without a run, got {path} which holds config.yaml. "
+                    f"Use another --out, or continue that run with --resume {path}."
+                )
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"out: expected a folder that can be made, got {path} ({error.strerror}). Use another --out."
-            ) from error
+            with tempfile.TemporaryFile(dir=path):  # now, and not when the first round has been trained
+                pass
         folder = cls(path)
         for name, position in folder.positions().items():
             if position != Position():
@@ -69,11 +69,12 @@ class RunFolder:
         Raises:
           CheckpointError: it holds no run.
         """
-        if not (path / "config.yaml").is_file():
-            raise CheckpointError(
-                f"resume: expected a run folder with config.yaml, got {path}. "
-                "Give the --out folder of a run that was started."
-            )
+        with reading("resume", "a run folder", CheckpointError):
+            if not (path / "config.yaml").is_file():
+                raise CheckpointError(
+                    f"resume: expected a run folder with config.yaml, got {path}. "
+                    "Give the --out folder of a run that was started."
+                )
         return cls(path)
 
     def write_config(self, text: str) -> None:

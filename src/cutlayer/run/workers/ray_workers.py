@@ -23,6 +23,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.workers.worker import Held, Report, Setup, WorkerProcess
 from cutlayer.server.share import Share
+from cutlayer.transport.address import joined
 from cutlayer.wire.messages import Finish
 
 RAYS_CHOICES = {
@@ -111,7 +112,7 @@ class RayWorkers:
     def _setup(self, number: int, inputs: ServerInputs, declared: Fleet) -> Setup:
         scratch = Path(inputs.config.out).resolve() / "scratch" / f"worker-{number}"
         roster = self._roster and self._roster.resolve()
-        address = f"{self._host}:{self._port + 1 + number if self._port else 0}"
+        address = joined(self._host, self._port + 1 + number if self._port else 0, "serve")
         # a copy: without the model that the head has loaded, and without the data that it evaluates on
         return Setup(
             replace(inputs, validation=Samples.none()), declared, address, roster, scratch, _threads(self.number)
