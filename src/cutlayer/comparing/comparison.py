@@ -10,9 +10,8 @@ the one that is asked for: more methods and more seeds can be added to a compari
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from cutlayer.comparing.entry import Entry
 from cutlayer.comparing.metric import Metric
 from cutlayer.config import MethodSection, RunConfig, changes, differences, read_config
 from cutlayer.errors import ConfigError, UserError
-from cutlayer.files import write_atomically
+from cutlayer.files import locked, write_atomically
 from cutlayer.reading import yaml_text
 from cutlayer.run.inputs import RunInputs, completed, method_of, prepare
 from cutlayer.run.loop import Logbook
@@ -177,14 +176,14 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
       ConfigError: One is at work there.
     """
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--out: expected a folder in which no comparison is at work, got {folder}. "
-                "Wait for that one, or use another --out."
-            ) from None
+    try:
+        lock = locked(folder)
+    except BlockingIOError:
+        raise ConfigError(
+            f"--out: expected a folder in which no comparison is at work, got {folder}. "
+            "Wait for that one, or use another --out."
+        ) from None
+    with closing(lock):
         yield
 
 

@@ -5,11 +5,13 @@ Shapes: N samples, B batch, T tokens.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -84,7 +86,7 @@ class Ragged:
         return padded_BT
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """A tokenised set of N samples."""
 
@@ -115,6 +117,16 @@ class Samples:
     def lengths(self) -> NDArray[np.int64]:
         """(N,) tokens per sample."""
         return self.input_ids.lengths
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of what is learned from the set: other rows, another order or another tokenizer is another one."""
+        labels = self.labels if isinstance(self.labels, Ragged) else Ragged.of([self.labels.tolist()])
+        digest = hashlib.sha256()
+        for part in (self.input_ids, labels, *([] if self.token_type_ids is None else [self.token_type_ids])):
+            for array in (part.offsets.astype("<i8"), part.flat.astype("<i4")):
+                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def classes(self) -> list[int] | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import CheckpointError, ConfigError
-from cutlayer.files import write_atomically
+from cutlayer.files import Lock, locked, write_atomically
 from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
 from cutlayer.report.round_row import records_of
@@ -34,9 +34,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics = JsonLines(path / "metrics.jsonl")
-        self._events = JsonLines(path / "events.jsonl")
-        self._samples = JsonLines(path / "samples.jsonl")
+        self._events = JsonLines(path / "events.jsonl", only_shown=True)
+        self._samples = JsonLines(path / "samples.jsonl", only_shown=True)
         self._scalars = Scalars(path / "tensorboard")
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -96,6 +97,10 @@ class RunFolder:
         """
         return list(self._metrics.read())
 
+    def num_rows(self) -> int:
+        """How many rounds have a whole line."""
+        return self._metrics.num_rows()
+
     def read_records(self) -> Iterator[StepRecord]:
         """What each device measured in the rounds written so far, in the order in which they were played.
 
@@ -127,20 +132,15 @@ class RunFolder:
         self._samples.append(rows)
 
     def read_samples(self) -> list[dict[str, Any]]:
-        """The answers written so far.
-
-        Raises:
-          CheckpointError: a line is not one of them.
-        """
+        """The answers written so far; a damaged line is left out."""
         return list(self._samples.read())
 
     def read_events(self) -> Iterator[Event]:
-        """The events written so far: the rounds before a resume belong to the report too.
-
-        Raises:
-          CheckpointError: a line is not an event.
-        """
-        return map(_event, self._events.read())
+        """The events written so far, those before a resume too; a damaged line is left out."""
+        for row in self._events.read():
+            event = _event(row)
+            if event is not None:
+                yield event
 
     def positions(self) -> dict[str, Position]:
         """How far the growing files are, by name: for the checkpoint."""
@@ -182,9 +182,26 @@ class RunFolder:
         """
         self._scalars.add(row)
 
+    def hold(self) -> None:
+        """Keeps other processes out, until the folder is closed or this process ends, however it does.
+
+        Raises:
+          ConfigError: another one is at work in it.
+        """
+        try:
+            self._lock = locked(self.path)
+        except BlockingIOError:
+            raise ConfigError(
+                f"out: expected a folder in which no other process is at work, got {self.path}. Wait for that one, or "
+                "use another --out."
+            ) from None
+
     def close(self) -> None:
-        """Closes TensorBoard's file; everything else is already on the disk."""
+        """Closes TensorBoard's file and lets others in; everything else is already on the disk."""
         self._scalars.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _event_row(event: Event) -> dict[str, Any]:
@@ -202,7 +219,7 @@ def _event_row(event: Event) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _event(row: dict[str, Any]) -> Event:
+def _event(row: dict[str, Any]) -> Event | None:
     try:
         return Event(
             who=row["who"],
@@ -215,11 +232,8 @@ def _event(row: dict[str, Any]) -> Event:
             num_bytes=row["bytes"],
             flops=row.get("flops", 0.0),
         )
-    except KeyError as error:
-        raise CheckpointError(
-            f"events.jsonl: expected who, what, start, end, round and bytes on every line, "
-            f"got one without {error}. The file was written by something else; use another --out."
-        ) from error
+    except KeyError:
+        return None
 
 
 def keeping_last_round(events: Iterable[Event], kept: list[Event]) -> Iterator[Event]:

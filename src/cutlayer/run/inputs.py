@@ -42,6 +42,7 @@ from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
+from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
@@ -155,6 +156,19 @@ class ServerInputs:
         deciding = self.config.model_dump(mode="json", exclude={"out"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def began_with(self) -> dict[str, str]:
+        """Digests of what the run's config only names: who goes on with the run must find the same."""
+        return {
+            "model": self._fingerprint,
+            "classes": hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()[:16],
+            "validation rows": self.validation.digest,
+        }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(ModelFiles(self.config.model.name, self.config.model.revision)).text
+
     def data_spec(self, index: int) -> DataSpec:
         """What the device at this place in the fleet must know to read its own data."""
         return data_spec(self.config, self.labels, self.pad_id, index)
@@ -190,6 +204,10 @@ class RunInputs(ServerInputs):
     fleet: Fleet
     train: Samples
     parts: list[list[int]]
+
+    @property
+    def began_with(self) -> dict[str, str]:
+        return {**super().began_with, "training rows": self.train.digest}
 
     @property
     def label_counts(self) -> dict[str, tuple[int, ...]]:

@@ -332,6 +332,7 @@ class Run:
             "losses": self._losses,
             "metrics": self._logbook.metrics,
             "card": asdict(self._inputs.card),
+            "began_with": self._inputs.began_with,
         }
         return joined(
             {

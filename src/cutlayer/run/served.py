@@ -169,7 +169,6 @@ class _Serving:
             return await self._open(resume=resume)
 
     async def _open(self, *, resume: bool) -> Outcome:
-        config, run_id = self._inputs.config, self._inputs.run_id
         # Weights that cannot be read and a port that is taken show before a new run has a folder.
         await self._machine.aside(self._inputs.load)
         await self._machine.aside(lambda: check_wishes(self._inputs, self._method))
@@ -178,7 +177,7 @@ class _Serving:
         if not resume:
             await self._door.open(self.hub)
         try:
-            folder, checkpoint = open_folder(config, run_id, resume=resume)
+            folder, checkpoint = open_folder(self._inputs, resume=resume)
         except BaseException:
             if not resume:
                 await self._door.close()
