@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,12 @@ LEVELS = (
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 """QLoRA's NormalFloat4: quantiles of a normal distribution, as its authors' library prints them."""
+
+
+class HasRows(Protocol):
+    """A matrix of which rows can be asked for: a tensor, or rows of a file (`model/rows.py`)."""
+
+    def __getitem__(self, some: slice, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,32 +84,30 @@ class Form:
         stored, dtype = self.stored
         return torch.Size(stored).numel() * dtype.itemsize + 4 * self.scales[0]
 
-    def rounded(self, weight_RC: Tensor) -> tuple[Tensor, Tensor]:
-        """A weight in this form: numbers and scales, on the CPU."""
-        weight_RC = weight_RC.detach().cpu()
+    def rounded(self, weight_RC: HasRows) -> tuple[Tensor, Tensor]:
+        """A weight in this form: numbers and scales, on the CPU. Of the weight, some rows at a time are asked for."""
         if self.kind == "int8":
             return self._int8(weight_RC)
-        packed, scales = zip(*(_nf4(weight_RC[first:end].float()) for first, end in self._chunks()), strict=True)
+        made = (_nf4(weight_RC[first:end].detach().cpu().float()) for first, end in self._chunks())
+        packed, scales = zip(*made, strict=True)
         return torch.cat(packed), torch.cat(scales)
 
-    def _int8(self, weight_RC: Tensor) -> tuple[Tensor, Tensor]:
+    def _int8(self, weight_RC: HasRows) -> tuple[Tensor, Tensor]:
         chunks = self._chunks()
         buffer_RC = torch.empty(chunks[0][1], self.shape[1])  # one for all rows: no temporaries
         largest = torch.zeros(self.scales)
-        for first, end in chunks:
-            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end]).abs_()
-            if self.outputs == 0:
-                largest[first:end] = some_RC.amax(1)
-            else:
-                torch.maximum(largest, some_RC.amax(0), out=largest)
-        scale = largest / 127
+        for first, end in chunks if self.outputs else ():  # all rows have a part in each scale
+            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end].detach())
+            torch.maximum(largest, some_RC.abs_().amax(0), out=largest)
         numbers_RC = torch.empty(self.shape, dtype=torch.int8)
-        divisor = torch.where(scale > 0, scale, 1.0)
         for first, end in chunks:
-            by = divisor[first:end, None] if self.outputs == 0 else divisor
-            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end]).div_(by).round_()
+            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end].detach())
+            if self.outputs == 0:
+                largest[first:end] = torch.maximum(some_RC.amax(1), some_RC.amin(1).neg_()).abs_()  # no -0.0
+            scale = largest[first:end, None] / 127 if self.outputs == 0 else largest / 127
+            some_RC.div_(torch.where(scale > 0, scale, 1.0)).round_()
             numbers_RC[first:end] = some_RC.clamp_(-127, 127)
-        return numbers_RC, scale
+        return numbers_RC, largest / 127
 
     def rows(self, numbers: Tensor, scale: Tensor, first: int, end: int, dtype: torch.dtype) -> Tensor:
         """Rows `[first, end)` of the weight, (R, C): made in fp32, then rounded to the dtype."""
