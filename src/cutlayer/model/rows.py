@@ -18,7 +18,7 @@ from torch import Tensor
 from cutlayer.errors import ModelError
 from cutlayer.model.packed import PACKINGS, Stored, unpacked
 
-AT_ONCE = 2**20
+AT_ONCE = 2**18
 """Numbers that are read at a time."""
 SPELLED = {
     "F64": torch.float64,
