@@ -124,6 +124,7 @@ def test_a_part_holds_its_own_and_the_cost_model_knows_its_bytes(
         trained = BYTES_PER_TRAINABLE * sum(adapter[name].numel() for name in part.names)
         assert costs.device(DevicePlan("pi", cut), 0, 8).memory_bytes - trained == held_bytes(part)
         assert held_bytes(part) < 0.55 * held_bytes(other)  # norms, biases and scales weigh much in a tiny model
+        assert base.weights.bytes_read == plain.weights.bytes_read, "as they lie in the file, once"
         blocks = {base.block_of("base_model.model." + name) for name in base.weights.loaded}
         assert blocks <= {None, *range(cut)}
     alone = costs.model.device(DevicePlan("pi", BLOCKS, top=BLOCKS), Flow(), 0, 8)
@@ -256,7 +257,9 @@ def test_only_tables_that_are_looked_up_have_a_form() -> None:
             "head": nn.Linear(64, 10),
         }
     )
-    forms = quantised.forms_of(model, "nf4", "encoder.layer", ["classifier"], ["embeddings.word", "embeddings.position"])
+    forms = quantised.forms_of(
+        model, "nf4", "encoder.layer", ["classifier"], ["embeddings.word", "embeddings.position"]
+    )
     assert {name: (form.kind, form.shape) for name, form in forms.items()} == {
         "embeddings.word.weight": ("int8", (10, 64)),
         "embeddings.position.weight": ("int8", (5, 64)),

@@ -88,9 +88,9 @@ def test_heads_that_the_rows_are_not_of(heads: int, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(4 * 12 * 2))
     stored = Stored("F32", heads)
     found = Rows(tmp_path / "file", "q", 0, (12, 2), torch.float32, stored)
-    with pytest.raises(ModelError, match="rows of .* heads"):
+    with pytest.raises(ModelError, match=r"rows of .* heads"):
         found[0:1]
-    with pytest.raises(ModelError, match="rows of .* heads"):
+    with pytest.raises(ModelError, match=r"rows of .* heads"):
         unpacked(torch.zeros(12, 2), stored, "q")
 
 

@@ -89,14 +89,14 @@ class Rows:
         if stored is None:
             return self._read(first, end)
         rows, heads = self.lies[0], stored.heads
-        if heads <= 0 or rows % heads:
-            together = 1 if heads == 0 else rows  # what is no number of heads is refused where all is there
-        else:
-            together = rows // heads  # rows change places within their head
-        low, high = first // together * together, -(-end // together) * together
-        if together < rows and heads:
-            stored = replace(stored, heads=(high - low) // together)
-        return unpacked(self._read(low, high), stored, self.name)[first - low : end - low]
+        if heads == 0:
+            return unpacked(self._read(first, end), stored, self.name)
+        if heads < 0 or rows % heads:
+            return unpacked(self._read(0, rows), stored, self.name)  # refuses them
+        width = rows // heads  # rows change places within their head
+        low, high = first // width * width, -(-end // width) * width
+        some_heads = replace(stored, heads=(high - low) // width)
+        return unpacked(self._read(low, high), some_heads, self.name)[first - low : end - low]
 
     def chunks(self) -> Iterator[tuple[int, int, Tensor]]:
         """All rows, some at a time: from, to, and they."""
@@ -121,7 +121,7 @@ class Rows:
         found = torch.empty((end - first) * width, dtype=torch.uint8)
         with open(self.path, "rb") as file:
             file.seek(self.start + first * width)
-            if file.readinto(memoryview(found.numpy())) < found.numel():
+            if file.readinto(found.numpy().data) < found.numel():
                 raise ModelError(
                     f"{self.path}: expected {found.numel()} bytes of {self.name}, got fewer. Fetch it again."
                 )

@@ -23,7 +23,7 @@ from cutlayer.errors import ModelError
 from cutlayer.files import sha256
 from cutlayer.model.gguf import SUFFIX
 from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
-from cutlayer.model.packed import read_note, unpacked
+from cutlayer.model.packed import read_note
 from cutlayer.model.quantised import SCALE, Form
 from cutlayer.model.rows import SPELLED, Rows
 
@@ -393,9 +393,7 @@ class Weights:
         entry = entries.get(place[1])
         if entry is None or entry["dtype"] not in SPELLED:
             got = "no such tensor" if entry is None else str(entry["dtype"])
-            raise ModelError(
-                f"model {self._files.name}: expected {place[1]} in {place[0]}, got {got}. Fetch it again."
-            )
+            raise ModelError(f"model {self._files.name}: expected {place[1]} in {place[0]}, got {got}. Fetch it again.")
         start = data + int(entry["data_offsets"][0])
         return Rows(path, place[1], start, tuple(entry["shape"]), SPELLED[entry["dtype"]], entry.get("stored"))
 
