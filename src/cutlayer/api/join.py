@@ -17,7 +17,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.joining import join as join_run
 from cutlayer.transport.address import parted
-from cutlayer.transport.allocator import keep_freed_memory
+from cutlayer.transport.allocator import ON_A_DEVICE, keep_freed_memory
 from cutlayer.transport.exposure import is_loopback
 from cutlayer.transport.grpc_carrier import dialler
 from cutlayer.transport.tls import channel_credentials
@@ -116,7 +116,7 @@ def attending(
     """
     credentials = _credentials(server, ca, certificate, key, insecure=insecure)
     secret = read_token(token, os.environ)
-    keep_freed_memory()
+    keep_freed_memory(ON_A_DEVICE)
     dial = dialler(server, name=joining.name, token=secret, credentials=credentials, insecure=insecure)
     return join_run(joining, dial, Random(joining.name), notice)
 
