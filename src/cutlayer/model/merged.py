@@ -2,7 +2,7 @@
 
 DIR/config.json, generation_config.json     the base's, with the classes of a classifier
 DIR/model*.safetensors                      W + s B A, computed in fp32 and rounded once to the dtype asked for
-DIR/tokenizer*, chat_template.jinja, ...    as they came with the base
+DIR/tokenizer*, chat_template.jinja, ...    as `model/portable.py` has them
 DIR/README.md                               the model card
 
 Tensors are merged one by one, so that the process holds the whole model at no time: at most one file of weights.
@@ -89,7 +89,7 @@ def save_merged(
         (temporary / "config.json").write_text(config.to_json_string())
         if base.settings.task == "causal-lm":
             generation_config(base).save_pretrained(temporary)
-        copy_tokenizer(base.files, temporary)
+        copy_tokenizer(base.files, temporary, card.template)
         (temporary / "README.md").write_text(readme)
         _save_sharded(temporary, merged_tensors(base, adapter, DTYPES[dtype]))
 
