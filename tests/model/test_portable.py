@@ -117,9 +117,9 @@ def test_llama_cpp_multiplies_with_the_runs_scale(base: Base, tmp_path: Path) ->
 
 
 def _over_peft(tensors: Adapter, adapter: Adapter, alpha: float, block: int, scale: float) -> float:
-    """The size of what a block's down projection gets, over its size in PEFT."""
-    a, b = (tensors[f"blk.{block}.ffn_down.weight.lora_{factor}"] for factor in "ab")
+    """The size of what a block's values get, over its size in PEFT."""
+    a, b = (tensors[f"blk.{block}.attn_v.weight.lora_{factor}"] for factor in "ab")
     ours_a, ours_b = (
-        adapter[f"base_model.model.model.layers.{block}.mlp.down_proj.lora_{factor}.weight"] for factor in "AB"
+        adapter[f"base_model.model.model.layers.{block}.self_attn.v_proj.lora_{factor}.weight"] for factor in "AB"
     )
     return float((alpha / b.shape[1] * (b @ a)).norm() / (scale * (ours_b @ ours_a)).norm())
