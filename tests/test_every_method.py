@@ -338,7 +338,11 @@ def judged_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_inputs(tmp_path_factory.mktemp("judged"), rows=24)
 
 
-@pytest.mark.parametrize("method", METHODS)
+SLOW_TO_PLAN = {"hsplitlora"}
+TO_JUDGE = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_PLAN else []) for name in METHODS]
+
+
+@pytest.mark.parametrize("method", TO_JUDGE)
 def test_devices_say_what_the_server_would_say_of_their_rows(
     method: str, judged_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,8 +116,8 @@ def test_it_says_what_it_takes_that_devices_judge(world: World) -> None:
     assert (ran.code, ran.err) == (0, "")
     [line] = [line for line in ran.out.splitlines() if line.startswith("judged: ")]
     assert re.fullmatch(
-        r"judged: .* s, .* up, .* down each time, by \d+ rows that 2 devices hold out; "
-        r".* s, .* up, .* down on top of the run \(4 times\)",
+        r"judged: .* m?s, .* up, .* down each time, by \d+ rows that 2 devices hold out; "
+        r".* m?s, .* up, .* down on top of the run \(4 times\)",
         line,
     )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
+from cutlayer.fleet.allotment import frequency_of
 from cutlayer.model.dropout import still
 from cutlayer.model.part import model_inputs
 from cutlayer.model.sums import Sums
@@ -42,6 +43,7 @@ async def judge(device: Device, link: Link, asked: Judge) -> Message:
     """
     if device.before_judging is not None:
         device.before_judging()
+    device.machine.set_pace(frequency_of(asked.plan))  # not as slow as the round before may have had it
     device.base.fold(asked.folds)
     judging = _Judging(device, asked)
     async with Attentive(link) as heard:
