@@ -198,7 +198,7 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "a run file that is not there": (flags("none.yaml"), ("none.yaml: expected a run file",)),
     "a run file that is no YAML": (text("run.yaml", "train:\n  rounds: 3\n lr: [1\n"), ("run.yaml:3: expected YAML",)),
     "a run file that is a list": (text("run.yaml", "- train\n"), ("run.yaml", "got list")),
-    "a dtype": (flags("--dtype", "int4"), ("model.dtype", "'fp32', 'bf16', 'fp16', 'int8' or 'nf4'", "'int4'")),
+    "a dtype": (flags("--dtype", "int2"), ("model.dtype", "'fp32', 'bf16', 'fp16', 'int8' or 'nf4'", "'int2'")),
     "a task": (flags("--task", "regression"), ("data.task", "'classification' or 'causal-lm'", "'regression'")),
     "a codec": (
         flags("--compress-activations", "int4"),
@@ -332,10 +332,10 @@ def test_resume_on_the_checkpoint_of_another_run(stopped: World, trained: World)
 
 EVALUATE: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "another base": (model(config_says(num_hidden_layers=2)), ("adapter_model.safetensors: expected", "base model")),
-    "no such split": (flags("--split", "dev"), ("--split", "'dev'")),
-    "a split that is not there": (flags("--split", "test"), ("expected test rows, got none", "test.*")),
+    "no such split": (flags("--split", "last"), ("--split", "'last'")),
+    "no rows of that split": (flags("--split", "test"), ("expected test rows, got none", "test.*")),
     "no such column": (flags("--text", "body"), ("'body'", "'text'")),
-    "no such dtype": (flags("--dtype", "int4"), ("--dtype", "'int4'")),
+    "no such dtype": (flags("--dtype", "int2"), ("--dtype", "'int2'")),
     "no such base": (flags("--model", "./none"), ("model: ", "'./none'")),
     "an unknown label": (
         text("more.jsonl", '{"text": "n1", "label": "superb"}\n', "--data"),
@@ -355,10 +355,10 @@ def test_evaluate_is_one_line_too(wrong: Wrong, said: tuple[str, ...], trained: 
 
 def test_evaluate_what_is_no_adapter(trained: World, tmp_path: Path) -> None:
     refused(run("evaluate", trained.out, "--data", trained.reviews), f"adapter {trained.out}", "adapter/")
-    run_folder = shutil.copytree(trained.out, tmp_path / "run")
-    adapter = run_folder / "adapter"
+    adapter = shutil.copytree(trained.out / "adapter", tmp_path / "adapter")
     (adapter / "adapter_config.json").unlink()
-    refused(run("evaluate", adapter, "--data", trained.reviews), "adapter_config.json", "Export the run again")
+    on_its_base = ("evaluate", adapter, "--data", trained.reviews, "--model", trained.classifier)
+    refused(run(*on_its_base), "adapter_config.json", "Export the run again")
 
 
 def test_a_built_in_model_whose_package_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

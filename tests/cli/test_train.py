@@ -134,6 +134,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
         "exported_round",
         "ended_early",
     }
+    assert (summary["exported_round"], summary["ended_early"]) == (1, False)
     assert summary["metrics"].keys() == {"accuracy", "macro_f1", "loss"}
     assert summary["totals"]["steps"] == 2 * 2 * 2
     assert len(list((out / "tensorboard").iterdir())) == 1

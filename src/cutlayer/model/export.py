@@ -39,6 +39,7 @@ NOTE = """# A LoRA adapter made by cutlayer
 Base model: `{base}`. {how}
 """
 BESIDE = ".."
+CARD = "cutlayer.json"
 PLAIN = "Plain PEFT loads it: `PeftModel.from_pretrained(base, FOLDER)`."
 POOLED = (
     "The classifier reads the `{pooling}` of the last hidden states, which plain transformers does not compute for "
@@ -122,8 +123,13 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
     tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     (folder / "adapter_config.json").write_text(_json(config.to_dict()))
-    (folder / "cutlayer.json").write_text(_json(asdict(replace(card, base=named))))
+    (folder / CARD).write_text(card_text(card, named))
     (folder / "README.md").write_text(note)
+
+
+def card_text(card: AdapterCard, named: str) -> str:
+    """The card as a file has it, with a name for its base that means something elsewhere."""
+    return _json(asdict(replace(card, base=named)))
 
 
 def _module(name: str) -> str:
@@ -142,7 +148,7 @@ def read_card(folder: Path) -> AdapterCard:
     Raises:
       AdapterError: The folder holds no adapter of ours.
     """
-    path = folder / "cutlayer.json"
+    path = folder / CARD
     if not path.is_file():
         raise AdapterError(
             f"adapter {folder}: expected a folder with adapter_model.safetensors and cutlayer.json, got no card. "

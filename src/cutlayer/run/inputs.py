@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
@@ -376,11 +376,16 @@ def _checked_model(config: RunConfig) -> ModelFiles:
     hardware(config.hardware)
     files = ModelFiles(config.model.name, config.model.revision)
     own = None if config.model.family is None else read_family(config.model.family)
-    # One that transformers builds and the table does not have is to be recognised, when it is built.
-    if own is not None or files.model_type in FAMILIES or files.model_type not in CONFIG_MAPPING:
+    known = own is not None or files.model_type in FAMILIES
+    if known or not _buildable(files.model_type):  # one that is to be recognised is when it is built
         family_of(files.model_type, config.data.task, own)
     _check_positions(files, config.data.max_length)
     return files
+
+
+def _buildable(model_type: str) -> bool:
+    """Whether transformers has such a model."""
+    return model_type in CONFIG_MAPPING_NAMES
 
 
 def _classes(task: Task) -> tuple[str, ...]:
