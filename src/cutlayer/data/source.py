@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cutlayer.data import extraction, reviews
+from cutlayer.data import extraction, meanings, reviews
 from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, read_file
 from cutlayer.data.rows import Rows
 from cutlayer.errors import ConfigError, DataError
 
-BUILTIN = {"builtin:reviews": reviews.generate, "builtin:extraction": extraction.generate}
+BUILTIN = {
+    "builtin:reviews": reviews.generate,
+    "builtin:extraction": extraction.generate,
+    "builtin:meanings": meanings.generate,
+}
 BUILTIN_SEED, BUILTIN_TRAIN, BUILTIN_VALIDATION = 0, 3000, 600
 
 

@@ -22,7 +22,7 @@ from cutlayer.settings import load_tokenizer
 from cutlayer.types import Adapter, Kept
 
 AT_ONCE = 16
-"""Held-out rows that are answered together."""
+"""Prompts that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,22 @@ class Answers:
 
     def samples(self, adapter: Adapter, kept: Kept | None = None) -> list[dict[str, Any]]:
         """What the model answers to `train.samples`: each prompt and text."""
-        return [
-            {"prompt": prompt, "text": self._texts([ids], adapter, kept)[0]} for prompt, ids in self.prompts.items()
-        ]
+        texts = self._texts(list(self.prompts.values()), adapter, kept)
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
 
     def judged(self, adapter: Adapter, kept: Kept | None = None) -> dict[str, float]:
         """The metrics of answers to held-out prompts, by name."""
         if not self.judges or not self.asked:
             return {}
-        texts: list[str] = []
-        for first in range(0, len(self.asked), AT_ONCE):
-            texts += self._texts([ids for ids, _ in self.asked[first : first + AT_ONCE]], adapter, kept)
+        texts = self._texts([ids for ids, _ in self.asked], adapter, kept)
         expected = [text for _, text in self.asked]
         return {name: judge(texts, expected) for name, judge in self.judges.items()}
 
     def _texts(self, prompts: Sequence[list[int]], adapter: Adapter, kept: Kept | None) -> list[str]:
-        ends = end_ids(self.base, self.tokenizer)
-        found = generate(self.base, adapter, prompts, ends=ends, new_tokens=self.new_tokens, kept=kept)
+        ends, found = end_ids(self.base, self.tokenizer), list[list[int]]()
+        for first in range(0, len(prompts), AT_ONCE):
+            together = prompts[first : first + AT_ONCE]
+            found += generate(self.base, adapter, together, ends=ends, new_tokens=self.new_tokens, kept=kept)
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
 
 
