@@ -51,7 +51,12 @@ def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: Wor
     rows = [json.loads(line) for line in (world.sums / "validation.jsonl").read_text().splitlines()]
     asked = [(answers.tokenizer.decode(ids, skip_special_tokens=True), text) for ids, text in answers.asked]
     assert asked == [(row["question"], row["reply"]) for row in rows]
-    assert answers.judged(answers.base.initial_adapter(0)) == {"exact_match": 0.0}
+    told: list[tuple[str, int, int]] = []
+    adapter = answers.base.initial_adapter(0)
+    assert answers.judged(adapter, told=lambda *stage: told.append(stage)) == {"exact_match": 0.0}
+    assert told == [("answering held-out prompts", done, len(rows)) for done in (0, len(rows))]
+    assert answers.samples(adapter, told=lambda *stage: told.append(stage)) == []
+    assert len(told) == 2, "of nothing nothing is told"
     assert answers_of(prepare(read_config(None, values=values))) is None
 
 
