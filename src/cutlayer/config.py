@@ -252,7 +252,7 @@ class TrainSection(Section):
     """Rounds between two adapters in adapters/round-N of the run folder; 0 writes none."""
     samples: tuple[str, ...] = ()
     """Causal LM: prompts that the model answers, greedily, at every evaluation: on the screen and in samples.jsonl."""
-    metrics: tuple[Literal["exact_match", "rouge_l", "bleu"], ...] = ()
+    metrics: tuple[Literal["exact_match", "valid_json", "rouge_l", "bleu"], ...] = ()
     """Causal LM: what answers to held-out prompts are judged by, at every evaluation."""
     metric_rows: int = Field(64, ge=1)
     """So many held-out rows, a seeded sample of them, are answered for train.metrics."""

@@ -30,6 +30,7 @@ def test_a_flag_is_a_key_and_says_what_it_takes(flag: Flag) -> None:
     if get_origin(kind) is Literal:
         assert flag.metavar == "|".join(get_args(kind))
     else:
+        kinds = {part for part in get_args(kind) or (kind,) if part is not NoneType}
         expected: type = {"": bool, "N": int, "X": float}.get(flag.metavar, str)
         assert expected in kinds
 

@@ -93,7 +93,7 @@ def test_the_built_in_reviews_share_nothing_between_train_and_validation() -> No
 
 
 def test_an_unknown_built_in_set() -> None:
-    assert "builtin:extraction, got builtin:novels" in refusal("builtin:novels")
+    assert "builtin:meanings, got builtin:novels" in refusal("builtin:novels")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "nowhere.csv", "nowhere/", "~/nowhere-at-all"])

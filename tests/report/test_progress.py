@@ -1,4 +1,5 @@
 import io
+import re
 import time
 from typing import Any
 
@@ -74,6 +75,25 @@ def test_on_a_terminal_the_display_is_live(terminal: tuple[Console, io.StringIO]
     assert "round 1/4" in text
     assert "samples/s  left" not in text  # which the plain lines would say
     assert "pi      uploading   step 3/4" in text
+
+
+ANSWER = {"rounds": 2, "prompt": "Say\nit.", "text": " ".join(["a word"] * 20)}
+
+
+def test_an_answer_is_a_line_without_a_terminal_and_is_broken_between_words_on_one(
+    terminal: tuple[Console, io.StringIO],
+) -> None:
+    out, whole = io.StringIO(), f"after round 2: Say it. -> {ANSWER['text']}"
+    with Progress(Console(file=out, width=40)) as display:
+        display.answered([ANSWER, ANSWER | {"rounds": 0, "text": "no"}])
+    assert out.getvalue().splitlines() == [whole, "before training: Say it. -> no"]
+    console, shown = terminal
+    with Progress(console) as display:
+        display.answered([ANSWER])
+    lines = [line.strip() for line in re.sub(r"\x1b\[[?0-9]*[A-Za-z]", "", shown.getvalue()).splitlines()]
+    first = next(row for row, line in enumerate(lines) if line.startswith("after round 2"))
+    assert " ".join(lines[first : first + 2]) == whole
+    assert max(map(len, lines)) <= console.width
 
 
 def test_an_error_gives_the_terminal_back(terminal: tuple[Console, io.StringIO]) -> None:

@@ -11,13 +11,17 @@ from reprlib import repr as shortened
 
 import numpy as np
 
-from cutlayer.data import extraction, reviews
+from cutlayer.data import extraction, meanings, reviews
 from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, read_file
 from cutlayer.data.rows import Rows, joined
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.reading import local, reading
 
-BUILTIN = {"builtin:reviews": reviews.generate, "builtin:extraction": extraction.generate}
+BUILTIN = {
+    "builtin:reviews": reviews.generate,
+    "builtin:extraction": extraction.generate,
+    "builtin:meanings": meanings.generate,
+}
 READABLE = "a folder or a file that can be read"
 BUILTIN_SEED, BUILTIN_TRAIN, BUILTIN_VALIDATION = 0, 3000, 600
 

@@ -135,8 +135,9 @@ class Progress:
     def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in samples:
             when = f"after round {sample['rounds']}" if sample["rounds"] else "before training"
-            said = " ".join(f"{when}: {sample['prompt']} -> {sample['text']}".split())
-            self._console.print(Text(said), soft_wrap=True)
+            prompt, text = (" ".join(sample[key].split()) for key in ("prompt", "text"))
+            line = Text.assemble(f"{when}: ", (prompt, "dim"), " -> ", text)
+            self._console.print(line, soft_wrap=not self._screen.live)  # a terminal breaks lines between words
 
     def _round_text(self, state: RunState, now: float) -> Text:
         return round_text(state, now)

@@ -27,17 +27,19 @@ class Stage:
       started: wall seconds at its begin.
       done: how much of it is done.
       of: how much there is; 0 where nobody knows.
-      next_line: wall seconds at which a plain line is due.
+      pause: seconds between the last plain line and the next.
+      next_line: wall seconds at which that is due.
     """
 
     what: str
     started: float
     done: int = 0
     of: int = 0
+    pause: float = FIRST_SECONDS
     next_line: float = 0.0
 
     def __post_init__(self) -> None:
-        self.next_line = self.started + FIRST_SECONDS
+        self.next_line = self.started + self.pause
 
     def text(self, now: float) -> str:
         """`evaluating  128/1319  left 1m 20s`, or how long it has taken where nobody knows how much there is."""
@@ -53,5 +55,6 @@ class Stage:
         """Whether a log should say how far it is; not again for twice the time."""
         if now < self.next_line:
             return False
-        self.next_line = now + 2 * (self.next_line - self.started)
+        self.pause *= 2
+        self.next_line = now + self.pause
         return True
