@@ -1,10 +1,10 @@
 """Counting: FLOPs as torch's formulas have them, memory by what autograd keeps. Nothing is computed.
 
 Parts are built on the meta device and run at three lengths on imagined tensors, which choose the CPU's kernels (fused
-attention keeps no T x T matrix) and answer no question about their values (`model/imagined.py`). Per sample, every quantity of a transformer
-is a polynomial of the length T, constant (a head on one vector) + linear (projections) + quadratic (attention), so
-three lengths fix it exactly and any batch is then one multiplication (`tests/model/test_cost.py` counts other shapes
-directly and compares).
+attention keeps no T x T matrix) and answer no question about their values (`model/imagined.py`). Per sample, every
+quantity of a transformer is a polynomial of the length T, constant (a head on one vector) + linear (projections) +
+quadratic (attention), so three lengths fix it exactly and any batch is then one multiplication
+(`tests/model/test_cost.py` counts other shapes directly and compares).
 
 Blocks that are alike cost alike, so no more than two of them are ever run, however many the model has, and each piece
 once: the embeddings, a block by its rank and by whether its input waits for a gradient, what all blocks share (rotary
