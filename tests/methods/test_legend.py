@@ -20,8 +20,8 @@ from cutlayer.methods.method import Method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.cost import CostModel
-from cutlayer.model.counting import FUSED_ATTENTION
 from cutlayer.model.export import AdapterCard, save_adapter
+from cutlayer.model.imagined import FUSED_ATTENTION
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import whole_model

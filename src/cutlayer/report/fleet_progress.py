@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rich.text import Text
 
 from cutlayer.report.fleet_view import DeviceNow, FleetView, rounds_elapsed
-from cutlayer.report.live_view import left, numbers
+from cutlayer.report.live_view import left, numbers, round_of, times
 from cutlayer.report.progress import Progress, ProgressDisplay
 from cutlayer.report.run_state import RunState
 
@@ -33,6 +33,8 @@ class FleetProgress(Progress):
 
     _devices: Callable[[], Sequence[DeviceNow]] = list
     _needed = 0
+    _said = -1.0
+    """Rounds elapsed when the last line said so."""
 
     def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
         """See `FleetDisplay`."""
@@ -41,7 +43,15 @@ class FleetProgress(Progress):
     def device_news(self, line: str) -> None:
         """See `FleetDisplay`."""
         if not self._screen.live:
-            self._console.print(Text(line), soft_wrap=True)
+            self._lines.say(Text(line))
+
+    def _under_way(self, state: RunState, now: float) -> str | None:
+        """Nothing where nothing has come since it was said: devices far away may take an hour."""
+        elapsed = rounds_elapsed(state, self._devices())
+        if elapsed == self._said:
+            return None
+        self._said = elapsed
+        return f"{round_of(state)}  {times(state, now, elapsed)}"
 
     def _round_text(self, state: RunState, now: float) -> Text:
         elapsed = rounds_elapsed(state, self._devices())
