@@ -61,7 +61,7 @@ class ModelSettings:
       name: folder, GGUF file, hub name, `builtin:minilm` or `builtin:smollm2`.
       task: what it is trained for.
       num_labels: classes of a classification; 0 for causal LM.
-      pad_id: the token id that pads; kept in the model's config, where a decoder's classification head looks for it.
+      pad_id: the token id that pads. The model's config keeps its own, from which RoBERTa counts its positions.
       dtype: of the frozen weights: fp32, bf16, fp16, int8 or nf4 (`model/quantised.py`). Trainable tensors are always
         fp32.
       compute: of the activations and of what frozen tensors are computed with; None is the weights' own, and fp32 where
@@ -138,6 +138,8 @@ class Base:
         self.config = self._transformers_config(depth)
         self.family = self._family()
         self.pooling = choose_pooling(settings.pooling, self.family)
+        if self.pooling == "last" and self.config.pad_token_id is None:
+            self.config.pad_token_id = settings.pad_id  # transformers asks for one, and `model/ends.py` for none
         self.trained_heads = self._trained_heads()
         skeleton = self._skeleton()
         self._prefix: str = skeleton.base_model_prefix
@@ -215,7 +217,7 @@ class Base:
             self._pool(model)
             self._finish(model, key[1])
             slots = find_slots(model, self.trained_heads)
-            self._upper_parts[key] = ServerPart(model, feed, slots, self.settings.pad_id)
+            self._upper_parts[key] = ServerPart(model, feed, slots)
         return self._upper_parts[key]
 
     def middle_part(self, first: int, end: int, blocks: Blocks = None) -> MiddlePart:
@@ -229,7 +231,7 @@ class Base:
             keep_device_side(model, self._backbone(model), self.family, end)
             self._finish(model, key[2])
             slots = find_slots(model, ())
-            self._middle_parts[key] = MiddlePart(model, self._backbone(model), feed, slots, self.settings.pad_id)
+            self._middle_parts[key] = MiddlePart(model, self._backbone(model), feed, slots)
         return self._middle_parts[key]
 
     def whole(self, blocks: Blocks = None) -> WholePart:
@@ -530,7 +532,6 @@ class Base:
             if getattr(config, "layer_types", None):
                 config.layer_types = (list(config.layer_types) * depth)[:depth]
         config.use_cache = False
-        config.pad_token_id = self.settings.pad_id
         if not self.settings.base_dropout:
             for key, value in config.to_dict().items():
                 if "drop" in key and isinstance(value, (int, float)):
@@ -569,7 +570,7 @@ class Base:
 
     def _pool(self, model: Any) -> None:
         if self.settings.task == "classification":
-            install_pooling(self._backbone(model), self.family, self.pooling)
+            install_pooling(model, self.family, self.pooling)
 
     def _backbone(self, model: Any) -> Any:
         return getattr(model, model.base_model_prefix)
