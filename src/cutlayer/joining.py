@@ -30,6 +30,7 @@ from cutlayer.model.cost import cost_model
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceStore, read_manifest
 from cutlayer.model.source import ModelFiles
+from cutlayer.model.vocabulary import check_ids
 from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Dial
@@ -218,6 +219,7 @@ class _Attendance:
         base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)
+        check_ids(data.samples, files, f"data {self._joining.data}")
         self._notice(f"data: {data.samples.line}")
         probed = probe(where, base.dtype)
         codecs, costs, shape = packing(config), self._costs, self._shape

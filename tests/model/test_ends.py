@@ -135,8 +135,8 @@ def saved(folder: Path, base: Path, changes: Mapping[str, str | None], config: M
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     path = folder / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    write_jsonl(folder / "data" / "train.jsonl", [{**row, "text": row["text"] + " </s>"} for row in reviews(24, 1)])
-    write_jsonl(folder / "data" / "validation.jsonl", [{**row, "text": row["text"] + " </s>"} for row in reviews(12, 2)])
+    for name, rows in (("train", reviews(24, 1)), ("validation", reviews(12, 2))):
+        write_jsonl(folder / "data" / f"{name}.jsonl", [{**row, "text": row["text"] + " </s>"} for row in rows])
     return folder
 
 

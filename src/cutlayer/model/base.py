@@ -7,8 +7,8 @@ tensors that it still holds. The tensors come from one `Weights`, so all parts s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -32,14 +32,15 @@ from cutlayer.model.adapter import (
     shape_at_rank,
     target_modules,
 )
+from cutlayer.model.asked import check_room
 from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
 from cutlayer.model.families import FAMILIES, Family, family_of
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
-from cutlayer.model.pretrained import config_of
-from cutlayer.model.quantised import KINDS, SCALE, Kind, forms_of, quantise
+from cutlayer.model.pretrained import config_of, from_config_json
+from cutlayer.model.quantised import KINDS, SCALE, Form, Kind, forms_of, quantise
 from cutlayer.model.recognised import recognised
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.model.standing import Standing
@@ -147,12 +148,15 @@ class Base:
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)
+        if self._ties and self._has_own_head():
+            self.config.tie_word_embeddings = False
+            skeleton, self._ties = self._skeleton(), {}
         self.parameter_shapes = {name: value.shape for name, value in skeleton.named_parameters()}
         self.parameter_names = [name for name in self.parameter_shapes if name not in self._ties]
         kind = settings.quantised
         tables = [f"{self._prefix}.{path}" for path in (self.family.embeddings, *self.family.positions)]
         self.forms = forms_of(skeleton, kind, self._blocks, self.trained_heads, tables) if kind else {}
-        self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device, forms=self.forms)
+        self.weights = self._weights(self.forms)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self._pool(skeleton)
@@ -522,8 +526,7 @@ class Base:
         return bool(weight.std() < 0.5 * float(self.config.initializer_range))
 
     def _transformers_config(self, depth: int | None) -> Any:
-        with _from_config_json(self.settings.name):
-            config = config_of(self.files)
+        config = config_of(self.files)
         if self.settings.task == "classification":
             config.num_labels = self.settings.num_labels
             config.problem_type = "single_label_classification"
@@ -547,8 +550,8 @@ class Base:
 
     def _built(self, config: Any, where: str = "meta") -> Any:
         """The task model of a config, its parameters as they are made."""
-        with _BUILDING, torch.device(where), _from_config_json(self.settings.name):
-            return model_class(self.settings.task).from_config(config, dtype=self.dtype)
+        with _BUILDING, torch.device(where), from_config_json(self.settings.name):
+            return model_class(self.settings.task).from_config(config, dtype=self.dtype, trust_remote_code=False)
 
     def _trained_heads(self) -> tuple[str, ...]:
         if self.settings.task == "causal-lm":
@@ -562,11 +565,27 @@ class Base:
     def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
         model = self._built(self.config)
+        check_room(self.settings.name, sum(buffer.nbytes for buffer in model.buffers()))
         _rebuild_buffers(model, self.device)
         if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
             model.activation_checkpointing_enable()
             model.disable_input_require_grads()  # the hook: it would make a device without adapters train
         return model
+
+    def _weights(self, forms: Mapping[str, Form] | None = None) -> Weights:
+        instead = {source: tied for tied, source in self._ties.items()}
+        return Weights(
+            self.files, prefix=self._prefix, dtype=self.dtype, device=self.device, forms=forms, instead=instead
+        )
+
+    def _has_own_head(self) -> bool:
+        """Whether the checkpoint has another head than its embeddings, to which config.json ties it."""
+        if self.device.type == "meta" and not self.files.has_weights:
+            return False  # on the hub: for what is only counted nothing is fetched
+        weights = self._weights()
+        with suppress(ModelError):  # what is not there or torn is said where it is read
+            return any(weights.differ(source, tied) for tied, source in self._ties.items())
+        return False
 
     def _pool(self, model: Any) -> None:
         if self.settings.task == "classification":
@@ -613,20 +632,6 @@ class Base:
         attach_lora(skeleton, list(modules), self.settings.lora)
         slots = find_slots(skeleton, self.trained_heads)
         return {slot.name: tuple(getattr(slot.module, slot.attribute).shape) for slot in slots}
-
-
-@contextmanager
-def _from_config_json(name: str) -> Iterator[None]:
-    """Whatever transformers raises in it, each version something else, is about the model's config.json."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"model {name}: expected a config.json that transformers builds a model from, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())}. Fetch the file again."
-        ) from error
 
 
 def model_class(task: TaskKind) -> Any:

@@ -162,7 +162,8 @@ def agreement(folder: Path, adapter: Adapter, base: Base, batches: Sequence[Batc
     Raises:
       AdapterError: They differ by more than rounding does.
     """
-    merged = model_class(base.settings.task).from_pretrained(folder, dtype=DTYPES[dtype]).to(base.device).eval()
+    merged = model_class(base.settings.task).from_pretrained(folder, dtype=DTYPES[dtype], trust_remote_code=False)
+    merged = merged.to(base.device).eval()
     if base.pooling == "last" and base.settings.task == "classification":
         install_pooling(merged, base.family, base.pooling)  # both read the end of a text by the mask
     part = base.whole(base.blocks_in(adapter))

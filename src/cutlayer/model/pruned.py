@@ -42,6 +42,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "spm.model",
 )
 NOTE = """# A pruned model made by cutlayer
 
@@ -135,6 +136,7 @@ def described(config: Any, base: Base, card: AdapterCard) -> Any:
         config.label2id = {label: number for number, label in enumerate(card.labels)}
     if base.family.poolings[0] == "last":  # where transformers looks for a text's end; an encoder's says more
         config.pad_token_id = card.pad_id
+    config.tie_word_embeddings = base.config.tie_word_embeddings  # not where the checkpoint has a head of its own
     config.architectures = [model_class(base.settings.task)._model_mapping[type(config)].__name__]
     config.dtype = base.dtype
     return config

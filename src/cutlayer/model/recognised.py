@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
+from cutlayer.model.asked import check_room
 from cutlayer.model.cut import keep_device_side, keep_server_side
 from cutlayer.model.families import FAMILIES, Family
 from cutlayer.model.part import fed_inputs
@@ -85,6 +86,8 @@ def _tried(name: str, config: Any, task: TaskKind, build: Callable[..., Any]) ->
             "final, attention and head modules in a file and give that as --family (docs/adding-a-family.md), or use "
             "another model."
         )
+    small = build(_small(config))
+    check_room(name, sum(parameter.nbytes for parameter in small.parameters()))
     difference = _difference(config, row, task, build)
     if difference is not None:
         raise _refused(name, config, f"does not survive a cut: {difference}")

@@ -45,6 +45,7 @@ from cutlayer.model.families import FAMILIES, family_content, family_of, read_fa
 from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
+from cutlayer.model.vocabulary import check_ids
 from cutlayer.packing import CompressedLink, Compression
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
@@ -258,8 +259,10 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
+    check_ids(train, files, "training data")
     if tables.validation is not None:
         validation = task.encode(tables.validation, tokenizer, "validation data")
+        check_ids(validation, files, "validation data")
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -300,6 +303,7 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
         task = _task(config, rows, tokenizer, "validation data")
         told(f"tokenising {len(rows)} texts", 0, 0)
         validation = task.encode(rows, tokenizer, "validation data")
+        check_ids(validation, files, "validation data")
     return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
 
 
