@@ -35,7 +35,8 @@ def plain_model(base: Base) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
     model = pretrained(base.files, maker, **extra)
-    model.config.pad_token_id = settings.pad_id
+    if base.family.poolings[0] == "last":
+        model.config.pad_token_id = settings.pad_id
     peft_model = get_peft_model(
         model,
         LoraConfig(

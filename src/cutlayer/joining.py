@@ -30,6 +30,7 @@ from cutlayer.model.cost import cost_model
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceStore, read_manifest
 from cutlayer.model.source import ModelFiles
+from cutlayer.model.vocabulary import check_ids
 from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Dial
@@ -217,6 +218,7 @@ class _Attendance:
         base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)
+        check_ids(data.samples, files, f"data {self._joining.data}")
         self._notice(f"data: {data.samples.line}")
         mend = "Put the file back as it was, or join under another --name with another --folder."
         self._store.began_with("rows", data.samples.digest, mend)

@@ -24,6 +24,7 @@ from cutlayer.model.families import read_family
 from cutlayer.model.processor import has_bf16_units
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.model.vocabulary import check_fit
 from cutlayer.packing import CompressedLink, Compression, compression
 from cutlayer.wire.link import Link
 
@@ -91,15 +92,17 @@ def load_tokenizer(files: ModelFiles) -> Any:
     """The model's tokenizer.
 
     Raises:
-      ModelError: The folder has none.
+      ModelError: The folder has none, or one that gives ids for which the model has no row.
     """
     try:
-        return AutoTokenizer.from_pretrained(files.location, revision=files.revision)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".: ")
+        tokenizer = AutoTokenizer.from_pretrained(files.location, revision=files.revision, trust_remote_code=False)
+    except Exception as error:  # transformers', each version's others, or of a library that knows but one class
+        reason = str(error).strip().partition("\n")[0].rstrip(".: ") or type(error).__name__
         raise ModelError(
             f"model {files.name}: expected a tokenizer (tokenizer.json), got {reason}. Copy it from the original model."
         ) from error
+    check_fit(tokenizer, files)
+    return tokenizer
 
 
 def train_settings(config: RunConfig) -> TrainSettings:

@@ -258,9 +258,11 @@ def test_a_part_is_whole_while_another_thread_attaches_lora(tiny_model: ModelMak
     assert len(absent) == len(part.slots), "nothing but what an adapter is put into"
 
 
-def test_labels_and_padding_of_the_run_are_in_the_config(tiny_model: ModelMaker) -> None:
+def test_labels_of_the_run_are_in_the_config_and_its_pad_id_is_the_models(tiny_model: ModelMaker) -> None:
     base = open_base(tiny_model("llama", "classification"), "classification", pad_id=5)
-    assert (base.config.num_labels, base.config.pad_token_id, base.config.use_cache) == (LABELS, 5, False)
+    assert (base.config.num_labels, base.config.pad_token_id, base.config.use_cache) == (LABELS, 0, False)
+    nameless = open_base(tiny_model("gpt2", "classification"), "classification", pad_id=5)
+    assert nameless.config.pad_token_id == 5, "transformers asks for one"
 
 
 @pytest.mark.parametrize(

@@ -508,12 +508,21 @@ def test_the_real_minilm() -> None:
     assert base.weights.bytes_read > 10_000_000
 
 
-def test_an_index_that_names_a_tensor_in_the_wrong_shard(copied: Callable[[str, str], Path]) -> None:
+def test_an_index_that_names_a_tensor_in_the_wrong_shard(
+    copied: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copied("llama", "causal-lm")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     name = "model.norm.weight"
-    index = {"weight_map": {name: "model.safetensors", "model.no.weight": "model.safetensors"}}
+    index = {"weight_map": {name: "model-1.safetensors", "model.no.weight": "model-1.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    weights = Weights(ModelFiles(str(folder)), prefix="model", dtype=torch.float32, device=torch.device("cpu"))
-    weights.read(name)
-    with pytest.raises(ModelError, match=r"expected model.no.weight in model.safetensors, got .*Fetch it again"):
-        weights.read("model.no.weight")
+
+    def weights() -> Weights:
+        return Weights(ModelFiles(str(folder)), prefix="model", dtype=torch.float32, device=torch.device("cpu"))
+
+    weights().read(name)
+    with pytest.raises(ModelError, match=r"expected a tensor 'model.no.weight' in its files, got none"):
+        weights().read("model.no.weight")
+    monkeypatch.setattr(ModelFiles, "at_hand", lambda _files, _name: None)  # of shards that are to be fetched
+    with pytest.raises(ModelError, match=r"expected model.no.weight in model-1.safetensors, got .*Fetch it again"):
+        weights().read("model.no.weight")

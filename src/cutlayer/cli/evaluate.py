@@ -57,6 +57,7 @@ def evaluate(
     from cutlayer.model.export import base_files, read_adapter, read_card
     from cutlayer.model.quantised import KINDS
     from cutlayer.model.source import DTYPES
+    from cutlayer.model.vocabulary import check_ids
     from cutlayer.report.json_lines import to_json
     from cutlayer.report.progress import NoProgress, Progress
     from cutlayer.server import evaluate as evaluation
@@ -74,6 +75,7 @@ def evaluate(
     files = base_files(card, model, f"adapter {adapter}")
     dataset, where = _rows(data, split)
     samples = task.encode(dataset, load_tokenizer(files), where)
+    check_ids(samples, files, where)
     settings = ModelSettings(
         name=files.name,
         revision=files.revision,

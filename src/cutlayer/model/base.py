@@ -7,8 +7,8 @@ tensors that it still holds. The tensors come from one `Weights`, so all parts s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -32,14 +32,15 @@ from cutlayer.model.adapter import (
     shape_at_rank,
     target_modules,
 )
+from cutlayer.model.asked import check_room
 from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
 from cutlayer.model.families import FAMILIES, Family, family_of
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
-from cutlayer.model.pretrained import config_of
-from cutlayer.model.quantised import KINDS, SCALE, Kind, forms_of, quantise
+from cutlayer.model.pretrained import config_of, from_config_json
+from cutlayer.model.quantised import KINDS, SCALE, Form, Kind, forms_of, quantise
 from cutlayer.model.recognised import recognised
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.model.standing import Standing
@@ -61,7 +62,7 @@ class ModelSettings:
       name: folder, GGUF file, hub name, `builtin:minilm` or `builtin:smollm2`.
       task: what it is trained for.
       num_labels: classes of a classification; 0 for causal LM.
-      pad_id: the token id that pads; kept in the model's config, where a decoder's classification head looks for it.
+      pad_id: the token id that pads. The model's config keeps its own, from which RoBERTa counts its positions.
       dtype: of the frozen weights: fp32, bf16, fp16, int8 or nf4 (`model/quantised.py`). Trainable tensors are always
         fp32.
       compute: of the activations and of what frozen tensors are computed with; None is the weights' own, and fp32 where
@@ -138,6 +139,8 @@ class Base:
         self.config = self._transformers_config(depth)
         self.family = self._family()
         self.pooling = choose_pooling(settings.pooling, self.family)
+        if self.pooling == "last" and self.config.pad_token_id is None:
+            self.config.pad_token_id = settings.pad_id  # transformers asks for one, and `model/ends.py` for none
         self.trained_heads = self._trained_heads()
         skeleton = self._skeleton()
         self._prefix: str = skeleton.base_model_prefix
@@ -145,12 +148,15 @@ class Base:
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)
+        if self._ties and self._has_own_head():
+            self.config.tie_word_embeddings = False
+            skeleton, self._ties = self._skeleton(), {}
         self.parameter_shapes = {name: value.shape for name, value in skeleton.named_parameters()}
         self.parameter_names = [name for name in self.parameter_shapes if name not in self._ties]
         kind = settings.quantised
         tables = [f"{self._prefix}.{path}" for path in (self.family.embeddings, *self.family.positions)]
         self.forms = forms_of(skeleton, kind, self._blocks, self.trained_heads, tables) if kind else {}
-        self.weights = Weights(self.files, prefix=self._prefix, dtype=self.dtype, device=self.device, forms=self.forms)
+        self.weights = self._weights(self.forms)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self._pool(skeleton)
@@ -215,7 +221,7 @@ class Base:
             self._pool(model)
             self._finish(model, key[1])
             slots = find_slots(model, self.trained_heads)
-            self._upper_parts[key] = ServerPart(model, feed, slots, self.settings.pad_id)
+            self._upper_parts[key] = ServerPart(model, feed, slots)
         return self._upper_parts[key]
 
     def middle_part(self, first: int, end: int, blocks: Blocks = None) -> MiddlePart:
@@ -229,7 +235,7 @@ class Base:
             keep_device_side(model, self._backbone(model), self.family, end)
             self._finish(model, key[2])
             slots = find_slots(model, ())
-            self._middle_parts[key] = MiddlePart(model, self._backbone(model), feed, slots, self.settings.pad_id)
+            self._middle_parts[key] = MiddlePart(model, self._backbone(model), feed, slots)
         return self._middle_parts[key]
 
     def whole(self, blocks: Blocks = None) -> WholePart:
@@ -520,8 +526,7 @@ class Base:
         return bool(weight.std() < 0.5 * float(self.config.initializer_range))
 
     def _transformers_config(self, depth: int | None) -> Any:
-        with _from_config_json(self.settings.name):
-            config = config_of(self.files)
+        config = config_of(self.files)
         if self.settings.task == "classification":
             config.num_labels = self.settings.num_labels
             config.problem_type = "single_label_classification"
@@ -530,7 +535,6 @@ class Base:
             if getattr(config, "layer_types", None):
                 config.layer_types = (list(config.layer_types) * depth)[:depth]
         config.use_cache = False
-        config.pad_token_id = self.settings.pad_id
         if not self.settings.base_dropout:
             for key, value in config.to_dict().items():
                 if "drop" in key and isinstance(value, (int, float)):
@@ -546,8 +550,8 @@ class Base:
 
     def _built(self, config: Any, where: str = "meta") -> Any:
         """The task model of a config, its parameters as they are made."""
-        with _BUILDING, torch.device(where), _from_config_json(self.settings.name):
-            return model_class(self.settings.task).from_config(config, dtype=self.dtype)
+        with _BUILDING, torch.device(where), from_config_json(self.settings.name):
+            return model_class(self.settings.task).from_config(config, dtype=self.dtype, trust_remote_code=False)
 
     def _trained_heads(self) -> tuple[str, ...]:
         if self.settings.task == "causal-lm":
@@ -561,15 +565,31 @@ class Base:
     def _skeleton(self, *, checkpoint: bool = False) -> Any:
         """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
         model = self._built(self.config)
+        check_room(self.settings.name, sum(buffer.nbytes for buffer in model.buffers()))
         _rebuild_buffers(model, self.device)
         if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
             model.activation_checkpointing_enable()
             model.disable_input_require_grads()  # the hook: it would make a device without adapters train
         return model
 
+    def _weights(self, forms: Mapping[str, Form] | None = None) -> Weights:
+        instead = {source: tied for tied, source in self._ties.items()}
+        return Weights(
+            self.files, prefix=self._prefix, dtype=self.dtype, device=self.device, forms=forms, instead=instead
+        )
+
+    def _has_own_head(self) -> bool:
+        """Whether the checkpoint has another head than its embeddings, to which config.json ties it."""
+        if self.device.type == "meta" and not self.files.has_weights:
+            return False  # on the hub: for what is only counted nothing is fetched
+        weights = self._weights()
+        with suppress(ModelError):  # what is not there or torn is said where it is read
+            return any(weights.differ(source, tied) for tied, source in self._ties.items())
+        return False
+
     def _pool(self, model: Any) -> None:
         if self.settings.task == "classification":
-            install_pooling(self._backbone(model), self.family, self.pooling)
+            install_pooling(model, self.family, self.pooling)
 
     def _backbone(self, model: Any) -> Any:
         return getattr(model, model.base_model_prefix)
@@ -631,20 +651,6 @@ class Base:
             for name, shape in of_blocks.get(speaker, {}).items()
         }
         return {**lora, **of_blocks.get(None, {})}
-
-
-@contextmanager
-def _from_config_json(name: str) -> Iterator[None]:
-    """Whatever transformers raises in it, each version something else, is about the model's config.json."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"model {name}: expected a config.json that transformers builds a model from, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())}. Fetch the file again."
-        ) from error
 
 
 def model_class(task: TaskKind) -> Any:

@@ -38,6 +38,16 @@ NOTE = """# A LoRA adapter made by cutlayer
 
 Base model: `{base}`. {how}
 """
+CLASSIFIER = (
+    "The base is `AutoModelForSequenceClassification.from_pretrained(BASE, num_labels={labels}, "
+    "ignore_mismatched_sizes=True)`: the adapter brings its own head, whatever the base's is."
+)
+LAST_TOKEN = (
+    "The classifier reads the last token of a text. Plain transformers looks for it by a token id: set "
+    "`model.config.pad_token_id` to {pad_id}, the tokenizer's, and fill texts up on the right; where texts may end in "
+    "that very token (a pad token that is the end token, say), set it to None and give texts one by one. "
+    "`cutlayer.load_finetuned(FOLDER)` needs neither."
+)
 BESIDE = ".."
 CARD = "cutlayer.json"
 PLAIN = "Plain PEFT loads it: `PeftModel.from_pretrained(base, FOLDER)`."
@@ -118,8 +128,7 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         revision=card.revision,
         inference_mode=True,
     )
-    plain = settings.task != "classification" or base.pooling == base.family.poolings[0]
-    note = NOTE.format(base=named, how=PLAIN if plain else POOLED.format(pooling=base.pooling))
+    note = NOTE.format(base=named, how=" ".join(how_plain_peft_loads_it(base)))
     tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     (folder / "adapter_config.json").write_text(_json(config.to_dict()))
@@ -130,6 +139,23 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
 def card_text(card: AdapterCard, named: str) -> str:
     """The card as a file has it, with a name for its base that means something elsewhere."""
     return _json(asdict(replace(card, base=named)))
+
+
+def how_plain_peft_loads_it(base: Base) -> list[str]:
+    """What somebody without this package must know to get what the run reported: sentences."""
+    settings = base.settings
+    if settings.task != "classification":
+        return [PLAIN]
+    if base.pooling != base.family.poolings[0]:
+        return [POOLED.format(pooling=base.pooling)]
+    return [PLAIN, CLASSIFIER.format(labels=settings.num_labels), *how_texts_end(base)]
+
+
+def how_texts_end(base: Base) -> list[str]:
+    """What plain transformers must be told of a decoder's classifier: a sentence; of other models none."""
+    if base.settings.task != "classification" or base.pooling != "last":
+        return []
+    return [LAST_TOKEN.format(pad_id=base.settings.pad_id)]
 
 
 def _module(name: str) -> str:
@@ -261,10 +287,11 @@ def load_finetuned(folder: str | Path, base: str | Path | None = None) -> PeftMo
     if card.task == "causal-lm":
         return PeftModel.from_pretrained(pretrained(files, AutoModelForCausalLM), path).eval()
     model = pretrained(files, AutoModelForSequenceClassification, num_labels=len(card.labels))
-    model.config.pad_token_id = card.pad_id
     model.config.id2label = dict(enumerate(card.labels))
     model.config.label2id = {label: index for index, label in enumerate(card.labels)}
     known = card.own_family or FAMILIES.get(files.model_type)
     family = family_of(files.model_type, "classification", known or Family(files.model_type))  # else recognised
-    install_pooling(getattr(model, model.base_model_prefix), family, card.pooling)  # type: ignore[arg-type]
+    if card.pooling == "last" and model.config.pad_token_id is None:
+        model.config.pad_token_id = card.pad_id
+    install_pooling(model, family, card.pooling)  # type: ignore[arg-type]
     return PeftModel.from_pretrained(model, path).eval()

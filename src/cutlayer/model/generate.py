@@ -5,7 +5,7 @@ Shapes: B prompts, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ GENERATION = "generation_config.json"
 def generation_config(base: Base) -> Any:
     """How the base generates, which its folder says; else by the special tokens of its config."""
     if base.files.find(GENERATION) is not None:
-        return GenerationConfig.from_pretrained(base.files.location, revision=base.files.revision)
+        return GenerationConfig.from_pretrained(
+            base.files.location, revision=base.files.revision, trust_remote_code=False
+        )
     return GenerationConfig.from_model_config(base.config)
 
 
@@ -30,6 +32,20 @@ def end_ids(base: Base, tokenizer: Any) -> list[int]:
     known = generation_config(base).eos_token_id
     own = known if isinstance(known, list) else [known]
     return sorted({token for token in (*own, tokenizer.eos_token_id) if token is not None})
+
+
+def check_known(base: Base, prompts: Iterable[Sequence[int]]) -> None:
+    """Looks whether the model has a row for each token.
+
+    Raises:
+      DataError: It has not.
+    """
+    highest = max((max(ids, default=0) for ids in prompts), default=0)
+    if highest >= base.vocabulary:
+        raise DataError(
+            f"prompt: expected token ids below {base.vocabulary}, the rows of the embeddings of model "
+            f"{base.settings.name}, got {highest}. Leave the token out."
+        )
 
 
 @torch.inference_mode()
@@ -59,8 +75,9 @@ def generate(
       streamer: Told of each token as it comes, of one prompt (transformers' `TextStreamer`).
 
     Raises:
-      DataError: A prompt leaves no room for an answer.
+      DataError: A prompt leaves no room for an answer, or has a token for which the model has no row.
     """
+    check_known(base, prompts)
     longest = max(map(len, prompts))
     positions = getattr(base.config, "max_position_embeddings", None) or longest + new_tokens
     if longest >= positions:

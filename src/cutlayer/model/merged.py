@@ -30,6 +30,7 @@ from cutlayer.model.export import CARD, AdapterCard, card_text
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.generate import generation_config
 from cutlayer.model.part import model_inputs
+from cutlayer.model.pooling import install_pooling
 from cutlayer.model.portable import copy_tokenizer
 from cutlayer.model.pretrained import config_of
 from cutlayer.model.pruned import described
@@ -164,7 +165,10 @@ def agreement(folder: Path, adapter: Adapter, base: Base, batches: Sequence[Batc
     Raises:
       AdapterError: They differ by more than rounding does.
     """
-    merged = model_class(base.settings.task).from_pretrained(folder, dtype=DTYPES[dtype]).to(base.device).eval()
+    merged = model_class(base.settings.task).from_pretrained(folder, dtype=DTYPES[dtype], trust_remote_code=False)
+    merged = merged.to(base.device).eval()
+    if base.pooling == "last" and base.settings.task == "classification":
+        install_pooling(merged, base.family, base.pooling)  # both read the end of a text by the mask
     part = base.whole(base.blocks_in(adapter))
     part.use(adapter)
     part.model.eval()

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cutlayer.data.chat import PLAIN
 from cutlayer.model.base import Base
-from cutlayer.model.export import POOLED, AdapterCard
+from cutlayer.model.export import POOLED, AdapterCard, how_texts_end
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.portable import refused_by_vllm
 
@@ -107,11 +107,11 @@ def model_card(base: Base, card: AdapterCard, training: Training, *, title: str,
         **{name: f"{value:.6g}" for name, value in sorted(training.metrics.items()) if name != "tokens"},
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
-    labels = f", num_labels={len(card.labels)}" if card.labels else ""
+    labels = f", num_labels={len(card.labels)}, ignore_mismatched_sizes=True" if card.labels else ""
     how = (MERGED if merged else ADAPTER).format(
         loader=CLASSES[task], base=hub_name or "BASE", labels=labels, pipeline=PIPELINES[task]
     )
-    notes = [refused_by_vllm(base) if not merged else None]
+    notes = [refused_by_vllm(base) if not merged else None, *how_texts_end(base)]
     if task == "classification" and base.pooling != base.family.poolings[0]:
         notes.append(POOLED.format(pooling=base.pooling))
     said = "".join(f"\nNote: {note[0].upper()}{note[1:].rstrip('.')}.\n" for note in notes if note)

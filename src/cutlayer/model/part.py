@@ -54,9 +54,9 @@ class DevicePart(Part):
 class ServerPart(Part):
     """Blocks `[cut, L)` and the head."""
 
-    def __init__(self, model: nn.Module, feed: Feed, slots: list[Slot], pad_id: int) -> None:
+    def __init__(self, model: nn.Module, feed: Feed, slots: list[Slot]) -> None:
         super().__init__(model, slots)
-        self._feed, self._pad_id = feed, pad_id
+        self._feed = feed
 
     def loss(self, h_BTD: Tensor, mask_BT: Tensor | None, labels: Tensor | Learned) -> Tensor:
         """The mean loss over the batch: over samples, or over unmasked target tokens, at which alone there are logits.
@@ -81,7 +81,7 @@ class ServerPart(Part):
     def _run(self, h_BTD: Tensor, mask_BT: Tensor | None, **labels: Tensor) -> Any:
         self._feed.h_BTD = h_BTD
         try:
-            return self.model(**fed_inputs(h_BTD, mask_BT, self._pad_id), **labels)
+            return self.model(**fed_inputs(h_BTD, mask_BT), **labels)
         finally:
             self._feed.h_BTD = None
 
@@ -101,15 +101,15 @@ class ServerPart(Part):
 class MiddlePart(Part):
     """Blocks `[first, end)` alone, between two cuts: what lifts activations, and one stage of a pipeline."""
 
-    def __init__(self, model: nn.Module, backbone: nn.Module, feed: Feed, slots: list[Slot], pad_id: int) -> None:
+    def __init__(self, model: nn.Module, backbone: nn.Module, feed: Feed, slots: list[Slot]) -> None:
         super().__init__(model, slots)
-        self._backbone, self._feed, self._pad_id = backbone, feed, pad_id
+        self._backbone, self._feed = backbone, feed
 
     def forward(self, h_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """The activations at `end`, (B, T, D), from those at `first`. See `ServerPart.loss`."""
         self._feed.h_BTD = h_BTD
         try:
-            hidden: Tensor = self._backbone(**fed_inputs(h_BTD, mask_BT, self._pad_id)).last_hidden_state
+            hidden: Tensor = self._backbone(**fed_inputs(h_BTD, mask_BT)).last_hidden_state
             return hidden
         finally:
             self._feed.h_BTD = None
@@ -165,15 +165,10 @@ def _replicated(model: nn.Module, logits: Callable[[], Tensor], labels: Tensor, 
         return replica_losses(logits(), learned, replicas)
 
 
-def fed_inputs(h_BTD: Tensor, mask_BT: Tensor | None, pad_id: int) -> dict[str, Tensor]:
-    """The keyword arguments of a model whose embeddings are a feed.
-
-    The ids only tell it where padding is: a decoder's classification head looks for the last token.
-    """
-    ids_BT = torch.full(h_BTD.shape[:2], pad_id + 1, device=h_BTD.device)
-    if mask_BT is None:
-        return {"input_ids": ids_BT}
-    return {"input_ids": ids_BT.masked_fill(~mask_BT, pad_id), "attention_mask": mask_BT.long()}
+def fed_inputs(h_BTD: Tensor, mask_BT: Tensor | None) -> dict[str, Tensor]:
+    """The keyword arguments of a model whose embeddings are a feed: its ids say how many there are, and no more."""
+    inputs = {"input_ids": torch.zeros(h_BTD.shape[:2], dtype=torch.int64, device=h_BTD.device)}
+    return inputs if mask_BT is None else {**inputs, "attention_mask": mask_BT.long()}
 
 
 def model_inputs(batch: Batch, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -47,6 +47,8 @@ EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"
 TENSORS = re.compile(r"(?:embeddings|head|block-(?:0|[1-9][0-9]{0,3}))\.safetensors")
 SMALL_BYTES = 128 * 2**20
 """The most that a piece may have that holds no tensors."""
+CONFIG_BYTES = 4 * 2**20
+"""The most that config.json may have: it is read whole, and what it says is bounded (`model/asked.py`)."""
 CHUNK_BYTES = 2**20
 SPELLED = {torch.int8: "I8", torch.uint8: "U8"}
 WHOSE = "Is it a cutlayer server?"
@@ -425,7 +427,7 @@ def _is_partial(name: str) -> bool:
 
 def _check_piece(piece: Piece) -> None:
     """Raises MalformedMessage for a name that is no piece's, a length out of bounds or what is no digest."""
-    most = 2**63 if TENSORS.fullmatch(piece.name) else SMALL_BYTES
+    most = 2**63 if TENSORS.fullmatch(piece.name) else CONFIG_BYTES if piece.name == "config.json" else SMALL_BYTES
     if not _known(piece.name) or not 0 < piece.length <= most or not re.fullmatch("[0-9a-f]{64}", piece.sha256):
         raise MalformedMessage(
             f"piece {piece.name[:80]!r}: expected a file of a model, of 1 to {most} bytes, and its SHA-256, got "

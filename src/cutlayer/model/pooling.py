@@ -1,4 +1,4 @@
-"""How an encoder's sentence becomes one vector: its own pooler, the mean over tokens, or the first token.
+"""How a sentence becomes one vector: an encoder's own pooler, the mean over tokens, or the first; a decoder's last.
 
 Some checkpoints were trained with mean pooling and carry a pooler that never learned (MiniLM's output is about
 0.05 and almost constant). `pooler` is still the default, because plain transformers and PEFT then load the result
@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cutlayer.errors import ConfigError
+from cutlayer.model.ends import read_the_last
 from cutlayer.model.families import Family, Pooling
 
 FRESH_POOLER_STD = 0.05
@@ -38,10 +39,14 @@ def choose_pooling(asked: str, family: Family) -> Pooling:
     )
 
 
-def install_pooling(backbone: nn.Module, family: Family, pooling: Pooling) -> None:
-    """Makes the backbone hand its head the pooling asked for. Does nothing for the family's own way."""
+def install_pooling(model: Any, family: Family, pooling: Pooling) -> None:
+    """Makes a classifier read the pooling asked for: a decoder's the last token by the mask; else nothing is done for
+    the family's own way."""
+    if pooling == "last":
+        read_the_last(model, family.head[-1])
     if pooling == family.poolings[0]:
         return
+    backbone = getattr(model, model.base_model_prefix)
     if family.pooler is not None:
         setattr(backbone, family.pooler, None)
 

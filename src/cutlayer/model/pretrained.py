@@ -6,6 +6,8 @@ sees, are given to transformers tensor by tensor instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,12 +21,26 @@ def config_of(files: ModelFiles) -> Any:
     """transformers' config of what reads text.
 
     Raises:
-      ModelError: config.json is no JSON object.
-      OSError, ValueError: As transformers raises them where config.json is not of a model that it has.
+      ModelError: config.json is no JSON object, asks for what is not done, or is not of a model that transformers has.
     """
     seeing = files.text_config is not files.config  # first: what is no config.json is said by the file's name
-    config = AutoConfig.from_pretrained(files.location, revision=files.revision)
+    with from_config_json(files.name):
+        config = AutoConfig.from_pretrained(files.location, revision=files.revision, trust_remote_code=False)
     return config.get_text_config() if seeing else config
+
+
+@contextmanager
+def from_config_json(name: str) -> Iterator[None]:
+    """Whatever transformers raises in it, each version something else, is about the model's config.json."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"model {name}: expected a config.json that transformers builds a model from, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}. Fetch the file again."
+        ) from error
 
 
 def pretrained(files: ModelFiles, maker: Any, **changes: Any) -> Any:
@@ -39,12 +55,12 @@ def pretrained(files: ModelFiles, maker: Any, **changes: Any) -> Any:
       ModelError: The files have no tensor that the model has.
     """
     if files.gguf is None and files.text_config is files.config:
-        return maker.from_pretrained(files.location, revision=files.revision, **changes)
+        return maker.from_pretrained(files.location, revision=files.revision, trust_remote_code=False, **changes)
     config = config_of(files)
     for key, value in changes.items():
         setattr(config, key, value)
     with torch.device("meta"):
-        skeleton = maker.from_config(config)
+        skeleton = maker.from_config(config, trust_remote_code=False)
     dtype = torch.float32 if files.gguf is not None or config.dtype is None else config.dtype
     weights = Weights(files, prefix=skeleton.base_model_prefix, dtype=dtype, device=torch.device("cpu"))
     state = {name: weights.get(name) for name in skeleton.state_dict() if name in weights}

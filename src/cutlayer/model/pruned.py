@@ -42,6 +42,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
     "sentencepiece.bpe.model",
+    "spm.model",
 )
 NOTE = """# A pruned model made by cutlayer
 
@@ -129,11 +130,13 @@ def _config(base: Base, card: AdapterCard, stored: Kept) -> Any:
 
 
 def described(config: Any, base: Base, card: AdapterCard) -> Any:
-    """A config with what a run has added: classes, the id that pads, the class of the model, its dtype."""
+    """A config with what a run has added: classes, the id that pads a decoder's texts, the model's class, its dtype."""
     if card.labels:
         config.id2label = dict(enumerate(card.labels))
         config.label2id = {label: number for number, label in enumerate(card.labels)}
-    config.pad_token_id = card.pad_id
+    if base.family.poolings[0] == "last":  # where transformers looks for a text's end; an encoder's says more
+        config.pad_token_id = card.pad_id
+    config.tie_word_embeddings = base.config.tie_word_embeddings  # not where the checkpoint has a head of its own
     config.architectures = [model_class(base.settings.task)._model_mapping[type(config)].__name__]
     config.dtype = base.dtype
     return config

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cutlayer.errors import ModelError
+from cutlayer.model.asked import check_room
 from cutlayer.model.cut import keep_device_side, keep_server_side
 from cutlayer.model.families import FAMILIES, Family
 from cutlayer.model.part import fed_inputs
+from cutlayer.model.pooling import install_pooling
 from cutlayer.types import TaskKind
 
 SMALL = {
@@ -58,11 +60,11 @@ def recognised(name: str, config: Any, task: TaskKind, build: Callable[..., Any]
     """
     known = f"{config.to_json_string()} {task}"
     if known not in _TRIED:
-        _TRIED[known] = _tried(name, config, build)
+        _TRIED[known] = _tried(name, config, task, build)
     return _TRIED[known]
 
 
-def _tried(name: str, config: Any, build: Callable[..., Any]) -> Family:
+def _tried(name: str, config: Any, task: TaskKind, build: Callable[..., Any]) -> Family:
     row = Family(config.model_type)
     model = build(config)
     backbone = getattr(model, model.base_model_prefix)
@@ -84,7 +86,9 @@ def _tried(name: str, config: Any, build: Callable[..., Any]) -> Family:
             "final, attention and head modules in a file and give that as --family (docs/adding-a-family.md), or use "
             "another model."
         )
-    difference = _difference(config, row, build)
+    small = build(_small(config))
+    check_room(name, sum(parameter.nbytes for parameter in small.parameters()))
+    difference = _difference(config, row, task, build)
     if difference is not None:
         raise _refused(name, config, f"does not survive a cut: {difference}")
     return row
@@ -111,12 +115,14 @@ def _missing(backbone: nn.Module, row: Family) -> str | None:
     return None
 
 
-def _difference(config: Any, row: Family, build: Callable[..., Any]) -> str | None:
+def _difference(config: Any, row: Family, task: TaskKind, build: Callable[..., Any]) -> str | None:
     """What a cut changes in a small model of this config; None if nothing."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = build(_small(config), "cpu").eval()
+            if task == "classification":
+                install_pooling(model, row, row.poolings[0])
             whole = _computed(model, model, None)
             num_blocks = len(_backbone(model).get_submodule(row.blocks))
             for cut in sorted({1, num_blocks // 2, num_blocks - 1} - {0}):
@@ -160,7 +166,7 @@ def _computed(device: Any, server: Any, feed: Any) -> dict[str, Tensor]:
     else:
         h_BTD = _backbone(device)(**inputs).last_hidden_state
         feed.h_BTD = h_BTD.detach().requires_grad_()
-        logits = server(**fed_inputs(feed.h_BTD, mask_BT.bool(), 0), use_cache=False).logits
+        logits = server(**fed_inputs(feed.h_BTD, mask_BT.bool()), use_cache=False).logits
         logits.float().square().mean().backward()
         h_BTD.backward(feed.h_BTD.grad)
     found = {"logits": logits.detach()}

@@ -1,5 +1,8 @@
 """Where a model comes from: a folder, a GGUF file, the hub, or an embedded model; never pickle.
 
+Which files are read, and which tensor of two is the one, is as transformers' `from_pretrained` has it, or it is refused:
+a person who loads the same folder with transformers has the same weights.
+
 A part of a model reads only the tensors it holds. `Weights` reads each tensor at most once in a process and hands
 the same storage to everyone: that is how a process that plays a hundred devices holds one copy of the base.
 """
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from cutlayer.errors import ModelError
 from cutlayer.files import sha256
+from cutlayer.model.asked import PLAIN_WEIGHTS, check_config
 from cutlayer.model.gguf import SUFFIX
 from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
 from cutlayer.model.packed import read_note
@@ -35,7 +39,8 @@ SMOLLM2 = "builtin:smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,11 +50,15 @@ TOKENIZER = (
     "merges.txt",
     "vocab.txt",
     "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
     "chat_template.jinja",
 )
 """The files that tokenizers are read from, each family from some of them; the first says it all where it is."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PLAIN = (*DTYPES.values(), torch.float64)
+"""Dtypes in which a stored number is what it says; others want a scale."""
 
 
 class ModelFiles:
@@ -141,7 +150,10 @@ class ModelFiles:
         """The model's config.json as it stands."""
         path = self.find("config.json")
         assert path is not None  # checked at construction
-        return _json_object(path)
+        content = _json_object(path)
+        if self.gguf is None:
+            check_config(self.name, content)
+        return content
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -157,21 +169,43 @@ class ModelFiles:
     def shards(self) -> dict[str, str]:
         """Tensor name in the checkpoint -> file that holds it.
 
+        As in transformers a single file comes before an index, which may be left from before it; of an index only the
+        files count, each with all that is in it, the last by name where two have the same tensor. What is in a file
+        that is not here yet, the index says.
+
         Raises:
-          ModelError: There are no safetensors files.
+          ModelError: There are no safetensors files, or an adapter lies beside them, which transformers would put on.
         """
         if self.gguf is not None:
             return dict.fromkeys(self.gguf.tensors, self.gguf.path.name)
-        index = self.find(INDEX)
-        if index is not None:
-            return dict(_json_object(index).get("weight_map", {}))
-        path = self.find("model.safetensors")
-        if path is None:
+        if self.find(ADAPTER) is not None:
             raise ModelError(
-                f"model {self.name}: expected model.safetensors or {INDEX}, got neither. "
+                f"model {self.name}: expected a model alone, got one with an adapter ({ADAPTER}) beside it, which "
+                "transformers would put on. Move the adapter to a folder of its own, and name that in model.adapter."
+            )
+        path = self.find(SINGLE)
+        if path is not None:
+            return dict.fromkeys(read_header(path)[1], path.name)
+        index = self.find(INDEX)
+        if index is None:
+            raise ModelError(
+                f"model {self.name}: expected {SINGLE} or {INDEX}, got neither. "
                 "Save the model with save_pretrained(): weights in pickle files are not read."
             )
-        return dict.fromkeys(read_header(path)[1], path.name)
+        named = _json_object(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+            raise ModelError(f"{index}: expected a weight_map from tensors to files, got none. Fetch the file again.")
+        found: dict[str, str] = {}
+        for file in sorted(set(named.values())):
+            here = self.at_hand(file)
+            inside = [name for name in named if named[name] == file] if here is None else read_header(here)[1]
+            found |= dict.fromkeys(inside, file)
+        return found
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights, or an index of them, are on this machine."""
+        return self.folder is not None or any(self.at_hand(name) is not None for name in (SINGLE, INDEX))
 
     @property
     def location(self) -> str:
@@ -267,6 +301,14 @@ def smollm2_file() -> Path:
 class Weights:
     """The frozen tensors of one checkpoint: each read at most once, shared by every part in this process.
 
+    Args:
+      files: Where they are.
+      prefix: Of the backbone in names.
+      dtype: Which they get.
+      device: On which they are kept.
+      forms: Of the weights that are held in one.
+      instead: Name of a tensor -> that of the one that is tied to it, which is there where it is not.
+
     Names are those of the task model's state dict. Checkpoints of the bare backbone (no `bert.` in front), of a model
     that has the text model as one of its towers, and the old LayerNorm spelling (`gamma`, `beta`) are found as well.
 
@@ -285,9 +327,10 @@ class Weights:
         dtype: torch.dtype,
         device: torch.device,
         forms: Mapping[str, Form] | None = None,
+        instead: Mapping[str, str] | None = None,
     ) -> None:
         self._files, self._prefix, self._dtype, self._device = files, prefix, dtype, device
-        self._forms = forms or {}
+        self._forms, self._instead = forms or {}, instead or {}
         self._loaded: dict[str, Tensor] = {}
         self._headers: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         self.bytes_read = 0
@@ -323,8 +366,22 @@ class Weights:
 
     def place(self, name: str) -> tuple[str, str] | None:
         """The file that holds the tensor and its name in there; None if the checkpoint has no such tensor."""
-        known = next((known for known in self._spellings(name) if known in self._shards), None)
-        return None if known is None else (self._shards[known], known)
+        for one in (name, self._instead.get(name, name)):
+            for known in self._spellings(one):
+                if known in self._shards:
+                    return self._shards[known], known
+        return None
+
+    def differ(self, name: str, tied: str) -> bool:
+        """Whether both of two tensors are there that a config ties to each other, and are not the same: transformers
+        then leaves each its own."""
+        places = self.place(name), self.place(tied)
+        if places[0] is None or places[1] is None or places[0] == places[1]:
+            return False
+        if self._files.folder is not None and not all(self._files.find(place[0]) for place in places if place):
+            return True  # a server sends both where they are two
+        one, other = self.read(name).to(self._dtype), self.read(tied).to(self._dtype)
+        return not torch.equal(one, other)
 
     def __contains__(self, name: str) -> bool:
         return self.place(name) is not None
@@ -389,7 +446,7 @@ class Weights:
         """The tensor in its file; nothing of it has been read.
 
         Raises:
-          ModelError: The checkpoint has no such tensor.
+          ModelError: The checkpoint has no such tensor, or one that only a scale makes a weight.
         """
         place = self.place(name)
         if place is None:
@@ -399,11 +456,17 @@ class Weights:
             )
         path, data, entries = self._header(place[0])
         entry = entries.get(place[1])
-        if entry is None or entry["dtype"] not in SPELLED:
-            got = "no such tensor" if entry is None else str(entry["dtype"])
-            raise ModelError(f"model {self._files.name}: expected {place[1]} in {place[0]}, got {got}. Fetch it again.")
+        if entry is None:
+            raise ModelError(f"model {self._files.name}: expected {place[1]} in {place[0]}, got none. Fetch it again.")
+        dtype = SPELLED.get(entry["dtype"])
+        plain = entry.get("stored") is not None or dtype in PLAIN
+        if dtype is None or not (plain or (not dtype.is_floating_point and name + SCALE in self)):
+            raise ModelError(
+                f"model {self._files.name}: expected weights in plain numbers, got {place[1]} quantised, in "
+                f"{entry['dtype']}. {PLAIN_WEIGHTS}"
+            )
         start = data + int(entry["data_offsets"][0])
-        return Rows(path, place[1], start, tuple(entry["shape"]), SPELLED[entry["dtype"]], entry.get("stored"))
+        return Rows(path, place[1], start, tuple(entry["shape"]), dtype, entry.get("stored"))
 
     def _whole(self, stored: Rows, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
         """A tensor of a file. What lies there as it is wanted is not copied, but mapped."""

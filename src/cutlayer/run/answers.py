@@ -15,7 +15,7 @@ from cutlayer.data.asking import Form
 from cutlayer.data.tasks import MASKED, Ragged, Samples
 from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
-from cutlayer.model.generate import end_ids, generate
+from cutlayer.model.generate import check_known, end_ids, generate
 from cutlayer.report.stage import TellStage, untold
 from cutlayer.report.text_metrics import Judge, judges
 from cutlayer.run.inputs import ServerInputs
@@ -91,6 +91,7 @@ def answers_of(inputs: ServerInputs) -> Answers | None:
         prompt: form.token_ids(tokenizer, [{"role": "user", "content": prompt}])
         for prompt in dict.fromkeys(train.samples)
     }
+    check_known(inputs.base, prompts.values())
     asked: list[tuple[list[int], str]] = []
     if train.metrics:
         if not len(inputs.validation):

@@ -46,6 +46,7 @@ from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
+from cutlayer.model.vocabulary import check_ids
 from cutlayer.packing import CompressedLink, Compression
 from cutlayer.policies.learning_rate import schedule
 from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
@@ -278,8 +279,10 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
+    check_ids(train, files, "training data")
     if tables.validation is not None:
         validation = task.encode(tables.validation, tokenizer, judged)
+        check_ids(validation, files, judged)
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -320,6 +323,7 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
         task = _task(config, rows, tokenizer, "validation data")
         told(f"tokenising {len(rows)} texts", 0, 0)
         validation = task.encode(rows, tokenizer, "validation data")
+        check_ids(validation, files, "validation data")
     return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
 
 

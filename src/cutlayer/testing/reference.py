@@ -23,7 +23,8 @@ def plain_peft_model(base: Base) -> tuple[Any, dict[str, nn.Parameter]]:
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
     model = pretrained(base.files, maker, **extra)
-    model.config.pad_token_id = settings.pad_id
+    if base.family.poolings[0] == "last":
+        model.config.pad_token_id = settings.pad_id
     if settings.task == "causal-lm":
         _only_what_is_taught(model)
     peft_model = get_peft_model(

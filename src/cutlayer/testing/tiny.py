@@ -135,7 +135,7 @@ def save_tiny_model(family: str, task: str, folder: Path, *, shard: str = "1GB")
     if task == "classification":
         config.num_labels = LABELS
     maker = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
-    model = maker.from_config(config)
+    model = maker.from_config(config, trust_remote_code=False)
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
 
