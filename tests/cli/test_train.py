@@ -113,6 +113,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
         "events.jsonl",
         "metrics.jsonl",
         "report.svg",
+        "started.json",
         "summary.json",
         "tensorboard",
     }

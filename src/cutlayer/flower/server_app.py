@@ -64,6 +64,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
                 door,
                 min_devices=serving.devices,
                 resume=serving.resume,
+                started={"command": "flower"},
             )
         )
         tasks: list[asyncio.Task[Any]] = [run]

@@ -1,5 +1,6 @@
 """Everything a run writes except checkpoints, in one folder.
 
+    started.json    the command that plays the run, and what it was told beside config.yaml
     config.yaml     the complete configuration; its presence says that the folder holds a run
     metrics.jsonl   one line per round (`round_row.py`), with all that a planner may learn of it
     events.jsonl    one line per thing a machine did, in virtual seconds
@@ -14,6 +15,7 @@ were (`positions`), so that a resumed run cuts off (`rewind`) what the killed on
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -81,6 +83,42 @@ class RunFolder:
     def write_config(self, text: str) -> None:
         """Writes config.yaml; from here on the folder holds a run."""
         write_atomically(self.path / "config.yaml", text)
+
+    def write_started(self, started: Mapping[str, Any]) -> None:
+        """Writes by what `command` the run is played, and what no run file says: whoever goes on with it is told."""
+        write_atomically(self.path / "started.json", to_json(started, indent=1) + "\n")
+
+    def read_started(self) -> dict[str, Any]:
+        """See `write_started`; empty where the run was started before there was such a file.
+
+        Raises:
+          CheckpointError: it is none.
+        """
+        file = self.path / "started.json"
+        with reading("resume", "a run folder that can be read", CheckpointError):
+            if not file.exists():
+                return {}
+            text = file.read_text(encoding="utf-8", errors="replace")
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise CheckpointError(
+                f"{file}: expected the command that began the run, got {text[:40]!r}. Delete the file, and go on with "
+                "that command and all of its flags."
+            ) from None
+
+    def check_command(self, command: str) -> None:
+        """Refuses to go on by another command than the run was started by.
+
+        Raises:
+          CheckpointError: it is another.
+        """
+        mine = self.read_started().get("command", command)
+        if mine != command:
+            raise CheckpointError(
+                f"resume: expected a run that `{command}` began, got {self.path}, which `{mine}` did. Go on with it by "
+                "the same command."
+            )
 
     def read_config(self) -> str:
         return (self.path / "config.yaml").read_text(encoding="utf-8")

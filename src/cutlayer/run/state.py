@@ -31,9 +31,14 @@ class Began(Protocol):
     def began_with(self) -> Mapping[str, str]: ...
 
 
-def open_folder(inputs: Began, *, resume: bool) -> tuple[RunFolder, State | None]:
+def open_folder(inputs: Began, started: Mapping[str, Any], *, resume: bool) -> tuple[RunFolder, State | None]:
     """The run folder, which is this process's until it is closed, and the checkpoint in it if the run goes on from one;
     what came after it is taken back.
+
+    Args:
+      inputs: Which run it is.
+      started: By what `command` the run is played, and what that was told beside the run file.
+      resume: Whether it goes on.
 
     Raises:
       UserError: The folder is taken, another process is at work in it, the checkpoint is not this run's or is gone, or
@@ -43,11 +48,14 @@ def open_folder(inputs: Began, *, resume: bool) -> tuple[RunFolder, State | None
     if not resume:
         folder = RunFolder.create(path)
         folder.hold()
+        folder.write_started(started)
         folder.write_config(inputs.config.to_yaml())
         return folder, None
     folder = RunFolder.reopen(path)
+    folder.check_command(str(started["command"]))
     folder.hold()
     try:
+        folder.write_started(started)
         checkpoint = load_checkpoint(path / "checkpoint", inputs.run_id)
         if checkpoint is None:
             _check_first_round(folder)
