@@ -417,13 +417,15 @@ class RunConfig(Section):
             update={
                 "model": self.model.model_copy(
                     update={
-                        "name": _absolute(self.model.name),
+                        "name": _absolute(self.model.name, "model.name"),
                         "family": _written_out(self.model.family),
-                        "adapter": None if self.model.adapter is None else _absolute(self.model.adapter),
+                        "adapter": None
+                        if self.model.adapter is None
+                        else _absolute(self.model.adapter, "model.adapter"),
                     }
                 ),
                 "data": self.data.model_copy(
-                    update={"path": _absolute(self.data.path), "template": _template(self.data.template)}
+                    update={"path": _absolute(self.data.path, "data.path"), "template": _template(self.data.template)}
                 ),
                 "method": self.method.model_copy(update={"name": _absolute_file(self.method.name)}),
                 "fleet": write_out(self.fleet),
@@ -431,10 +433,11 @@ class RunConfig(Section):
         )
 
 
-def _absolute(name: str) -> str:
+def _absolute(name: str, key: str) -> str:
     """A path that is there, from the root; other names (of the hub, built-in) as they are."""
     path = local(name)
-    return str(path.resolve()) if path.exists() else name
+    with reading(key, "a name or a path that can be read"):
+        return str(path.resolve()) if path.exists() else name
 
 
 def _written_out(family: str | dict[str, Any] | None) -> dict[str, Any] | None:

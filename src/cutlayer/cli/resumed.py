@@ -25,8 +25,7 @@ def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
 
     if resume is None:
         config = given.config()
-        if (Path(config.out) / "config.yaml").exists():
-            RunFolder.create(Path(config.out))  # refuses, here rather than after the data has been read
+        RunFolder.check_free(Path(config.out))  # here rather than after the data has been read
         return config
     if given.spelled():
         raise ConfigError(

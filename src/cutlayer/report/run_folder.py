@@ -48,12 +48,8 @@ class RunFolder:
         Raises:
           ConfigError: it already holds a run or lines of one, or cannot be made.
         """
+        cls.check_free(path)
         with reading("out", "a folder that can be made and written"):
-            if (path / "config.yaml").exists():
-                raise ConfigError(
-                    f"out: expected a folder without a run, got {path} which holds config.yaml. "
-                    f"Use another --out, or continue that run with --resume {path}."
-                )
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):  # now, and not when the first round has been trained
                 pass
@@ -64,6 +60,20 @@ class RunFolder:
                     f"out: expected a folder without a run, got {path} which holds {name}. Use another --out."
                 )
         return folder
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuses a folder that holds a run already.
+
+        Raises:
+          ConfigError: it does, or cannot be looked at.
+        """
+        with reading("out", "a folder that can be made and written"):
+            if (path / "config.yaml").exists():
+                raise ConfigError(
+                    f"out: expected a folder without a run, got {path} which holds config.yaml. "
+                    f"Use another --out, or continue that run with --resume {path}."
+                )
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
