@@ -155,7 +155,7 @@ def test_calls_before_the_run_has_started_are_harmless() -> None:
 
 
 def test_without_a_terminal_nothing_is_silent_for_long() -> None:
-    """A stage is a line when it begins, one each four seconds while it lasts, and none when it is over; so is a round."""
+    """A stage is a line when it begins and one each four seconds while it lasts; so is a round."""
     out, clock = io.StringIO(), Clock()
     with Progress(Console(file=out, width=40), clock=clock, pulse=clock.beaten) as display:
         display.stage("reading the data")

@@ -83,8 +83,10 @@ class NoProgress:
 
 
 class Progress:
-    """Shows a run on `console`: live on a terminal, else plain lines (a log, a pipe): one for each round and each stage,
-    and one that says how far it is where that would be longer than `lines.SILENCE_SECONDS` ago.
+    """Shows a run on `console`: live on a terminal, else plain lines (a log, a pipe).
+
+    These are one for each round and each stage, and one that says how far it is where none was said for
+    `lines.SILENCE_SECONDS`.
 
     An event only stores what was last seen of its machine; a thread of rich's or of `lines` looks at it.
     """
