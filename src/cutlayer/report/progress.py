@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import shorten
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -15,6 +16,9 @@ from cutlayer.report.run_state import RunState
 from cutlayer.report.screen import Screen
 from cutlayer.report.stage import Stage
 from cutlayer.types import Event
+
+SHOWN = 300
+"""Characters of an answer on the screen; samples.jsonl has it whole."""
 
 
 class ProgressDisplay(Protocol):
@@ -135,7 +139,7 @@ class Progress:
     def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in samples:
             when = f"after round {sample['rounds']}" if sample["rounds"] else "before training"
-            said = " ".join(f"{when}: {sample['prompt']} -> {sample['text']}".split())
+            said = shorten(f"{when}: {sample['prompt']} -> {sample['text']}", SHOWN, placeholder=" ...")
             self._console.print(Text(said), soft_wrap=True)
 
     def _round_text(self, state: RunState, now: float) -> Text:
