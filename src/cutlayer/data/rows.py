@@ -75,3 +75,12 @@ class Rows:
         """These rows, in this order."""
         chosen = np.asarray(rows, np.int64)
         return Rows(self.columns, self.class_names, chosen if self.chosen is None else self.chosen[chosen])
+
+    def number(self, row: int) -> int:
+        """Where the row stands in the data that it was selected from, from 0: what a person looks for.
+
+        Example:
+          >>> Rows.of([{"text": "a"}, {"text": "b"}, {"text": "c"}]).select([0, 2]).number(1)
+          2
+        """
+        return row if self.chosen is None else int(self.chosen[row])

@@ -171,7 +171,7 @@ class Classification:
         require_columns(train, [self.label], where)
         names = train.class_names.get(self.label, ())
         if not names:
-            names = _names_of(train.cells(self.label), self.label, where)
+            names = _names_of(train, self.label, where)
         if len(names) < 2:
             raise DataError(
                 f"{where}, column {self.label!r}: expected at least two classes, got {names[0]!r} alone. "
@@ -236,7 +236,8 @@ class Classification:
         few = ", ".join(map(repr, self.label_names[:8])) + (", ..." if len(self.label_names) > 8 else "")
         for row, value in enumerate(values):
             if not isinstance(value, str | int) or value not in positions:
-                raise _bad_cell(where, row, self.label, f"one of the {len(self.label_names)} labels {few}", value)
+                expected = f"one of the {len(self.label_names)} labels {few}"
+                raise _bad_cell(where, rows.number(row), self.label, expected, value)
         return [positions[value] for value in values]
 
 
@@ -398,7 +399,7 @@ class CausalLM:
         for row, prompt in enumerate(prompts):
             if found := next((mark for mark in marks if mark in prompt), None):
                 error = BadChat(f"expected words without the tokenizer's own tokens, got {found!r}")
-                raise bad_row(where, row, column, error)
+                raise bad_row(where, rows.number(row), column, error)
         begin, end, sequences = begin_ids(tokenizer), [tokenizer.eos_token_id], []
         asked = _token_ids(tokenizer, [prompt + SEPARATOR for prompt in prompts])
         for prompt_ids, answer_ids in zip(asked, _token_ids(tokenizer, answers), strict=True):
@@ -422,14 +423,15 @@ class CausalLM:
             )
         template = Template(self.template, tokenizer, self.system)
         if self.messages is not None:
-            column, chats = self.messages, by_row(chat_of, rows.cells(self.messages), where, self.messages)
+            column = self.messages
+            chats = by_row(chat_of, rows.cells(column), where, column, rows.number)
         else:
             column, cells = f"{self.prompt}, {self.answer}", zip(*self._pair(rows.cells), strict=True)
-            chats = by_row(lambda cell: exchange(*cell), cells, where, column)
-        whole = _located(tokenizer, by_row(template.rendered, chats, where, column))
+            chats = by_row(lambda cell: exchange(*cell), cells, where, column, rows.number)
+        whole = _located(tokenizer, by_row(template.rendered, chats, where, column, rows.number))
         for row, one in enumerate(whole):
             if not one.weight:
-                raise bad_row(where, row, column, BadChat("expected a token to learn, got none"))
+                raise bad_row(where, rows.number(row), column, BadChat("expected a token to learn, got none"))
             if len(one.ids) > self.max_length:
                 whole[row] = self._shortened(chats[row], template, tokenizer)
         return whole
@@ -498,15 +500,16 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _names_of(values: list[Any], column: str, where: str) -> tuple[str, ...]:
+def _names_of(rows: Rows, column: str, where: str) -> tuple[str, ...]:
     """The classes in a label column that has no names of its own."""
+    values = rows.cells(column)
     if None in values:  # first, because readers turn whole numbers beside a null into fractions
-        raise _bad_cell(where, values.index(None), column, "a label", None)
+        raise _bad_cell(where, rows.number(values.index(None)), column, "a label", None)
     if all(isinstance(value, str) for value in values):
         return tuple(sorted(set(values)))
     for row, value in enumerate(values):
         if not isinstance(value, int) or value < 0:
-            raise _bad_cell(where, row, column, "whole numbers from 0, or strings in all rows", value)
+            raise _bad_cell(where, rows.number(row), column, "whole numbers from 0, or strings in all rows", value)
     there = set(values)
     missing = next((number for number in range(max(there)) if number not in there), None)
     if missing is not None:
@@ -526,7 +529,7 @@ def _texts(rows: Rows, column: str, where: str) -> list[str]:
     texts = rows.cells(column)
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise _bad_cell(where, row, column, "text", text)
+            raise _bad_cell(where, rows.number(row), column, "text", text)
     return texts
 
 
