@@ -267,12 +267,12 @@ class _AlikeBatches(Stateless):
 class _AlikeRows:
     """So many rows that a device holds out, as the batches are."""
 
-    stream: _AlikeBatches
+    given: _AlikeBatches
     rows: int
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         for start in range(0, self.rows, batch_size):
-            yield self.stream.next(min(batch_size, self.rows - start))
+            yield self.given.next(min(batch_size, self.rows - start))
 
 
 class _Overheard(Around):
