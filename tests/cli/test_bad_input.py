@@ -65,6 +65,19 @@ def rows(change: Callable[[list[dict[str, Any]]], object], *, split: str = "trai
     return wrong
 
 
+QUESTIONS = ("--prompt", "question", "--answer", "reply")
+TEMPLATE = ("-o", f"data.template={json.dumps(tiny.CHAT_TEMPLATE)}")
+
+
+def asked_only(world: World) -> list[object]:
+    """Chats of which the second has no answer."""
+    asked, said = {"role": "user", "content": "n1"}, {"role": "assistant", "content": "n2"}
+    tiny.write_jsonl(
+        world.folder / "chats" / "train.jsonl", [{"messages": turns} for turns in ([asked, said], [asked])]
+    )
+    return ["--data", world.folder / "chats"]
+
+
 def numbered(validation_label: int, train_label: int = 0) -> Wrong:
     """Reviews whose labels are numbers, the first ones these."""
 
@@ -132,6 +145,14 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
         ("'mamba9'",),
     ),
     "weights of another model": (model(config_says(intermediate_size=48)), ("shape (48, 16)", "(32, 16)")),
+    "a model without a template": (
+        lambda world: ["--task", "causal-lm", "--model", world.writer, "--data", world.sums, *QUESTIONS],
+        ("data.template", "without one", "--template plain", "--template FILE.jinja"),
+    ),
+    "a chat without an answer": (
+        lambda world: [*asked_only(world), "--task", "causal-lm", "--model", world.writer, *TEMPLATE],
+        ("training data, row 1 (from 0), column 'messages'", "a turn of the assistant's to learn", "only user"),
+    ),
     "a family without that task": (flags("--task", "causal-lm", "--text", "text"), ("'bert'", "--task")),
     "a model from the hub without network": (flags("--model", "org/none"), ("model org/none", "the network")),
     "texts longer than the model": (flags("--max-length", 100), ("at most 64", "got 100", "--max-length")),

@@ -92,7 +92,7 @@ def save_merged(
         (temporary / "config.json").write_text(config.to_json_string())
         if base.settings.task == "causal-lm":
             generation_config(base).save_pretrained(temporary)
-        copy_tokenizer(base.files, temporary, card.template)
+        copy_tokenizer(base.files, temporary, card)
         (temporary / CARD).write_text(card_text(card, public_name(base.files)))
         (temporary / "README.md").write_text(readme)
         _save_sharded(temporary, merged_tensors(base, adapter, DTYPES[dtype]))

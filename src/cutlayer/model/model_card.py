@@ -13,7 +13,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from cutlayer.data.chat import PLAIN
 from cutlayer.model.base import Base
 from cutlayer.model.export import POOLED, AdapterCard, how_texts_end
 from cutlayer.model.fingerprint import public_name
@@ -128,6 +127,6 @@ def _asked(card: AdapterCard) -> dict[str, str | None]:
         return {}
     plain = f"the prompt and `{json.dumps(card.separator)}`, without a chat template"
     return {
-        "asked by": plain if card.template == PLAIN else "the chat template beside it (`chat_template.jinja`)",
+        "asked by": "the chat template beside it (`chat_template.jinja`)" if card.separator is None else plain,
         "system turn": None if card.system is None else f"`{json.dumps(card.system, ensure_ascii=False)}`",
     }

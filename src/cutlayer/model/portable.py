@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cutlayer.data.chat import PLAIN
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.base import Base
 from cutlayer.model.export import BESIDE, AdapterCard, fill_adapter
@@ -63,19 +62,19 @@ def refused_by_vllm(base: Base) -> str | None:
     return VLLM_REFUSES.format(heads=heads) if heads else None
 
 
-def copy_tokenizer(files: ModelFiles, folder: Path, template: str | None) -> None:
+def copy_tokenizer(files: ModelFiles, folder: Path, card: AdapterCard) -> None:
     """Puts the tokenizer's files into a folder, with the template that chats were trained in: what others ask it by.
 
     Args:
       files: Of the base.
       folder: Which is there.
-      template: Of the card; the tokenizer's own stays where it is none, or the plain form.
+      card: Of the adapter; the tokenizer's own template stays where it was trained in the plain form, or on no chats.
     """
     for filename in TOKENIZER_FILES:
         if (source := files.find(filename)) is not None:
             (folder / filename).write_bytes(source.read_bytes())
-    if template is not None and template != PLAIN:
-        (folder / TEMPLATE_FILE).write_text(template)
+    if card.template is not None and card.separator is None:
+        (folder / TEMPLATE_FILE).write_text(card.template)
 
 
 def save_portable(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard, readme: str) -> None:
@@ -92,7 +91,7 @@ def save_portable(folder: Path, adapter: Mapping[str, Tensor], base: Base, card:
     def fill(temporary: Path) -> None:
         own = replace(card, base=base.settings.name) if card.base == BESIDE else card
         fill_adapter(temporary, one_rank(adapter), base, own)
-        copy_tokenizer(base.files, temporary, card.template)
+        copy_tokenizer(base.files, temporary, card)
         (temporary / "README.md").write_text(readme)
 
     write_folder_atomically(folder, fill)

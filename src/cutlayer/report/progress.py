@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import shorten
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -16,6 +17,9 @@ from cutlayer.report.run_state import RunState
 from cutlayer.report.screen import Screen
 from cutlayer.report.stage import Stage
 from cutlayer.types import Event
+
+SHOWN = 300
+"""Characters of an answer on the screen; samples.jsonl has it whole."""
 
 
 class ProgressDisplay(Protocol):
@@ -149,7 +153,7 @@ class Progress:
     def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in samples:
             when = f"after round {sample['rounds']}" if sample["rounds"] else "before training"
-            prompt, text = (" ".join(sample[key].split()) for key in ("prompt", "text"))
+            prompt, text = (shorten(sample[key], SHOWN, placeholder=" ...") for key in ("prompt", "text"))
             self._lines.say(Text.assemble(f"{when}: ", (prompt, "dim"), " -> ", text))
 
     def _still(self, now: float) -> str | None:

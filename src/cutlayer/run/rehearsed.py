@@ -109,7 +109,7 @@ def rehearse_judging(inputs: RunInputs, method: Method, plan: RoundPlan, num_tok
       plan: Of the round.
       num_tokens: Of every text.
     """
-    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, EQUAL, judging=True).play())
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, EQUAL, judges=True).play())
 
 
 @cache
@@ -133,9 +133,9 @@ class _Rehearsal:
         keeping: Stragglers | None = None,
         rounds: int = 1,
         fails: bool = False,
-        judging: bool = False,
+        judges: bool = False,
     ) -> None:
-        self._away, self._keeping, self._rounds, self._judging = away, keeping, rounds, judging
+        self._away, self._keeping, self._rounds, self._judges = away, keeping, rounds, judges
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
         self._events: list[Event] = []
         self._sites = SimulatedSites(inputs.fleet, self._events.append, at_sites=method.round.shape.at_sites)
@@ -181,7 +181,7 @@ class _Rehearsal:
 
     async def _hold(self, server: Server, links: Mapping[str, Link]) -> None:
         """The round; or some of them, in which whoever is late goes on; or what devices say after it."""
-        if self._judging:
+        if self._judges:
             patience = Patience(wait_all(), Tasks())
             await Judges(self._method, server, patience).judge(self._plan.round, self._plan.devices, self._plan, links)
             return
@@ -267,12 +267,12 @@ class _AlikeBatches(Stateless):
 class _AlikeRows:
     """So many rows that a device holds out, as the batches are."""
 
-    stream: _AlikeBatches
+    given: _AlikeBatches
     rows: int
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         for start in range(0, self.rows, batch_size):
-            yield self.stream.next(min(batch_size, self.rows - start))
+            yield self.given.next(min(batch_size, self.rows - start))
 
 
 class _Overheard(Around):
