@@ -113,6 +113,7 @@ def serving(
     workers: int,
     min_devices: int,
     resume: bool,
+    noticed: Callable[[str], None] = lambda _line: None,
 ) -> Coroutine[Any, Any, Outcome]:
     """Finds what a person got wrong and reads the data, and returns what then serves the run.
 
@@ -127,6 +128,7 @@ def serving(
       workers: Processes that serve the devices.
       min_devices: The first round waits for so many.
       resume: Whether to go on with the run in its folder.
+      noticed: Told what a person should know before the run.
 
     Raises:
       UserError: Something cannot be.
@@ -136,6 +138,8 @@ def serving(
     team = _team(workers, host, port, roster)
     keep_freed_memory()
     inputs, fleet = prepare_server(config), load_fleet(config.fleet)
+    for line in inputs.notices:
+        noticed(line)
     door = door_of(f"{host}:{port}", roster, opened)
     return serve_run(
         inputs, fleet, display, door, min_devices=min_devices, expected=expected, resume=resume, workers=team

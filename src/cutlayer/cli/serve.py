@@ -79,6 +79,10 @@ def serve(
     def opened(port: int) -> None:
         terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
 
+    def noticed(line: str) -> None:
+        if not quiet:
+            terminal.print(line, soft_wrap=True, markup=False)
+
     with display:
         display.stage("reading the data")
         work = serving(
@@ -92,6 +96,7 @@ def serve(
             workers=workers,
             min_devices=min_devices,
             resume=resume is not None,
+            noticed=noticed,
         )
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
