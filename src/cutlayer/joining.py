@@ -214,7 +214,7 @@ class _Attendance:
             check_same(fingerprint(files), Fingerprint.read(self._welcome.fingerprint), files.name)
         tokenizer = load_tokenizer(files)
         pad_id = pad_token_id(tokenizer)
-        settings = model_settings(config, len(self._welcome.labels), pad_id)
+        settings = model_settings(config, self._welcome.labels, pad_id)
         base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)

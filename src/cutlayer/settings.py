@@ -29,14 +29,15 @@ from cutlayer.packing import CompressedLink, Compression, compression
 from cutlayer.wire.link import Link
 
 
-def model_settings(config: RunConfig, num_labels: int, pad_id: int) -> ModelSettings:
+def model_settings(config: RunConfig, labels: tuple[str, ...], pad_id: int) -> ModelSettings:
     """What the config says of the model, with what only the data and the tokenizer know."""
     model, lora = config.model, config.lora
     return ModelSettings(
         name=model.name,
         revision=model.revision,
         task=config.data.task,
-        num_labels=num_labels,
+        num_labels=len(labels),
+        labels=labels,
         pad_id=pad_id,
         dtype=model.dtype,
         compute=model.compute,

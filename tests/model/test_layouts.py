@@ -118,7 +118,7 @@ def theirs(folder: Path, task: str) -> dict[str, Tensor]:
 def assert_same(folder: Path, task: str) -> None:
     """Each of our tensors, frozen or trained, is transformers'."""
     base, expected = open_base(folder, task), theirs(folder, task)
-    ours = {name: value for name, value in base.whole().model.named_parameters(remove_duplicate=False)}
+    ours = dict(base.whole().model.named_parameters(remove_duplicate=False))
     found = {name.replace(".base_layer.", "."): value for name, value in ours.items() if not value.is_meta}
     found |= {name.removeprefix("base_model.model."): value for name, value in base.initial_adapter(0).items()}
     same = expected.keys() & found.keys()

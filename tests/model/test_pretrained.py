@@ -28,7 +28,6 @@ def as_tower(folder: Path, files: Any) -> Any:
         text_config=dict(files.config),
         config=files.config,
         location=str(folder),
-        revision=None,
         name=str(folder),
         revision=None,
         find=files.find,

@@ -139,7 +139,7 @@ def test_token_types_have_rows_too(folder: Path) -> None:
     ids = Ragged.of([[1, 2], [3]])
     one = np.ones(2, np.int64)
     samples = Samples(ids, Ragged.of([[0, 2], [0]]), one, one, np.arange(2), num_dropped=0, max_length=8)
-    with pytest.raises(DataError, match="data d: expected token types below 2, .* got 2"):
+    with pytest.raises(DataError, match=r"data d: expected token types below 2, .* got 2"):
         check_ids(samples, ModelFiles(str(folder)), "data d")
     check_ids(Samples.none(), ModelFiles(str(folder)), "data d")
 

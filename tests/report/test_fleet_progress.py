@@ -36,7 +36,7 @@ def test_a_round_without_a_device_that_has_gone_says_so() -> None:
     with FleetProgress(Console(file=out, width=40), clock=lambda: 1.0) as display:
         display.fleet_opened(lambda: [DeviceNow(name, state) for name, state in states.items()], 1)  # type: ignore[arg-type]
         display.run_started(3, list(states), 4)
-        display.round_done(ROW | {"devices": dict.fromkeys(states, {})})
+        display.round_done(ROW | {"devices": {name: {} for name in states}})
         display.round_done(ROW | {"round": 1, "devices": {"pi-1": {}}})
         display.round_done(ROW | {"round": 2, "devices": {"pi-1": {}}})
     said = [line for line in out.getvalue().splitlines() if "without" in line]

@@ -153,7 +153,13 @@ class Listening:
 
 
 def serving(
-    config: RunConfig, display: FleetDisplay, opened: Callable[[int], None], how: Listening, *, resume: bool
+    config: RunConfig,
+    display: FleetDisplay,
+    opened: Callable[[int], None],
+    how: Listening,
+    *,
+    resume: bool,
+    noticed: Callable[[str], None] = lambda _line: None,
 ) -> Coroutine[Any, Any, Outcome]:
     """Finds what a person got wrong and reads the data, and returns what then serves the run.
 
@@ -163,6 +169,7 @@ def serving(
       opened: Called with the port, as soon as devices may come.
       how: How the server is there for them.
       resume: Whether to go on with the run in its folder.
+      noticed: Told what a person should know before the run.
 
     Raises:
       UserError: Something cannot be.
@@ -173,6 +180,8 @@ def serving(
     team = _team(how.workers, how.host, how.port, roster)
     keep_freed_memory()
     inputs, fleet = prepare_server(config), load_fleet(config.fleet)
+    for line in inputs.notices:
+        noticed(line)
     door = door_of(joined(how.host, how.port, "serve"), roster, opened)
     return serve_run(
         inputs,

@@ -110,9 +110,13 @@ def serve(
     def opened(port: int) -> None:
         terminal.print(f"listening on {joined(how.host, port)}, waiting for {how.min_devices} devices", highlight=False)
 
+    def noticed(line: str) -> None:
+        if not quiet:
+            terminal.print(line, soft_wrap=True, markup=False)
+
     with display:
         display.stage("reading the data")
-        work = serving(config, display, opened, how, resume=resume is not None)
+        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticed)
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
 

@@ -40,7 +40,8 @@ def train(
     with _interruptible(Path(config.out)), NoProgress() if quiet else Progress(terminal) as display:
         inputs = prepare(config, display.stage)
         if not quiet:
-            terminal.print(f"training data: {inputs.train.line}", soft_wrap=True)
+            for line in (f"training data: {inputs.train.line}", *inputs.notices):
+                terminal.print(line, soft_wrap=True, markup=False)
         outcome = simulate(inputs, display, resume=resume is not None)
     tell(outcome, quiet=quiet)
 

@@ -51,7 +51,8 @@ def up(
             simulated = prepare(config, display.stage)
             shares, config = write_shares(simulated, Path(config.out) / "shares")
             if not quiet:
-                terminal.print(f"training data: {simulated.train.line}", soft_wrap=True)
+                for line in (f"training data: {simulated.train.line}", *simulated.notices):
+                    terminal.print(line, soft_wrap=True, markup=False)
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
         inputs, fleet = prepare_server(config, display.stage), load_fleet(config.fleet)

@@ -33,6 +33,7 @@ from cutlayer.model.adapter import (
     target_modules,
 )
 from cutlayer.model.asked import check_room
+from cutlayer.model.classes import in_the_heads_order, why_drawn_anew
 from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
 from cutlayer.model.families import FAMILIES, Family, family_of
 from cutlayer.model.folds import by_number
@@ -74,6 +75,8 @@ class ModelSettings:
       lora: the adapter.
       family: where the parts of the model are, in place of the row of its family.
       revision: of a model on the hub; None for its newest.
+      labels: the classes by name, in the order of their ids, by which a checkpoint's own head is taken over or not;
+        none takes it as it stands.
     """
 
     name: str
@@ -89,6 +92,7 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     family: Family | None = None
     revision: str | None = None
+    labels: tuple[str, ...] = ()
 
     @property
     def quantised(self) -> Kind | None:
@@ -499,7 +503,7 @@ class Base:
         """The adapter that training starts from: the same for every device, whatever its cut.
 
         LoRA starts as PEFT does. A head's tensor starts from the checkpoint if it is there in the right shape (and
-        is not a pooler that never learned), else from a seeded normal distribution.
+        is not a pooler that never learned, and its rows are the run's classes), else from a seeded normal distribution.
 
         Args:
           seed: Of the draw.
@@ -511,11 +515,38 @@ class Base:
         path = name.removeprefix(PREFIX)
         if ".lora_" not in name and self.device.type != "meta" and path in self.weights:
             stored = self.weights.read(path)
-            if tuple(stored.shape) == shape and not self._never_learned(path):
+            if tuple(stored.shape) == shape and not self._never_learned(path) and not self._of_others(name):
                 return stored.float()
         pooler = self.family.pooler is not None and path.startswith(f"{self._prefix}.{self.family.pooler}.")
         std = FRESH_POOLER_STD if pooler else float(getattr(self.config, "initializer_range", 0.02))
         return initial_tensor(name, shape, seed=seed, std=std)
+
+    @property
+    def unused_head(self) -> str | None:
+        """A line on the checkpoint's own classifier where the run does not go on from it: it is of other classes, or of
+        the same in another order."""
+        there = [path for name in sorted(self._by_class) if (path := name.removeprefix(PREFIX)) in self.weights]
+        if not there or not self._is_of_others:
+            return None
+        return why_drawn_anew(self.settings.labels, self.files, len(self.weights.read(there[0])))
+
+    def _of_others(self, name: str) -> bool:
+        return name in self._by_class and self._is_of_others
+
+    @cached_property
+    def _is_of_others(self) -> bool:
+        labels = self.settings.labels
+        return bool(labels) and in_the_heads_order(labels, self.files) != labels
+
+    @cached_property
+    def _by_class(self) -> frozenset[str]:
+        """The tensors that have a row for each class: those of the last layer of the head."""
+        if self.settings.task != "classification":
+            return frozenset()
+        last = f"{PREFIX}{self.trained_heads[-1]}."
+        weights = [name for name in self.shapes if name.startswith(last) and name.endswith(".weight")]
+        owner = weights[-1].removesuffix("weight")
+        return frozenset(name for name in self.shapes if name.startswith(owner))
 
     def _never_learned(self, path: str) -> bool:
         """Whether this tensor belongs to a pooler whose weights are well below their own initialisation."""

@@ -30,7 +30,7 @@ from cutlayer.model.families import FAMILIES, Family, family_of, read_family
 from cutlayer.model.fingerprint import BY_FINGERPRINT, public_name
 from cutlayer.model.pooling import install_pooling
 from cutlayer.model.pretrained import pretrained
-from cutlayer.model.source import ModelFiles
+from cutlayer.model.source import ModelFiles, read_header
 from cutlayer.reading import parse_yaml
 from cutlayer.types import Adapter
 
@@ -286,7 +286,8 @@ def load_finetuned(folder: str | Path, base: str | Path | None = None) -> PeftMo
     files = base_files(card, None if base is None else str(base), f"adapter {path}")
     if card.task == "causal-lm":
         return PeftModel.from_pretrained(pretrained(files, AutoModelForCausalLM), path).eval()
-    model = pretrained(files, AutoModelForSequenceClassification, num_labels=len(card.labels))
+    brought = {name.removeprefix(PREFIX) for name in read_header(path / "adapter_model.safetensors")[1]}
+    model = pretrained(files, AutoModelForSequenceClassification, brought, num_labels=len(card.labels))
     model.config.id2label = dict(enumerate(card.labels))
     model.config.label2id = {label: index for index, label in enumerate(card.labels)}
     known = card.own_family or FAMILIES.get(files.model_type)

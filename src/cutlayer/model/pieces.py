@@ -6,8 +6,8 @@ The pieces are the files of a model folder, so `ModelFiles` and `Base` read what
     model.safetensors.index.json        which tensor is in which of the next
     embeddings.safetensors              what precedes block 0
     block-<i>.safetensors               block i
-    head.safetensors                    what follows the last block, less what is trained: only for a device that
-                                        holds the whole model
+    head.safetensors                    what follows the last block: only for a device that holds the whole model,
+                                        which may begin by itself from what the checkpoint has there
 
 The server stores nothing twice: a safetensors file is a header and then the tensors' bytes, so a piece is a new header
 and ranges of the files that are there. Of a GGUF file the weights stay packed as they are in it, under the names that
@@ -231,8 +231,8 @@ class PieceServer:
         }
         for name in base.parameter_names:
             place, block = base.weights.place(name), base.block_of(PREFIX + name)
-            if place is None or PREFIX + name in base.shapes:
-                continue  # the server sends what is trained with every round
+            if place is None:
+                continue  # a head or a pooler that the checkpoint has not
             pieces[EMBEDDINGS if name in before else HEAD if block is None else _block(block)].append((name, place))
         return {piece: places for piece, places in pieces.items() if places}
 

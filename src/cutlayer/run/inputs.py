@@ -39,6 +39,7 @@ from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.classes import in_the_heads_order
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
@@ -87,12 +88,18 @@ class ServerInputs:
 
     @property
     def model_settings(self) -> ModelSettings:
-        return model_settings(self.config, len(self.labels), self.pad_id)
+        return model_settings(self.config, self.labels, self.pad_id)
 
     @cached_property
     def base(self) -> Base:
         """The one base model; weights are read when a part needs them."""
         return Base(self.model_settings, hardware(self.config.hardware))
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person should know of these inputs before the run: lines."""
+        line = None if self.config.model.adapter is not None else self.base.unused_head
+        return [] if line is None else [line]
 
     @cached_property
     def shape(self) -> Shape:
@@ -272,7 +279,8 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     told("reading the data", 0, 0)
     tables = load_tables(config.data.path, _splits(config))
     tokenizer = load_tokenizer(files)
-    task = _task(config, tables.train, tokenizer, "training data")  # before a split takes the last row of a class away
+    # Before a split takes the last row of a class away.
+    task = _task(config, tables.train, tokenizer, "training data", files)
     judged = "training data" if tables.validation is None else "validation data"
     tables = _judged_by(config, tables)
     config = _filled_in(config, task)
@@ -320,7 +328,7 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
     if rows is None:
         task, validation = _task_unseen(config, tokenizer), Samples.none()
     else:
-        task = _task(config, rows, tokenizer, "validation data")
+        task = _task(config, rows, tokenizer, "validation data", files)
         told(f"tokenising {len(rows)} texts", 0, 0)
         validation = task.encode(rows, tokenizer, "validation data")
         check_ids(validation, files, "validation data")
@@ -420,13 +428,15 @@ def _filled_in(config: RunConfig, task: Task) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={**found, "template": task.template})})
 
 
-def _task(config: RunConfig, rows: Rows, tokenizer: Any, where: str) -> Task:
-    """The task with its classes, those that the config names, else those that `rows` have; or with what is found of
-    its columns and its template."""
+def _task(config: RunConfig, rows: Rows, tokenizer: Any, where: str, files: ModelFiles | None = None) -> Task:
+    """The task with its classes, those that the config names, else those that `rows` have, in the order in which the
+    model's own head has them, if it has them; or with what is found of its columns and its template."""
     data, labels = config.data, config.data.labels
     task = task_from(data.task, columns_of(config), data.max_length, data.template, data.system)
     if isinstance(task, Classification):
-        return task.named(labels) if labels else task.fitted(rows, where)
+        found = labels or task.fit_labels(rows, where)
+        ordered = None if labels or files is None else in_the_heads_order(found, files)
+        return task.named(ordered or found)
     if labels:
         raise ConfigError(f"data.labels: expected none for {task.kind}, got {list(labels)}. Leave it out.")
     return task.settled(rows, tokenizer, where)

@@ -228,7 +228,7 @@ def _committed(path: Path, model: str | None, where: str) -> Trained:
     config, run = read_config(path / "config.yaml"), checkpoint.branch("run").facts
     said = run["card"]
     card = AdapterCard(**{**said, "labels": tuple(said["labels"])})
-    settings = model_settings(config, len(card.labels), card.pad_id)
+    settings = model_settings(config, card.labels, card.pad_id)
     if model is not None:
         settings = replace(settings, name=model, revision=None)
     base = Base(replace(settings, dtype=card.quantised or "fp32", compute=None), hardware(where))
