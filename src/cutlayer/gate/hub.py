@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,6 +33,11 @@ LINGER_SECONDS = 12.0
 """For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
+MORE = 1.1
+"""Times what it offered: as much more must a device that was turned away offer before it is planned for again."""
+FOR_GOOD = frozenset({"unplaced", "wrong-profile", "wrong-claims", "revoked"})
+"""Of which a device is told for good that has taken part before; of others that have crept in it may be the last to
+know, and comes again."""
 BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
 """Those that say nothing of the device: it is away, and its round waits for it as for any other that is."""
 
@@ -126,6 +132,7 @@ class Hub:
         self._over: Refusal | None = None
         self._told: set[str] = set()  # who knows that the run is over
         self._strangers = 0
+        self._barred: dict[str, tuple[DeviceProfile, Refused]] = {}  # who could be given no part, as it was
 
     # ------------------------------------------------------------------ a connection
 
@@ -167,12 +174,14 @@ class Hub:
         finally:
             member.connecting -= 1
         profile = self._host.profile(ready)
+        self._check_placeable(device, profile)
         self._replace(member, carrier)
         member.profile, member.num_samples, member.label_counts = profile, ready.num_samples, ready.label_counts
         member.connections += 1
         member.refused = None
         mine, theirs = member.session.standing, Standing(ready.session, ready.next_round - 1, ready.received)
         await say(carrier, Stand(self.name, mine.round + 1, mine.received))
+        carrier.stood = True
         member.here = True
         self._news(f"{device} has come")
         try:
@@ -208,6 +217,7 @@ class Hub:
         while True:
             async with _within(PREPARE_SECONDS):
                 message = await hear(carrier)
+            self._host.standing(device)
             if isinstance(message, Ready) and message.device == device:
                 return message
             if isinstance(message, Hello) and message.device == device:
@@ -222,7 +232,7 @@ class Hub:
             self._host.standing(device)
             await asyncio.sleep(1.0)
 
-    async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
+    async def _refuse(self, carrier: Metered, device: str, error: WireError) -> None:
         """Tells a device why, and the rounds that it is gone from this one."""
         gone, member = DeviceGone(str(error), device=device, reason=error.reason), self.members.get(device)
         if member is not None and member.carrier in (None, carrier) and gone.reason not in BLAMELESS:
@@ -231,7 +241,8 @@ class Hub:
             self._news(f"{device} was refused ({gone.reason})")
         with contextlib.suppress(CarrierLost, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                if member is not None and member.connections:
+                known = member is not None and member.connections and gone.reason not in FOR_GOOD
+                if carrier.stood or known:
                     await say_goodbye(carrier, str(error))
                 else:
                     await say(carrier, Refusal(gone.reason, str(error), final=gone.reason not in PASSING))
@@ -285,6 +296,24 @@ class Hub:
         if member.carrier is not None:
             member.carrier.close()
         return member.refused
+
+    def turn_away(self, device: str, error: Refused) -> DeviceGone:
+        """Nothing can be planned for a device as it says that it is: it is refused for as long as it says so."""
+        profile = self.members[device].profile
+        assert profile is not None, "what is planned for has been ready"
+        self._barred[device] = profile, error
+        self._notice(f"{device} is left out: {error}")
+        return self.eject(device, error)
+
+    def _check_placeable(self, device: str, profile: DeviceProfile) -> None:
+        """Raises Refused for a device that was turned away, unless it offers more than it did then."""
+        before, error = self._barred.get(device, (None, None))
+        if before is None or error is None:
+            return
+        if any(now > MORE * then for then, now in zip(_offers(before), _offers(profile), strict=True)):
+            del self._barred[device]
+            return
+        raise error
 
     def _news(self, line: str = "") -> None:
         self._changed.set()
@@ -369,6 +398,13 @@ async def _part(carrier: Carrier, reason: str) -> None:
         async with asyncio.timeout(FAREWELL_SECONDS):
             await say_goodbye(carrier, reason)
     carrier.close()
+
+
+def _offers(profile: DeviceProfile) -> tuple[float, ...]:
+    """What a device could be given a larger part by."""
+    blocks = math.inf if profile.max_blocks is None else profile.max_blocks
+    speeds = profile.flops_per_second, profile.up_bits_per_second, profile.down_bits_per_second
+    return profile.memory_bytes, blocks, *speeds, 1 / (profile.latency_seconds + 1e-3)
 
 
 @contextlib.asynccontextmanager

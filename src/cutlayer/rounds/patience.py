@@ -8,6 +8,7 @@ Rounds know nothing of time. They talk through links that this file lays around 
     the round is closed, `late: use`          `receive` gives it a `Close`, which it sends on when no step of the
                                               device is under way; then it waits for the `Update` of what was done
     as long again has passed                  `DeviceGone`
+    what a device sent has diverged           `DeviceGone`, at once; it is refused and counted (`Server.blame`)
     a message of an earlier round arrives     nothing: it is counted and dropped
 
     the round is closed, `late: keep`         `DeviceGone`, at once; the device hears nothing and works on
@@ -29,7 +30,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from cutlayer.errors import DeviceGone, StragglersError
+from cutlayer.errors import DeviceGone, DivergedError, Refused, StragglersError
 from cutlayer.fleet.clock import now
 from cutlayer.model.sums import Sums
 from cutlayer.packing import StartedFrom
@@ -39,7 +40,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
 from cutlayer.types import RoundPlan
-from cutlayer.wire.link import Around, Link
+from cutlayer.wire.link import Around, Link, Refusing
 from cutlayer.wire.messages import Assignment, Close, HeldOut, Judge, Judged, Message, Update
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class Patience:
 
         Raises:
           StragglersError: Everybody left.
+          DivergedError: Everybody left, and what somebody trained is not finite.
         """
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
@@ -89,7 +91,7 @@ class Patience:
         finally:
             hold.end()
         if not contributions:
-            raise nobody(plan)
+            raise next(iter(server.diverged.values()), nobody(plan))
         return contributions
 
     async def judge(
@@ -143,6 +145,7 @@ class _Hold:
         self._finished = 0
         self._lasting = links  # which outlive the round
         self._server = server
+        server.turn_out, server.diverged = self._turn_out, {}
         self._links = {device.device: self._link(links[device.device], device.device) for device in plan.devices}
         seconds = policy.seconds if plan.deadline_seconds is None else plan.deadline_seconds
         if seconds is not None:
@@ -157,11 +160,21 @@ class _Hold:
 
     def end(self) -> None:
         """Nobody is waited for any more."""
+        self._server.turn_out = None
         for timer in self._timers:
             timer.cancel()
 
     def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call, reason))
+
+    def _turn_out(self, error: DivergedError) -> None:
+        """A device takes no further part, for what came of what it sent."""
+        device, lasting = error.device, self._lasting[error.device]
+        link = self._links[device]
+        if link.depart(DeviceGone(str(error), device=device, reason="diverged")) and link.knows_no_better:
+            self._part(lasting, Close(self._run, self._round, False, "diverged"))
+        if isinstance(lasting, Refusing):
+            lasting.refuse(Refused("diverged", str(error)))
 
     def _finish(self) -> None:
         """A device has sent its update."""
@@ -302,14 +315,19 @@ class PatientLink(Around):
 
     def leave(self, reason: str) -> bool:
         """Unless the device has finished, it takes no further part in this round; whether that is so."""
-        if self._done or self._gone is not None:
-            return False
-        self._gone = DeviceGone(
+        gone = DeviceGone(
             f"device {self._device}, round {self._round}: expected it to finish in time, got {reason}. Nothing need be "
             "done: the round goes on without it.",
             device=self._device,
             reason=reason,
         )
+        return self.depart(gone)
+
+    def depart(self, gone: DeviceGone) -> bool:
+        """As `leave`, for a reason of which more is to be said."""
+        if self._done or self._gone is not None:
+            return False
+        self._gone = gone
         _interrupt(self._receiving)
         _interrupt(self._sending)
         return True

@@ -24,6 +24,7 @@ from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
 from cutlayer.rounds.round import Round
 from cutlayer.run.judging import Judges
+from cutlayer.run.placed import placed
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
@@ -70,6 +71,9 @@ class Members(Protocol):
 
     async def muster(self, round: int) -> Situation:
         """What planners may look at in this round; waits until there are enough devices."""
+
+    def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:
+        """Refuses devices that nothing can be planned for, and says so; or does nothing, where devices must stay."""
 
     async def dismiss(self, finish: Finish) -> None:
         """Tells every device that it may go."""
@@ -133,7 +137,14 @@ class Coordinator:
         links = self._members.links
         self._tasks.forget_all_but(links.keys())
         start_wall, start = time.perf_counter(), self._clock()
-        plan = await self._server.machine.aside(lambda: self._make_plan(number, situation))
+        situation, plan = await placed(
+            situation,
+            lambda now: self._make_plan(number, now),
+            lambda: self._members.muster(number),
+            self._members.leave_out,
+            self._server.machine,
+        )
+        links = self._members.links
         judged: list[Event] = []
         if self._judges is not None and not number:
             untrained = await self._judge(0, number, plan, plan.devices, links, judged)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from cutlayer.errors import Refused
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.fleet.profile import Fleet
@@ -34,6 +35,7 @@ from cutlayer.run.desk import RunHost
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
+from cutlayer.run.placed import placed
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.start import check_wishes
 from cutlayer.run.state import open_folder
@@ -214,8 +216,13 @@ class _Serving:
         over = so_far["over"]
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
-        situation = self._situation(self.hub.everybody if over else self._planned)
-        plan = await self._machine.aside(lambda: first_plan(self._inputs, self._method, situation))
+        situation, plan = await placed(
+            self._situation(self.hub.everybody if over else self._planned),
+            lambda here: first_plan(self._inputs, self._method, here),
+            self._gathered,
+            self.leave_out,
+            self._machine,
+        )
         check_listening(plan)
         self._run = Run(
             self._inputs,
@@ -248,12 +255,23 @@ class _Serving:
         return {member.name: member.link for member in self.hub.fleet}
 
     async def muster(self, round: int) -> Situation:  # noqa: ARG002
-        await self.hub.wait_for(lambda: bool(self._planned))  # all may have been refused, and come again
+        situation = await self._gathered()
         assert self._run is not None
         self._round_opened = now()
-        situation = self._situation(self._planned)
         self._run.server.forecast = Forecast(situation.fleet, self._inputs.costs, self._inputs.compression)
         return situation
+
+    async def _gathered(self) -> Situation:
+        """Those whom a round is planned for; waits until there is somebody: all may have been refused. The first round
+        waits for as many as are asked for, of those who can be given a part."""
+        first = self._run is None
+        await self.hub.wait_for(lambda: bool(self._planned) and not (first and len(self.hub.here) < self._min_devices))
+        return self._situation(self._planned)
+
+    def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:
+        for device, error in unplaced.items():
+            self.hub.turn_away(device, Refused("unplaced", str(error)))
+        return True
 
     async def dismiss(self, finish: Finish) -> None:
         await self.hub.dismiss(finish)
