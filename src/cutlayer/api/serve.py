@@ -39,6 +39,7 @@ def serve(
     on_listening: Callable[[int], None] = lambda _port: None,
     on_round: OnRound | None = None,
     resume: bool = False,
+    patience: float | None = None,
     **sections: Any,
 ) -> Outcome:
     """Serves a run to devices that join by network, waits for its end and exports the adapter.
@@ -55,6 +56,7 @@ def serve(
       on_round: Called with the row of each round when its checkpoint is on the disk. An error in it ends the run,
         which `resume` goes on with.
       resume: Go on with the run that is in the folder `out`, if one is; else one that is there is an error.
+      patience: Seconds after which a round goes on without a device that is away; None waits for ever.
       sections: Of a run file, laid over `run`: `train={"rounds": 2}`, `method="memsfl"`, `out="runs/mine"`.
 
     Returns:
@@ -97,6 +99,7 @@ def serve(
         workers=workers,
         min_devices=min_devices,
         resume=goes_on(config, resume=resume),
+        patience=patience,
     )
     return run_apart(work)
 
@@ -113,6 +116,7 @@ def serving(
     workers: int,
     min_devices: int,
     resume: bool,
+    patience: float | None = None,
 ) -> Coroutine[Any, Any, Outcome]:
     """Finds what a person got wrong and reads the data, and returns what then serves the run.
 
@@ -127,6 +131,7 @@ def serving(
       workers: Processes that serve the devices.
       min_devices: The first round waits for so many.
       resume: Whether to go on with the run in its folder.
+      patience: Seconds after which a device that is away counts as gone.
 
     Raises:
       UserError: Something cannot be.
@@ -138,7 +143,15 @@ def serving(
     inputs, fleet = prepare_server(config), load_fleet(config.fleet)
     door = door_of(f"{host}:{port}", roster, opened)
     return serve_run(
-        inputs, fleet, display, door, min_devices=min_devices, expected=expected, resume=resume, workers=team
+        inputs,
+        fleet,
+        display,
+        door,
+        min_devices=min_devices,
+        expected=expected,
+        resume=resume,
+        workers=team,
+        patience=patience,
     )
 
 

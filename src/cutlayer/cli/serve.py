@@ -44,6 +44,15 @@ def serve(
         ),
     ] = 1,
     min_devices: Annotated[int, typer.Option(min=1, help="The first round waits for so many devices.")] = 1,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="A round goes on without a device that is away for so long; by default it waits.",
+            show_default=False,
+        ),
+    ] = None,
     span: Annotated[
         str | None,
         typer.Option(
@@ -92,6 +101,7 @@ def serve(
             workers=workers,
             min_devices=min_devices,
             resume=resume is not None,
+            patience=patience,
         )
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)

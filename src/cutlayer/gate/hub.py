@@ -33,6 +33,9 @@ LINGER_SECONDS = 12.0
 """For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
+WATCH_SECONDS = 1.0
+ABSENT_SECONDS = 60.0
+"""After which whoever looks on is told who is away and holds up the round."""
 MORE = 1.1
 """Times what it offered: as much more must a device that was turned away offer before it is planned for again."""
 FOR_GOOD = frozenset({"unplaced", "wrong-profile", "wrong-claims", "revoked"})
@@ -87,6 +90,7 @@ class Member:
       connections: how often it has come.
       connecting: connections of it that are not ready yet.
       carrier: of the connection that it has.
+      away_since: when the last connection ended.
       allowance: what it may send, over all its connections.
       refused: why it is none of the fleet at present: what it sent, or did, was refused, and it has not come again.
     """
@@ -104,6 +108,7 @@ class Member:
     connecting: int = 0
     carrier: Carrier | None = field(default=None, repr=False)
     refused: DeviceGone | None = None
+    away_since: float = -math.inf
 
 
 class Hub:
@@ -195,7 +200,7 @@ class Hub:
             raise most_telling(group) from None
         finally:
             if member.carrier is carrier:
-                member.here, member.carrier = False, None
+                member.here, member.carrier, member.away_since = False, None, now()
                 self._news(f"{device} has gone")
 
     async def _greeted(self, carrier: Carrier, device: str) -> None:
@@ -287,6 +292,37 @@ class Hub:
         while not enough():
             self._changed.clear()
             await self._changed.wait()
+
+    async def watch_absent(self, awaited: Callable[[str], bool], patience: float | None) -> None:
+        """Says whom a round waits for that is away, and after so long goes on without it, until it comes again.
+
+        Args:
+          awaited: Whether the round under way waits for a device.
+          patience: Seconds; None waits for ever.
+        """
+        told: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for member in self.fleet:
+                away = now() - member.away_since
+                if member.here or away < WATCH_SECONDS or not awaited(member.name):
+                    continue
+                if patience is not None and away >= patience:
+                    self._give_up_on(member, away)
+                elif away >= ABSENT_SECONDS and told.get(member.name) != member.away_since:
+                    told[member.name] = member.away_since
+                    go_on = "after --patience" if patience else "if the server is started with --patience SECONDS"
+                    self._notice(
+                        f"the round waits for {member.name}, away for {away:.0f} s: start it again; {go_on} the round "
+                        "goes on without it"
+                    )
+
+    def _give_up_on(self, member: Member, away: float) -> None:
+        """A device that is away counts as gone."""
+        why = f"device {member.name}: expected it to come again, got nothing of it for {away:.0f} s."
+        member.refused = DeviceGone(why, device=member.name, reason="away")
+        member.session.give_up(member.refused)
+        self._news(f"{member.name} is not waited for any more: away for {away:.0f} s")
 
     def eject(self, device: str, error: WireError) -> DeviceGone:
         """A round has refused what a device sent: its connection ends. It may come again, for the next round."""

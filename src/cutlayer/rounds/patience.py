@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
@@ -44,6 +45,7 @@ from cutlayer.wire.link import Around, Link, Refusing
 from cutlayer.wire.messages import Assignment, Close, HeldOut, Judge, Judged, Message, Update
 
 T = TypeVar("T")
+_log = logging.getLogger("cutlayer.rounds")
 Judging = Callable[[Mapping[str, Link]], Awaitable[dict[str, Sums]]]
 """Has devices judge, through these links (`rounds/judging.py`)."""
 
@@ -58,9 +60,13 @@ class Patience:
       policy: How long a round waits.
       tasks: What devices are at work on, where late work is kept.
       warming_seconds: By which a deadline that is planned is later in the first round; one that the policy says stands.
+      again: How many rounds in a row may be lost, because nobody has finished: each gives the next twice the time.
     """
 
-    def __init__(self, policy: Stragglers, tasks: Tasks | None = None, *, warming_seconds: float = 0.0) -> None:
+    def __init__(
+        self, policy: Stragglers, tasks: Tasks | None = None, *, warming_seconds: float = 0.0, again: int = 0
+    ) -> None:
+        self._again, self._lost = again, 0
         self._policy, self._tasks = policy, Tasks() if tasks is None else tasks
         self._warming_seconds = warming_seconds
         self._parting: set[asyncio.Task[None]] = set()  # of `Close`s, which no round waits for
@@ -68,10 +74,10 @@ class Patience:
     async def hold(
         self, round: Round, server: Server, links: Mapping[str, Link], plan: RoundPlan
     ) -> list[Contribution]:
-        """Holds one round: what was trained in it.
+        """Holds one round: what was trained in it; nothing where everybody left, and another round may make up for it.
 
         Raises:
-          StragglersError: Everybody left.
+          StragglersError: Everybody left, too often.
           DivergedError: Everybody left, and what somebody trained is not finite.
         """
         for task in [task for task in self._parting if task.done()]:
@@ -81,18 +87,36 @@ class Patience:
         if self._warming_seconds and plan.deadline_seconds is not None:
             timed = replace(plan, deadline_seconds=plan.deadline_seconds + self._warming_seconds)
         self._warming_seconds = 0.0
+        policy, timed = self._stretched(timed)
         if self._policy.late == "keep":
             started_from = round.shape.started_from(server.base)
-            hold: _Hold = _Keep(self._policy, server, links, timed, self._part, self._tasks, started_from)
+            hold: _Hold = _Keep(policy, server, links, timed, self._part, self._tasks, started_from)
         else:
-            hold = _Hold(self._policy, server, links, timed, self._part)
+            hold = _Hold(policy, server, links, timed, self._part)
         try:
             contributions = await round.server_end(server, hold.links, plan)
         finally:
             hold.end()
-        if not contributions:
-            raise next(iter(server.diverged.values()), nobody(plan))
-        return contributions
+        if contributions:
+            self._lost = 0
+            return contributions
+        if server.diverged:
+            raise next(iter(server.diverged.values()))
+        self._lost += 1
+        if self._lost > self._again:
+            raise nobody(plan)
+        _log.warning(
+            "round %d: nobody has finished, and the adapter is what it was. The next round waits %d times as long",
+            plan.round,
+            2**self._lost,
+        )
+        return []
+
+    def _stretched(self, plan: RoundPlan) -> tuple[Stragglers, RoundPlan]:
+        """The policy and the plan with twice the time for each round before this one that was lost."""
+        times, planned, said = 2**self._lost, plan.deadline_seconds, self._policy.seconds
+        policy = self._policy if said is None else replace(self._policy, seconds=said * times)
+        return policy, plan if planned is None else replace(plan, deadline_seconds=planned * times)
 
     async def judge(
         self, judging: Judging, server: Server, links: Mapping[str, Link], plan: RoundPlan

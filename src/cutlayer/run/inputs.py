@@ -47,6 +47,7 @@ from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.packing import CompressedLink, Compression
 from cutlayer.policies.learning_rate import schedule
+from cutlayer.policies.robust import robust_by_name
 from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
 from cutlayer.report.stage import TellStage, untold
 from cutlayer.settings import (
@@ -447,6 +448,7 @@ def completed(config: RunConfig) -> RunConfig:
         micro_batches=train.micro_batches,
         base_dropout=config.model.base_dropout,
         quantised=config.model.dtype if config.model.dtype in KINDS else None,
+        robust=robust_by_name(train.robust),
     )
     check(chosen)
     if config.data.hold_out:

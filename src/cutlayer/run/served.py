@@ -23,7 +23,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
-from cutlayer.methods.contradictions import check_held_out_at_one, check_workers
+from cutlayer.methods.contradictions import check_held_out_at_one, check_patience, check_workers
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.spans import check_listening
@@ -90,6 +90,7 @@ async def serve(
     life: str | None = None,
     machines: Machines = RealMachine,
     workers: Workers | None = None,
+    patience: float | None = None,
 ) -> Outcome:
     """Serves a run to its end and exports.
 
@@ -104,12 +105,13 @@ async def serve(
       life: Names this life of the server, differently each time; None for a name by chance.
       machines: Makes what the server computes on.
       workers: Other processes that serve the devices; None where this one does.
+      patience: Seconds after which a device that is away counts as gone; None waits for ever.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     life = life or secrets.token_hex(8)
-    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers)
+    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, patience)
     try:
         return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
@@ -130,7 +132,9 @@ class _Serving:
         life: str,
         machines: Machines,
         workers: Workers | None,
+        patience: float | None,
     ) -> None:
+        self._patience = patience
         self._inputs, self._declared, self._display, self._door = inputs, fleet, display, door
         self._min_devices, self._expected = min_devices, expected
         self._method: Method = method_of(inputs.config)
@@ -159,6 +163,7 @@ class _Serving:
             self.hub = Hub(life, host, places, refusals, news)
         else:
             check_held_out_at_one(inputs.config.data.hold_out)
+            check_patience(patience)
             check_workers(inputs.config.method.name, self._method.round, stragglers, divisible_methods)
             self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
         host.hub = self.hub
@@ -243,7 +248,11 @@ class _Serving:
         names = [device.name for device in situation.fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
-        adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
+        watching = asyncio.create_task(self.hub.watch_absent(self._awaits, self._patience))
+        try:
+            adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
+        finally:
+            watching.cancel()
         outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
         await self.hub.linger()
         return outcome
@@ -267,6 +276,11 @@ class _Serving:
         first = self._run is None
         await self.hub.wait_for(lambda: bool(self._planned) and not (first and len(self.hub.here) < self._min_devices))
         return self._situation(self._planned)
+
+    def _awaits(self, device: str) -> bool:
+        """Whether the round under way waits for a device."""
+        part = None if self._run is None else self._run.server.ledger.part(device)
+        return part is not None and not (part.done or part.gone)
 
     def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:
         for device, error in unplaced.items():
