@@ -2,6 +2,7 @@
 
 python benchmarks/faults.py simulate --seeds 2000               everything modelled but the code: a seed replays
 python benchmarks/faults.py processes --runs 50                 real processes: killed, frozen, cut off, slowed
+python benchmarks/faults.py liars                               one more member, which lies in one field
 python benchmarks/faults.py load --devices 32 --minutes 10      many of them, and what they use over time
 """
 
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-KINDS = {"simulate": "fault_simulation", "processes": "fault_processes", "load": "fault_load"}
+KINDS = {"simulate": "fault_simulation", "processes": "fault_processes", "liars": "fault_liars", "load": "fault_load"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

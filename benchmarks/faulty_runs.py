@@ -34,7 +34,7 @@ from cutlayer.config import RunConfig, read_config
 from cutlayer.device import own_link
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.probe import Probed
-from cutlayer.errors import StragglersError, UserError
+from cutlayer.errors import JoinError, StragglersError, UserError
 from cutlayer.files import sha256
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.machine import ModelledMachine
@@ -52,12 +52,13 @@ from cutlayer.run import served as serving
 from cutlayer.run.inputs import ServerInputs, completed, prepare, prepare_server, write_shares
 from cutlayer.settings import load_tokenizer
 from cutlayer.testing.carrier import modelled_carriers
-from cutlayer.testing.faults import KINDS, FaultyCarrier, Schedule, drawn
+from cutlayer.testing.faults import KINDS, LIES, FaultyCarrier, LyingCarrier, Schedule, drawn
 from cutlayer.transport import session
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.session import Session, Standing
 from cutlayer.types import Recorder
+from cutlayer.wire.messages import Ready
 from models import model_folder
 
 ROUNDS, LOCAL_STEPS, BATCH_SIZE, ROWS = 3, 2, 2, 6
@@ -67,6 +68,10 @@ LONGEST_SECONDS = 4_000.0
 """On the virtual clock: after this a run hangs."""
 AWAY_SECONDS = 40.0
 """The longest that what crashed stays away."""
+LIAR = "liar"
+"""The member that lies, where one does."""
+HEAD_START_SECONDS = 2.0
+"""By which it comes before the others."""
 CRASHES = ("crash device", "crash server", "full disk", "skewed clock")
 FLEET: dict[str, Any] = {
     "server": {"tflops": 0.00001, "efficiency": 0.3, "memory_gib": 4},
@@ -199,6 +204,7 @@ class Plan:
       piece_bytes: the longest piece of a frame.
       kept_bytes: of sent frames in the server's memory.
       model: what devices are told of the model; `server` sends it.
+      lie: what one more member of the fleet says, which comes first (`testing/faults.py`); empty for none.
     """
 
     seed: int
@@ -208,6 +214,7 @@ class Plan:
     piece_bytes: int = 2**21
     kept_bytes: int = 2**24
     model: str = ""
+    lie: str = ""
 
 
 def drawn_plan(seed: int, packets: int, kinds: tuple[str, ...] = (*KINDS, *CRASHES)) -> Plan:
@@ -243,6 +250,7 @@ class Result:
       packets: that were sent.
       seconds: on the virtual clock.
       facts: what decides a run's result.
+      lies: that were told.
     """
 
     outcome: str = ""
@@ -252,10 +260,17 @@ class Result:
     packets: int = 0
     seconds: float = 0.0
     facts: dict[str, Any] = field(default_factory=dict)
+    lies: int = 0
 
 
-def play(world: World, plan: Plan) -> Result:
-    """One run, looked at when it is over: what must hold whatever happens (`Result.problems`)."""
+def play(world: World, plan: Plan, keep: Path | None = None) -> Result:
+    """One run, looked at when it is over: what must hold whatever happens (`Result.problems`).
+
+    Args:
+      world: The setting.
+      plan: What happens.
+      keep: Where the run's folder stays; None throws it away.
+    """
     out = world.scratch / f"run-{os.getpid()}" / "server"
     shutil.rmtree(out.parent, ignore_errors=True)
     result = Result()
@@ -276,6 +291,8 @@ def play(world: World, plan: Plan) -> Result:
         _look(world, out, result)
         if world.waits_for_all and plan.kinds:
             _compare(world.reference.facts, result)
+    if keep is not None and out.exists():
+        shutil.move(out, keep)
     shutil.rmtree(out.parent, ignore_errors=True)
     return result
 
@@ -316,6 +333,9 @@ class _Stage:
         asyncio.get_running_loop().set_exception_handler(self._unexpected)
         async with asyncio.timeout(LONGEST_SECONDS):
             self._serve()
+            if self.plan.lie:
+                self._join(LIAR)
+                await asyncio.sleep(HEAD_START_SECONDS)
             for name in self.world.data:
                 self._join(name)
             try:
@@ -358,7 +378,7 @@ class _Stage:
     def _serve(self) -> None:
         self._lives["server"] += 1
         options: dict[str, Any] = {
-            "min_devices": len(self.world.data),
+            "min_devices": len(self.world.data) + self._liar_gets_in,
             "resume": self._lives["server"] > 1,
             "life": f"life-{self._lives['server']}",
             "machines": self._machines,
@@ -369,9 +389,14 @@ class _Stage:
 
         self._server = asyncio.create_task(serve(), name="server")
 
+    @property
+    def _liar_gets_in(self) -> bool:
+        return bool(self.plan.lie) and LIES[self.plan.lie].kind is not Ready
+
     def _join(self, name: str) -> None:
         self._lives[name] += 1
-        who = joining.Joining(name, str(self.world.data[name]), self.plan.model, self.out.with_name(name))
+        data = self.world.data[next(iter(self.world.data)) if name == LIAR else name]
+        who = joining.Joining(name, str(data), self.plan.model, self.out.with_name(name))
         random = Random(f"{self.plan.seed} {name} {self._lives[name]}")
 
         async def join() -> None:
@@ -389,8 +414,11 @@ class _Stage:
         self._devices[name].add_done_callback(self._parted)
 
     def _parted(self, task: asyncio.Task[None]) -> None:
-        """A device may end because nobody is there any more, and for no other reason of its own."""
+        """A device may end because nobody is there any more, and for no other reason of its own; one that lies is told
+        that it may not come in."""
         error = None if task.cancelled() else task.exception()
+        if isinstance(error, JoinError) and task.get_name() == LIAR:
+            return
         if error is not None and "expected an answer of the server" not in str(error):
             self.result.problems.append(
                 f"device {task.get_name()}: " + "".join(traceback.format_exception(error))[-2000:]
@@ -425,7 +453,10 @@ class _Stage:
         self._attending[task] = name, theirs
         task.add_done_callback(self._attended)
         self.result.recoveries["connections"] += 1
-        return mine
+        return LyingCarrier(mine, LIES[self.plan.lie], self._lied) if name == LIAR else mine
+
+    def _lied(self) -> None:
+        self.result.lies += 1
 
     def _attended(self, task: asyncio.Task[None]) -> None:
         del self._attending[task]

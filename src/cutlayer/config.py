@@ -32,6 +32,8 @@ from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import write_out
 from cutlayer.model.families import family_content, read_family
 from cutlayer.policies.learning_rate import Shape
+from cutlayer.policies.robust import SPELLED as ROBUST
+from cutlayer.policies.robust import robust_by_name
 from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
 from cutlayer.policies.stragglers import Late, stragglers_by_name
 from cutlayer.reading import local, read_yaml, reading, yaml_text, yaml_value
@@ -236,6 +238,9 @@ class TrainSection(Section):
     late: Late = "drop"
     """What becomes of the work of a device that is late: drop, use what it has done (docs/decisions/0021), or keep: it
     finishes, and counts when it has (docs/decisions/0031)."""
+    robust: str = "none"
+    """How much one device may move the mean of what devices train: none, clip:FACTOR, median or trimmed:F
+    (docs/decisions/0043)."""
     eval_every: int = Field(1, ge=1)
     """Rounds between two evaluations; the last round is always evaluated."""
     eval_batch_size: int = Field(64, ge=1)
@@ -276,6 +281,15 @@ class TrainSection(Section):
                 stragglers_by_name(name)
         except ConfigError:
             raise PydanticCustomError("stragglers", STRAGGLERS) from None
+        return name
+
+    @field_validator("robust")
+    @classmethod
+    def _is_robust(cls, name: str) -> str:
+        try:
+            robust_by_name(name)
+        except ConfigError:
+            raise PydanticCustomError("robust", ROBUST) from None
         return name
 
     @field_validator("samples", "metrics", mode="before")

@@ -6,6 +6,7 @@ CutlayerError
 |  |- DataError                  a data file, a column, a label
 |  |- ModelError                 a model folder, an architecture, a tensor that is not there
 |  |- AdapterError               an adapter that fits nothing, or a folder that holds none
+|  |- UnplacedError              a device can be given no part
 |  |- BudgetError                a device cannot hold its part
 |  |- CheckpointError            a checkpoint that is torn, foreign or absent, or has no room
 |  |- DivergedError              a loss that is not finite
@@ -66,6 +67,18 @@ class ModelError(UserError, ValueError):
 
 class AdapterError(UserError, ValueError):
     """An adapter attaches to nothing, or the folder holds no adapter for this model."""
+
+
+class UnplacedError(ConfigError):
+    """A planner can give a device no part, such as one whose owner lends too few blocks.
+
+    Attributes:
+      device: the device's name.
+    """
+
+    def __init__(self, message: str, *, device: str) -> None:
+        super().__init__(message)
+        self.device = device
 
 
 class BudgetError(UserError):

@@ -18,12 +18,13 @@ from bases import open_base
 from cutlayer.device import shape as shapes
 from cutlayer.errors import ConfigError, Refused
 from cutlayer.gate import judging
-from cutlayer.gate.forms import Form, Forms, Listed, Script, as_options, finite, meta, outline
+from cutlayer.gate.forms import Form, Forms, Listed, Script, as_options, meta, outline
 from cutlayer.gate.guard import Guard
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
+from cutlayer.model.finite import finite
 from cutlayer.packing import UNCOMPRESSED
 from cutlayer.policies.sites import AtSite
 from cutlayer.policies.trains import Trains

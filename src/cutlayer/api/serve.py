@@ -42,6 +42,7 @@ def serve(
     on_listening: Callable[[int], None] = lambda _port: None,
     on_round: OnRound | None = None,
     resume: bool = False,
+    patience: float | None = None,
     **sections: Any,
 ) -> Outcome:
     """Serves a run to devices that join by network, waits for its end and exports the adapter.
@@ -49,7 +50,7 @@ def serve(
     Args:
       run: A run file, a config, its sections by name, or the folder of a run; None for the defaults.
       host: The address to listen on, 127.0.0.1 by default; 0.0.0.0 for every network. A run that goes on is served as
-        it was, here and in the next five, where nothing else is said.
+        it was, also in what follows, where nothing else is said.
       port: The port, 7070 by default; 0 takes a free one.
       roster: The fleet folder of `cutlayer fleet init`, without which nobody on another machine may come in.
       insecure: Listen to other machines without TLS and proof.
@@ -59,6 +60,7 @@ def serve(
       on_round: Called with the row of each round when its checkpoint is on the disk. An error in it ends the run,
         which `resume` goes on with.
       resume: Go on with the run that is in the folder `out`, if one is; else one that is there is an error.
+      patience: Seconds after which a round goes on without a device that is away; None waits for ever.
       sections: Of a run file, laid over `run`: `train={"rounds": 2}`, `method="memsfl"`, `out="runs/mine"`.
 
     Returns:
@@ -97,6 +99,7 @@ def serve(
         "insecure": insecure,
         "workers": workers,
         "min_devices": min_devices,
+        "patience": patience,
     }
     again = goes_on(config, resume=resume)
     how = Listening.of(given, Path(config.out) if again else None)
@@ -113,6 +116,7 @@ class Listening:
       insecure: whether others may come without proof.
       workers: processes that serve the devices.
       min_devices: the first round waits for so many.
+      patience: seconds after which a round goes on without a device that is away; None waits for ever.
     """
 
     host: str = "127.0.0.1"
@@ -121,6 +125,7 @@ class Listening:
     insecure: bool = False
     workers: int = 1
     min_devices: int = 1
+    patience: float | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any], run: Path | None) -> Listening:
@@ -193,6 +198,7 @@ def serving(
         resume=resume,
         workers=team,
         started=how.started(),
+        patience=how.patience,
     )
 
 

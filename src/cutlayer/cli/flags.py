@@ -100,6 +100,7 @@ FLAGS = (
     Flag("--weight-decay", "train.weight_decay", "X", "AdamW's."),
     Flag("--clip", "train.clip", "X", "Largest gradient norm; 0 is none."),
     Flag("--stragglers", "train.stragglers", "wait_all|deadline:SECONDS|quorum:FRACTION", "How long a round waits."),
+    Flag("--robust", "train.robust", "none|clip:X|median|trimmed:F", "How much one device may move the mean."),
     Flag("--late", "train.late", "drop|use|keep", "What becomes of the work of devices that are late."),
     Flag("--eval-every", "train.eval_every", "N", "Rounds between two evaluations."),
     Flag("--eval-rows", "train.eval_rows", "N", "Validation rows to evaluate on, drawn by the seed; by default all."),

@@ -67,6 +67,16 @@ def serve(
             "--min-devices", min=1, help="The first round waits for so many devices, 1 by default.", show_default=False
         ),
     ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            "--patience",
+            min=1,
+            metavar="SECONDS",
+            help="A round goes on without a device that is away for so long; by default it waits.",
+            show_default=False,
+        ),
+    ] = None,
     span: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +112,7 @@ def serve(
 
         fit_threads()
         said = {"host": host, "port": port, "roster": folder, "insecure": insecure, "workers": workers}
-        how = Listening.of({**said, "min_devices": min_devices}, resume)
+        how = Listening.of({**said, "min_devices": min_devices, "patience": patience}, resume)
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     display = NoProgress() if quiet else FleetProgress(terminal)

@@ -75,6 +75,17 @@ class Trace(_Frozen):
         return self
 
 
+Speed = Annotated[float, Field(ge=1, le=1e24)]
+"""FLOP/s. Like those below as wide as anything that there is and far narrower than numbers are: what planners reckon
+from it is finite, whoever said it."""
+Rate = Annotated[float, Field(ge=1, le=1e15)]
+"""Bits per second."""
+Latency = Annotated[float, Field(ge=0, le=3600)]
+"""Seconds."""
+Room = Annotated[int, Field(gt=0, le=2**60)]
+"""Bytes."""
+
+
 class DeviceProfile(_Frozen):
     """A device, in base units.
 
@@ -97,13 +108,13 @@ class DeviceProfile(_Frozen):
     """
 
     name: str = Field(pattern=NAME_PATTERN)
-    flops_per_second: float = Field(gt=0)
+    flops_per_second: Speed
     efficiency: float = Field(gt=0, le=1)
-    memory_bytes: int = Field(gt=0)
-    up_bits_per_second: float = Field(gt=0)
-    down_bits_per_second: float = Field(gt=0)
-    latency_seconds: float = Field(ge=0)
-    max_blocks: int | None = Field(default=None, ge=0)
+    memory_bytes: Room
+    up_bits_per_second: Rate
+    down_bits_per_second: Rate
+    latency_seconds: Latency
+    max_blocks: int | None = Field(default=None, ge=0, le=2**31)
     data_weight: float = Field(default=1.0, gt=0)
     modes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(1.0,), min_length=1)
     mode_rounds: int = Field(default=20, ge=1)
@@ -126,11 +137,11 @@ class ServerProfile(_Frozen):
     """
 
     name: str = Field(default="server", pattern=NAME_PATTERN)
-    flops_per_second: float = Field(gt=0)
+    flops_per_second: Speed
     efficiency: float = Field(gt=0, le=1)
-    memory_bytes: int = Field(gt=0)
-    up_bits_per_second: float | None = Field(default=None, gt=0)
-    down_bits_per_second: float | None = Field(default=None, gt=0)
+    memory_bytes: Room
+    up_bits_per_second: Rate | None = None
+    down_bits_per_second: Rate | None = None
 
     @property
     def effective_flops(self) -> float:
@@ -158,12 +169,12 @@ class SpanProfile(_Frozen):
     """
 
     name: str = Field(pattern=NAME_PATTERN)
-    flops_per_second: float = Field(gt=0)
+    flops_per_second: Speed
     efficiency: float = Field(gt=0, le=1)
-    memory_bytes: int = Field(gt=0)
-    up_bits_per_second: float = Field(gt=0)
-    down_bits_per_second: float = Field(gt=0)
-    latency_seconds: float = Field(ge=0)
+    memory_bytes: Room
+    up_bits_per_second: Rate
+    down_bits_per_second: Rate
+    latency_seconds: Latency
     blocks: tuple[int, int] | None = None
     failures: float = Field(default=0.0, ge=0, lt=1)
     outage_seconds: float = Field(default=0.0, ge=0)
@@ -216,9 +227,9 @@ class SiteProfile(_Frozen):
 
     name: str = Field(pattern=NAME_PATTERN)
     devices: tuple[str, ...] = Field(min_length=1)
-    up_bits_per_second: float = Field(gt=0)
-    down_bits_per_second: float = Field(gt=0)
-    latency_seconds: float = Field(ge=0)
+    up_bits_per_second: Rate
+    down_bits_per_second: Rate
+    latency_seconds: Latency
 
 
 class Fleet(_Frozen):

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cutlayer.errors import Refused
 from cutlayer.model.base import Base
+from cutlayer.model.finite import finite, within
 from cutlayer.model.loss import MASKED
 from cutlayer.packing import Compression, codec_under
 from cutlayer.types import Adapter, DevicePlan
@@ -56,6 +57,15 @@ MOST_EVENTS = 64, 8
 one for each block that it holds, where it goes back through them one at a time."""
 MOST_HELD_OUT = 2**24
 """Rows that a device may say that it holds out."""
+LOUDEST: Mapping[str, float] = {"activations": 2.0**40, "gradients": 2.0**40, "update": 2.0**12}
+"""By what a tensor is, the largest magnitude in it: of activations and gradients, whose squares a norm still adds up in
+32 bits; of adapters, whose products a block still can. What trains is far below, and what is beyond has diverged."""
+LOUDEST_FACT = 2.0**40
+"""Of a number that a shape has a device say; each shape may ask for less."""
+MOST_LOSS = 2.0**20
+"""Of a finite loss: that of a guess among all the tokens that there are is below 20."""
+MOST_SECONDS, MOST_FLOPS = 2.0**30, 2.0**90
+"""Of what a device says that it did in a round: 34 years, and what no fleet computes in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +184,7 @@ class Forms:
         def looks_right(message: HiddenGradients) -> None:
             self.expect("wrong-step", "step", step, message.step)
             self.expect_form("grad_BTD", message.grad_BTD, self._form_of_gradients(*self._shapes_of[step]))
-            if math.isfinite(message.loss) and message.loss < 0:
-                raise self.refused("wrong-counts", "a loss from 0 on", message.loss)
+            self._check_loss(message.loss)
             del self._shapes_of[step]
 
         def most() -> Message:
@@ -274,8 +283,7 @@ class Forms:
         self.expect_between("wrong-weight", "weight", least, message.weight, most)
         if not (self._plan.head and message.samples) and message.loss != 0:
             raise self.refused("wrong-counts", "no loss of a device that computed none", message.loss)
-        if math.isfinite(message.loss) and message.loss < 0:
-            raise self.refused("wrong-counts", "a loss from 0 on", message.loss)
+        self._check_loss(message.loss, message.weight)
         self.expect_form("counts_3C", counts_3C, meta((3, classes), torch.int64))
         counted = message.samples if self._plan.head and classes else 0
         hits_C, predicted_C, labelled_C = counts_3C.tolist()
@@ -412,7 +420,8 @@ class Forms:
         steps, places = self._plan.local_steps, len(words)
         inside = (step_E >= -1) & (step_E < steps) & (word_E >= 0) & (word_E < places) & (bytes_E >= 0) & (flops_E >= 0)
         whole = (step_E == step_E.floor()) & (word_E == word_E.floor()) & (bytes_E == bytes_E.floor())
-        if not bool((inside & whole & (start_E >= 0) & (end_E >= start_E)).all()):
+        could = (end_E <= MOST_SECONDS) & (flops_E <= MOST_FLOPS) & (bytes_E <= MOST_FLOPS)
+        if not bool((inside & whole & could & (start_E >= 0) & (end_E >= start_E)).all()):
             raise self.refused("wrong-events", "events of this round, in order of time", "others")
 
     def _measured(self) -> Message:
@@ -447,10 +456,14 @@ class Forms:
         self.expect_between("wrong-weight", "weight", least, message.weight, most)
         if not message.steps and message.loss != 0:
             raise self.refused("wrong-counts", "no loss of a device that computed none", message.loss)
-        if math.isfinite(message.loss) and message.loss < 0:
-            raise self.refused("wrong-counts", "a loss from 0 on", message.loss)
-        if not (math.isfinite(message.busy_seconds) and message.busy_seconds >= 0):
-            raise self.refused("not-finite", "busy_seconds from 0 on", message.busy_seconds)
+        self._check_loss(message.loss)
+        if not 0 <= message.busy_seconds <= MOST_SECONDS:
+            raise self.refused("not-finite", f"busy_seconds from 0 to {MOST_SECONDS:g}", message.busy_seconds)
+
+    def _check_loss(self, loss: float, weight: int = 1) -> None:
+        """A mean loss, or the sum of what weighs so much; of training that diverged it is no number, and passes."""
+        if math.isfinite(loss) and not 0 <= loss <= MOST_LOSS * max(1, weight):
+            raise self.refused("wrong-counts", f"a loss from 0 to {MOST_LOSS:g}", loss)
 
     def _update(self, facts: Facts) -> Message:
         now, plan = self.assignment, self._plan
@@ -499,8 +512,8 @@ class Forms:
         self.expect_names("wrong-facts", what, largest, tensors)
         for name, form in largest.items():
             self.expect_form(name, tensors[name], form)
-            if tensors[name].is_floating_point() and not finite(tensors[name]):
-                raise self.refused("not-finite", f"finite numbers in {name}", "others")
+            if tensors[name].is_floating_point() and not within(tensors[name], LOUDEST_FACT):
+                raise self.refused("not-finite", f"finite numbers up to {LOUDEST_FACT:g} in {name}", "others")
 
     def refused(self, reason: str, expected: str, got: object) -> Refused:
         """The refusal of what was got, at this point of the round."""
@@ -629,11 +642,6 @@ def as_options(yielded: Form | tuple[Form, ...]) -> tuple[Form, ...]:
 def diverged(message: Update | HiddenGradients) -> bool:
     """Whether training diverged on a device that computes its losses: its tensors need not be finite."""
     return not math.isfinite(message.loss)
-
-
-def finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, in one pass and without a copy: not a number is neither least nor largest."""
-    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
 def meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

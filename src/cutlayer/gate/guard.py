@@ -4,7 +4,7 @@ A device proved its name when it came in (`roster.py`); here it is held to its p
 round's shape, which says what may come next (`forms.py`). Twice, because what arrives may be packed (`packing.py`):
 
     check_form      as it travelled: kind, run, round, sender, and all that the form of this point of the script says
-    check_values    after unpacking: nothing that is not finite
+    check_values    after unpacking: nothing that is not finite, or as large as nothing that trains
 
 An honest device may be late: a message of a round that is over passes as the mere name of that round, with nothing in
 it, for whoever drops and counts it (`rounds/patience.py`).
@@ -28,11 +28,11 @@ before there is a form. Whatever fails is `Refused`, by one of these reasons:
     wrong-tensors   an adapter of other names
     wrong-facts     facts that the shape of the round does not declare, or not as it declares them
     wrong-events    what it did, in words that there are not, or at times that cannot be
-    not-finite      infinite, or not a number
+    not-finite      infinite, not a number, or beyond all that trains (`forms.LOUDEST`)
 
-A loss that is not finite, of a device that computes its own, passes: training diverged, and the server says so
-(`Server.accept`, `Engine.check_finite`). So do finite numbers of any size: a device that has proved its name and sends
-well-formed nonsense is a matter of aggregation, not of the guard.
+A loss that is not finite, of a device that computes its own, passes: its training diverged, and the server leaves the
+device out (`Server.blame`). A device that has proved its name and sends well-formed nonsense of a size that could be is
+a matter of aggregation (`policies/robust.py`), not of the guard.
 """
 
 from __future__ import annotations
@@ -44,8 +44,20 @@ import torch
 
 from cutlayer.errors import Refused
 from cutlayer.gate import judging
-from cutlayer.gate.forms import Form, Forms, Holds, Outline, Script, ScriptOf, as_options, diverged, finite, outline
+from cutlayer.gate.forms import (
+    LOUDEST,
+    Form,
+    Forms,
+    Holds,
+    Outline,
+    Script,
+    ScriptOf,
+    as_options,
+    diverged,
+    outline,
+)
 from cutlayer.model.base import Base
+from cutlayer.model.finite import within
 from cutlayer.packing import Compression
 from cutlayer.wire.messages import (
     ROLES,
@@ -235,11 +247,11 @@ class Guard:
         """
         if isinstance(message, Update | HiddenGradients) and diverged(message):
             return
-        for field in ROLES.get(type(message), {}):
+        for field, role in ROLES.get(type(message), {}).items():
             value = getattr(message, field)
             for name, tensor in value.items() if isinstance(value, dict) else [(field, value)]:
-                if not finite(tensor):
-                    raise self._refused("not-finite", f"finite numbers in {name}", "others")
+                if not within(tensor, LOUDEST[role]):
+                    raise self._refused("not-finite", f"finite numbers up to {LOUDEST[role]:g} in {name}", "others")
 
     def _expect(self, reason: str, what: str, expected: object, got: object) -> None:
         if got != expected:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,6 +33,14 @@ LINGER_SECONDS = 12.0
 """For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
+WATCH_SECONDS = 1.0
+ABSENT_SECONDS = 60.0
+"""After which whoever looks on is told who is away and holds up the round."""
+MORE = 1.1
+"""Times what it offered: as much more must a device that was turned away offer before it is planned for again."""
+FOR_GOOD = frozenset({"unplaced", "wrong-profile", "wrong-claims", "revoked"})
+"""Of which a device is told for good that has taken part before; of others that have crept in it may be the last to
+know, and comes again."""
 BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
 """Those that say nothing of the device: it is away, and its round waits for it as for any other that is."""
 
@@ -81,6 +90,7 @@ class Member:
       connections: how often it has come.
       connecting: connections of it that are not ready yet.
       carrier: of the connection that it has.
+      away_since: when the last connection ended.
       allowance: what it may send, over all its connections.
       refused: why it is none of the fleet at present: what it sent, or did, was refused, and it has not come again.
     """
@@ -98,6 +108,7 @@ class Member:
     connecting: int = 0
     carrier: Carrier | None = field(default=None, repr=False)
     refused: DeviceGone | None = None
+    away_since: float = -math.inf
 
 
 class Hub:
@@ -126,6 +137,7 @@ class Hub:
         self._over: Refusal | None = None
         self._told: set[str] = set()  # who knows that the run is over
         self._strangers = 0
+        self._barred: dict[str, tuple[DeviceProfile, Refused]] = {}  # who could be given no part, as it was
 
     # ------------------------------------------------------------------ a connection
 
@@ -167,12 +179,14 @@ class Hub:
         finally:
             member.connecting -= 1
         profile = self._host.profile(ready)
+        self._check_placeable(device, profile)
         self._replace(member, carrier)
         member.profile, member.num_samples, member.label_counts = profile, ready.num_samples, ready.label_counts
         member.connections += 1
         member.refused = None
         mine, theirs = member.session.standing, Standing(ready.session, ready.next_round - 1, ready.received)
         await say(carrier, Stand(self.name, mine.round + 1, mine.received))
+        carrier.stood = True
         member.here = True
         self._news(f"{device} has come")
         try:
@@ -186,7 +200,7 @@ class Hub:
             raise most_telling(group) from None
         finally:
             if member.carrier is carrier:
-                member.here, member.carrier = False, None
+                member.here, member.carrier, member.away_since = False, None, now()
                 self._news(f"{device} has gone")
 
     async def _greeted(self, carrier: Carrier, device: str) -> None:
@@ -208,6 +222,7 @@ class Hub:
         while True:
             async with _within(PREPARE_SECONDS):
                 message = await hear(carrier)
+            self._host.standing(device)
             if isinstance(message, Ready) and message.device == device:
                 return message
             if isinstance(message, Hello) and message.device == device:
@@ -222,7 +237,7 @@ class Hub:
             self._host.standing(device)
             await asyncio.sleep(1.0)
 
-    async def _refuse(self, carrier: Carrier, device: str, error: WireError) -> None:
+    async def _refuse(self, carrier: Metered, device: str, error: WireError) -> None:
         """Tells a device why, and the rounds that it is gone from this one."""
         gone, member = DeviceGone(str(error), device=device, reason=error.reason), self.members.get(device)
         if member is not None and member.carrier in (None, carrier) and gone.reason not in BLAMELESS:
@@ -231,7 +246,8 @@ class Hub:
             self._news(f"{device} was refused ({gone.reason})")
         with contextlib.suppress(CarrierLost, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
-                if member is not None and member.connections:
+                known = member is not None and member.connections and gone.reason not in FOR_GOOD
+                if carrier.stood or known:
                     await say_goodbye(carrier, str(error))
                 else:
                     await say(carrier, Refusal(gone.reason, str(error), final=gone.reason not in PASSING))
@@ -277,6 +293,37 @@ class Hub:
             self._changed.clear()
             await self._changed.wait()
 
+    async def watch_absent(self, awaited: Callable[[str], bool], patience: float | None) -> None:
+        """Says whom a round waits for that is away, and after so long goes on without it, until it comes again.
+
+        Args:
+          awaited: Whether the round under way waits for a device.
+          patience: Seconds; None waits for ever.
+        """
+        told: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            for member in self.fleet:
+                away = now() - member.away_since
+                if member.here or away < WATCH_SECONDS or not awaited(member.name):
+                    continue
+                if patience is not None and away >= patience:
+                    self._give_up_on(member, away)
+                elif away >= ABSENT_SECONDS and told.get(member.name) != member.away_since:
+                    told[member.name] = member.away_since
+                    go_on = "after --patience" if patience else "if the server is started with --patience SECONDS"
+                    self._notice(
+                        f"the round waits for {member.name}, away for {away:.0f} s: start it again; {go_on} the round "
+                        "goes on without it"
+                    )
+
+    def _give_up_on(self, member: Member, away: float) -> None:
+        """A device that is away counts as gone."""
+        why = f"device {member.name}: expected it to come again, got nothing of it for {away:.0f} s."
+        member.refused = DeviceGone(why, device=member.name, reason="away")
+        member.session.give_up(member.refused)
+        self._news(f"{member.name} is not waited for any more: away for {away:.0f} s")
+
     def eject(self, device: str, error: WireError) -> DeviceGone:
         """A round has refused what a device sent: its connection ends. It may come again, for the next round."""
         self.refusals.count(device, error)
@@ -285,6 +332,24 @@ class Hub:
         if member.carrier is not None:
             member.carrier.close()
         return member.refused
+
+    def turn_away(self, device: str, error: Refused) -> DeviceGone:
+        """Nothing can be planned for a device as it says that it is: it is refused for as long as it says so."""
+        profile = self.members[device].profile
+        assert profile is not None, "what is planned for has been ready"
+        self._barred[device] = profile, error
+        self._notice(f"{device} is left out: {error}")
+        return self.eject(device, error)
+
+    def _check_placeable(self, device: str, profile: DeviceProfile) -> None:
+        """Raises Refused for a device that was turned away, unless it offers more than it did then."""
+        before, error = self._barred.get(device, (None, None))
+        if before is None or error is None:
+            return
+        if any(now > MORE * then for then, now in zip(_offers(before), _offers(profile), strict=True)):
+            del self._barred[device]
+            return
+        raise error
 
     def _news(self, line: str = "") -> None:
         self._changed.set()
@@ -369,6 +434,13 @@ async def _part(carrier: Carrier, reason: str) -> None:
         async with asyncio.timeout(FAREWELL_SECONDS):
             await say_goodbye(carrier, reason)
     carrier.close()
+
+
+def _offers(profile: DeviceProfile) -> tuple[float, ...]:
+    """What a device could be given a larger part by."""
+    blocks = math.inf if profile.max_blocks is None else profile.max_blocks
+    speeds = profile.flops_per_second, profile.up_bits_per_second, profile.down_bits_per_second
+    return profile.memory_bytes, blocks, *speeds, 1 / (profile.latency_seconds + 1e-3)
 
 
 @contextlib.asynccontextmanager

@@ -18,11 +18,13 @@ class Metered:
 
     Attributes:
       allowance: what may arrive; None before the device has said hello, when only short packets may.
+      stood: whether messages of rounds pass: a refusal of the handshake would not be read any more.
     """
 
     def __init__(self, carrier: Carrier, clock: Callable[[], float]) -> None:
         self._carrier, self._clock = carrier, clock
         self.allowance: Allowance | None = None
+        self.stood = False
 
     @property
     def intact(self) -> bool:

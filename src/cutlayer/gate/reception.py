@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from cutlayer.errors import DeviceGone, MalformedMessage, Refused, WireError
 from cutlayer.types import Event, Recorder
+from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Judge, Measured, Message
 
@@ -18,15 +19,19 @@ class Timelined(Around):
     """A link that takes out a device's record of its round, and lays it on the server's clock.
 
     A device's clock may be anywhere: its record counts from when it had its assignment, and is laid from where that was
-    sent. What it says happened after now happened now.
+    sent. What it says happened after now happened now, and what it says of bytes is at most what passed here.
     """
 
     def __init__(self, link: Link, clock: Callable[[], float], record: Recorder) -> None:
         super().__init__(link)
         self._clock, self._record = clock, record
         self._opened = 0.0
+        self._up_before = self._down = 0  # bytes received when the round opened, and sent since
 
     async def send(self, message: Message) -> None:
+        if isinstance(message, Assignment):
+            self._up_before, self._down = self.bytes_received, 0
+        self._down += frame_bytes(message)
         await self._link.send(message)
         if isinstance(message, Assignment):
             self._opened = self._clock()
@@ -39,6 +44,14 @@ class Timelined(Around):
 
     def _events(self, measured: Measured) -> list[Event]:
         longest = self._clock() - self._opened
+        left = {"upload": self.bytes_received - self._up_before, "download": self._down}
+
+        def passed(what: str, claimed: float) -> int:
+            """The bytes of an event: what it says, as long as so much has passed."""
+            taken = min(int(claimed), left.get(what, 0))
+            left[what] = left.get(what, 0) - taken
+            return taken
+
         return [
             Event(
                 measured.device,
@@ -48,7 +61,7 @@ class Timelined(Around):
                 measured.round,
                 None if step < 0 else int(step),
                 None,
-                int(num_bytes),
+                passed(measured.whats[int(what)], num_bytes),
                 flops,
             )
             for start, end, step, num_bytes, flops, what in measured.events_E6.tolist()
@@ -74,6 +87,10 @@ class Attended(Around):
         if gone is not None:
             raise gone
         await self._link.send(message)
+
+    def refuse(self, error: WireError) -> None:
+        """See `Refusing`."""
+        self._eject(error)
 
     async def receive(self) -> Message:
         """See `Link.receive`.

@@ -21,6 +21,9 @@ No rule knows a method, a shape or a policy by name, so whoever writes one is he
     Round.divisible (not)            what is trained depends on all devices      several workers
     late work is kept                a task may outlive its round                a part on the server, a fold, moved
                                                                                  weights, sites, several workers
+    Robust                           devices are held against each other         one result of all, sites, devices that
+                                                                                 train nothing
+    Robust.by_number                 number by number                            an aggregate of unequal ranks
     a quorum                         who has finished is counted                 several workers, of whom none knows
 
 `check` is asked when a run is read and when a round is planned, `check_plan` of every plan, `check_workers` when a
@@ -37,6 +40,7 @@ from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError
 from cutlayer.policies.aggregate import Aggregate
+from cutlayer.policies.robust import NONE, Robust
 from cutlayer.policies.stragglers import Stragglers
 from cutlayer.rounds.round import Round
 from cutlayer.types import DevicePlan, RoundPlan
@@ -56,6 +60,7 @@ class Chosen:
       micro_batches: into which a batch is cut.
       base_dropout: whether the base model's own dropout is on.
       quantised: the form of the base's weights where they are not plain numbers.
+      robust: how much one device may move the mean.
     """
 
     round: Round
@@ -67,6 +72,7 @@ class Chosen:
     micro_batches: int = 1
     base_dropout: bool = False
     quantised: str | None = None
+    robust: Robust = NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +123,15 @@ def check_held_out_at_one(hold_out: float) -> None:
         raise ConfigError(
             f"data.hold_out: expected 0 with several workers, got {hold_out:g}: the process that evaluates talks with "
             "no device there. Serve with one process, or give the server validation data."
+        )
+
+
+def check_patience(seconds: float | None) -> None:
+    """Raises ConfigError where several processes of a server would have to go on without a device that is away."""
+    if seconds is not None:
+        raise ConfigError(
+            f"--patience: expected none with several workers, got {seconds:g}: the process that waits talks with no "
+            "device there. Serve with one process, or set train.stragglers to a deadline."
         )
 
 
@@ -259,6 +274,30 @@ def late_work_at_sites(chosen: Chosen) -> str | None:
     )
 
 
+def a_robust_mean_of_one(chosen: Chosen) -> str | None:
+    """A policy that holds devices against each other, and rounds that hand over what came of all of them."""
+    round = chosen.round
+    one = getattr(round, "one_result", False) or round.shape.at_sites or round.shape.devices == "frozen"
+    if not (chosen.robust.on and one):
+        return None
+    return (
+        "train.robust: expected none where devices go on from each other, report to sites, or train nothing, got a "
+        "policy that holds what each has trained against the others'. Leave it out, or choose a method that averages "
+        "devices' adapters (fedlora, memsfl)."
+    )
+
+
+def a_median_over_ranks(chosen: Chosen) -> str | None:
+    """A mean number by number, and adapters whose numbers do not lie in the same places."""
+    if not (chosen.robust.by_number and chosen.aggregate.mixed_ranks):
+        return None
+    return (
+        f"train.robust: expected none or clip:FACTOR where adapters of different ranks are joined by "
+        f"{chosen.aggregate.name}, got a mean number by number. Write clip:3, or choose a method of equal ranks "
+        "(fedlora)."
+    )
+
+
 Rule = Callable[[Chosen], str | None]
 """Why two choices cannot be together; None where they can."""
 RULES: tuple[Rule, ...] = (
@@ -272,6 +311,8 @@ RULES: tuple[Rule, ...] = (
     changes_of_quantised_weights,
     late_work_on_a_base_that_moves,
     late_work_at_sites,
+    a_robust_mean_of_one,
+    a_median_over_ranks,
 )
 
 

@@ -11,6 +11,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.standing import Standing
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
+from cutlayer.policies.robust import NONE, Robust
 from cutlayer.policies.scope import Scope, shared
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.policies.trains import Trains
@@ -74,7 +75,13 @@ class Method:
     observe: Callable[[DevicePlan, Update], Mapping[str, Any]] = lambda _plan, _update: {}
 
     def chosen(
-        self, asked: Stragglers | None, *, micro_batches: int, base_dropout: bool, quantised: str | None
+        self,
+        asked: Stragglers | None,
+        *,
+        micro_batches: int,
+        base_dropout: bool,
+        quantised: str | None,
+        robust: Robust = NONE,
     ) -> Chosen:
         """What this method and a run file choose together.
 
@@ -83,6 +90,7 @@ class Method:
           micro_batches: Into which the run file cuts batches.
           base_dropout: Whether the base model's own dropout is on.
           quantised: The form of the base's frozen weights; None for plain numbers.
+          robust: How much one device may move the mean.
         """
         return Chosen(
             round=self.round,
@@ -94,6 +102,7 @@ class Method:
             micro_batches=micro_batches,
             base_dropout=base_dropout,
             quantised=quantised,
+            robust=robust,
         )
 
     def make_plan(self, round: int, situation: Situation) -> RoundPlan:
@@ -108,6 +117,7 @@ class Method:
             micro_batches=situation.micro_batches,
             base_dropout=situation.base_dropout,
             quantised=situation.quantised,
+            robust=situation.robust,
         )
         check(chosen)
         plan = make_plan(self.plan, round, situation)

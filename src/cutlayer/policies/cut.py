@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from cutlayer.errors import BudgetError, ConfigError
+from cutlayer.errors import BudgetError, ConfigError, UnplacedError
 from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import DevicePlan, RoundPlan
@@ -162,9 +162,10 @@ def _lent(profile: DeviceProfile, ceiling: int, least: int) -> int:
     """The most blocks that a device's owner lends, up to `ceiling`."""
     most = ceiling if profile.max_blocks is None else min(profile.max_blocks, ceiling)
     if most < least:
-        raise ConfigError(
+        raise UnplacedError(
             f"device {profile.name}: expected max_blocks to be at least method.least, {least}, got {most}. "
-            f"Set method.least={most}, or leave the device out."
+            f"Set method.least={most}, or leave the device out.",
+            device=profile.name,
         )
     return most
 

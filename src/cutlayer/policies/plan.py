@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.policies.robust import NONE, Robust
 from cutlayer.policies.stragglers import Stragglers
 from cutlayer.types import Costs, DevicePlan, History, RoundPlan
 
@@ -35,6 +36,7 @@ class Situation:
       num_modules: LoRA modules of the model, as many in each block; 0 where that is not known.
       stragglers: how long rounds wait, as the run asks; None leaves it to the method.
       quantised: the form of the base's frozen weights; None for plain numbers.
+      robust: how much one device may move the mean, as the run asks.
 
     Example:
       >>> from cutlayer import everyone
@@ -62,6 +64,7 @@ class Situation:
     num_modules: int = 0
     stragglers: Stragglers | None = None
     quantised: str | None = None
+    robust: Robust = NONE
 
     def of(self, fleet: Fleet) -> Situation:
         """The situation in which a part of the fleet is there."""

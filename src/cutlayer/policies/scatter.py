@@ -19,6 +19,7 @@ from torch import Tensor
 from cutlayer.model.structure import CHANNELS, HEADS, IMPORTANCE, KEPT
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.prune import most_important
+from cutlayer.policies.robust import places_of
 from cutlayer.state import State
 from cutlayer.types import Adapter, Kept, RoundPlan
 
@@ -60,7 +61,7 @@ class Scatter:
 
     def _mean(self, name: str, value: Tensor, contributions: Sequence[Contribution]) -> Tensor:
         parts = [
-            (part.adapter[name].double(), _places(name, part), self._weight(part, name))
+            (part.adapter[name].double(), places_of(part, name), self._weight(part, name))
             for part in contributions
             if name in part.adapter and part.weights[name] > 0
         ]
@@ -119,13 +120,3 @@ def scatter(*, weighted: bool = True) -> Scatter:
 def _importance(part: Contribution) -> Adapter:
     """The importance of each unit that a pruned device says, by unit; none of a device that has not scored."""
     return {name.removeprefix(IMPORTANCE): v for name, v in part.facts.items() if name.startswith(IMPORTANCE)}
-
-
-def _places(name: str, part: Contribution) -> tuple[slice | Tensor, ...]:
-    """Which entries of the full tensor a contribution's tensor has, axis by axis."""
-    tensor = part.adapter[name]
-    places: list[slice | Tensor] = [slice(size) for size in tensor.shape]
-    if name in part.where:
-        axis, positions = part.where[name]
-        places[axis] = positions
-    return tuple(places)

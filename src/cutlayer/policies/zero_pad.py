@@ -11,6 +11,7 @@ owners_only (not the paper's)            rows that few devices have are not dilu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block,
 from cutlayer.state import Stateless
 from cutlayer.types import Adapter, RoundPlan
 
+MOST = 4.0
+"""Times the median norm, with which a device counts at most."""
+
 
 def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
     """Pads every A with rows and every B with columns of zeros up to the broadcast's rank, then takes their mean.
@@ -28,8 +32,9 @@ def zero_pad(*, by_norm: bool = True, owners_only: bool = False) -> Aggregate:
     have no rank, are averaged by what was trained. What nobody trained keeps its broadcast value.
 
     Args:
-      by_norm: A device counts, module by module, with the Frobenius norm of its product B A, and where all of them
-        are zero like the others; False counts devices by what they trained.
+      by_norm: A device counts, module by module, with the Frobenius norm of its product B A, at most with four times
+        the median one (ours: else one device decides alone), and where all of them are zero like the others; False
+        counts devices by what they trained.
       owners_only: Each row of A and column of B is averaged over the devices whose rank reaches it, as RBLA and
         raFLoRA do; False lets the zeros of the others count, and so shrinks the highest rows.
 
@@ -86,7 +91,11 @@ def _sum(like: Tensor, values: Sequence[Tensor]) -> Tensor:
 
 
 def _weighted_by_norm(terms: Sequence[Term]) -> list[Term]:
+    """Each with its norm, and at most `MOST` times the median one: a factor times a thousand decides nothing alone."""
     norms = [_norm(b, a) for _, b, a in terms]
+    if any(norms):
+        most = MOST * median_low([norm for norm in norms if norm])
+        norms = [min(norm, most) for norm in norms]
     return [(norm if any(norms) else 1.0, b, a) for norm, (_, b, a) in zip(norms, terms, strict=True)]
 
 

@@ -4,6 +4,7 @@
     config.yaml     the complete configuration; its presence says that the folder holds a run
     metrics.jsonl   one line per round (`round_row.py`), with all that a planner may learn of it
     events.jsonl    one line per thing a machine did, in virtual seconds
+    contributions.jsonl   one line per device and round: how far it moved the adapter (`server/contributions.py`)
     samples.jsonl   one line per prompt of `train.samples` and evaluation: what the model answered
     tensorboard/    the same scalars, step = round
     summary.json    the result, written at the end
@@ -38,6 +39,7 @@ class RunFolder:
         self._metrics = JsonLines(path / "metrics.jsonl")
         self._events = JsonLines(path / "events.jsonl", only_shown=True)
         self._samples = JsonLines(path / "samples.jsonl", only_shown=True)
+        self._contributions = JsonLines(path / "contributions.jsonl", only_shown=True)
         self._scalars = Scalars(path / "tensorboard")
         self._lock: Lock | None = None
 
@@ -175,6 +177,18 @@ class RunFolder:
         """Adds one line per event and waits for the disk once: call it per round, not per event."""
         self._events.append(map(_event_row, events))
 
+    def append_contributions(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds one line per device that moved the adapter in a round."""
+        self._contributions.append(rows)
+
+    def read_contributions(self) -> list[dict[str, Any]]:
+        """Who moved the adapter by how much, in the rounds written so far.
+
+        Raises:
+          CheckpointError: a line is not one of them.
+        """
+        return list(self._contributions.read())
+
     def append_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per answer: `rounds` of training before it, `prompt` and `text`."""
         self._samples.append(rows)
@@ -196,7 +210,7 @@ class RunFolder:
 
     @property
     def _growing(self) -> tuple[JsonLines, ...]:
-        return self._metrics, self._events, self._samples
+        return self._metrics, self._events, self._samples, self._contributions
 
     def rewind(self, positions: Mapping[str, Position]) -> None:
         """Cuts the growing files back to what a checkpoint remembers; on refusal none is touched.

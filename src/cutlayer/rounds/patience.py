@@ -8,6 +8,7 @@ Rounds know nothing of time. They talk through links that this file lays around 
     the round is closed, `late: use`          `receive` gives it a `Close`, which it sends on when no step of the
                                               device is under way; then it waits for the `Update` of what was done
     as long again has passed                  `DeviceGone`
+    what a device sent has diverged           `DeviceGone`, at once; it is refused and counted (`Server.blame`)
     a message of an earlier round arrives     nothing: it is counted and dropped
 
     the round is closed, `late: keep`         `DeviceGone`, at once; the device hears nothing and works on
@@ -24,12 +25,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from cutlayer.errors import DeviceGone, StragglersError
+from cutlayer.errors import DeviceGone, DivergedError, Refused, StragglersError
 from cutlayer.fleet.clock import now
 from cutlayer.model.sums import Sums
 from cutlayer.packing import StartedFrom
@@ -39,10 +41,11 @@ from cutlayer.rounds.round import Round
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
 from cutlayer.types import RoundPlan
-from cutlayer.wire.link import Around, Link
+from cutlayer.wire.link import Around, Link, Refusing
 from cutlayer.wire.messages import Assignment, Close, HeldOut, Judge, Judged, Message, Update
 
 T = TypeVar("T")
+_log = logging.getLogger("cutlayer.rounds")
 Judging = Callable[[Mapping[str, Link]], Awaitable[dict[str, Sums]]]
 """Has devices judge, through these links (`rounds/judging.py`)."""
 
@@ -57,9 +60,13 @@ class Patience:
       policy: How long a round waits.
       tasks: What devices are at work on, where late work is kept.
       warming_seconds: By which a deadline that is planned is later in the first round; one that the policy says stands.
+      again: How many rounds in a row may be lost, because nobody has finished: each gives the next twice the time.
     """
 
-    def __init__(self, policy: Stragglers, tasks: Tasks | None = None, *, warming_seconds: float = 0.0) -> None:
+    def __init__(
+        self, policy: Stragglers, tasks: Tasks | None = None, *, warming_seconds: float = 0.0, again: int = 0
+    ) -> None:
+        self._again, self._lost = again, 0
         self._policy, self._tasks = policy, Tasks() if tasks is None else tasks
         self._warming_seconds = warming_seconds
         self._parting: set[asyncio.Task[None]] = set()  # of `Close`s, which no round waits for
@@ -67,10 +74,11 @@ class Patience:
     async def hold(
         self, round: Round, server: Server, links: Mapping[str, Link], plan: RoundPlan
     ) -> list[Contribution]:
-        """Holds one round: what was trained in it.
+        """Holds one round: what was trained in it; nothing where everybody left, and another round may make up for it.
 
         Raises:
-          StragglersError: Everybody left.
+          StragglersError: Everybody left, too often.
+          DivergedError: Everybody left, and what somebody trained is not finite.
         """
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
@@ -79,18 +87,36 @@ class Patience:
         if self._warming_seconds and plan.deadline_seconds is not None:
             timed = replace(plan, deadline_seconds=plan.deadline_seconds + self._warming_seconds)
         self._warming_seconds = 0.0
+        policy, timed = self._stretched(timed)
         if self._policy.late == "keep":
             started_from = round.shape.started_from(server.base)
-            hold: _Hold = _Keep(self._policy, server, links, timed, self._part, self._tasks, started_from)
+            hold: _Hold = _Keep(policy, server, links, timed, self._part, self._tasks, started_from)
         else:
-            hold = _Hold(self._policy, server, links, timed, self._part)
+            hold = _Hold(policy, server, links, timed, self._part)
         try:
             contributions = await round.server_end(server, hold.links, plan)
         finally:
             hold.end()
-        if not contributions:
+        if contributions:
+            self._lost = 0
+            return contributions
+        if server.diverged:
+            raise next(iter(server.diverged.values()))
+        self._lost += 1
+        if self._lost > self._again:
             raise nobody(plan)
-        return contributions
+        _log.warning(
+            "round %d: nobody has finished, and the adapter is what it was. The next round waits %d times as long",
+            plan.round,
+            2**self._lost,
+        )
+        return []
+
+    def _stretched(self, plan: RoundPlan) -> tuple[Stragglers, RoundPlan]:
+        """The policy and the plan with twice the time for each round before this one that was lost."""
+        times, planned, said = 2**self._lost, plan.deadline_seconds, self._policy.seconds
+        policy = self._policy if said is None else replace(self._policy, seconds=said * times)
+        return policy, plan if planned is None else replace(plan, deadline_seconds=planned * times)
 
     async def judge(
         self, judging: Judging, server: Server, links: Mapping[str, Link], plan: RoundPlan
@@ -143,6 +169,7 @@ class _Hold:
         self._finished = 0
         self._lasting = links  # which outlive the round
         self._server = server
+        server.turn_out, server.diverged = self._turn_out, {}
         self._links = {device.device: self._link(links[device.device], device.device) for device in plan.devices}
         seconds = policy.seconds if plan.deadline_seconds is None else plan.deadline_seconds
         if seconds is not None:
@@ -157,11 +184,21 @@ class _Hold:
 
     def end(self) -> None:
         """Nobody is waited for any more."""
+        self._server.turn_out = None
         for timer in self._timers:
             timer.cancel()
 
     def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call, reason))
+
+    def _turn_out(self, error: DivergedError) -> None:
+        """A device takes no further part, for what came of what it sent."""
+        device, lasting = error.device, self._lasting[error.device]
+        link = self._links[device]
+        if link.depart(DeviceGone(str(error), device=device, reason="diverged")) and link.knows_no_better:
+            self._part(lasting, Close(self._run, self._round, False, "diverged"))
+        if isinstance(lasting, Refusing):
+            lasting.refuse(Refused("diverged", str(error)))
 
     def _finish(self) -> None:
         """A device has sent its update."""
@@ -302,14 +339,19 @@ class PatientLink(Around):
 
     def leave(self, reason: str) -> bool:
         """Unless the device has finished, it takes no further part in this round; whether that is so."""
-        if self._done or self._gone is not None:
-            return False
-        self._gone = DeviceGone(
+        gone = DeviceGone(
             f"device {self._device}, round {self._round}: expected it to finish in time, got {reason}. Nothing need be "
             "done: the round goes on without it.",
             device=self._device,
             reason=reason,
         )
+        return self.depart(gone)
+
+    def depart(self, gone: DeviceGone) -> bool:
+        """As `leave`, for a reason of which more is to be said."""
+        if self._done or self._gone is not None:
+            return False
+        self._gone = gone
         _interrupt(self._receiving)
         _interrupt(self._sending)
         return True

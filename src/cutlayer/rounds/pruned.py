@@ -12,8 +12,9 @@ import torch
 
 from cutlayer.device.talks.pruned import CHANGE, SHAPE, structure_in
 from cutlayer.errors import MalformedMessage, Refused
-from cutlayer.gate.forms import Forms, Script, Shape, finite, meta
+from cutlayer.gate.forms import Forms, Script, Shape, meta
 from cutlayer.model.base import Base
+from cutlayer.model.finite import finite
 from cutlayer.model.structure import IMPORTANCE, KEPT, units_by_name
 from cutlayer.policies.prune import Prune
 from cutlayer.rounds.local import alone

@@ -48,6 +48,7 @@ def relay(*, labels: str = "server") -> Round:
 class _Relay:
     equal_cuts = keeps_activations = divisible = False
     together = True
+    one_result = True  # of all devices, one after the other
 
     def __init__(self, turn: Round, *, cuts_batches: bool) -> None:
         self._turn, self.cuts_batches = turn, cuts_batches

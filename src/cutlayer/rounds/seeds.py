@@ -31,6 +31,7 @@ from cutlayer.policies.seed_search import SeedSearch, search_of
 from cutlayer.policies.seed_sums import by_share, gathered
 from cutlayer.policies.seeds import SlopeHistory
 from cutlayer.rounds.turn import Turn
+from cutlayer.server.contributions import fair
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
 from cutlayer.state import State
@@ -66,6 +67,7 @@ class SeedsRound:
     """
 
     equal_cuts = together = keeps_activations = cuts_batches = divisible = False
+    one_result = True  # sums of what all devices say
     begins_from_seed = True  # devices are sent no adapter: both ends make the first one
 
     def __init__(self, search: SeedSearch, *, pro: bool) -> None:
@@ -106,7 +108,10 @@ class SeedsRound:
             sums_of(update.facts[INDICES], update.facts[SLOPES], [rate] * len(update.facts[INDICES]), len(self.sums))
             for update in updates
         ]
-        shares = by_share([float(update.weight) for update in updates])
+        said = {update.device: float(update.weight) for update in updates}
+        if server.base.settings.task == "causal-lm":
+            said = fair(said, {update.device: update.samples for update in updates})
+        shares = by_share([said[update.device] for update in updates])
         self.sums = gathered(self.sums, list(zip(shares, own, strict=True)))
         for update in updates:
             if self._history is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,10 @@ from cutlayer.wire.messages import Answer, Ask, Ready, Welcome
 IN_FLIGHT_BYTES = 256 * 2**20
 """Handed to gRPC, or half arrived, at a time: it holds about four times as much."""
 ANSWER_BYTES = PIECE_BYTES // 2
+MOST_OFFSET = 2**50
+"""Of a question for bytes: no model is as long."""
+MOST_SAMPLES = 2**40
+"""That a device may say that it has."""
 
 
 class RunHost:
@@ -77,6 +82,15 @@ class RunHost:
     # What the methods are for, `hub.Host` says.
 
     def welcome(self, device: str, index: int) -> Welcome:
+        declared = self._declared
+        spans, sites = (one.name for one in declared.spans), (one.name for one in declared.sites)
+        others = {declared.server.name, *spans, *sites}
+        if device in others:
+            raise Refused(
+                "wrong-name",
+                f"device {device}: expected a name that no other machine of the run has, got one of "
+                f"{', '.join(sorted(others))}. Join under another name.",
+            )
         config = self._inputs.config
         # An adapter to go on from is the server's: devices get it with their assignments.
         config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
@@ -92,6 +106,7 @@ class RunHost:
         )
 
     def profile(self, ready: Ready) -> DeviceProfile:
+        self._check_data(ready)
         declared = next((device for device in self._declared.devices if device.name == ready.device), None)
         if declared is not None:
             return declared
@@ -112,7 +127,38 @@ class RunHost:
                 "wrong-profile", f"device {ready.device}: expected {field['msg']}, got {field['loc']}. Measure again."
             ) from None
 
+    def _check_data(self, ready: Ready) -> None:
+        """Raises Refused for samples that cannot be, and for classes that are not the run's."""
+        counts, samples = ready.label_counts, ready.num_samples
+        known = 0 if self._method.round.shape.labels_stay else len(self._inputs.labels)
+        if not 1 <= samples <= MOST_SAMPLES:
+            raise Refused(
+                "wrong-claims",
+                f"device {ready.device}: expected 1 to {MOST_SAMPLES} samples, got {samples}. Give it data.",
+            )
+        if len(ready.max_blocks) > 1:
+            raise Refused(
+                "wrong-claims",
+                f"device {ready.device}: expected at most one number of blocks that are lent, got "
+                f"{len(ready.max_blocks)}. Do both ends run one version?",
+            )
+        if len(counts) != known or (known and (min(counts) < 0 or sum(counts) != samples)):
+            raise Refused(
+                "wrong-claims",
+                f"device {ready.device}: expected how many of {samples} samples are of each of {known} classes, got "
+                f"{reprlib.repr(counts)}. Do both ends run one version?",
+            )
+
     async def answer(self, device: str, ask: Ask) -> Answer:
+        blocks = self._inputs.base.num_blocks
+        most = {"files": blocks, "piece": MOST_OFFSET}.get(ask.what, 0)
+        longest = blocks if ask.what == "files" else MOST_OFFSET
+        if not (0 <= ask.number <= most and 0 <= ask.length <= longest):
+            raise Refused(
+                "wrong-question",
+                f"device {device}: expected a question of the model's {blocks} blocks and its pieces, got number "
+                f"{ask.number} and length {ask.length}. Do both ends run one version?",
+            )
         if ask.what == "echo":
             return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
         if ask.what == "files":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,8 @@ def write_reports(
         judged=devices,
     )
     summary = _summary(inputs, logbook, rows, seconds, best) | {"refusals": refusals}
+    if moved := contributed(folder.read_contributions()):
+        summary["contributions"] = moved
     if held_out:
         summary["held_out"] = {"metrics": held_out, "devices": devices}
     with in_need_of_room(folder.path, "at its end", "its report"):
@@ -147,6 +150,22 @@ def write_reports(
         folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
         folder.write_summary(summary)
     return Outcome(folder.path, adapter, logbook.before, summary["metrics"], rows, summary)
+
+
+def contributed(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """By device, of the rounds in which it moved the adapter: how many, medians of what `server/contributions.py` says,
+    and in how many it was an outlier."""
+    by_device: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_device.setdefault(row["device"], []).append(row)
+    return {
+        device: {
+            "rounds": len(own),
+            **{key: statistics.median(row[key] for row in own) for key in ("norm", "times", "cosine", "share")},
+            "outlier": sum(row["outlier"] for row in own),
+        }
+        for device, own in sorted(by_device.items())
+    }
 
 
 @contextmanager

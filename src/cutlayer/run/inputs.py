@@ -50,6 +50,7 @@ from cutlayer.model.trainable import TrainSettings
 from cutlayer.model.vocabulary import check_ids
 from cutlayer.packing import CompressedLink, Compression
 from cutlayer.policies.learning_rate import schedule
+from cutlayer.policies.robust import robust_by_name
 from cutlayer.policies.stragglers import Stragglers, stragglers_by_name, wait_all
 from cutlayer.report.stage import TellStage, untold
 from cutlayer.settings import (
@@ -489,6 +490,7 @@ def completed(config: RunConfig) -> RunConfig:
         micro_batches=train.micro_batches,
         base_dropout=config.model.base_dropout,
         quantised=config.model.dtype if config.model.dtype in KINDS else None,
+        robust=robust_by_name(train.robust),
     )
     check(chosen)
     if config.data.hold_out:

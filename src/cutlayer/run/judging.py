@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cutlayer.errors import DivergedError
+from cutlayer.errors import DivergedError, Refused
 from cutlayer.methods.method import Method
 from cutlayer.model.sums import Sums
 from cutlayer.report.metrics import ClassificationMetrics, LanguageMetrics
@@ -15,7 +15,7 @@ from cutlayer.rounds.judging import judged_plan, judging
 from cutlayer.rounds.patience import Patience
 from cutlayer.server.server import Server
 from cutlayer.types import DevicePlan, RoundPlan
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Link, Refusing
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,16 @@ def metrics_of(sums: Sums) -> dict[str, float]:
     return result
 
 
+def _not_finite(device: str, round: int, loss: float) -> DivergedError:
+    return DivergedError(
+        f"device {device}, before round {round}, held-out rows: expected a finite loss, got {loss}. "
+        "Lower the learning rate (--lr), or set train.clip.",
+        device=device,
+        round=round,
+        step=0,
+    )
+
+
 class Judges:
     """Asks the devices of a round.
 
@@ -89,7 +99,7 @@ class Judges:
           links: The server's ends, by device.
 
         Raises:
-          DivergedError: A loss is not finite.
+          DivergedError: No device's loss is finite, or a device's is not that cannot be refused.
         """
         shape, server = self._method.round.shape, self._server
         plans = tuple(judged_plan(device, shape.reads(device), plan.ranks) for device in devices)
@@ -101,18 +111,15 @@ class Judges:
             links,
             RoundPlan(round, plans),
         )
-        for name, sums in found.items():
-            if not math.isfinite(math.fsum(sums.losses)):
-                raise DivergedError(
-                    f"device {name}, before round {round}, held-out rows: expected a finite loss, got "
-                    f"{math.fsum(sums.losses)}. Lower the learning rate (--lr), or set train.clip.",
-                    device=name,
-                    round=round,
-                    step=0,
-                )
+        diverged = {name: sums for name, sums in found.items() if not math.isfinite(math.fsum(sums.losses))}
+        for name, sums in diverged.items():
+            link, error = links[name], _not_finite(name, round, math.fsum(sums.losses))
+            if len(diverged) == len(found) or not isinstance(link, Refusing):
+                raise error
+            link.refuse(Refused("diverged", str(error)))
         return Judgement(
             [device.device for device in devices],
-            {name: sums for name, sums in found.items() if sums.weight},
+            {name: sums for name, sums in found.items() if sums.weight and name not in diverged},
             set(found),
         )
 

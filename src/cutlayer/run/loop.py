@@ -22,9 +22,12 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Situation
 from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
+from cutlayer.rounds.patience import nobody
 from cutlayer.rounds.round import Round
 from cutlayer.run.judging import Judges
+from cutlayer.run.placed import placed
 from cutlayer.server.aggregation import Aggregation
+from cutlayer.server.contributions import fairly_weighed, log_outliers, table_of
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
@@ -55,7 +58,8 @@ class Logbook:
 
 
 Hold = Callable[[Round, Server, Mapping[str, Link], RoundPlan], Awaitable[list[Contribution]]]
-"""Holds one round: what was trained in it, by name of device (`rounds/patience.py` is the plain one)."""
+"""Holds one round: what was trained in it, by name of device (`rounds/patience.py` is the plain one); nothing of one
+that is lost, after which the adapter is what it was."""
 
 
 class Members(Protocol):
@@ -70,6 +74,9 @@ class Members(Protocol):
 
     async def muster(self, round: int) -> Situation:
         """What planners may look at in this round; waits until there are enough devices."""
+
+    def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:
+        """Refuses devices that nothing can be planned for, and says so; or does nothing, where devices must stay."""
 
     async def dismiss(self, finish: Finish) -> None:
         """Tells every device that it may go."""
@@ -94,6 +101,7 @@ class Coordinator:
       tasks: What devices are at work on, where that may outlive a round: rounds are planned for the others.
       judges: Asks devices what the adapter comes to on rows that they hold out; None where they hold out none.
       enough: Whether the run ends before its rounds do, after those so far.
+      told: Gets who has moved the adapter by how much, before the round is committed.
     """
 
     def __init__(
@@ -114,7 +122,9 @@ class Coordinator:
         tasks: Tasks,
         judges: Judges | None = None,
         enough: Callable[[], bool] = lambda: False,
+        told: Callable[[list[dict[str, Any]]], None] = lambda _rows: None,
     ) -> None:
+        self._told = told
         self._tasks, self._judges, self._enough = tasks, judges, enough
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
@@ -133,7 +143,14 @@ class Coordinator:
         links = self._members.links
         self._tasks.forget_all_but(links.keys())
         start_wall, start = time.perf_counter(), self._clock()
-        plan = await self._server.machine.aside(lambda: self._make_plan(number, situation))
+        situation, plan = await placed(
+            situation,
+            lambda now: self._make_plan(number, now),
+            lambda: self._members.muster(number),
+            self._members.leave_out,
+            self._server.machine,
+        )
+        links = self._members.links
         judged: list[Event] = []
         if self._judges is not None and not number:
             untrained = await self._judge(0, number, plan, plan.devices, links, judged)
@@ -142,7 +159,10 @@ class Coordinator:
         bytes_before = {device: (link.bytes_received, link.bytes_sent) for device, link in links.items()}
         contributions = await self._hold(self._method.round, self._server, links, plan)
         plan = self._tasks.begun(plan)
-        await self._server.machine.aside(lambda: self._aggregate(contributions, plan))
+        if contributions:
+            await self._server.machine.aside(lambda: self._aggregate(contributions, plan))
+        elif number + 1 == self._rounds:
+            raise nobody(plan)  # there is no round left that could make up for it
         duration = self._clock() - start
         records = self._records(plan, situation, links, self._server.ledger.take_tallies(), duration, bytes_before)
         self.logbook.history.records.extend(records)
@@ -222,7 +242,14 @@ class Coordinator:
         return self._method.make_plan(number, situation)
 
     def _aggregate(self, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
-        self._aggregation(self._server.adapters, contributions, plan)
+        adapters = self._server.adapters
+        if self._server.base.settings.task == "causal-lm":
+            contributions = fairly_weighed(contributions, plan, self._server.ledger.samples())
+        rows = table_of(contributions, self._aggregation.began(adapters, plan), plan.round)
+        log_outliers(rows)
+        self._told(rows)
+        contributions = self._aggregation.steadied(adapters, contributions, plan)
+        self._aggregation(adapters, contributions, plan)
         if self._method.fold is not None:
             self._server.folds.add(self._method.fold(contributions))
 

@@ -22,6 +22,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.model.export import save_adapter
 from cutlayer.policies.plan import Situation
+from cutlayer.policies.robust import robust_by_name
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import Patience
@@ -41,6 +42,9 @@ from cutlayer.server.sites import Sites
 from cutlayer.server.tasks import Tasks
 from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Event, RoundPlan
+
+LOST_ROUNDS = 2
+"""In a row, in which nobody has finished; then a run ends."""
 
 
 def situation_with(
@@ -65,6 +69,7 @@ def situation_with(
         num_modules=len(inputs.base.modules),
         stragglers=asked_stragglers(inputs.config),
         quantised=inputs.model_settings.quantised,
+        robust=robust_by_name(train.robust),
     )
 
 
@@ -172,7 +177,8 @@ class Run:
         self.server = server_of(
             inputs, method, adapter, machine, fleet, self._scratch, may_leave=may_leave, sites=sites
         )
-        self._aggregation = Aggregation(method.aggregate)
+        self._aggregation = Aggregation(method.aggregate, robust_by_name(train.robust))
+        self._contributions: list[dict[str, Any]] = []  # of the round under way, until they are on the disk
         self.tasks = Tasks()
 
     async def play(self, members: Members, hold: Hold | None = None, *, warming_seconds: float = 0.0) -> Path:
@@ -188,7 +194,7 @@ class Run:
         """
         train = self._inputs.config.train
         stragglers = stragglers_of(self._inputs.config, self._method)
-        patience = Patience(stragglers, self.tasks, warming_seconds=warming_seconds)
+        patience = Patience(stragglers, self.tasks, warming_seconds=warming_seconds, again=LOST_ROUNDS)
         if not self._logbook.before:
             self._logbook.before = await self._evaluate(self.server.adapter)
             if self._validation:
@@ -210,6 +216,7 @@ class Run:
             tasks=self.tasks,
             judges=Judges(self._method, self.server, patience) if self._inputs.config.data.hold_out else None,
             enough=lambda: self._best.exhausted,
+            told=self._contributions.extend,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
@@ -299,6 +306,8 @@ class Run:
         with in_need_of_room(self._folder.path, f"round {row['round']}", "its checkpoint"):
             self._folder.append_metrics(row)
             self._folder.append_events(events)
+            self._folder.append_contributions(self._contributions)
+            self._contributions.clear()
             self._folder.scalars(row)
             if self._samples:
                 self._folder.append_samples(self._samples)

@@ -17,13 +17,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from cutlayer.errors import Refused
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
-from cutlayer.methods.contradictions import check_held_out_at_one, check_workers
+from cutlayer.methods.contradictions import check_held_out_at_one, check_patience, check_workers
 from cutlayer.methods.method import Method
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.spans import check_listening
@@ -35,6 +36,7 @@ from cutlayer.run.desk import RunHost
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
+from cutlayer.run.placed import placed
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.start import check_wishes
 from cutlayer.run.state import open_folder
@@ -93,6 +95,7 @@ async def serve(
     machines: Machines = RealMachine,
     workers: Workers | None = None,
     started: Mapping[str, Any] = SERVED,
+    patience: float | None = None,
 ) -> Outcome:
     """Serves a run to its end and exports.
 
@@ -108,12 +111,13 @@ async def serve(
       machines: Makes what the server computes on.
       workers: Other processes that serve the devices; None where this one does.
       started: See `run.state.open_folder`.
+      patience: Seconds after which a device that is away counts as gone; None waits for ever.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     life = life or secrets.token_hex(8)
-    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, started)
+    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, started, patience)
     try:
         return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
@@ -135,8 +139,9 @@ class _Serving:
         machines: Machines,
         workers: Workers | None,
         started: Mapping[str, Any],
+        patience: float | None,
     ) -> None:
-        self._started = started
+        self._started, self._patience = started, patience
         self._inputs, self._declared, self._display, self._door = inputs, fleet, display, door
         self._min_devices, self._expected = min_devices, expected
         self._method: Method = method_of(inputs.config)
@@ -165,6 +170,7 @@ class _Serving:
             self.hub = Hub(life, host, places, refusals, news)
         else:
             check_held_out_at_one(inputs.config.data.hold_out)
+            check_patience(patience)
             check_workers(inputs.config.method.name, self._method.round, stragglers, divisible_methods)
             self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
         host.hub = self.hub
@@ -221,8 +227,13 @@ class _Serving:
         over = so_far["over"]
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
-        situation = self._situation(self.hub.everybody if over else self._planned)
-        plan = await self._machine.aside(lambda: first_plan(self._inputs, self._method, situation))
+        situation, plan = await placed(
+            self._situation(self.hub.everybody if over else self._planned),
+            lambda here: first_plan(self._inputs, self._method, here),
+            self._gathered,
+            self.leave_out,
+            self._machine,
+        )
         check_listening(plan)
         self._run = Run(
             self._inputs,
@@ -243,7 +254,11 @@ class _Serving:
         names = [device.name for device in situation.fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
-        adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
+        watching = asyncio.create_task(self.hub.watch_absent(self._awaits, self._patience))
+        try:
+            adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
+        finally:
+            watching.cancel()
         outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
         await self.hub.linger()
         return outcome
@@ -255,12 +270,28 @@ class _Serving:
         return {member.name: member.link for member in self.hub.fleet}
 
     async def muster(self, round: int) -> Situation:  # noqa: ARG002
-        await self.hub.wait_for(lambda: bool(self._planned))  # all may have been refused, and come again
+        situation = await self._gathered()
         assert self._run is not None
         self._round_opened = now()
-        situation = self._situation(self._planned)
         self._run.server.forecast = Forecast(situation.fleet, self._inputs.costs, self._inputs.compression)
         return situation
+
+    async def _gathered(self) -> Situation:
+        """Those whom a round is planned for; waits until there is somebody: all may have been refused. The first round
+        waits for as many as are asked for, of those who can be given a part."""
+        first = self._run is None
+        await self.hub.wait_for(lambda: bool(self._planned) and not (first and len(self.hub.here) < self._min_devices))
+        return self._situation(self._planned)
+
+    def _awaits(self, device: str) -> bool:
+        """Whether the round under way waits for a device."""
+        part = None if self._run is None else self._run.server.ledger.part(device)
+        return part is not None and not (part.done or part.gone)
+
+    def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:
+        for device, error in unplaced.items():
+            self.hub.turn_away(device, Refused("unplaced", str(error)))
+        return True
 
     async def dismiss(self, finish: Finish) -> None:
         await self.hub.dismiss(finish)

@@ -124,6 +124,9 @@ class _Mustered:
         )
         return replace(here, fleet=here.fleet.spans_at(now()))
 
+    def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:  # noqa: ARG002  a person has written this fleet
+        return False
+
     async def dismiss(self, finish: Finish) -> None:
         for device, link in self.links.items():
             if device not in self.tasks:  # those who are at work are stopped

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 from cutlayer.policies.aggregate import Aggregate, Contribution
+from cutlayer.policies.robust import NONE, Robust
 from cutlayer.policies.scope import EVERYONE
 from cutlayer.server.adapters import Adapters
 from cutlayer.state import State, joined
-from cutlayer.types import RoundPlan
+from cutlayer.types import Adapter, RoundPlan
 
 
 class Aggregation:
@@ -18,10 +19,41 @@ class Aggregation:
 
     Args:
       aggregate: The method's, which is that of the scope of all.
+      robust: What is made of contributions before that.
     """
 
-    def __init__(self, aggregate: Aggregate) -> None:
-        self._aggregates = {EVERYONE: aggregate}
+    def __init__(self, aggregate: Aggregate, robust: Robust = NONE) -> None:
+        self._aggregates, self._robust = {EVERYONE: aggregate}, robust
+
+    def steadied(
+        self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan
+    ) -> list[Contribution]:
+        """The contributions as they are to count: among those who share a scope, none moves the mean too far."""
+        if not self._robust.on:
+            return list(contributions)
+        values = [dict(part.adapter) for part in contributions]
+        for scope, parts in _places_by_scope(adapters, contributions, plan).items():
+            given = [_some(contributions[place], own) for place, own in parts]
+            broadcast = adapters.broadcast(scope, list(dict.fromkeys(name for _, own in parts for name in own)))
+            for (place, _), part in zip(parts, self._robust(broadcast, given), strict=True):
+                values[place] |= part.adapter
+        return [replace(part, adapter=own) for part, own in zip(contributions, values, strict=True)]
+
+    def began(self, adapters: Adapters, plan: RoundPlan) -> Callable[[Contribution], Adapter]:
+        """From what a contribution's device began, whole."""
+        devices = {device.device: device for device in plan.devices}
+
+        def began(part: Contribution) -> Adapter:
+            device = devices.get(part.device)
+            return {
+                name: value
+                for name in part.adapter
+                for value in adapters.broadcast(
+                    EVERYONE if device is None else adapters.scope_of(device, name), [name]
+                ).values()
+            }
+
+        return began
 
     def __call__(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
         """Makes the next adapter of the scope of all, and of each other to which somebody contributed."""
@@ -56,22 +88,35 @@ def _by_scope(
     adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan
 ) -> dict[str, list[Contribution]]:
     """Each contribution's tensors under their scope; what several devices trained belongs to all."""
+    return {
+        scope: [_some(contributions[place], own) for place, own in parts]
+        for scope, parts in _places_by_scope(adapters, contributions, plan).items()
+    }
+
+
+def _places_by_scope(
+    adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan
+) -> dict[str, list[tuple[int, list[str]]]]:
+    """By scope, which of the contributions have tensors in it, and which; one without a tensor is in that of all."""
     devices = {device.device: device for device in plan.devices}
-    result: dict[str, list[Contribution]] = {}
-    for part in contributions:
+    result: dict[str, list[tuple[int, list[str]]]] = {}
+    for place, part in enumerate(contributions):
         names: dict[str, list[str]] = {}
         for name in part.adapter:
             scope = adapters.scope_of(devices[part.device], name) if part.device in devices else EVERYONE
             names.setdefault(scope, []).append(name)
-        if len(names) < 2:  # as it is; of a device that holds nothing that trains, without a tensor
-            result.setdefault(next(iter(names), EVERYONE), []).append(part)
-            continue
-        for scope, own in names.items():
-            some = replace(
-                part,
-                adapter={name: part.adapter[name] for name in own},
-                weights={name: part.weights[name] for name in own},
-                where={name: part.where[name] for name in own if name in part.where},
-            )
-            result.setdefault(scope, []).append(some)
+        for scope, own in (names or {EVERYONE: []}).items():
+            result.setdefault(scope, []).append((place, own))
     return result
+
+
+def _some(part: Contribution, names: Sequence[str]) -> Contribution:
+    """Some tensors of a contribution; of all, as it is."""
+    if len(names) == len(part.adapter):
+        return part
+    return replace(
+        part,
+        adapter={name: part.adapter[name] for name in names},
+        weights={name: part.weights[name] for name in names},
+        where={name: part.where[name] for name in names if name in part.where},
+    )

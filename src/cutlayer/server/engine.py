@@ -24,10 +24,14 @@ from torch import Tensor
 from cutlayer.errors import DivergedError
 from cutlayer.model.base import Base, Blocks
 from cutlayer.model.dropout import seeded_dropout
+from cutlayer.model.finite import finite, within
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.server.adapters import Adapters
 from cutlayer.server.owners import SHARED
 from cutlayer.wire.messages import Activations
+
+MOST_GRADIENT = 2.0**60
+"""AdamW keeps squares of gradients in 32 bits: beyond this one they are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,41 @@ class Engine:
                 round=round,
                 step=step,
             )
+
+    def check_hidden(self, h_BTD: Tensor, device: str, round: int, step: int) -> None:
+        """Raises DivergedError where hidden states, (B, T, D), are not finite; the others as of `check_finite`."""
+        if not finite(h_BTD.detach()):
+            raise DivergedError(
+                f"device {device}, round {round}, step {step}: expected finite hidden states, got others. "
+                "Lower the learning rate (--lr), or set train.clip.",
+                device=device,
+                round=round,
+                step=step,
+            )
+
+    def check_gradients(
+        self, parameters: Mapping[str, Tensor], grad_BTD: Tensor | None, device: str, round: int, step: int
+    ) -> None:
+        """Raises DivergedError where a gradient is not finite, or so large that its square is not; then there is none.
+
+        Args:
+          parameters: Of the adapter that was put in, by name, each with the gradients that it has.
+          grad_BTD: What goes back; None for nothing.
+          device, round, step: See `check_finite`.
+        """
+        found = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+        if all(within(grad, MOST_GRADIENT) for grad in (*found, *(() if grad_BTD is None else (grad_BTD,)))):
+            return
+        for parameter in parameters.values():
+            parameter.grad = None
+        who = "all devices" if device == SHARED else f"device {device}"
+        raise DivergedError(
+            f"{who}, round {round}, step {step}: expected gradients up to {MOST_GRADIENT:g}, got others. "
+            "Lower the learning rate (--lr), or set train.clip.",
+            device=device,
+            round=round,
+            step=step,
+        )
 
     def _given(self, span: Span, batch: Activations) -> tuple[Tensor, Tensor, Tensor]:
         """What came in as the model takes it: activations as a leaf, mask, labels."""

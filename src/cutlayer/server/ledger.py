@@ -165,6 +165,10 @@ class Ledger:
         self._now.gone.add(device)
         self._left.add(device)
 
+    def samples(self) -> dict[str, int]:
+        """By device, the samples of the updates that counted since tallies were taken."""
+        return {device: tally.samples for device, tally in self._tallies.items()}
+
     def drop(self, device: str) -> None:
         """A message came after its round was over, and was dropped."""
         self._tallies[device].dropped_messages += 1

@@ -14,6 +14,7 @@ from pathlib import Path
 from cutlayer.errors import DivergedError
 from cutlayer.fleet.machine import Machine
 from cutlayer.model.base import Base
+from cutlayer.model.finite import finite
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.scope import Scope, shared
@@ -28,6 +29,8 @@ from cutlayer.state import State, joined
 from cutlayer.types import Adapter, Costs, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.messages import Assignment, Judge, Update
 
+TurnOut = Callable[[DivergedError], None]
+"""Takes the device that an error names out of the round under way."""
 Broadcast = Callable[[Adapter, DevicePlan], tuple[Adapter, Adapter]]
 """(What a device's plan takes of the adapter, the plan) -> what it is sent of it, and facts beside it, by name."""
 
@@ -59,6 +62,8 @@ class Server:
     Attributes:
       sites: the connections of sites, for rounds that end there.
       adapters, engine, folds, ledger: its parts.
+      turn_out: takes a device out of the round under way; set by whoever holds the round (`rounds/patience.py`).
+      diverged: by device, why it was taken out of the round under way.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class Server:
         sites: Sites | None = None,
     ) -> None:
         self.sites: Sites = sites or SamePlace()
+        self.turn_out: TurnOut | None = None
+        self.diverged: dict[str, DivergedError] = {}
         self.run, self.base, self.machine, self.costs, self.settings = run, base, machine, costs, settings
         self.learning_rate, self.forecast, self.longest_tokens = learning_rate, forecast, longest_tokens
         self.scratch = scratch
@@ -143,28 +150,50 @@ class Server:
         )
 
     def accept(self, update: Update, *, late: bool = False) -> None:
-        """A device has sent what it trained; an update of no sample is none.
+        """A device has sent what it trained; an update of no sample is none, and neither is one that diverged.
 
         Args:
           update: What it sent.
           late: Whether it had to be asked to.
 
         Raises:
-          DivergedError: The loss of a device that trained alone is not finite.
+          DivergedError: The loss of a device that trained alone, or its adapter, is not finite, and nobody may leave.
         """
-        if not math.isfinite(update.loss):
-            raise DivergedError(
-                f"device {update.device}, round {update.round}: expected a finite loss, got {update.loss}. "
-                "Lower the learning rate (--lr), or set train.clip.",
-                device=update.device,
-                round=update.round,
-                step=update.steps,
+        if not math.isfinite(update.loss) or not all(map(finite, update.adapter.values())):
+            self.blame(
+                DivergedError(
+                    f"device {update.device}, round {update.round}: expected a finite loss and adapter, got others "
+                    f"(loss {update.loss:g}). "
+                    "Lower the learning rate (--lr), or set train.clip.",
+                    device=update.device,
+                    round=update.round,
+                    step=update.steps,
+                )
             )
+            self.leave(update.device)
+            return
         if not update.samples:
             self.leave(update.device)
             return
         self.ledger.accept(update, late=late)
         self.folds.has_all(update.device, self.ledger.device(update.device).cut)
+
+    def blame(self, error: DivergedError) -> None:
+        """What one device sent, or what was computed of that alone, is not finite: it takes no further part in this
+        round, and is refused as one that sends what may not be believed.
+
+        Raises:
+          DivergedError: As given, where nobody may leave a round: it is the run that diverged.
+        """
+        if self.turn_out is None or not self._may_leave:
+            raise error
+        self.diverged[error.device] = error
+        self.turn_out(error)
+
+    @property
+    def may_blame(self) -> bool:
+        """Whether `blame` takes a device out of the round under way."""
+        return self.turn_out is not None and self._may_leave
 
     def leave(self, device: str) -> None:
         """A device takes no further part in this round, and nothing that it did in it counts.

@@ -227,6 +227,9 @@ class Mustered:
         whole = self.situation
         return whole.of(await mustered(whole.fleet, round, whole.seed, all_of_them=self.all_of_them))
 
+    def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:  # noqa: ARG002
+        return False
+
     async def dismiss(self, finish: Finish) -> None:
         for link in self.links.values():
             with contextlib.suppress(DeviceGone):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cutlayer.errors import WireError
 from cutlayer.wire.messages import Message
@@ -33,6 +33,14 @@ class Link(Protocol):
     async def receive(self) -> Message:
         """Waits for the next message. Whoever holds a tensor of it must not write to it."""
         ...
+
+
+@runtime_checkable
+class Refusing(Protocol):
+    """A server's end that can show its device the door, for what it has let through and what came of that."""
+
+    def refuse(self, error: WireError) -> None:
+        """Counts why, and ends the connection; the device may come again, for the next round."""
 
 
 class Around:

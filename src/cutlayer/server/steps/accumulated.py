@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cutlayer.errors import DivergedError
 from cutlayer.model.trainable import Trainable
 from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
@@ -77,7 +78,12 @@ class _Accumulated(Stateless):
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         sums: dict[str, GradientSum] = {}
         while (arrived := await arrivals.pick(self._order)) is not None:
-            loss, grad_BTD = await _back(server, arrived, sums.setdefault(arrived.device, GradientSum()))
+            try:
+                loss, grad_BTD = await _back(server, arrived, sums.setdefault(arrived.device, GradientSum()))
+            except DivergedError as error:
+                server.blame(error)
+                arrivals.answer(arrived.device)
+                continue
             await reply(answer(server, arrived, loss, grad_BTD))
         await step_once(server, sums)
 
@@ -99,6 +105,7 @@ async def _back(server: Server, arrived: Activations, total: GradientSum) -> tup
         loss = graph.value
         engine.check_finite(loss, arrived.device, arrived.round, arrived.step)
         grad_BTD = graph.back()
+        engine.check_gradients(trainable.parameters, grad_BTD, arrived.device, arrived.round, arrived.step)
         total.take(trainable, arrived.weight)
         return loss, grad_BTD
 

@@ -44,13 +44,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cutlayer.errors import DivergedError
 from cutlayer.model.loss import token_loss
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.engine import Engine, Span
 from cutlayer.server.owners import SHARED, Owner, one_for_all
 from cutlayer.server.samples import weight_of
 from cutlayer.server.server import Server
-from cutlayer.server.steps.merged import dispatch, merge
+from cutlayer.server.steps.apart import train_apart
+from cutlayer.server.steps.merged import dispatch, merge, span_of
 from cutlayer.server.steps.step import Reply, ServerStep
 from cutlayer.server.steps.train import answer
 from cutlayer.state import Stateless
@@ -92,8 +94,15 @@ class _Epsl(Stateless):
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while arrived := await arrivals.everybody():
-            loss, rows = await self._train(server, arrived)
-            for activations, rows_BTD in zip(arrived, rows, strict=True):
+            trained, came = await train_apart(
+                server, arrived, span_of(server, arrived), lambda parts: self._train(server, parts)
+            )
+            for left in {part.device for part in arrived} - {part.device for part in trained}:
+                arrivals.answer(left)
+            if came is None:
+                continue
+            loss, rows = came
+            for activations, rows_BTD in zip(trained, rows, strict=True):
                 await reply(answer(server, activations, loss, rows_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
@@ -122,7 +131,16 @@ class _Epsl(Stateless):
 
         def compute() -> tuple[float, list[Tensor | None]]:
             step = _Step(engine, span, arrived, chosen, ends=server.base.family.poolings[0] == "last")
-            loss, rows = step.exact() if exact else step.averaged(rng if self._variant == "sample" else None)
+            held = server.adapters.trainable(SHARED).parameters
+            try:
+                loss, rows = step.exact() if exact else step.averaged(rng if self._variant == "sample" else None)
+                engine.check_finite(loss, SHARED, first.round, first.step)
+                for rows_BTD in rows:
+                    engine.check_gradients(held, rows_BTD, SHARED, first.round, first.step)
+            except DivergedError:
+                for parameter in held.values():
+                    parameter.grad = None
+                raise
             engine.step(SHARED, server.learning_rate(first.round, first.step))
             return loss, rows
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cutlayer.errors import ConfigError
+from cutlayer.errors import ConfigError, DivergedError
 from cutlayer.model.versions import Versions
 from cutlayer.policies.delay import delay_of
 from cutlayer.policies.order import Order, fifo
@@ -98,6 +98,7 @@ class _Passing:
     arrived: Activations
     graph: Graph
     span: Span
+    adapter: Mapping[str, Tensor]
 
 
 class _InHalves:
@@ -111,9 +112,14 @@ class _InHalves:
         self._open(server)
         async with asyncio.TaskGroup() as tasks:
             while (arrived := await arrivals.pick(self._order)) is not None:
-                passing = await self._forward(server, arrived)
+                try:
+                    passing = await self._forward(server, arrived)
+                except DivergedError as error:
+                    server.blame(error)
+                    arrivals.answer(arrived.device)
+                    continue
                 await reply(_hidden(server, passing))
-                second = self._second_half(server, passing, returns, reply)
+                second = self._second_half(server, passing, arrivals, returns, reply)
                 if self._alone:
                     await second
                 else:
@@ -142,12 +148,19 @@ class _InHalves:
         owner = self.owner(arrived.device)
         return await forward_half(server, arrived, lambda: self._versions[owner].of(arrived.step))
 
-    async def _second_half(self, server: Server, passing: _Passing, returns: Returns, reply: Reply) -> None:
+    async def _second_half(
+        self, server: Server, passing: _Passing, arrivals: Arrivals, returns: Returns, reply: Reply
+    ) -> None:
         """What came back, followed to the cut; nothing of a device that has left meanwhile."""
         arrived = passing.arrived
         if (returned := await returns.of(arrived.device, arrived.step)) is None:
             return
-        grad_BTD = await back_half(server, passing, returned, self._moves(server, arrived))
+        try:
+            grad_BTD = await back_half(server, passing, returned, self._moves(server, arrived))
+        except DivergedError as error:
+            server.blame(error)
+            arrivals.answer(arrived.device)
+            return
         await reply(_answer(server, passing, returned, grad_BTD))
 
     def _moves(self, server: Server, arrived: Activations) -> Callable[[], None]:
@@ -211,20 +224,30 @@ async def forward_half(server: Server, arrived: Activations, adapter: Callable[[
       server: The server.
       arrived: What a device sent.
       adapter: The tensors to put in, by name, when the work begins.
+
+    Raises:
+      DivergedError: What comes out is not finite.
     """
     device = server.ledger.device(arrived.device)
     span = server.engine.span(device.cut, device.blocks, device.top)
     cost = server.costs.server(device, *arrived.h_BTD.shape[:2])
-    graph = await server.machine.run(
-        lambda: server.engine.through(span, arrived, adapter()),
-        like=lambda: Graph(arrived.h_BTD, torch.empty_like(arrived.h_BTD)),
+
+    def compute() -> tuple[Graph, Mapping[str, Tensor]]:
+        put_in = adapter()
+        graph = server.engine.through(span, arrived, put_in)
+        server.engine.check_hidden(graph.output, arrived.device, arrived.round, arrived.step)
+        return graph, put_in
+
+    graph, put_in = await server.machine.run(
+        compute,
+        like=lambda: (Graph(arrived.h_BTD, torch.empty_like(arrived.h_BTD)), dict[str, Tensor]()),
         what="forward",
         flops=cost.forward_flops,
         round=arrived.round,
         step=arrived.step,
         peer=arrived.device,
     )
-    return _Passing(arrived, graph, span)
+    return _Passing(arrived, graph, span, put_in)
 
 
 async def back_half(
@@ -236,7 +259,7 @@ async def back_half(
       The gradient of the loss by the activations (B, T, D); None where nothing below the cut trains.
 
     Raises:
-      DivergedError: The device's loss is not finite.
+      DivergedError: The device's loss or a gradient is not finite.
     """
     arrived, span = passing.arrived, passing.span
 
@@ -245,6 +268,7 @@ async def back_half(
         graph, grad_BTD = passing.graph, None
         if graph.output.requires_grad:  # something trains, in these blocks or below them
             grad_BTD = graph.back(returned.grad_BTD.to(graph.output.device))
+            server.engine.check_gradients(passing.adapter, grad_BTD, arrived.device, arrived.round, arrived.step)
         moves()
         return grad_BTD
 

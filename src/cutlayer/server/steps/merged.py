@@ -24,8 +24,10 @@ from torch import Tensor
 from cutlayer.model.loss import MASKED
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.concat import concat
+from cutlayer.server.engine import Span
 from cutlayer.server.owners import SHARED, Owner, one_for_all
 from cutlayer.server.server import Server
+from cutlayer.server.steps.apart import train_apart
 from cutlayer.server.steps.step import Reply, ServerStep
 from cutlayer.server.steps.train import answer, train
 from cutlayer.state import Stateless
@@ -53,8 +55,15 @@ class _Merged(Stateless):
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while arrived := await arrivals.everybody():
-            loss, grad_BTD = await train(server, merge(arrived), server.ledger.device(arrived[0].device))
-            for activations, rows_BTD in zip(arrived, dispatch(grad_BTD, arrived), strict=True):
+            trained, came = await train_apart(
+                server, arrived, span_of(server, arrived), lambda parts: _train(server, parts)
+            )
+            for left in {part.device for part in arrived} - {part.device for part in trained}:
+                arrivals.answer(left)
+            if came is None:
+                continue
+            loss, grad_BTD = came
+            for activations, rows_BTD in zip(trained, dispatch(grad_BTD, trained), strict=True):
                 await reply(answer(server, activations, loss, rows_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
@@ -62,6 +71,16 @@ class _Merged(Stateless):
         num_samples = sum(device.batch_size for device in plan.devices)
         step = costs.server(plan.devices[0], num_samples, num_tokens)
         return step.memory_bytes + costs.activation_bytes(num_samples, num_tokens)
+
+
+async def _train(server: Server, arrived: Sequence[Activations]) -> tuple[float, Tensor | None]:
+    return await train(server, merge(arrived), server.ledger.device(arrived[0].device))
+
+
+def span_of(server: Server, arrived: Sequence[Activations]) -> Span:
+    """What all of them pass through on the server, whose cuts are alike."""
+    device = server.ledger.device(arrived[0].device)
+    return server.engine.span(device.cut, device.blocks)
 
 
 def merge(arrived: Sequence[Activations]) -> Activations:

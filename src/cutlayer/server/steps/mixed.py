@@ -14,12 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cutlayer.errors import DivergedError
 from cutlayer.model.dropout import seeded_dropout
 from cutlayer.model.loss import MASKED
 from cutlayer.server.concat import concat
 from cutlayer.server.engine import Span
 from cutlayer.server.owners import SHARED
 from cutlayer.server.server import Server
+from cutlayer.server.steps.apart import train_apart
 from cutlayer.server.steps.stages import Stages
 from cutlayer.wire.messages import Activations
 
@@ -56,8 +58,18 @@ async def train_mixed(
       local_step: The place in the schedule of learning rates that it has.
 
     Raises:
-      DivergedError: The loss is not finite.
+      DivergedError: The loss or a gradient is not finite, and no device's samples are to blame.
     """
+    here = [sample for sample in samples if sample.device not in server.diverged]
+    if here:
+        span = Span(stages.cut, None, server.ledger.plan.devices[0].blocks, trains_below=False)
+        await train_apart(
+            server, here, span, lambda some: _train(server, some, stages, step=step, local_step=local_step)
+        )
+
+
+async def _train(server: Server, samples: Sequence[Activations], stages: Stages, *, step: int, local_step: int) -> None:
+    """See `train_mixed`."""
     round = server.ledger.plan.round
     plan = replace(server.ledger.plan.devices[0], cut=stages.cut)
     cost = server.costs.server(plan, len(samples), max(sample.h_BTD.shape[1] for sample in samples))
@@ -70,7 +82,14 @@ async def train_mixed(
         stages.use(trainable.parameters)
         with seeded_dropout(server.base.settings.drops, server.settings.seed, "server", SHARED, round, step):
             loss = stages.backward(h_BTD, mask_BT, labels)
-        server.engine.check_finite(loss, ", ".join(sorted({sample.device for sample in samples})), round, step)
+        who = ", ".join(sorted({sample.device for sample in samples}))
+        try:
+            server.engine.check_finite(loss, who, round, step)
+        except DivergedError:
+            for parameter in trainable.parameters.values():
+                parameter.grad = None
+            raise
+        server.engine.check_gradients(trainable.parameters, None, who, round, step)
         server.engine.step(SHARED, server.learning_rate(round, local_step))
         return loss
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from torch import Tensor
 
+from cutlayer.errors import DivergedError
 from cutlayer.policies.order import Order, fifo
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import Owner, one_per_device
@@ -63,7 +64,12 @@ class _OneAtATime:
 
     async def __call__(self, server: Server, arrivals: Arrivals, reply: Reply) -> None:
         while (arrived := await arrivals.pick(self._order)) is not None:
-            loss, grad_BTD = await self._training(server, arrived, server.ledger.device(arrived.device))
+            try:
+                loss, grad_BTD = await self._training(server, arrived, server.ledger.device(arrived.device))
+            except DivergedError as error:
+                server.blame(error)
+                arrivals.answer(arrived.device)
+                continue
             await reply(answer(server, arrived, loss, grad_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:

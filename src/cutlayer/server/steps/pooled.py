@@ -35,6 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.owners import Owner, one_for_all
 from cutlayer.server.samples import one_by_one
 from cutlayer.server.server import Server
-from cutlayer.server.steps.merged import merge
+from cutlayer.server.steps.apart import train_apart
+from cutlayer.server.steps.merged import merge, span_of
 from cutlayer.server.steps.step import Reply, ServerStep
 from cutlayer.server.steps.train import answer, train
 from cutlayer.state import Stateless
@@ -91,13 +93,20 @@ class _Pooled(Stateless):
             pool = Pool(arrived)
             mixed = mini_batches(len(pool), self._size(plan), (self._seed, plan.round, arrived[0].step))
             for number, drawn in enumerate(mixed):
-                places = pool.without(server.ledger.gone, drawn)
+                places = pool.without({*server.ledger.gone, *server.diverged}, drawn)
                 if not places:
                     continue
                 # each is the last part of its step, so that the adapter moves, and a part of a number of its own
-                batch = replace(pool.batch(places), micro_batch=number, micro_batches=number + 1)
-                pool.put(places, *await train(server, batch, plan.devices[0]))
-            for activations, loss, grad_BTD in pool.answers(server.ledger.gone):
+                trained, came = await train_apart(
+                    server, pool.samples(places), span_of(server, arrived), partial(_train, server, number)
+                )
+                if came is not None:
+                    own = {sample.device for sample in trained}
+                    pool.put([place for place in places if pool.owner(place) in own], *came)
+            blamed = set(server.diverged)
+            for device in {batch.device for batch in arrived} & blamed:
+                arrivals.answer(device)
+            for activations, loss, grad_BTD in pool.answers({*server.ledger.gone, *blamed}):
                 await reply(answer(server, activations, loss, grad_BTD))
 
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
@@ -109,6 +118,13 @@ class _Pooled(Stateless):
 
     def _size(self, plan: RoundPlan) -> int:
         return self._server_batch or max(device.batch_size for device in plan.devices)
+
+
+async def _train(server: Server, number: int, samples: Sequence[Activations]) -> tuple[float, Tensor | None]:
+    """A step on samples as one message of nobody's, padded to the longest of them."""
+    return await train(
+        server, replace(merge(samples), micro_batch=number, micro_batches=number + 1), server.ledger.plan.devices[0]
+    )
 
 
 def num_steps(num_samples: int, size: int) -> int:
@@ -153,9 +169,13 @@ class Pool:
         """Of these places, those whose owners have not left."""
         return [place for place in places if self._samples[place].device not in gone]
 
-    def batch(self, places: Sequence[int]) -> Activations:
-        """The samples at these places as one message of nobody's, padded to the longest of them."""
-        return merge([self._samples[place] for place in places])
+    def owner(self, place: int) -> str:
+        """Whose sample is at a place."""
+        return self._samples[place].device
+
+    def samples(self, places: Sequence[int]) -> list[Activations]:
+        """The samples at these places, each a batch of one."""
+        return [self._samples[place] for place in places]
 
     def put(self, places: Sequence[int], loss: float, grad_BTD: Tensor | None) -> None:
         """Takes in what the mean loss of the samples at these places was, and its gradient by them."""

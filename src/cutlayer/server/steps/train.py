@@ -28,7 +28,7 @@ async def train(server: Server, arrived: Activations, device: DevicePlan) -> tup
       The loss, and its gradient by the activations (B, T, D); None where nothing below the cut trains.
 
     Raises:
-      DivergedError: The loss is not finite.
+      DivergedError: The loss or a gradient is not finite; the adapter has not moved.
     """
     engine, owner = server.engine, server.adapters.owner(arrived.device)
     span = engine.span(device.cut, device.blocks)
@@ -38,6 +38,8 @@ async def train(server: Server, arrived: Activations, device: DevicePlan) -> tup
         loss = graph.value
         engine.check_finite(loss, arrived.device, arrived.round, arrived.step)
         grad_BTD = graph.back(arrived.share)
+        held = server.adapters.trainable(owner).parameters
+        engine.check_gradients(held, grad_BTD, arrived.device, arrived.round, arrived.step)
         if arrived.ends_step:
             engine.step(owner, server.learning_rate(arrived.round, arrived.step))
         return loss, grad_BTD

@@ -44,6 +44,8 @@ async def train_and_weigh(server: Server, arrived: Activations, device: DevicePl
         loss = graph.value
         engine.check_finite(loss, arrived.device, arrived.round, arrived.step)
         grad_BTD = graph.back()
+        held = server.adapters.trainable(owner).parameters
+        engine.check_gradients(held, grad_BTD, arrived.device, arrived.round, arrived.step)
         scores = _placed(base, PROXY, by_proxy(server.adapters.trainable(owner).parameters))
         if exactly:
             scores |= _placed(base, EXACT, exactly.scores)

@@ -1,0 +1,164 @@
+"""One liar: the real server, honest devices, and a member of the fleet that says something else in one field.
+
+    python benchmarks/faults.py liars --method memsfl --method fedlora
+
+Each run is one method and one lie (`testing/faults.py`), over the modelled network of `faulty_runs.py`. Whatever is
+said, the run ends with an adapter; whoever sent what cannot be is refused, by name, and counted; no honest device is,
+and each of them trains all of its samples in every round. Where what devices train is theirs alone, or the liar does
+not get in, the adapter is, bit for bit, that of the fleet without the liar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from safetensors.torch import load_file
+
+from cutlayer.methods.table import build_method
+from cutlayer.testing.faults import LIES
+from cutlayer.wire.messages import Ready
+from faulty_runs import LIAR, ROUNDS, Plan, Result, World, play, write_inputs
+from tables import publish
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "memsfl": {},
+    "memsfl optimal": {"method.name": "memsfl", "method.order": "optimal"},
+    "labels at home": {"method.name": "memsfl", "method.labels": "device", "method.cut": 1},
+    "fedlora": {},
+    "flora": {},
+    "hetlora": {},
+    "sl": {},
+    "splitfrozen": {},
+    "sfl_v2": {},
+    "mergesfl": {"method.select": "random"},
+    "sfpl": {},
+    "ho_sfl": {},
+    "fedkseed": {},
+    "held out": {"method.name": "memsfl", "data.hold_out": 0.3},
+    "held out, alone": {"method.name": "fedlora", "data.hold_out": 0.3},
+}
+"""By name, keys of the config; the method of that name where they name none."""
+
+
+@dataclass
+class Counts:
+    """What many runs came to.
+
+    Attributes:
+      runs: by setting, how many lies were told, and by what reason refused.
+      failures: setting and lie -> what must not be.
+    """
+
+    runs: dict[str, Counter[str]] = field(default_factory=dict)
+    failures: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Campaign:
+    """Plays lies in this process.
+
+    Args:
+      folder: Where runs are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._inputs = folder, write_inputs(folder / "inputs")
+        self._worlds: dict[str, World] = {}
+
+    def play(self, setting: str, lies: Iterable[str]) -> Counts:
+        """A run for each."""
+        world, counts = self._world(setting), Counts({setting: Counter()})
+        for number, lie in enumerate(lies):
+            out = self._folder / f"{setting}-{number}".replace(" ", "-").replace(",", "")
+            result = play(world, Plan(number, lie=lie), keep=out)
+            said, problems = self._look(world, lie, result, out)
+            counts.runs[setting][said] += 1
+            if problems:
+                counts.failures[f"{setting}: {lie}"] = problems
+        return counts
+
+    def _world(self, setting: str) -> World:
+        if setting not in self._worlds:
+            scratch = self._folder / setting.replace(" ", "-").replace(",", "")
+            scratch.mkdir()
+            self._worlds[setting] = World({"method.name": setting, **SETTINGS[setting]}, self._inputs, scratch)
+        return self._worlds[setting]
+
+    def _look(self, world: World, lie: str, result: Result, out: Path) -> tuple[str, list[str]]:
+        """By what the liar was refused, and what must not be."""
+        problems = list(result.problems)
+        if result.outcome != "done" or problems:
+            return "failed", [f"ended with {result.outcome or 'nothing'}", *problems]
+        if not result.lies:
+            return "never said", []
+        summary = json.loads((out / "summary.json").read_text())
+        refused = summary["refusals"]
+        if others := set(refused) - {LIAR}:
+            problems.append(f"refused {others}: {refused}")
+        if LIES[lie].refused and LIAR not in refused:
+            problems.append("the liar was not refused")
+        adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in adapter.values()):
+            problems.append("the adapter is not finite")
+        if any(value is None for value in summary["metrics"].values()):
+            problems.append(f"metrics: {summary['metrics']}")
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        expected = [[row["devices"][name]["samples"] for name in world.data] for row in rows]
+        if len(rows) != ROUNDS or not all(all(samples) for samples in expected):
+            problems.append(f"honest devices trained {expected} samples")
+        if LIES[lie].refused and any(row["devices"].get(LIAR, {"samples": 0})["samples"] for row in rows):
+            problems.append("the liar's samples count")
+        if (
+            LIES[lie].refused
+            and self._whole(world, lie)
+            and result.facts["adapter"] != world.reference.facts["adapter"]
+        ):
+            problems.append("the adapter is not that of the fleet without the liar")
+        return ", ".join(refused.get(LIAR, {"not": 1})), problems
+
+    def _whole(self, world: World, lie: str) -> bool:
+        """Whether nothing of the liar's can be left in anything."""
+        return LIES[lie].kind is Ready or build_method(world.values["method.name"], {}, 0).round.divisible
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Plays, prints the table and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--method", action="append", choices=SETTINGS, help="one of several; default: all")
+    parser.add_argument("--lie", action="append", choices=LIES, help="one of several; default: all")
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/liars.json"))
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    settings, lies = chosen.method or list(SETTINGS), chosen.lie or list(LIES)
+    begun, counts = time.perf_counter(), Counts()
+    with tempfile.TemporaryDirectory(prefix="cutlayer-liars-") as folder:
+        campaign = Campaign(Path(folder))
+        for setting in settings:
+            part = campaign.play(setting, lies)
+            counts.runs |= part.runs
+            counts.failures |= part.failures
+            print(f"{setting}: {dict(part.runs[setting])}", flush=True)
+            for told, problems in part.failures.items():
+                print(told, *problems, sep="\n  ", flush=True)
+    table = Table("setting", "lies", "came to", title=f"{time.perf_counter() - begun:.0f} s")
+    for setting, said in counts.runs.items():
+        table.add_row(setting, str(said.total()), ", ".join(f"{what} {times}" for what, times in said.most_common()))
+    publish([table], chosen.json, {"settings": settings, "lies": lies}, vars(counts))
+    if counts.failures:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
