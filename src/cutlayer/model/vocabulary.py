@@ -7,7 +7,10 @@ written.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cutlayer.errors import DataError, ModelError
 from cutlayer.model.pretrained import config_of
@@ -16,13 +19,31 @@ from cutlayer.model.source import ModelFiles
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cutlayer.data.tasks import Samples
-
 ALL_OF_IT = "tokenizer.json"
 NEEDED = ("vocab_file", "merges_file")
 """Of the files that a tokenizer's class names, those without which it knows no word."""
 NAMED = ("pad", "bos", "eos", "unk", "cls", "sep")
 """The special tokens that stand in texts though nobody writes them."""
+
+
+class Flat(Protocol):
+    """Ids of many texts in one array."""
+
+    @property
+    def flat(self) -> NDArray[np.int32]:
+        """All of them."""
+
+
+class Texts(Protocol):
+    """Tokenised texts, as far as this file looks at them."""
+
+    @property
+    def input_ids(self) -> Flat:
+        """Of their tokens."""
+
+    @property
+    def token_type_ids(self) -> Flat | None:
+        """Of the types of their tokens; None where there are none."""
 
 
 def rows_of(files: ModelFiles) -> int:
@@ -77,7 +98,7 @@ def known_as(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
     return repr(tokenizer.convert_ids_to_tokens(number))
 
 
-def check_ids(samples: Samples, files: ModelFiles, where: str) -> None:
+def check_ids(texts: Texts, files: ModelFiles, where: str) -> None:
     """Looks whether the model has a row for each token of these texts, and for each type of token.
 
     Raises:
@@ -86,10 +107,10 @@ def check_ids(samples: Samples, files: ModelFiles, where: str) -> None:
     config = config_of(files).get_text_config()
     kinds = getattr(config, "type_vocab_size", None)
     for what, ids, rows in (
-        ("token ids", samples.input_ids, int(config.vocab_size)),
-        ("token types", samples.token_type_ids, kinds),
+        ("token ids", texts.input_ids, int(config.vocab_size)),
+        ("token types", texts.token_type_ids, kinds),
     ):
-        if ids is not None and rows and len(ids.flat) and (highest := int(ids.flat.max())) >= rows:
+        if ids is not None and rows and ids.flat.size and (highest := int(ids.flat.max())) >= rows:
             raise DataError(
                 f"{where}: expected {what} below {rows}, the rows that model {files.name} has for them, got {highest}. "
                 "Use the model's own tokenizer, or leave out the texts that have it."
