@@ -33,7 +33,7 @@ def plain_model(base: Base) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     """The unsplit PEFT model, no dropout, and its trainable tensors by global name."""
     settings = base.settings
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
-    extra: dict[str, Any] = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
+    extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
     model = pretrained(base.files, maker, **extra)
     if base.family.poolings[0] == "last":
         model.config.pad_token_id = settings.pad_id

@@ -47,7 +47,6 @@ TESTED_IN = {
     "settings.py": "run/test_inputs.py",
     "run/up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
-    "cli/signals.py": "cli/test_up.py",
     "device/talks/held_near.py": "rounds/test_held_near.py",
     "device/dialled.py": "gate/test_span_desk.py",  # both ends of a connection
     "device/spans.py": "run/test_spans.py",  # an interface

@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on_with_other_workers(inputs: Path, tmp_path: Path) 
         fleet.until(lambda: fleet.rounds_done() >= 2)
         family = psutil.Process(fleet.processes["server"].pid).children(recursive=True)
         fleet.processes["server"].send_signal(signal.SIGTERM)
-        assert fleet.processes["server"].wait(LONGEST_SECONDS) == 130
+        assert fleet.processes["server"].wait(LONGEST_SECONDS) == 143
         _, left = psutil.wait_procs(family, timeout=20)
         assert not left
     assert 2 <= fleet.rounds_done() < 6
