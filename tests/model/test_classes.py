@@ -33,7 +33,9 @@ HEADS = {
 }
 
 
-def saved(folder: Path, named: Mapping[str, str] | None, family: str = "bert", words: Mapping[str, str] | None = None) -> Path:
+def saved(
+    folder: Path, named: Mapping[str, str] | None, family: str = "bert", words: Mapping[str, str] | None = None
+) -> Path:
     """A run's inputs: a model whose head has these names, and rows whose classes are called otherwise."""
     save_tiny_tokenizer(save_tiny_model(family, "classification", folder / "model"))
     path = folder / "model" / "config.json"

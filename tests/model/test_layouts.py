@@ -118,7 +118,7 @@ def theirs(folder: Path, task: str) -> dict[str, Tensor]:
 def assert_same(folder: Path, task: str) -> None:
     """Each of our tensors, frozen or trained, is transformers'."""
     base, expected = open_base(folder, task), theirs(folder, task)
-    ours = {name: value for name, value in base.whole().model.named_parameters(remove_duplicate=False)}
+    ours = dict(base.whole().model.named_parameters(remove_duplicate=False))
     found = {name.replace(".base_layer.", "."): value for name, value in ours.items() if not value.is_meta}
     found |= {name.removeprefix("base_model.model."): value for name, value in base.initial_adapter(0).items()}
     same = expected.keys() & found.keys()
@@ -129,7 +129,9 @@ def assert_same(folder: Path, task: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("llama", "causal-lm")])
-def test_what_transformers_reads_is_read(family: str, task: str, layout: Callable[[Path], None], tmp_path: Path) -> None:
+def test_what_transformers_reads_is_read(
+    family: str, task: str, layout: Callable[[Path], None], tmp_path: Path
+) -> None:
     folder = save_tiny_model(family, task, tmp_path, shard="5KB")
     layout(folder)
     assert_same(folder, task)

@@ -29,6 +29,7 @@ def as_tower(folder: Path, files: Any) -> Any:
         config=files.config,
         location=str(folder),
         name=str(folder),
+        revision=None,
         find=files.find,
         shards=files.shards,
     )

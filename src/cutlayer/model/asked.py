@@ -17,7 +17,8 @@ from cutlayer.errors import ModelError
 MOST = {
     re.compile(r"(^|_)layers?$|^depth$|(^|_)blocks$"): 1_024,
     re.compile(r"(^|_)(heads|experts)($|_)|(^|_)head$"): 2**15,
-    re.compile(r"(^|_)(d|n|dim|rank|width|embd|inner)($|_)|(hidden|intermediate|embed|embedding|ffn|state)_size$"): 2**18,
+    re.compile(r"(^|_)(d|n|dim|rank|width|embd|inner)($|_)|(hidden|intermediate|embed|embedding|ffn|state)_size$"): 2
+    ** 18,
 }
 """The most that a number may be, by its key: of blocks, of what each has many of, of how wide something is."""
 MOST_ELSE = 2**24

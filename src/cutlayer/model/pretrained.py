@@ -93,6 +93,6 @@ def _check_sizes(files: ModelFiles, others: Iterable[tuple[str, Sizes, Sizes]], 
     for name, got, expected in sorted(others):
         if name not in brought:
             raise ModelError(
-                f"model {files.name}: expected {name} of shape {expected}, got {got}. config.json and the weights belong "
-                "to different models."
+                f"model {files.name}: expected {name} of shape {expected}, got {got}. config.json and the weights "
+                "belong to different models."
             )

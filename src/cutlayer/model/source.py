@@ -1,7 +1,7 @@
 """Where a model comes from: a folder, a GGUF file, the hub, or an embedded model; never pickle.
 
-Which files are read, and which tensor of two is the one, is as transformers' `from_pretrained` has it, or it is refused:
-a person who loads the same folder with transformers has the same weights.
+Which files are read, and which tensor of two is the one, is as transformers' `from_pretrained` has it, or it is
+refused: a person who loads the same folder with transformers has the same weights.
 
 A part of a model reads only the tensors it holds. `Weights` reads each tensor at most once in a process and hands
 the same storage to everyone: that is how a process that plays a hundred devices holds one copy of the base.
