@@ -7,16 +7,15 @@ written.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from cutlayer.errors import DataError, ModelError
 from cutlayer.model.pretrained import config_of
 from cutlayer.model.source import ModelFiles
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 ALL_OF_IT = "tokenizer.json"
@@ -24,26 +23,6 @@ NEEDED = ("vocab_file", "merges_file")
 """Of the files that a tokenizer's class names, those without which it knows no word."""
 NAMED = ("pad", "bos", "eos", "unk", "cls", "sep")
 """The special tokens that stand in texts though nobody writes them."""
-
-
-class Flat(Protocol):
-    """Ids of many texts in one array."""
-
-    @property
-    def flat(self) -> NDArray[np.int32]:
-        """All of them."""
-
-
-class Texts(Protocol):
-    """Tokenised texts, as far as this file looks at them."""
-
-    @property
-    def input_ids(self) -> Flat:
-        """Of their tokens."""
-
-    @property
-    def token_type_ids(self) -> Flat | None:
-        """Of the types of their tokens; None where there are none."""
 
 
 def rows_of(files: ModelFiles) -> int:
@@ -98,19 +77,22 @@ def known_as(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
     return repr(tokenizer.convert_ids_to_tokens(number))
 
 
-def check_ids(texts: Texts, files: ModelFiles, where: str) -> None:
-    """Looks whether the model has a row for each token of these texts, and for each type of token.
+def check_ids(ids: NDArray[np.int32], types: NDArray[np.int32] | None, files: ModelFiles, where: str) -> None:
+    """Looks whether the model has a row for each token of some texts, and for each type of token.
+
+    Args:
+      ids: Of all tokens of the texts.
+      types: Their types, where the tokenizer gives some.
+      files: The model's.
+      where: Names the texts in messages.
 
     Raises:
       DataError: It has not.
     """
     config = config_of(files).get_text_config()
     kinds = getattr(config, "type_vocab_size", None)
-    for what, ids, rows in (
-        ("token ids", texts.input_ids, int(config.vocab_size)),
-        ("token types", texts.token_type_ids, kinds),
-    ):
-        if ids is not None and rows and ids.flat.size and (highest := int(ids.flat.max())) >= rows:
+    for what, given, rows in (("token ids", ids, int(config.vocab_size)), ("token types", types, kinds)):
+        if given is not None and rows and len(given) and (highest := int(given.max())) >= rows:
             raise DataError(
                 f"{where}: expected {what} below {rows}, the rows that model {files.name} has for them, got {highest}. "
                 "Use the model's own tokenizer, or leave out the texts that have it."

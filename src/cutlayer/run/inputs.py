@@ -287,10 +287,10 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
-    check_ids(train, files, "training data")
+    check_ids(train.input_ids.flat, train.type_ids, files, "training data")
     if tables.validation is not None:
         validation = task.encode(tables.validation, tokenizer, judged)
-        check_ids(validation, files, judged)
+        check_ids(validation.input_ids.flat, validation.type_ids, files, judged)
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -331,7 +331,7 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
         task = _task(config, rows, tokenizer, "validation data", files)
         told(f"tokenising {len(rows)} texts", 0, 0)
         validation = task.encode(rows, tokenizer, "validation data")
-        check_ids(validation, files, "validation data")
+        check_ids(validation.input_ids.flat, validation.type_ids, files, "validation data")
     return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
 
 
