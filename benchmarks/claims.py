@@ -2,7 +2,8 @@
 
     python benchmarks/claims.py --data FOLDER [--full] [--only mergesfl]
 
-FOLDER holds the data sets `emotion`, `sst2`, `mrpc` and `gsm8k` (train.parquet, validation.parquet). Every trial is one
+FOLDER holds the data sets `emotion`, `sst2`, `mrpc` and `gsm8k` (train.parquet, validation.parquet). Systems whose name
+ends with `_chat` are measured on SmolLM2-135M-Instruct and chats instead of MiniLM. Every trial is one
 `cutlayer compare`, kept in `--work`: the same command goes on where it was stopped, and each trial's report.html is
 there to look at. Figures are read from compare.json. The quick mode has few rounds: it shows that a trial runs, not
 what it is worth. `docs/claims.md` holds the results of the full mode and what they say.
@@ -25,6 +26,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,19 @@ COLUMNS = {
     "sst2": ["--text", "sentence"],
     "mrpc": ["--text", "sentence1", "--text-pair", "sentence2"],
     "gsm8k": ["--task", "causal-lm", "--prompt", "question", "--answer", "answer", *AS_A_CLASSIFIER],
+    "gsm8k-chats": [
+        *("--task", "causal-lm", "--prompt", "question", "--answer", "answer", "-o", "train.eval_rows=60"),
+        *("-o", "train.metrics=[exact_match]", "-o", r"train.answer_pattern='#### *(\S+)'"),
+        *("-o", "train.metric_rows=200", "-o", "train.new_tokens=128"),
+    ],
+    "builtin:meanings": [
+        *("--task", "causal-lm", "-o", "train.eval_rows=60"),
+        *("-o", "train.metrics=[rouge_l]", "-o", "train.metric_rows=40", "-o", "train.new_tokens=64"),
+    ],
 }
+"""Flags that say what a data set holds, and what answers to it are judged by."""
+CHATS = "-chats"
+"""Ends the name of a data set that is written by the model's own template."""
 WRITER = "a-small-writer"
 """Stands in a trial's flags for the folder of `writer.py`'s model."""
 COMMON = ["--max-length", "64", "--local-steps", "5", "--batch-size", "16"]
@@ -75,6 +89,7 @@ class Trial:
       flags: what else the command says.
       rounds: in the full mode; the quick mode has three.
       target: accuracy whose cost is compared; None where cost is not compared.
+      quick: flags that make the quick mode shorter still.
     """
 
     data: str
@@ -82,6 +97,7 @@ class Trial:
     flags: str
     rounds: int
     target: float | None = None
+    quick: str = ""
 
     @property
     def name(self) -> str:
@@ -216,6 +232,51 @@ def hsplitlora(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
             Line("bytes of the whole run", "-", less(system, other, "bytes"), other["label"]),
         ]
     return lines
+
+
+def on_a_chat_model(
+    trial: Trial, figures: Sequence[Figures], papers: Mapping[str, str] = MappingProxyType({})
+) -> list[Line]:
+    """What is said and what it took, of a language model; and what one process took for it on this machine.
+
+    Args:
+      trial: The comparison.
+      figures: The system first.
+      papers: By claim, the paper's number.
+    """
+    system, *others = figures
+    lines = [Line("steps/s here, and the peak of the process", "-", here(system), system["label"])]
+    for other in others:
+        against = f"{other['label']}, {trial.data.removeprefix('builtin:').removesuffix(CHATS)}"
+        said = [
+            (f"final {name}", " / ".join(mean_and_spread(one, name) for one in (system, other)))
+            for name in ("perplexity", "exact_match", "rouge_l")
+            if name in system["final"]
+        ]
+        took = [
+            ("training time", less(system, other, "virtual_seconds")),
+            ("device computation", less(system, other, "flops")),
+            ("bytes of the whole run", less(system, other, "bytes")),
+            ("device memory (cost model)", bytes_ratio(system, other)),
+        ]
+        lines += [Line(claim, papers.get(claim, "-"), ours, against) for claim, ours in (*said, *took)]
+        lines.append(Line("steps/s here, and the peak of the process", "-", here(other), against))
+    return lines
+
+
+def mean_and_spread(one: Figures, metric: str) -> str:
+    """A metric at the end, with how far seeds lie from their mean where there are several."""
+    final = one["final"][metric]
+    return f"{final['mean']:.3f}" + ("" if final["spread"] is None else f" +- {final['spread']:.3f}")
+
+
+def here(one: Figures) -> str:
+    """Device steps per second of wall time in rounds that were not evaluated, and the most memory of a run."""
+    rows = [row for folder in one["folders"] for row in rows_in(folder, half=False) if not row["validation"]]
+    seconds = sum(row["wall_seconds"] for row in rows)
+    steps = sum(record.steps for row in rows for record in records_of(row))
+    peaks = [json.loads((folder / "summary.json").read_text())["peak_memory_bytes"] for folder in one["folders"]]
+    return f"{steps / seconds:.2f}, {max(peaks) / 2**20:.0f} MiB" if seconds else f"-, {max(peaks) / 2**20:.0f} MiB"
 
 
 def fedsl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
@@ -691,6 +752,13 @@ ONE_STEP = "--lr 4e-3 --spread iid --local-steps 1 --batch-size 4 --max-length 2
 STRAGGLERS = f"--fleet stragglers-ten {ONE_STEP}"
 ONE_CLASS = "--fleet memsfl-six --lr 4e-3 --spread one-class"
 JETSONS = "--fleet jetson-80 --lr 4e-3 --spread"
+ON_CHATS = "--model builtin:smollm2 --fleet memsfl-six --batch-size 4 --lr 1e-3 --eval-every 100"
+MATHS = f"{ON_CHATS} --max-length 256 --local-steps 2"
+PLACES = f"{ON_CHATS} --max-length 128 --local-steps 4"
+ONE_SMALL_STEP = (
+    "--rounds 1 --local-steps 1 --batch-size 1 -o train.eval_rows=4 -o train.metric_rows=2 -o train.new_tokens=4"
+)
+"""For the quick mode of a model that takes seconds for a step."""
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
     "splitfrozen": (
         splitfrozen,
@@ -911,6 +979,34 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
             for fleet, part in (("field-ten", ()), ("jetson-80", (TENTH,)))
         ),
     ),
+    "splitfrozen_chat": (
+        partial(on_a_chat_model, papers={"training time": "-50.2 %", "device computation": "up to -86.8 %"}),
+        (
+            Trial(
+                "gsm8k-chats",
+                ("splitfrozen:cut=10", "splitlora:cut=10", "fedlora"),
+                MATHS,
+                4,
+                quick=ONE_SMALL_STEP,
+            ),
+        ),
+    ),
+    "splitlora_chat": (
+        partial(on_a_chat_model, papers={"final perplexity": "within 0.04 of centralized, GPT-2 M"}),
+        (
+            Trial(
+                "builtin:meanings",
+                ("splitlora:cut=3", "memsfl", "fedlora", "centralized"),
+                PLACES,
+                4,
+                quick=ONE_SMALL_STEP,
+            ),
+        ),
+    ),
+    "unequal_chat": (
+        on_a_chat_model,
+        (Trial("builtin:meanings", ("hetlora", "flora", "legend", "fedlora"), PLACES, 4, quick=ONE_SMALL_STEP),),
+    ),
     "teasq_fed": (
         teasq_fed,
         (
@@ -954,14 +1050,22 @@ def with_short_validation(data: Path, work: Path) -> Path:
     return folder
 
 
+def source_of(trial: Trial, data: Path, work: Path) -> str:
+    """What `--data` takes for a trial: what is built in, or a folder with short validation."""
+    if trial.data.startswith("builtin:"):
+        return trial.data
+    return str(with_short_validation(data / trial.data.removesuffix(CHATS), work))
+
+
 def hold(trial: Trial, data: Path, work: Path, *, full: bool, seeds: int, jobs: int) -> tuple[str, list[Figures]]:
     """Runs a comparison to its end; returns its command and every method's figures."""
     out = work / ("full" if full else "quick") / trial.name
-    words = ["cutlayer", "compare", *trial.methods, "--data", str(with_short_validation(data / trial.data, work))]
+    words = ["cutlayer", "compare", *trial.methods, "--data", source_of(trial, data, work)]
     words += [*COLUMNS[trial.data], "--rounds", str(trial.rounds if full else 3), "--eval-every", "2", *COMMON]
     known: dict[str, Callable[[], str]] = {name: partial(fleet_file, name, work) for name in FLEETS}
     known[WRITER] = lambda: str(writer_folder(data, work))
     words += [known[word]() if word in known else word for word in shlex.split(trial.flags)]
+    words += [] if full else shlex.split(trial.quick)
     words += ["--seeds", str(seeds), "--jobs", str(jobs), "--out", str(out)]
     if trial.target is not None:
         words += ["--target", str(trial.target)]

@@ -16,7 +16,9 @@ A device runs `Device.forward` and `Device.backward` with k of the model's block
 
 A whole run is all that a process does from its start: imports, counting of costs, an evaluation of 60 rows, steps in
 rounds of one device with everything in one process, another evaluation; beside plain PEFT's loop with the same batches,
-which evaluates in batches of its own size by transformers' loss.
+which evaluates in batches of its own size by transformers' loss. It is SmolLM2's shape, 4 x 96 tokens; alone:
+
+    python benchmarks/memory.py --only-whole
 
 Peaks are VmHWM, and on cuda the allocator's. The floor is a process that has only imported torch, transformers and
 peft; "net" is without it, and for a device without what a tiny model's training took. All weights are random,
@@ -329,9 +331,10 @@ def device_table(rows: Sequence[DeviceRow]) -> Table:
     return result
 
 
-def whole_table(split: WholeRun, plain: WholeRun, steps: int) -> Table:
+def whole_table(split: WholeRun, plain: WholeRun, job: Job, steps: int) -> Table:
     """A whole run beside plain PEFT's."""
-    result = Table(title=f"whole run of {steps} steps over plain PEFT's (aim: memory {WHOLE[0]}, processor {WHOLE[1]})")
+    aims = f"aims: memory {WHOLE[0]}, processor {WHOLE[1]}"
+    result = Table(title=f"{job.model}: whole run of {steps} steps over plain PEFT's ({aims})")
     for heading in ("process", "peak MiB", "ratio", "processor s", "ratio", "loss before", "after"):
         result.add_column(heading, justify="left" if heading == "process" else "right")
     for row in (plain, split):
@@ -358,6 +361,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--devices", type=int, nargs="+", default=[6, 12, 24], help="fleets of the memsfl server")
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 3, 6, 12], help="blocks on a device")
+    parser.add_argument(
+        "--whole-model",
+        choices=[name for name, job in JOBS.items() if job.task == "causal-lm"],
+        default="smollm2-random",
+        help="of the whole runs",
+    )
     parser.add_argument("--whole-steps", type=int, default=24, help="steps of a whole run; 0 leaves it out")
     parser.add_argument("--only-whole", action="store_true", help="measure whole runs and nothing else")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -367,8 +376,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model_folder(args.model)
     job, few, many = JOBS[args.model], min(args.devices), max(args.devices)
     settings = {name: value for name, value in vars(args).items() if name != "json"}
-    whole = _whole(job, args.whole_steps, args.device) if args.whole_steps else []
-    whole_tables = [whole_table(whole[1], whole[0], args.whole_steps)] if whole else []
+    whole_job, whole = JOBS[args.whole_model], []
+    if args.whole_steps:
+        model_folder(args.whole_model)
+        whole = _whole(whole_job, args.whole_steps, args.device)
+    whole_tables = [whole_table(whole[1], whole[0], whole_job, args.whole_steps)] if whole else []
     if args.only_whole:
         publish(whole_tables, args.json, settings, {"whole": [asdict(row) for row in whole]})
         return

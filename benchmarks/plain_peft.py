@@ -4,6 +4,7 @@
 
 Same checkpoint, LoRA settings, head, starting values, learning-rate schedule and data pipeline as `cutlayer train
 RUN.yaml`; one model, one optimizer, all samples in one place. Nothing of the split is in it.
+RUN.yaml may be the config.yaml of a run, such as those that `claims.py` keeps, to have plain PEFT beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from cutlayer.config import read_config
 from cutlayer.data.batches import Batches
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
+from cutlayer.model.pretrained import pretrained
 from cutlayer.policies.learning_rate import schedule
+from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.server.evaluate import evaluate
 
@@ -31,7 +34,7 @@ def plain_model(base: Base) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     settings = base.settings
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
     extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
-    model = maker.from_pretrained(base.files.location, **extra)
+    model = pretrained(base.files, maker, **extra)
     if base.family.poolings[0] == "last":
         model.config.pad_token_id = settings.pad_id
     peft_model = get_peft_model(
@@ -52,8 +55,8 @@ def plain_model(base: Base) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     return peft_model.eval(), trainable
 
 
-def train(inputs: RunInputs, steps: int, batch_size: int) -> dict[str, float]:
-    """Trains and returns the validation metrics."""
+def train(inputs: RunInputs, steps: int, batch_size: int) -> tuple[dict[str, float], float]:
+    """Trains and returns the validation metrics, and the steps per second."""
     config, base = inputs.config, inputs.base
     model, trainable = plain_model(base)
     with torch.no_grad():
@@ -69,14 +72,16 @@ def train(inputs: RunInputs, steps: int, batch_size: int) -> dict[str, float]:
         seed=config.train.seed,
         pad_id=inputs.pad_id,
     )
+    start = time.perf_counter()
     for step in range(steps):
         batch = batches.next()
         optimizer.param_groups[0]["lr"] = rate(0, step)
         optimizer.zero_grad(set_to_none=True)
         model(**model_inputs(batch), labels=batch.labels).loss.backward()
         optimizer.step()
+    speed = steps / (time.perf_counter() - start)
     adapter = {name: parameter.detach() for name, parameter in trainable.items()}
-    return evaluate(base, adapter, inputs.validation_batches())
+    return evaluate(base, adapter, inputs.validation_batches()), speed
 
 
 def main() -> None:
@@ -88,11 +93,12 @@ def main() -> None:
     asked = parser.parse_args()
     inputs = prepare(read_config(asked.run, asked.overrides))
     start = time.perf_counter()
-    metrics = train(inputs, asked.steps, asked.batch_size)
+    metrics, speed = train(inputs, asked.steps, asked.batch_size)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     print(
         f"plain PEFT, {asked.steps} steps of {asked.batch_size} ({asked.steps * asked.batch_size} samples), "
-        f"lr {inputs.config.train.lr}: {shown} ({time.perf_counter() - start:.0f} s)"
+        f"lr {inputs.config.train.lr}: {shown} ({time.perf_counter() - start:.0f} s, {speed:.2f} steps/s, "
+        f"{peak_memory_bytes() / 2**20:.0f} MiB)"
     )
 
 

@@ -11,6 +11,9 @@ import pytest
 import torch
 from _pytest.mark import ParameterSet
 
+import cutlayer.run.run as whole_run
+from cutlayer.config import read_config
+from cutlayer.errors import ConfigError
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
@@ -20,6 +23,10 @@ from cutlayer.model.families import FAMILIES
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import ORDERS
+from cutlayer.report.progress import NoProgress
+from cutlayer.run.inputs import prepare
+from cutlayer.run.simulated import simulate
+from cutlayer.server.evaluate import evaluate
 from cutlayer.testing.laws import LAWS, Subject, judge
 from cutlayer.testing.playground import (
     ListedBatches,
@@ -30,9 +37,10 @@ from cutlayer.testing.playground import (
     play,
     streams_for,
 )
-from cutlayer.testing.tiny import BLOCKS, LABELS
-from cutlayer.types import Adapter, DevicePlan, RoundPlan
+from cutlayer.testing.tiny import BLOCKS, LABELS, save_inputs
+from cutlayer.types import Adapter, Batch, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.messages import Gradients
+from real import values_for
 
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
@@ -320,3 +328,52 @@ def test_a_tensor_is_averaged_over_those_who_trained_it(bert: Base) -> None:
             assert second.weights[name] == weights["device-1"]
         else:
             assert server.weights[name] == sum(weights.values())
+
+
+# Judging: devices say of rows that they hold out what the server would say of the same rows.
+
+
+@pytest.fixture(scope="module")
+def judged_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_inputs(tmp_path_factory.mktemp("judged"), rows=24)
+
+
+SLOW_TO_PLAN = {"hsplitlora"}
+TO_JUDGE = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_PLAN else []) for name in METHODS]
+
+
+@pytest.mark.parametrize("method", TO_JUDGE)
+def test_devices_say_what_the_server_would_say_of_their_rows(
+    method: str, judged_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch for batch, in the last round; of each device with the adapter that is its own, where it has one."""
+    more = {"data__hold_out": 0.25, "data__max_length": 16, "train__local_steps": 1, "train__eval_every": 2}
+    chosen = values_for(judged_inputs, method__name=method, lora__targets=["all-linear"], **more)
+    config = read_config(None, values=chosen | {"out": str(tmp_path / "run")})
+    if build_method(method, {}, seed=0).moved is not None:
+        with pytest.raises(ConfigError, match=r"data\.hold_out: expected a method that leaves the base's weights"):
+            prepare(config)
+        return
+    inputs, asked = prepare(config), list[dict[str, dict[str, float]]]()
+    held = {device.name: inputs.held_out(place) for place, device in enumerate(inputs.fleet.devices)}
+
+    def evaluated(
+        base: Base, adapter: Adapter, batches: list[Batch], kept: Kept | None, *, told: Callable[[int], None]
+    ) -> dict[str, float]:
+        asked.append({name: evaluate(base, adapter, rows.batches(4), kept) for name, rows in held.items()})
+        return evaluate(base, adapter, batches, kept, told=told)
+
+    monkeypatch.setattr(whole_run, "evaluate", evaluated)
+    *_, row = simulate(inputs, NoProgress()).rows
+    own = len(asked) > 2  # an evaluation for each device's adapter
+    after = {name: asked[1 + own * place][name] for place, name in enumerate(held)}
+    said = row["held_out"]["devices"]
+    assert said.keys() <= held.keys()
+    assert len(said) == sum(1 for device in row["devices"].values() if device["samples"]) > 0
+    for name, metrics in said.items():
+        assert metrics.pop("samples") == len(held[name].rows) == 3
+        assert metrics == pytest.approx({what: after[name][what] for what in metrics}, rel=1e-6)
+        assert {"loss", "accuracy"} <= metrics.keys()
+    over_all = row["held_out"]["metrics"]
+    assert over_all["loss"] == pytest.approx(sum(one["loss"] for one in said.values()) / len(said))
+    assert over_all["accuracy"] == pytest.approx(sum(one["accuracy"] for one in said.values()) / len(said))

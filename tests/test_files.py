@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cutlayer.files import recover_folder, sha256, write_atomically, write_folder_atomically
+from cutlayer.files import locked, recover_folder, sha256, write_atomically, write_folder_atomically
 
 
 class Crash(BaseException):
@@ -169,3 +171,16 @@ def test_a_private_file_is_its_owners_alone(tmp_path: Path) -> None:
     write_atomically(path, "new", private=True)
     assert path.read_text() == "new"
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_is_one_processes_until_it_ends(tmp_path: Path) -> None:
+    lock = locked(tmp_path)
+    with pytest.raises(BlockingIOError):
+        locked(tmp_path)
+    lock.close()
+    lock.close()
+    code = (
+        "import sys; from pathlib import Path; from cutlayer.files import locked; locked(Path(sys.argv[1])); print(1)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True).stdout == b"1\n"
+    locked(tmp_path, wait=True).close()

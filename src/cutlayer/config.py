@@ -14,7 +14,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -35,6 +34,7 @@ from cutlayer.model.families import family_content, read_family
 from cutlayer.policies.learning_rate import Shape
 from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
 from cutlayer.policies.stragglers import Late, stragglers_by_name
+from cutlayer.reading import local, read_yaml, reading, yaml_text, yaml_value
 from cutlayer.types import TaskKind
 from cutlayer.wire.codecs import SPELLED, SPELLED_ADAPTERS, codec_by_name
 
@@ -252,7 +252,7 @@ class TrainSection(Section):
     """Rounds between two adapters in adapters/round-N of the run folder; 0 writes none."""
     samples: tuple[str, ...] = ()
     """Causal LM: prompts that the model answers, greedily, at every evaluation: on the screen and in samples.jsonl."""
-    metrics: tuple[Literal["exact_match", "rouge_l", "bleu"], ...] = ()
+    metrics: tuple[Literal["exact_match", "valid_json", "rouge_l", "bleu"], ...] = ()
     """Causal LM: what answers to held-out prompts are judged by, at every evaluation."""
     metric_rows: int = Field(64, ge=1)
     """So many held-out rows, a seeded sample of them, are answered for train.metrics."""
@@ -404,7 +404,7 @@ class RunConfig(Section):
 
     def to_yaml(self) -> str:
         """The whole config, defaults included; reading it back gives the same config."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text(self.model_dump(mode="json"))
 
     def self_contained(self) -> RunConfig:
         """The same run, readable from any working directory: paths absolute, files of a fleet and a family written out.
@@ -417,13 +417,15 @@ class RunConfig(Section):
             update={
                 "model": self.model.model_copy(
                     update={
-                        "name": _absolute(self.model.name),
+                        "name": _absolute(self.model.name, "model.name"),
                         "family": _written_out(self.model.family),
-                        "adapter": None if self.model.adapter is None else _absolute(self.model.adapter),
+                        "adapter": None
+                        if self.model.adapter is None
+                        else _absolute(self.model.adapter, "model.adapter"),
                     }
                 ),
                 "data": self.data.model_copy(
-                    update={"path": _absolute(self.data.path), "template": _template(self.data.template)}
+                    update={"path": _absolute(self.data.path, "data.path"), "template": _template(self.data.template)}
                 ),
                 "method": self.method.model_copy(update={"name": _absolute_file(self.method.name)}),
                 "fleet": write_out(self.fleet),
@@ -431,10 +433,11 @@ class RunConfig(Section):
         )
 
 
-def _absolute(name: str) -> str:
+def _absolute(name: str, key: str) -> str:
     """A path that is there, from the root; other names (of the hub, built-in) as they are."""
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    path = local(name)
+    with reading(key, "a name or a path that can be read"):
+        return str(path.resolve()) if path.exists() else name
 
 
 def _written_out(family: str | dict[str, Any] | None) -> dict[str, Any] | None:
@@ -447,7 +450,7 @@ def _template(template: str | None) -> str | None:
     if template is None or template == PLAIN or is_template(template):
         return template
     try:
-        text = Path(template).expanduser().read_text(encoding="utf-8")
+        text = local(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"data.template: expected {PLAIN}, a Jinja template or a file of one, got {template!r}. Check the path."
@@ -465,7 +468,7 @@ def _value(section: Any, key: str) -> Any:
 def _absolute_file(method: str) -> str:
     """FILE.py:FUNCTION with the file from the root; other methods as they are."""
     file, _, function = method.rpartition(":")
-    return f"{Path(file).expanduser().resolve()}:{function}" if file.endswith(".py") else method
+    return f"{local(file).resolve()}:{function}" if file.endswith(".py") else method
 
 
 def read_config(
@@ -492,10 +495,7 @@ def read_config(
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"-o {override}: expected KEY=VALUE, got no '='. Write for example -o method.order=fifo.")
-        try:
-            given[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"-o {override}: expected a YAML value, got {text!r}. Quote it.") from error
+        given[key] = yaml_value(text, f"-o {override}")
     return _laid_over(content, given, where, where if path is None else str(path))
 
 
@@ -576,15 +576,10 @@ def differences(one: Any, other: Any, at: str = "") -> Iterator[tuple[str, Any, 
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: expected a run file, got no such file. Check the path.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f"{path}:{line + 1}" if line is not None else str(path)
-        problem = getattr(error, "problem", None) or "bytes that are not text"
-        raise ConfigError(f"{place}: expected YAML, got {problem}. Correct that line.") from error
+    with reading(str(path), "a run file"):
+        if not path.is_file():
+            raise ConfigError(f"{path}: expected a run file, got no such file. Check the path.")
+    content = read_yaml(path, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):

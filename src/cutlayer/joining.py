@@ -201,10 +201,9 @@ class _Attendance:
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
         self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
-        self._committing = CommittingLink(
-            self._link,
-            FolderStore(joining.folder / "state" / _as_name(welcome.run), run=welcome.run, device=joining.name),
-        )
+        state = joining.folder / "state" / _as_name(welcome.run)
+        self._store = FolderStore(state, run=welcome.run, device=joining.name)
+        self._committing = CommittingLink(self._link, self._store)
         self.machine = machines(joining.name, self._link.record)
 
     def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:
@@ -221,6 +220,8 @@ class _Attendance:
         data = read_own_data(self._joining.data, spec, tokenizer)
         check_ids(data.samples.input_ids.flat, data.samples.type_ids, files, f"data {self._joining.data}")
         self._notice(f"data: {data.samples.line}")
+        mend = "Put the file back as it was, or join under another --name with another --folder."
+        self._store.began_with("rows", data.samples.digest, mend)
         probed = probe(where, base.dtype)
         codecs, costs, shape = packing(config), self._costs, self._shape
         self._spans = DialledSpans(

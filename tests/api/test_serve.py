@@ -6,13 +6,16 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cutlayer import serve
-from cutlayer.errors import ConfigError
+from cutlayer.api.serve import Listening
+from cutlayer.errors import CheckpointError, ConfigError
+from cutlayer.report.run_folder import RunFolder
 from cutlayer.testing.tiny import save_inputs
 
 DEVICE = """
@@ -88,3 +91,18 @@ def test_what_cannot_be_is_said_before_anything_is_written(
     with pytest.raises(ConfigError, match=said):
         serve(**sections(here) | given, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_is_served_as_it_was(tmp_path: Path) -> None:
+    """But for what is said anew: the command that is printed needs no flag."""
+    first = Listening(host="::1", port=7000, roster=tmp_path / "fleet", workers=2, min_devices=6)
+    assert Listening.of({"host": None, "port": None}, None) == Listening()
+    assert Listening.of({"host": "::1", "port": 7000, "roster": tmp_path / "fleet"}, None).roster == tmp_path / "fleet"
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_started(first.started())
+    folder.write_config("")
+    assert Listening.of({"host": None, "min_devices": None}, folder.path) == first
+    assert Listening.of({"min_devices": 2, "port": 0}, folder.path) == replace(first, min_devices=2, port=0)
+    folder.write_started(first.started() | {"colour": "red"})
+    with pytest.raises(CheckpointError, match=r"expected in started\.json what `cutlayer serve` was told, got colour"):
+        Listening.of({}, folder.path)

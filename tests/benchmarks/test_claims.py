@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from cutlayer.config import read_config
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.report.json_lines import JsonLines
 from cutlayer.report.round_row import round_row
+from cutlayer.report.text_metrics import exact_match
 from cutlayer.run.inputs import prepare
 from cutlayer.testing.tiny import save_inputs
 from cutlayer.types import StepRecord
@@ -51,6 +54,7 @@ def run_folder(folder: Path, *cuts: int) -> Path:
         end += record.busy_seconds + record.network_seconds + record.waiting_seconds
         facts = {"wall_seconds": 1.0, "server_memory_bytes": 1, "validation": {}}
         rows.append([round_row([record], round=number, virtual_seconds=end, **facts)])  # type: ignore[arg-type]
+    (folder / "summary.json").write_text(json.dumps({"peak_memory_bytes": 2**30}))
     return folder
 
 
@@ -118,6 +122,52 @@ def test_a_broadcast_is_counted_once() -> None:
     assert (backward.ours, received.ours) == ("x 1.500", "x 1.500")
     assert sent.ours == "x 1.250"
     assert accuracy.ours == "+10.0 +- 0.0 (0.600 / 0.500)"
+
+
+def test_what_a_language_model_says_and_took(tmp_path: Path) -> None:
+    """Two steps in each of two rounds of a second; of seeds the spread, and metrics that the trial has."""
+    folder = run_folder(tmp_path / "run", 1, 1)
+    system, other = (figures(word, accuracy=2.0, seconds=1.0, folders=(folder,)) for word in ("a", "b"))
+    other["final"] = {
+        "perplexity": {"mean": 3.0, "spread": 0.25},
+        "rouge_l": {"mean": 0.5, "spread": None},
+    }
+    system["final"]["rouge_l"] = {"mean": 0.75, "spread": None}
+    figure, (trial,) = claims.CLAIMS["splitlora_chat"]
+    lines = {(line.claim, line.against): line for line in figure(trial, [system, other])}
+    assert lines["final perplexity", "b, meanings"].ours == "2.000 / 3.000 +- 0.250"
+    assert lines["final perplexity", "b, meanings"].paper != "-"
+    assert lines["final rouge_l", "b, meanings"].ours == "0.750 / 0.500"
+    speeds = [line.ours for line in lines.values() if line.claim.startswith("steps/s")]
+    assert speeds == ["2.00, 1024 MiB"] * 2
+    assert not any("exact_match" in claim for claim, _ in lines)
+
+
+def test_a_round_that_was_evaluated_says_nothing_of_the_speed(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", 1)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    (folder / "metrics.jsonl").unlink()
+    JsonLines(folder / "metrics.jsonl").append([row | {"validation": {"loss": 1.0}} for row in rows])
+    assert claims.here({"folders": [folder]}) == "-, 1024 MiB"
+
+
+def test_what_is_built_in_needs_no_folder_and_chats_are_of_the_same_one(tmp_path: Path) -> None:
+    _, (maths,) = claims.CLAIMS["splitfrozen_chat"]
+    _, (places,) = claims.CLAIMS["splitlora_chat"]
+    (tmp_path / "work" / "data" / "gsm8k").mkdir(parents=True)
+    assert claims.source_of(places, tmp_path, tmp_path / "work") == "builtin:meanings"
+    assert claims.source_of(maths, tmp_path, tmp_path / "work") == str(tmp_path / "work" / "data" / "gsm8k")
+
+
+@pytest.mark.parametrize("system", [name for name in sorted(claims.CLAIMS) if name.endswith("_chat")])
+def test_the_flags_of_a_chat_model_are_a_config(system: str) -> None:
+    _, (trial,) = claims.CLAIMS[system]
+    words = [*claims.COLUMNS[trial.data], *shlex.split(trial.quick)]
+    overrides = [value for flag, value in pairwise(words) if flag == "-o"]
+    config = read_config(None, ["data.task=causal-lm", *overrides])
+    assert (config.train.metric_rows, config.train.new_tokens) == (2, 4)
+    assert config.train.metrics == (("exact_match",) if "gsm8k" in trial.data else ("rouge_l",))
+    assert exact_match(["so #### 4"], ["#### 4"], pattern=config.train.answer_pattern) == float("gsm8k" in trial.data)
 
 
 def test_facts_are_summed_over_a_run_and_averaged_over_runs(tmp_path: Path) -> None:

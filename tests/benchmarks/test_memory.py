@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import memory
 from jobs import JOBS
@@ -48,7 +49,8 @@ def test_it_prints_tables_and_writes_json(
     in_this_process(memory)
     monkeypatch.setattr(memory, "floor", lambda: 2**20)
     path = tmp_path / "memory.json"
-    memory.main(["--model", "tiny", "--devices", "3", "4", "--blocks", "1", "3", "--json", str(path)])
+    small = ["--model", "tiny", "--whole-model", "tiny", "--whole-steps", "2"]
+    memory.main([*small, "--devices", "3", "4", "--blocks", "1", "3", "--json", str(path)])
     shown, rows = capsys.readouterr().out, json.loads(path.read_text())["rows"]
     assert "MiB per added device, from 3 to 4 devices" in shown
     assert [row["what"] for row in rows["servers"]] == [
@@ -62,6 +64,25 @@ def test_it_prints_tables_and_writes_json(
     assert all(row["net_bytes"] == row["peak_bytes"] - 2**20 for row in rows["servers"])
     assert [row["blocks"] for row in rows["devices"]] == [1, 3]
     assert rows["bound_per_added_device"] == memory.bound_per_device(TINY)
+    assert [row["what"] for row in rows["whole"]] == ["plain PEFT", "split"]
+    assert "tiny: whole run of 2 steps over plain PEFT's" in shown
+
+
+def test_whole_runs_learn_and_are_judged_alike() -> None:
+    """By the same rows, before and after as many steps. An adapter that has learned nothing is the base model."""
+    plain, split = (run(TINY, 3, "cpu") for run in (memory.whole_plain, memory.whole_split))
+    assert split.losses[0] == pytest.approx(plain.losses[0], rel=1e-6)
+    assert split.losses[1] != split.losses[0]
+    assert plain.losses[1] != plain.losses[0]
+
+
+def test_ratios_are_those_of_the_run_over_plain_peft(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = memory.WholeRun("plain PEFT", 2**30, 100.0, (2.0, 1.0))
+    split = memory.WholeRun("split", 2**30 + 2**28, 104.0, (2.0, 1.0))
+    Console(width=200).print(memory.whole_table(split, plain, TINY, 24))
+    line = next(line for line in capsys.readouterr().out.splitlines() if "split" in line)
+    assert "1.25" in line
+    assert "1.04" in line
 
 
 def test_the_floor_is_a_python_with_torch_in_it() -> None:

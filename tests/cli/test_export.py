@@ -71,8 +71,10 @@ def test_the_merged_model_and_what_others_do_with_it(writer: World, tmp_path: Pa
     )
     asked = run("generate", writer.out, "--prompt", "n1 n2", "--max-new-tokens", 4)
     ask = pipeline("text-generation", model=str(tmp_path / "whole"))
-    [said] = ask("<s> n1 n2", max_new_tokens=4, do_sample=False, return_full_text=False, add_special_tokens=False)
+    [said] = ask("n1 n2", max_new_tokens=4, do_sample=False, return_full_text=False, add_special_tokens=False)
     assert said["generated_text"].split() == asked.out.split()
+    again = run("generate", tmp_path / "whole", "--prompt", "n1 n2", "--max-new-tokens", 4)
+    assert (again.code, again.out) == (0, asked.out)
 
 
 def test_a_round_that_was_saved(writer: World, tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ def annotation_of(key: str) -> Any:
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
 def test_a_flag_is_a_key_and_says_what_it_takes(flag: Flag) -> None:
     kind = annotation_of(flag.key)
-    kinds = {kind} if get_origin(kind) is Literal else set(get_args(kind) or (kind,)) - {NoneType}
-    words = next((part for part in kinds if get_origin(part) is Literal), None)
-    if words is not None:
-        assert flag.metavar == "|".join(get_args(words))
+    kind = next((part for part in get_args(kind) if get_origin(part) is Literal), kind)  # of one that may be left out
+    if get_origin(kind) is Literal:
+        assert flag.metavar == "|".join(get_args(kind))
     else:
+        kinds = {part for part in get_args(kind) or (kind,) if part is not NoneType}
         expected: type = {"": bool, "N": int, "X": float}.get(flag.metavar, str)
         assert expected in kinds
 

@@ -25,9 +25,13 @@ def wrong(folder: Path, *flags: object) -> str:
     return ran.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:http", ":7070"])
+@pytest.mark.parametrize("address", ["localhost", "localhost:", "localhost:http", ":7070", "::1:7070"])
 def test_an_address_is_a_host_and_a_port(address: str, tmp_path: Path) -> None:
     assert "expected HOST:PORT" in wrong(tmp_path, address)
+
+
+def test_a_port_that_there_is_not(tmp_path: Path) -> None:
+    assert "expected a port up to 65535, got 99999" in wrong(tmp_path, "localhost:99999")
 
 
 def test_another_machine_is_not_trusted_by_accident(tmp_path: Path) -> None:

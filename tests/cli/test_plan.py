@@ -109,6 +109,19 @@ def test_the_run_is_its_rounds(world: World) -> None:
     assert all_rounds == "run:    20.0 s, 10.0 KiB up, 20.0 KiB down (10 rounds)"
 
 
+def test_it_says_what_it_takes_that_devices_judge(world: World) -> None:
+    flags = [*world.classification(), "--rounds", 5, "-o", "train.eval_every=2"]
+    assert "judged" not in run("plan", *flags).out
+    ran = run("plan", *flags, "-o", "data.hold_out=0.25")
+    assert (ran.code, ran.err) == (0, "")
+    [line] = [line for line in ran.out.splitlines() if line.startswith("judged: ")]
+    assert re.fullmatch(
+        r"judged: .* m?s, .* up, .* down each time, by \d+ rows that 2 devices hold out; "
+        r".* m?s, .* up, .* down on top of the run \(4 times\)",
+        line,
+    )
+
+
 def test_the_server_holds_one_base_and_an_adapter_per_owner(world: World) -> None:
     made = inputs_of(world.classification())
     method = method_of(made.config)

@@ -13,8 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
-from datasets import load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,16 +26,17 @@ from cutlayer.data.readers import read_file
 from cutlayer.errors import DataError
 
 # Only an empty csv field is null: pandas would also take the words "None", "null" and "NA" out of people's texts.
-OPTIONS: dict[str, dict[str, Any]] = {"json": {}, "csv": {"keep_default_na": False, "na_values": [""]}}
+# And what a field of a csv says is told by the role of its column: all of them are texts.
+CSV: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "dtype": str}
 
 
 def by_datasets(path: Path) -> dict[str, list[Any]]:
     """The columns as `datasets` reads them."""
-    kind = "csv" if path.suffix == ".csv" else "json"
+    if path.suffix == ".csv":  # by pandas, whose types it does not let one choose
+        frame = pandas.read_csv(path, **CSV).astype(object)
+        return {str(name): [None if pandas.isna(cell) else cell for cell in frame[name]] for name in frame.columns}
     with tempfile.TemporaryDirectory() as cache:
-        rows = load_dataset(
-            kind, data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True, **OPTIONS[kind]
-        )
+        rows = load_dataset("json", data_files=str(path), split="train", cache_dir=cache, keep_in_memory=True)
     return {name: rows[name][:] for name in rows.column_names}
 
 
@@ -215,6 +219,39 @@ def test_real_files_mean_what_they_did(shared_data: Path, tmp_path: Path, name: 
     for path in tmp_path.iterdir():
         check_same(path)
         assert read_file(path).cells(rows.column_names[0]) == rows.cells(rows.column_names[0])
+
+
+# ------------------------------------------------------------------ Parquet
+
+
+def test_a_column_that_nobody_asks_for_may_be_anything(tmp_path: Path) -> None:
+    """What `datasets` has no type for: a map, and an extension."""
+    ids = pyarrow.ExtensionArray.from_storage(pyarrow.uuid(), pyarrow.array([b"0" * 16] * 2, pyarrow.binary(16)))
+    pairs = pyarrow.array([[("a", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int32()))
+    columns = {"id": ids, "pairs": pairs, "text": ["a", None], "label": pyarrow.array(["x", "y"]).dictionary_encode()}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    rows = read_file(tmp_path / "a.parquet")
+    assert (len(rows), rows.column_names) == (2, list(columns))
+    assert (rows.cells("text"), rows.select([1]).cells("label")) == (["a", None], ["y"])
+
+
+def test_what_datasets_wrote_keeps_its_names_of_classes(tmp_path: Path) -> None:
+    features = Features(text=Value("string"), label=ClassLabel(names=["good", "bad"]), more=[Value("int32")])
+    rows = Dataset.from_dict({"text": ["a"], "label": [1], "more": [[3]]}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    read = read_file(tmp_path / "a.parquet")
+    assert read.class_names == {"label": ("good", "bad")}
+    assert (read.cells("label"), read.cells("more")) == ([1], [[3]])
+
+
+def test_a_column_that_is_damaged_is_named(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["a" * 50] * 9, "label": ["x"] * 9}), tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:4] + bytes(20) + content[24:])
+    rows = read_file(tmp_path / "a.parquet")
+    assert rows.cells("label") == ["x"] * 9
+    with pytest.raises(DataError, match=r"a\.parquet, column 'text': expected cells that can be read, got "):
+        rows.cells("text")
 
 
 def test_a_device_loads_no_library_of_tables_or_charts(tmp_path: Path) -> None:

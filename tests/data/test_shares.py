@@ -14,7 +14,7 @@ from cutlayer.data.source import Columns, load_tables
 from cutlayer.data.tasks import Ragged, Task, task_from
 from cutlayer.testing.tiny import save_tiny_tokenizer
 
-TEXTS = ["n1 n2", "", ' "n3"\tn4\n\u2028 \0', "null", "n5 " * 30, "n6"]
+TEXTS = ["n1 n2", "n7", ' "n3"\tn4\n\u2028 \0', "null", "n5 " * 30, "n6"]
 PLAIN = Columns(text="text", label="label")
 
 

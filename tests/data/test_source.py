@@ -16,7 +16,7 @@ from cutlayer.data.source import Splits, Tables, load_tables, load_validation, r
 from cutlayer.errors import ConfigError, DataError
 
 USUAL = Splits()
-ROWS = [{"text": "good", "label": 1}, {"text": "None", "label": 0}, {"text": "a, b", "label": 1}]
+ROWS = [{"text": "good", "label": "1"}, {"text": "None", "label": "0"}, {"text": "a, b", "label": "1"}]
 
 
 def write(path: Path, rows: list[dict[str, object]] = ROWS) -> Path:
@@ -93,7 +93,7 @@ def test_the_built_in_reviews_share_nothing_between_train_and_validation() -> No
 
 
 def test_an_unknown_built_in_set() -> None:
-    assert "builtin:extraction, got builtin:novels" in refusal("builtin:novels")
+    assert "builtin:meanings, got builtin:novels" in refusal("builtin:novels")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "a/b/c", "nowhere.csv", "nowhere/", "~/nowhere-at-all"])
@@ -162,7 +162,7 @@ def test_a_line_that_is_not_utf8(tmp_path: Path, name: str, line: str) -> None:
 
 
 def test_long_csv_fields_are_fine(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [{"text": "x" * 200_000, "label": 1}]
+    rows: list[dict[str, object]] = [{"text": "x" * 200_000, "label": "1"}]
     assert records(load_tables(str(write(tmp_path / "a.csv", rows))).train) == rows
 
 

@@ -29,11 +29,11 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>", "\n", "a", "b", "c",
 PAD, UNK, CLS, SEP, BOS, EOS, NEWLINE, A, B, C, D = range(len(WORDS))
 
 
-def tokenizer(**special: str) -> Any:
-    """One token per letter."""
+def tokenizer(single: str | None = None, **special: str) -> Any:
+    """One token per letter; `single` frames a text."""
     model = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     model.pre_tokenizer = Split("", "removed")
-    single = "<s> $A" if "bos_token" in special else "[CLS] $A [SEP]"
+    single = single or ("<s> $A" if "bos_token" in special else "[CLS] $A [SEP]")
     model.post_processor = TemplateProcessing(
         single=single,
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -45,6 +45,7 @@ def tokenizer(**special: str) -> Any:
 BERT = tokenizer(pad_token="[PAD]")
 BERT.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
 LLAMA = tokenizer(bos_token="<s>", eos_token="</s>")
+BARE = tokenizer(single="$A", eos_token="</s>")
 QWEN = tokenizer(eos_token="</s>", pad_token="[PAD]")
 
 
@@ -93,12 +94,12 @@ def test_a_text_and_a_pair() -> None:
 
 
 def test_a_tokenizer_without_token_types() -> None:
-    data = table(text=["ab"], label=[0])
+    data = table(text=["ab"], label=["x"])
     assert Classification("text", "label", label_names=("x", "y")).encode(data, QWEN).token_type_ids is None
 
 
 def test_a_long_text_is_truncated_with_its_end_token() -> None:
-    data = table(text=["a" * 50], label=[0])
+    data = table(text=["a" * 50], label=["x"])
     samples = Classification("text", "label", max_length=8, label_names=("x", "y")).encode(data, BERT)
     assert samples.input_ids[0] == [CLS, *[A] * 6, SEP]
     assert (samples.max_length, samples.num_cut) == (8, 1)
@@ -106,13 +107,21 @@ def test_a_long_text_is_truncated_with_its_end_token() -> None:
 
 def test_more_rows_than_are_tokenised_at_once() -> None:
     texts = ["a" * (row % 5 + 1) for row in range(2345)]
-    samples = Classification("text", "label", label_names=("x", "y")).encode(table(text=texts, label=[0] * 2345), QWEN)
+    samples = Classification("text", "label", label_names=("x", "y")).encode(
+        table(text=texts, label=["x"] * 2345), QWEN
+    )
     assert samples.lengths.tolist() == [len(text) + 2 for text in texts]
 
 
 @pytest.mark.parametrize(
     ("labels", "names"),
-    [(["no", "yes", "no"], ("no", "yes")), ([2, 0, 1], ("0", "1", "2")), ([True, False], ("0", "1"))],
+    [
+        (["no", "yes", "no"], ("no", "yes")),
+        ([2, 0, 1], ("0", "1", "2")),
+        (["10", "2", "n/a", "-1"], ("-1", "2", "10", "n/a")),
+        ([5, 1], ("1", "5")),
+        ([True, False], ("false", "true")),
+    ],
 )
 def test_label_names_from_values(labels: list[Any], names: tuple[str, ...]) -> None:
     assert Classification("text", "label").fit_labels(table(label=labels)) == names
@@ -128,12 +137,14 @@ def test_label_names_from_the_column() -> None:
 def test_the_same_names_in_another_order_mean_the_same_classes() -> None:
     validation = Rows({"text": ["a", "b"], "label": [0, 1]}, {"label": ("good", "bad")})
     assert Classification("text", "label", label_names=("bad", "good")).encode(validation, QWEN).classes == [1, 0]
-    assert Classification("text", "label", label_names=("x", "y")).encode(validation, QWEN).classes == [0, 1]
+    with pytest.raises(DataError, match="expected one of the 2 labels 'x', 'y', got 0"):
+        Classification("text", "label", label_names=("x", "y")).encode(validation, QWEN)
 
 
-def test_numbers_are_names_where_names_are_numbers_and_else_positions() -> None:
+def test_a_label_is_its_spelling_and_no_position() -> None:
+    """The other rows of its file say nothing of it: `1, 2, 3` beside the classes `1, 2, 3, n/a` are the first three."""
     assert classify(["b", "a"], ("a", "b")) == [1, 0]
-    assert classify([1, 0], ("a", "b")) == [1, 0]
+    assert classify([1, 2, 3], ("1", "2", "3", "n/a")) == classify(["1", "2", "3"], ("1", "2", "3", "n/a")) == [0, 1, 2]
     assert classify([10, 2], ("1", "10", "2")) == [1, 2]
     assert classify(["10", "2"], ("1", "10", "2")) == [1, 2]
 
@@ -141,14 +152,10 @@ def test_numbers_are_names_where_names_are_numbers_and_else_positions() -> None:
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        ([0, None, 1], r"row 1 \(from 0\), column 'label': expected a label, got null"),
-        ([0.0, None, 1.0], r"row 1 \(from 0\), column 'label': expected a label, got null"),
-        ([0, 1, -1], r"row 2 \(from 0\), column 'label': expected whole numbers from 0, .* got -1"),
-        ([0.0, 1.5], r"row 0 \(from 0\), column 'label': expected whole numbers .* got 0.0"),
-        ([0, 2], "expected the labels 0 to 2 without a gap, got none with 1"),
-        ([1, 2], "expected the labels 0 to 2 without a gap, got none with 0"),
+        ([0, None, 1], r"row 1 \(from 0\), column 'label': expected a label: text or a whole number, got null"),
+        ([0.0, 1.5], r"row 0 \(from 0\), column 'label': expected a label: text or a whole number, got 0.0"),
         (["yes", "yes"], "expected at least two classes, got 'yes' alone"),
-        ([[1], [2]], r"row 0 \(from 0\), column 'label': expected whole numbers .* got \[1\]"),
+        ([[1], [2]], r"row 0 \(from 0\), column 'label': expected a label: .* got \[1\]"),
     ],
 )
 def test_labels_that_cannot_be_learned(labels: list[Any], says: str) -> None:
@@ -161,10 +168,8 @@ def test_labels_that_cannot_be_learned(labels: list[Any], says: str) -> None:
     ("labels", "row", "got"),
     [
         (["a", "c"], 1, "'c'"),
-        ([0, 2], 1, "2"),
+        (["b", 2], 1, "2"),
         ([-1], 0, "-1"),
-        ([0.0, 1.0], 0, "0.0"),
-        ([1, None], 1, "null"),
         (["a", "c" * 500], 1, "'cccccccccccc...ccccccccccccc'"),
     ],
 )
@@ -246,6 +251,22 @@ def test_nothing_left_to_learn_from() -> None:
         CausalLM(text="t", max_length=8).encode(table(t=["", ""]), QWEN)
 
 
+def test_a_text_without_a_token() -> None:
+    """BERT frames it; a decoder has nothing to look at."""
+    rows = table(text=["zz", "a", ""], label=["x", "x", "y"]).select([1, 2])
+    task = Classification("text", "label", label_names=("x", "y"))
+    assert task.encode(rows, BERT).lengths.tolist() == [3, 2]
+    with pytest.raises(DataError, match=r"row 2 .*, column 'text': expected text that this tokenizer makes a token of"):
+        task.encode(rows, BARE)
+
+
+def test_a_whole_number_is_its_digits_where_text_is_read() -> None:
+    digits = CausalLM("q", "a", template="plain").encode(table(q=["ab"], a=["12"]), LLAMA)
+    assert (
+        CausalLM("q", "a", template="plain").encode(table(q=["ab"], a=[12]), LLAMA).input_ids[0] == digits.input_ids[0]
+    )
+
+
 def test_a_tokenizer_without_end_token() -> None:
     with pytest.raises(ModelError, match="expected an end token for causal-lm, got none"):
         CausalLM(text="t").encode(table(t=["ab"]), BERT)
@@ -264,9 +285,9 @@ def test_a_tokenizer_without_end_token() -> None:
         (CausalLM("other", "t", template="plain"), "t"),
     ],
 )
-@pytest.mark.parametrize(("texts", "got"), [(["a", None], "null"), ([1, 2], "1")])
+@pytest.mark.parametrize(("texts", "got"), [(["a", None], "null"), ([1.5, 2], "1.5")])
 def test_a_text_that_is_none(task: Task, column: str, texts: list[Any], got: str) -> None:
-    data = table(t=texts, other=["a", "b"], l=[0, 1])
+    data = table(t=texts, other=["a", "b"], l=["x", "y"])
     with pytest.raises(DataError, match=rf"there, row {len(got) // 4} .*, column '{column}': expected text, got {got}"):
         task.encode(data, LLAMA, where="there")
 

@@ -144,3 +144,13 @@ def test_a_torn_state_is_refused(file: str, how: str, tmp_path: Path) -> None:
     ) as error:
         store.load(3)
     assert "\n" not in str(error.value)
+
+
+def test_a_device_comes_again_with_what_it_came_with(tmp_path: Path) -> None:
+    for _ in range(2):
+        FolderStore(tmp_path / "state", "run", "pi").began_with("rows", "abc", "Put them back.")
+    with pytest.raises(
+        CheckpointError, match=r"expected the rows with which .* \(abc\), got other rows \(xyz\)\. Put "
+    ):
+        FolderStore(tmp_path / "state", "run", "pi").began_with("rows", "xyz", "Put them back.")
+    FolderStore(tmp_path / "state", "run", "pi").began_with("rows", "abc", "Put them back.")

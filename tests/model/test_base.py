@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,36 @@ def test_the_initial_adapter_has_the_trained_names_and_shapes(bert: Base) -> Non
     adapter = bert.initial_adapter(0)
     assert {name: tuple(value.shape) for name, value in adapter.items()} == bert.shapes
     assert all(value.dtype is torch.float32 for value in adapter.values())
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "bert", "llama", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES)]
+)
+def test_one_block_speaks_for_those_like_it(family: str, tiny_model: ModelMaker) -> None:
+    """Names, order and shapes are those of LoRA on every block."""
+    task = FAMILIES[family].tasks[0]
+    base = open_base(tiny_model(family, task), task, lora=LoraSettings(targets=("all-linear",)))
+    slots = {slot.name: tuple(getattr(slot.module, slot.attribute).shape) for slot in base.whole().slots}
+    assert list(base.shapes.items()) == list(slots.items())
+
+
+def test_a_block_that_is_not_alike_speaks_for_itself(tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Base._built
+
+    def wider_in_the_middle(self: Base, config: Any, where: str = "meta") -> Any:
+        model = built(self, config, where)
+        layer = model.model.layers[1].mlp
+        layer.gate_proj, layer.up_proj, layer.down_proj = (
+            nn.Linear(*shape, bias=False, device=where) for shape in ((16, 40), (16, 40), (40, 16))
+        )
+        return model
+
+    monkeypatch.setattr(Base, "_built", wider_in_the_middle)
+    settings = settings_for(tiny_model("llama", "causal-lm"), "causal-lm", lora=LoraSettings(targets=("all-linear",)))
+    shapes = Base(settings, device="meta").shapes
+    widths = [shapes[f"base_model.model.model.layers.{b}.mlp.gate_proj.lora_B.weight"][0] for b in range(BLOCKS)]
+    assert widths[1] == 40
+    assert widths[0] == widths[2] != 40
 
 
 def test_the_seed_decides_the_initial_adapter(bert: Base, tiny_model: ModelMaker) -> None:

@@ -28,8 +28,9 @@ from cutlayer.model.cost import (
     ShapedCosts,
     cost_model,
 )
-from cutlayer.model.counting import FUSED_ATTENTION, Counter, Held
+from cutlayer.model.counting import PROBE_SAMPLES, Counter, Held
 from cutlayer.model.families import FAMILIES
+from cutlayer.model.imagined import FUSED_ATTENTION
 from cutlayer.model.part import Part, model_inputs
 from cutlayer.policies.delay import Delay
 from cutlayer.policies.prune import Prune
@@ -306,6 +307,7 @@ def test_recomputing_costs_flops_and_saves_memory(
     one_block = plain.device(at(1), 4, 40).memory_bytes - plain.device(at(0), 4, 40).memory_bytes
     nothing = plain.device(at(0), 4, 40).memory_bytes
     assert thrifty.device(at(BLOCKS), 4, 40).memory_bytes > nothing + one_block
+    assert thrifty.largest_bytes(at(BLOCKS), 4, 40) == plain.largest_bytes(at(BLOCKS), 4, 40) > 0
 
 
 def test_no_weight_is_read(tiny_model: ModelMaker, tmp_path: Path) -> None:
@@ -421,7 +423,7 @@ def test_any_part_is_the_sum_of_its_pieces(family: str, task: str, tiny_model: M
         for held in [*every_part(ranks), Held("whole", BLOCKS, ranks)]:
             counts = whole.once(held, TOKENS)
             expected = (counts.forward_flops, counts.backward_flops, counts.kept_bytes)
-            assert tuple((pieces._counted(held)[:3] @ powers).round()) == expected, held
+            assert tuple((PROBE_SAMPLES * pieces._counted(held)[:3] @ powers).round()) == expected, held
             assert pieces._frozen_bytes(held) == whole.frozen_bytes(held), held
             assert sorted(pieces._names(held)) == sorted(whole.part(held).names), held
 
@@ -457,7 +459,7 @@ def test_a_deep_model_is_counted_on_two_blocks(family: str, tmp_path: Path) -> N
         ranks = (0, 2, 0, 5, 4, 4, 1)
         for held in (Held("device", 5, ranks), Held("server", 3, ranks), Held("tail", 5, ranks)):
             counts = whole.once(held, TOKENS)
-            flops, back, kept = (pieces._counted(held)[:3] @ [1.0, TOKENS, TOKENS**2]).round()
+            flops, back, kept = (PROBE_SAMPLES * pieces._counted(held)[:3] @ [1.0, TOKENS, TOKENS**2]).round()
             assert (flops, back) == (counts.forward_flops, counts.backward_flops)
             assert kept == counts.kept_bytes, held
 

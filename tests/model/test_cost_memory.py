@@ -71,6 +71,7 @@ def _measure(side: str, cut: int, tiny: str, folder: str) -> tuple[int, int]:
     """Peak bytes beyond what the same steps took with a tiny model, and the prediction."""
     import torch
 
+    from cutlayer.device.shape import shape_by_name
     from cutlayer.model.base import Base, ModelSettings
     from cutlayer.model.cost import CostModel
     from cutlayer.model.trainable import OptimizerSettings, Trainable
@@ -103,7 +104,7 @@ def _measure(side: str, cut: int, tiny: str, folder: str) -> tuple[int, int]:
             trainable.step(1e-3)
 
     def predicted(name: str, cut: int, samples: int, tokens: int) -> int:
-        costs = CostModel(settings(name))
+        costs = CostModel(settings(name)).of(shape_by_name("split").flow)
         plan = DevicePlan("somebody", cut)
         cost = costs.device(plan, samples, tokens) if side == "device" else costs.server(plan, samples, tokens)
         return cost.memory_bytes

@@ -133,7 +133,7 @@ def test_what_is_no_row(content: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(None, "expected a family file, got No such file"), ("a: [", "expected YAML, got "), ("- a", "expected fields")],
+    [(None, "expected a text file, got No such file"), ("a: [", "expected YAML, got "), ("- a", "expected fields")],
 )
 def test_what_is_no_file(text: str | None, said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
@@ -141,7 +141,7 @@ def test_what_is_no_file(text: str | None, said: str, tmp_path: Path) -> None:
         file.write_text(text)
     with pytest.raises(ModelError, match=said) as error:
         read_family(str(file))
-    assert str(error.value).startswith(f"{file}: ")
+    assert str(error.value).startswith(f"{file}:")
     assert "\n" not in str(error.value)
 
 

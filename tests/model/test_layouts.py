@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from bases import moved_adapter, open_base
 from cutlayer.errors import ModelError
 from cutlayer.model.pieces import PieceServer
-from cutlayer.model.source import INDEX, SINGLE
+from cutlayer.model.source import INDEX, SINGLE, read_header
 from cutlayer.testing.tiny import random_batch, save_tiny_model
 
 ModelMaker = Callable[[str, str], Path]
@@ -223,4 +223,5 @@ def test_weights_that_want_a_scale(dtype: torch.dtype, copied: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     tensors = {key: value.clone() for key, value in load_file(copied / SINGLE).items()}
     put(copied, tensors | {name: (tensors[name] * 50).to(dtype), f"{name}_scale_inv": torch.ones(1, 1)})
-    assert f"{name} quantised, in {str(dtype).removeprefix('torch.')}" in refused(copied)
+    spelled = read_header(copied / SINGLE)[1][name]["dtype"]
+    assert f"{name} quantised, in {spelled}. " in refused(copied)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from importlib import util as importlib_util
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,10 @@ def test_a_device_is_sent_the_weights_packed_as_they_are(file: Path, tmp_path: P
         assert_same(open_base(store.folder, "causal-lm").device_part(cut), files.device_part(cut))
     fetch(server, store, server.manifest(BLOCKS, top=BLOCKS))
     assert_same(open_base(store.folder, "causal-lm").whole(), files.whole())
+    again = PieceServer(settings_for(store.folder, "causal-lm"))
+    further = PieceStore(tmp_path / "further", PLENTY)
+    fetch(again, further, again.manifest(BLOCKS, top=BLOCKS))
+    assert_same(open_base(further.folder, "causal-lm").whole(), files.whole())
     block = store.folder / "block-1.safetensors"
     lengths = [place.length for name, place in LlamaCpp(file).file.tensors.items() if name.startswith("blk.1.")]
     assert block.stat().st_size < sum(lengths) + 2000, "not unpacked: that would be six times as much"
@@ -293,6 +298,18 @@ def test_config_and_tokenizer_are_made_once(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(pytest.fail.Exception):
         _ = LlamaCpp(path).folder
     assert [one.name for one in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
+
+
+def test_the_gguf_package_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes these tests' files, and is in no extra of those who run anything."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = save_gguf(tmp_path / "tiny.gguf")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gguf"]:
+        monkeypatch.setitem(sys.modules, name, None)  # whoever imports it fails
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    base = open_base(path, "causal-lm")
+    assert load_tokenizer(base.files).chat_template == TEMPLATE
+    assert base.whole(frozenset()).loss(random_batch("causal-lm")).isfinite()
 
 
 def test_two_processes_make_it_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from cutlayer.model import merged
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.export import save_adapter
 from cutlayer.model.merged import agreement, merged_tensors, save_merged
+from cutlayer.model.quantised import KINDS, SCALE
 from cutlayer.testing.tiny import random_batch
 from exported import card_for, plain_peft
 
@@ -71,3 +72,25 @@ def test_one_file_where_it_fits(tiny_model: ModelMaker, tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_bits_are_merged_as_what_they_stand_for(kind: str, tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """The merged model is what was trained on: not the numbers of a form, and not the file's weights."""
+    base = open_base(tiny_model("qwen2", "causal-lm"), "causal-lm", dtype=kind, lora=LINEAR)
+    plain = open_base(tiny_model("qwen2", "causal-lm"), "causal-lm", lora=LINEAR)
+    adapter = moved_adapter(base)
+    stood = {name: base.weights.get(name) for name in base.forms if name not in base._ties}
+    unlike = [name for name in stood if not torch.equal(stood[name], plain.weights.get(name))]
+    assert len(unlike) > len(base.modules)
+    for name in unlike:
+        plain.weights.get(name).copy_(stood[name])
+    with mock.patch.object(plain.weights, "read", plain.weights.get):
+        expected = dict(merged_tensors(plain, adapter, torch.float32))
+    found = dict(merged_tensors(base, adapter, torch.float32))
+    assert found.keys() == expected.keys()
+    assert not any(name.endswith(SCALE) for name in found)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+    save_merged(tmp_path / "merged", adapter, base, card_for(base), dtype="fp32", readme="card")
+    assert agreement(tmp_path / "merged", adapter, base, [random_batch("causal-lm")], dtype="fp32").difference < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,16 @@ def test_a_classifier_says_what_vllm_and_transformers_cannot(tiny_model: ModelMa
     assert "modules_to_save" in text
     assert "load_finetuned" in text
     assert "num_labels=3" in text
+
+
+def test_it_says_how_to_ask(tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("llama", "causal-lm"), "causal-lm")
+
+    def text(**form: str) -> str:
+        return model_card(base, replace(card_for(base), **form), Training(), title="mine", merged=False)
+
+    assert "asked by" not in text()
+    chats = text(template="{{ messages }}", system="Be\nbrief.")
+    assert "| asked by | the chat template beside it (`chat_template.jinja`) |" in chats
+    assert '| system turn | `"Be\\nbrief."` |' in chats
+    assert '| asked by | the prompt and `"\\n"`, without a chat template |' in text(template="plain", separator="\n")

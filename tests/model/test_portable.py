@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from bases import moved_adapter, open_base
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
+from cutlayer.model.export import read_card, save_adapter
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.portable import one_rank, refused_by_vllm, save_portable
+from cutlayer.testing.tiny import save_tiny_tokenizer
 from cutlayer.types import Adapter
 from exported import card_for, logits_of, plain_peft, whole_logits
 
@@ -69,3 +77,49 @@ def test_no_path_of_the_machine_is_in_it(base: Base, tmp_path: Path) -> None:
 def test_a_head_is_what_vllm_refuses(base: Base, tiny_model: ModelMaker) -> None:
     assert refused_by_vllm(base) is None
     assert "modules_to_save" in str(refused_by_vllm(open_base(tiny_model("bert", "classification"), "classification")))
+
+
+def test_others_ask_by_the_template_that_it_was_trained_with(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model("llama", "causal-lm"), tmp_path / "base")
+    base = open_base(save_tiny_tokenizer(folder, "{{ messages[0].role }}"), "causal-lm")
+    chats = replace(card_for(base), template="{% for turn in messages %}{{ turn.content }}!{% endfor %}")
+    plain = replace(card_for(base), template="plain", separator="\n")
+    for name, card, said in (("chats", chats, "hello!"), ("plain", plain, "user")):
+        save_portable(tmp_path / name, moved_adapter(base), base, card, "card")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        turns = [{"role": "user", "content": "hello"}]
+        assert tokenizer.apply_chat_template(turns, tokenize=False) == said
+        assert read_card(tmp_path / name).template == card.template
+
+
+@pytest.mark.slow
+def test_llama_cpp_multiplies_with_the_runs_scale(base: Base, tmp_path: Path) -> None:
+    """Its own converter, of the folder that `LLAMA_CPP` names: what an adapter adds to a block, over what PEFT adds.
+
+    llama.cpp's `llama_adapter_lora_weight::get_scale` is alpha over the rank of the tensor's B.
+    """
+    if not (source := os.environ.get("LLAMA_CPP")):
+        pytest.skip("LLAMA_CPP names no folder of llama.cpp's source")
+    gguf, adapter = pytest.importorskip("gguf"), unequal(base)
+    save_adapter(tmp_path / "own", adapter, base, card_for(base))
+    save_portable(tmp_path / "portable", adapter, base, card_for(base), "card")
+    found = {}
+    for kind in ("own", "portable"):
+        file = tmp_path / f"{kind}.gguf"
+        convert = [sys.executable, f"{source}/convert_lora_to_gguf.py", tmp_path / kind, "--base", base.settings.name]
+        subprocess.run([*convert, "--outfile", file, "--outtype", "f32"], check=True, capture_output=True)
+        read = gguf.GGUFReader(file)
+        alpha = float(read.fields["adapter.lora.alpha"].parts[-1][0])
+        tensors = {one.name: torch.tensor(one.data) for one in read.tensors}
+        found[kind] = [_over_peft(tensors, adapter, alpha, block, 9.0 / 6) for block in range(len(RANKS))]
+    assert found["portable"] == pytest.approx([1.0] * 3, abs=1e-6)
+    assert found["own"] == pytest.approx([6.0, 2.0, 1.0], abs=1e-6), "the law can fail"
+
+
+def _over_peft(tensors: Adapter, adapter: Adapter, alpha: float, block: int, scale: float) -> float:
+    """The size of what a block's values get, over its size in PEFT."""
+    a, b = (tensors[f"blk.{block}.attn_v.weight.lora_{factor}"] for factor in "ab")
+    ours_a, ours_b = (
+        adapter[f"base_model.model.model.layers.{block}.self_attn.v_proj.lora_{factor}.weight"] for factor in "AB"
+    )
+    return float((alpha / b.shape[1] * (b @ a)).norm() / (scale * (ours_b @ ours_a)).norm())

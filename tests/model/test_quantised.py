@@ -20,6 +20,7 @@ from cutlayer.model import quantised
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.cost import BYTES_PER_TRAINABLE, cost_model
+from cutlayer.model.counting import Counter, Held
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.importance import magnitudes, unit_scores
 from cutlayer.model.part import Part, model_inputs
@@ -118,11 +119,13 @@ def test_a_part_holds_its_own_and_the_cost_model_knows_its_bytes(
     base, plain = (open_base(folder, task, dtype=dtype) for dtype in (kind, "fp32"))
     costs = cost_model(base.settings).of(shape_by_name("split").flow)
     adapter = base.initial_adapter(seed=0)
+    plain.initial_adapter(seed=0)  # reads the trained head, as the other did
     for cut in (0, 2):
         part, other = base.device_part(cut), plain.device_part(cut)
         trained = BYTES_PER_TRAINABLE * sum(adapter[name].numel() for name in part.names)
         assert costs.device(DevicePlan("pi", cut), 0, 8).memory_bytes - trained == held_bytes(part)
         assert held_bytes(part) < 0.55 * held_bytes(other)  # norms, biases and scales weigh much in a tiny model
+        assert base.weights.bytes_read == plain.weights.bytes_read, "as they lie in the file, once"
         blocks = {base.block_of("base_model.model." + name) for name in base.weights.loaded}
         assert blocks <= {None, *range(cut)}
     alone = costs.model.device(DevicePlan("pi", BLOCKS, top=BLOCKS), Flow(), 0, 8)
@@ -218,6 +221,69 @@ def test_however_many_rows_at_a_time(kind: Kind, outputs: int, bias: bool) -> No
             (dx_SI,) = torch.autograd.grad(y_SO, x_SI, dy_SO)
         torch.testing.assert_close(y_SO, plain_SO)
         torch.testing.assert_close(dx_SI, plain_dx)
+
+
+def test_rows_are_made_in_one_place_and_a_whole_weight_in_its_own() -> None:
+    """Memory for some rows is used again, by a layer of another shape too; what is kept has memory of its own."""
+    generator = torch.Generator().manual_seed(0)
+    with mock.patch.object(quantised, "CHUNK_NUMBERS", 256):
+        for kind in KINDS:
+            form = Form(kind, (48, 24))
+            numbers, scale = form.rounded(torch.randn(48, 24, generator=generator))
+            dense_RC = form.dense(numbers, scale, torch.float32)
+            kept_RC = dense_RC.clone()
+            places = set()
+            for first, end, rows_RC in form.chunks(numbers, scale, torch.float32):
+                assert torch.equal(rows_RC, dense_RC[first:end])
+                places.add(rows_RC.data_ptr())
+            assert len(places) == 1 < 48 * 24 / 256
+            assert torch.equal(dense_RC, kept_RC)
+            alone_RC = form.rows(numbers, scale, 8, 16, torch.float32)
+            assert torch.equal(alone_RC, dense_RC[8:16])
+            assert alone_RC.data_ptr() not in places
+    meta = Form("int8", (4, 4))
+    for _, _, rows_RC in meta.chunks(torch.empty(4, 4, dtype=torch.int8, device="meta"), torch.empty(4), torch.float32):
+        assert rows_RC.is_meta
+
+
+def test_only_tables_that_are_looked_up_have_a_form() -> None:
+    """DeBERTa's blocks read the table of relative positions whole; what is trained stays as it is too."""
+    model = nn.ModuleDict(
+        {
+            "embeddings": nn.ModuleDict({"word": nn.Embedding(10, 64), "position": nn.Embedding(5, 64)}),
+            "encoder": nn.ModuleDict(
+                {"rel_embeddings": nn.Embedding(8, 64), "layer": nn.ModuleList([nn.Linear(64, 3), nn.Linear(5, 7)])}
+            ),
+            "classifier": nn.ModuleDict({"dense": nn.Linear(64, 64)}),
+            "head": nn.Linear(64, 10),
+        }
+    )
+    forms = quantised.forms_of(
+        model, "nf4", "encoder.layer", ["classifier"], ["embeddings.word", "embeddings.position"]
+    )
+    assert {name: (form.kind, form.shape) for name, form in forms.items()} == {
+        "embeddings.word.weight": ("int8", (10, 64)),
+        "embeddings.position.weight": ("int8", (5, 64)),
+        "encoder.layer.0.weight": ("nf4", (3, 64)),
+        "encoder.layer.1.weight": ("int8", (7, 5)),  # 35 weights are no blocks of 64
+        "head.weight": ("int8", (10, 64)),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["fp32", *KINDS])
+def test_a_tied_head_is_counted_once(dtype: str, tiny_model: ModelMaker) -> None:
+    base = open_base(tiny_model("qwen2", "causal-lm"), "causal-lm", dtype=dtype)
+    whole, table = base.whole(), "model.embed_tokens.weight"
+    stored = base.stored_names(whole)
+    assert not any(name.startswith("lm_head") for name in stored)
+    assert {table, *([] if dtype == "fp32" else [table + SCALE])} == {name for name in stored if "embed_tokens" in name}
+    assert sum(value.numel() * value.element_size() for value in stored.values()) == held_bytes(whole)
+    counter = Counter(base.settings)
+    assert counter.frozen_bytes(Held("whole", BLOCKS, ())) == held_bytes(whole)
+    head = base.stored_names(base.server_part(BLOCKS))
+    assert stored[table].data_ptr() == head[table].data_ptr(), "under the name of the table above the cut too"
+    shared = sum(head[name].numel() * head[name].element_size() for name in head if name.startswith(table))
+    assert counter.shared_bytes(Held("device", 1, ()), Held("server", BLOCKS, ())) == shared
 
 
 def test_nobody_reads_numbers_for_weights(tiny_model: ModelMaker) -> None:

@@ -43,9 +43,27 @@ def test_classes_that_are_not_told_apart() -> None:
     assert metrics_of(together) == {name: expected[name] for name in ("accuracy", "loss")}
 
 
+class Uniform(torch.nn.Module):
+    """A language model that knows nothing, and how many logits it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.asked = torch.nn.Linear(4, 8, bias=False), 0
+        torch.nn.init.zeros_(self.head.weight)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        logits: torch.Tensor = self.head(h_BTD)
+        self.asked += logits.numel()
+        return logits
+
+
 def test_tokens_count_where_they_are_predicted() -> None:
-    sums = Sums(0)
-    logits, labels = torch.zeros(2, 3, 8), torch.tensor([[1, 2, -100], [1, -100, 3]])
-    sums.add(logits, labels, 2)
+    """And there alone are logits made."""
+    sums, model, labels = Sums(0), Uniform(), torch.tensor([[1, 2, -100], [1, -100, 3]])
+    sums.judge(model, lambda: model(torch.ones(2, 3, 4)), labels, 2)
     assert metrics_of(sums) == {"loss": pytest.approx(math.log(8)), "perplexity": pytest.approx(8.0), "tokens": 2}
-    assert sums.samples == 2
+    assert (sums.samples, model.asked, model.training) == (2, 2 * 8, True)

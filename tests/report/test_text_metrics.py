@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from cutlayer.errors import ConfigError
-from cutlayer.report.text_metrics import bleu, exact_match, judges, rouge_l
+from cutlayer.report.text_metrics import bleu, exact_match, judges, rouge_l, valid_json
 
 GSM8K = r"#### *(\S+)"
 
@@ -29,6 +29,22 @@ GSM8K = r"#### *(\S+)"
 )
 def test_an_exact_match(answer: str, expected: str, pattern: str, right: float) -> None:
     assert exact_match([answer], [expected], pattern=pattern) == right
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "valid"),
+    [
+        ('{"b": [], "a": "x"}', '{"a": 1, "b": 2}', 1.0),
+        ('{"a": 1}', '{"a": 1, "b": 2}', 0.0),
+        ('{"a": 1, "b": 2} and more', '{"a": 1, "b": 2}', 0.0),
+        ("{'a': 1}", '{"a": 1}', 0.0),
+        ("[1]", "[]", 1.0),
+        ('"a"', "[]", 0.0),
+        ("", "not JSON either", 0.0),
+    ],
+)
+def test_valid_json_is_json_in_the_form_that_is_expected(answer: str, expected: str, valid: float) -> None:
+    assert valid_json([answer], [expected]) == valid
 
 
 def test_rouge_and_bleu() -> None:

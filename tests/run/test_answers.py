@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,7 +42,9 @@ def test_samples_and_metrics_of_a_run_stopped_or_not(world: World) -> None:
     assert [line.partition(":")[0] for line in shown[::2]] == ["before training", "after round 1", "after round 2"]
 
 
-def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: World) -> None:
+def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = {"model.name": str(world.writer), "data.path": str(world.sums), "data.task": "causal-lm"}
     values |= {"data.prompt": "question", "data.answer": "reply", "fleet": str(world.fleet), "data.max_length": 16}
     values |= {"data.template": "plain"}
@@ -51,7 +54,22 @@ def test_a_held_out_row_is_asked_by_its_prompt_and_expects_its_answer(world: Wor
     rows = [json.loads(line) for line in (world.sums / "validation.jsonl").read_text().splitlines()]
     asked = [(answers.tokenizer.decode(ids, skip_special_tokens=True), text) for ids, text in answers.asked]
     assert asked == [(row["question"], row["reply"]) for row in rows]
-    assert answers.judged(answers.base.initial_adapter(0)) == {"exact_match": 0.0}
+    told: list[tuple[str, int, int]] = []
+
+    def tell(what: str, done: int, of: int) -> None:
+        told.append((what, done, of))
+
+    adapter = answers.base.initial_adapter(0)
+    assert answers.judged(adapter, told=tell) == {"exact_match": 0.0}
+    assert told == [("answering held-out prompts", done, 12) for done in (0, 12)]
+    assert answers.samples(adapter, told=tell) == []
+    assert len(told) == 2, "of nothing nothing is told"
+    many = replace(answers, prompts={str(row): ids for row, (ids, _) in enumerate(answers.asked)}, new_tokens=3)
+    together = many.samples(adapter)
+    monkeypatch.setattr("cutlayer.run.answers.AT_ONCE", 5)
+    assert many.samples(adapter, told=tell) == together
+    assert [done for _, done, of in told[2:] if of == 12] == [0, 5, 5, 10, 10, 12]
+    assert [one["prompt"] for one in together] == [str(row) for row in range(12)]
     assert answers_of(prepare(read_config(None, values=values))) is None
 
 

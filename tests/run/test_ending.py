@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -16,8 +18,9 @@ from bases import moved_adapter
 from cutlayer.config import read_config
 from cutlayer.errors import CheckpointError
 from cutlayer.fleet.machine import ModelledMachine
+from cutlayer.methods.method import Method
 from cutlayer.policies.scope import EVERYONE, Scope, personal
-from cutlayer.run.ending import Outcome, export, in_need_of_room
+from cutlayer.run.ending import Outcome, export, in_need_of_room, result_of
 from cutlayer.run.inputs import ServerInputs, method_of, prepare
 from cutlayer.run.run import server_of
 from cutlayer.server.server import Server
@@ -42,6 +45,18 @@ def server_with(inputs: Any, scope: Scope | None = None) -> Server:
     return server
 
 
+def exported(
+    folder: Path,
+    inputs: ServerInputs,
+    server: Server,
+    method: Method | None = None,
+    losses: Mapping[str, float] = MappingProxyType({}),
+) -> Path:
+    """What a run ends with now."""
+    method = method or method_of(inputs.config)
+    return export(folder, inputs, result_of(server, losses, method), method)
+
+
 def written(folder: Path) -> Adapter:
     return load_file(folder / "adapter_model.safetensors")
 
@@ -49,7 +64,7 @@ def written(folder: Path) -> Adapter:
 def test_where_all_share_one_adapter_it_is_the_one_that_is_written(prepared: ServerInputs, tmp_path: Path) -> None:
     server = server_with(prepared)
     server.adapter = moved_adapter(prepared.base)
-    where = export(tmp_path, prepared, server, {}, method_of(prepared.config))
+    where = exported(tmp_path, prepared, server)
     assert where == tmp_path / "adapter"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     assert len(written(where)) == len(prepared.base.shapes)
@@ -60,7 +75,7 @@ def test_of_views_each_is_written_and_the_best_is_the_runs(prepared: ServerInput
     own = {name: moved_adapter(prepared.base, seed=seed) for seed, name in enumerate(names)}
     plan = RoundPlan(0, tuple(DevicePlan(name, 1) for name in names))
     server.adapters.put({EVERYONE: server.adapter, **own}, plan)
-    where = export(tmp_path, prepared, server, {"slow": 0.7, "quick": 0.3, "third": 0.5}, method_of(prepared.config))
+    where = exported(tmp_path, prepared, server, losses={"slow": 0.7, "quick": 0.3, "third": 0.5})
     assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == sorted(names)
     files = {name: (tmp_path / "adapters" / name / "adapter_model.safetensors").read_bytes() for name in names}
     assert len(set(files.values())) == 3
@@ -70,7 +85,7 @@ def test_of_views_each_is_written_and_the_best_is_the_runs(prepared: ServerInput
 def test_of_a_pruned_model_what_is_left_is_written_too(prepared: ServerInputs, tmp_path: Path) -> None:
     kept = Kept(((0, 2),) * BLOCKS, (tuple(range(0, 32, 2)),) * BLOCKS)
     method = replace(method_of(prepared.config), structure=lambda: kept)
-    export(tmp_path, prepared, server_with(prepared), {}, method)
+    exported(tmp_path, prepared, server_with(prepared), method)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "pruned"]
     assert any((tmp_path / "pruned").iterdir())
 
@@ -79,7 +94,7 @@ def test_folds_are_taken_back_before_it_is_written(prepared: ServerInputs, tmp_p
     server = server_with(prepared)
     stack = {name: value for name, value in moved_adapter(prepared.base).items() if ".lora_" in name}
     server.folds.add(stack)
-    where = export(tmp_path, prepared, server, {}, method_of(prepared.config))
+    where = exported(tmp_path, prepared, server)
     ranks = {value.shape[0] for name, value in written(where).items() if "lora_A" in name}
     assert ranks == {16}, "its own and the fold's"
     prepared.base.unfold()

@@ -86,6 +86,21 @@ def test_classes_that_cannot_be(inputs: Path, task: str, labels: str, message: s
         prepare(config_for(inputs, family, task, *columns, f"data.labels={labels}"))
 
 
+def test_a_split_takes_no_class_away(inputs: Path, tmp_path: Path) -> None:
+    """Whatever the seed, and where a row of the one file is wrong it has its number there."""
+    rows = [*reviews(9, seed=1), {"text": "n1", "label": "rare"}]
+    file = write_jsonl(tmp_path / "mine.jsonl", rows)
+    for seed in range(4):
+        asked = config_for(inputs, "bert", "classification", f"data.path={file}", f"train.seed={seed}")
+        assert prepare(asked).labels == ("bad", "fair", "good", "rare")
+    write_jsonl(file, [*rows, {"text": None, "label": "good"}])
+    for seed in range(4):
+        with pytest.raises(
+            UserError, match=r"training data, row 10 \(from 0\), column 'text': expected text, got null"
+        ):
+            prepare(config_for(inputs, "bert", "classification", f"data.path={file}", f"train.seed={seed}"))
+
+
 def test_a_server_reads_no_training_rows(inputs: Path, tmp_path: Path) -> None:
     config = config_for(inputs, "bert", "classification")
     everything = prepare(config)
@@ -171,7 +186,7 @@ def judged(seed: int, wanted: int | None, rows: int = 40) -> list[int]:
 
 def test_a_sample_by_the_seed() -> None:
     sample = judged(0, 9)
-    assert len(set(sample)) == 9
+    assert all(len(set(judged(seed, 30))) == 30 for seed in range(3)), "no row twice"
     assert sample == sorted(sample) == judged(0, 9)
     assert sample != judged(1, 9)
     assert set(sample) <= set(range(40))

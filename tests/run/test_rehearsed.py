@@ -18,9 +18,9 @@ from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.policies.plan import make_plan
-from cutlayer.run.inputs import method_of, prepare
+from cutlayer.run.inputs import RunInputs, method_of, prepare
 from cutlayer.run.loop import Logbook
-from cutlayer.run.rehearsed import rehearse
+from cutlayer.run.rehearsed import rehearse, rehearse_judging
 from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
@@ -83,7 +83,30 @@ def test_planned_shares_of_the_connection_are_rehearsed(world: World) -> None:
     assert equal.seconds < odd.seconds
 
 
-def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("classification", "memsfl"),
+        ("causal-lm", "gan_hfsl"),  # its devices know the losses, of what comes down
+        ("causal-lm", "fedlora"),
+        ("classification", "flora"),  # what is folded goes down with the adapter
+    ],
+)
+def test_and_so_does_judging(task: str, method: str, world: World) -> None:
+    flags = flags_of_equal_texts(world, task, method)
+    made = prepare_after(world, [*flags, "-o", "data.hold_out=0.3", "--rounds", "1"])
+    plan = make_plan(method_of(made.config).plan, 0, situation_of(made, Logbook()))
+    rehearsed = rehearse_judging(made, method_of(made.config), plan, num_tokens=8)
+    [row] = [json.loads(line) for line in (world.out / "metrics.jsonl").read_text().splitlines()]
+    assert rehearsed.seconds == pytest.approx(row["held_out"]["seconds"], rel=1e-9)
+    assert (rehearsed.bytes_up, rehearsed.bytes_down) == tuple(
+        row["held_out"][f"bytes_{way}"] for way in ("up", "down")
+    )
+    assert row["held_out"]["samples"] == 8
+    assert made.base.weights.bytes_read == 0
+
+
+def flags_of_equal_texts(world: World, task: str, method: str, *options: str) -> list[object]:
     for split, rows in (("train", 24), ("validation", 6)):
         made = [{"text": "n1 n2 n3 n4", "label": str(row % 2), "reply": "n5"} for row in range(rows)]
         tiny.write_jsonl(world.folder / "equal" / f"{split}.jsonl", made)
@@ -91,9 +114,17 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     flags = [*(world.classification() if task == "classification" else [*world.causal_lm(), *lm])]
     flags += ["--data", world.folder / "equal", "--method", method, *options]
     flags += ["--lr", "1e-5"] if method == "fedkseed" else []  # its steps are longer than those of AdamW
-    assert run("train", *flags, "--quiet").code == 0
+    return flags
 
-    inputs = prepare(read_config(world.out / "config.yaml"))
+
+def prepare_after(world: World, flags: Sequence[object]) -> RunInputs:
+    """What a run was made of that has been trained."""
+    assert run("train", *flags, "--quiet").code == 0
+    return prepare(read_config(world.out / "config.yaml"))
+
+
+def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> None:
+    inputs = prepare_after(world, flags_of_equal_texts(world, task, method, *options))
     folds = method_of(inputs.config).fold is not None  # then the first round is unlike the others
     first = make_plan(method_of(inputs.config).plan, int(folds), situation_of(inputs, Logbook()))
     rehearsed = rehearse(inputs, method_of(inputs.config), first, num_tokens=8)

@@ -76,20 +76,22 @@ def test_what_plans_say_by_clauses_is_done_by_real_devices(
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
 
 
-def test_chats_are_written_alike_on_devices_that_have_no_template(tmp_path: Path) -> None:
-    """What devices are told of the model and the data is enough: its columns, its template, its system turn."""
-    tiny.save_tiny_tokenizer(tiny.save_tiny_model("llama", "causal-lm", tmp_path / "model"), tiny.CHAT_TEMPLATE)
+def test_chats_are_written_alike_on_devices_that_have_another_template(tmp_path: Path) -> None:
+    """What devices are told of the data is enough: its columns, its template, its system turn."""
+    model = tiny.save_tiny_model("llama", "causal-lm", tmp_path / "model")
+    tiny.save_tiny_tokenizer(model, "{{ raise_exception('the one that came with the model') }}")
+    (tmp_path / "template.jinja").write_text(tiny.CHAT_TEMPLATE)
     for name, rows in (("train", 24), ("validation", 8)):
         tiny.write_jsonl(tmp_path / "data" / f"{name}.jsonl", tiny.chats(rows, seed=rows))
-    values = values_for(
-        tmp_path, data__task="causal-lm", data__max_length=8, data__system="n1", lora__targets=["q_proj"]
-    )
+    template = str(tmp_path / "template.jinja")
+    chats = {"data__task": "causal-lm", "data__max_length": 8, "data__system": "n1", "data__template": template}
+    values = values_for(tmp_path, lora__targets=["q_proj"], **chats)
     real = served(values, tmp_path / "real", model="server")
     modelled = simulated(values, tmp_path / "simulated")
     assert bytes_of(real) == bytes_of(modelled)
-    kept = tmp_path / "real" / "devices"
-    assert not any("messages" in path.read_text() for path in kept.rglob("tokenizer_config.json"))
-    assert not list(kept.rglob("chat_template.jinja"))
+    kept = [path.read_text() for path in (tmp_path / "real" / "devices").rglob("chat_template.jinja")]
+    assert len(kept) == 2
+    assert all("raise_exception" in text for text in kept)
     cards = [read_card(outcome.adapter) for outcome in (real, modelled)]
     assert cards[0] == cards[1]
     assert (cards[0].template, cards[0].system, cards[0].separator) == (tiny.CHAT_TEMPLATE, "n1", None)

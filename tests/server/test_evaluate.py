@@ -121,6 +121,18 @@ def test_what_comes_and_goes_is_bounded(tiny_model: ModelMaker, monkeypatch: pyt
     assert rows_at_once(batches[0], base) == [1, 1, 1, 1], "a row is never cut"
 
 
+def test_long_rows_of_which_little_is_learned_are_bounded_by_their_width(
+    tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, batch = open_base(tiny_model("llama", "causal-lm"), "causal-lm"), random_batch("causal-lm", samples=5)
+    labels = torch.full_like(batch.labels, -100)
+    labels[:, 1] = 1
+    row_bytes = module.WIDE * labels.shape[1] * base.widest * 4
+    assert row_bytes > base.vocabulary * 4, "or logits would be what bounds it"
+    monkeypatch.setattr(module, "BUDGET_BYTES", 2 * row_bytes)
+    assert rows_at_once(replace(batch, labels=labels), base) == [2, 2, 1]
+
+
 def test_a_row_with_nothing_to_learn_counts_for_nothing(tiny_model: ModelMaker) -> None:
     base = open_base(tiny_model("llama", "causal-lm"), "causal-lm")
     batch = random_batch("causal-lm")

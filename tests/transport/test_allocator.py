@@ -9,7 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cutlayer.transport.allocator import MMAP_THRESHOLD, OLD_MOST_BYTES, TOP_PAD, TRIM_THRESHOLD, keep_freed_memory
+from cutlayer.transport.allocator import (
+    MMAP_THRESHOLD,
+    OLD_MOST_BYTES,
+    ON_A_DEVICE,
+    TOP_PAD,
+    TRIM_THRESHOLD,
+    keep_freed_memory,
+)
 
 COUNT_FAULTS = """
 import resource
@@ -52,6 +59,13 @@ def test_all_three_thresholds_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: fake)
     assert keep_freed_memory() is None
     assert fake.asked == [(MMAP_THRESHOLD, 2**28), (TRIM_THRESHOLD, 2**28), (TOP_PAD, 2**26)]
+
+
+def test_a_device_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = libc(set())
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: fake)
+    assert keep_freed_memory(ON_A_DEVICE) is None
+    assert fake.asked == [(MMAP_THRESHOLD, 2**25), (TRIM_THRESHOLD, 2**28), (TOP_PAD, 2**26)]
 
 
 def test_an_older_glibc_gets_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

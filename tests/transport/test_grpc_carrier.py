@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import grpc.aio
 import pytest
 
 from cutlayer.errors import JoinError
+from cutlayer.transport.address import joined
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.grpc_carrier import _is_here, dial, dialler, listen
 
@@ -31,6 +33,30 @@ def test_packets_pass_and_plain_text_within_this_machine_is_intact() -> None:
         await server.stop(0)
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_proxy_in_the_environment_sees_nothing_of_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.setblocking(False)
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+
+        async def work() -> None:
+            async def attend(carrier: Carrier, _context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+                await carrier.send(await carrier.receive())
+
+            server, port = await listen(attend, joined(host, 0), None)
+            carrier = await dial(joined(host, port), name="pi", token="secret", credentials=None)
+            await carrier.send(b"a packet")
+            assert await carrier.receive() == b"a packet"
+            carrier.close()
+            await server.stop(0)
+
+        asyncio.run(work())
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_a_device_that_is_sent_on_dials_the_other_port_of_the_same_host() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from cutlayer.config import RunConfig, changed_config, changes, read_config
 from cutlayer.errors import ConfigError
+from cutlayer.reading import local
 from cutlayer.run.inputs import completed
 
 Given = RunConfig | Mapping[str, Any] | str | Path | None
@@ -40,7 +41,7 @@ def config_from(given: Given, sections: Mapping[str, Any], where: str) -> RunCon
         return read_config(None, values={**dict(_dotted(given)), **values}, where=where)
     if given is None:
         return read_config(None, values=values, where=where)
-    path = Path(given).expanduser()
+    path = local(given)
     if path.is_dir():  # of a run, wherever it stands by now
         return read_config(path / "config.yaml", values={"out": str(path), **values}, where=where)
     return read_config(path, values=values, where=where)

@@ -16,7 +16,8 @@ from cutlayer.device.token import read_token
 from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.joining import join as join_run
-from cutlayer.transport.allocator import keep_freed_memory
+from cutlayer.transport.address import parted
+from cutlayer.transport.allocator import ON_A_DEVICE, keep_freed_memory
 from cutlayer.transport.exposure import is_loopback
 from cutlayer.transport.grpc_carrier import dialler
 from cutlayer.transport.tls import channel_credentials
@@ -115,7 +116,7 @@ def attending(
     """
     credentials = _credentials(server, ca, certificate, key, insecure=insecure)
     secret = read_token(token, os.environ)
-    keep_freed_memory()
+    keep_freed_memory(ON_A_DEVICE)
     dial = dialler(server, name=joining.name, token=secret, credentials=credentials, insecure=insecure)
     return join_run(joining, dial, Random(joining.name), notice)
 
@@ -123,9 +124,7 @@ def attending(
 def _credentials(
     server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
 ) -> grpc.ChannelCredentials | None:
-    host, _, port = server.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"join: expected HOST:PORT, got {server!r}. Write for example fleet.example.org:7070.")
+    host, _ = parted(server, "join")
     if ca is not None:
         return channel_credentials(ca, certificate, key)
     if certificate is not None or key is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from cutlayer.api.apart import run_apart
 from cutlayer.api.given import Given, config_from, goes_on
 from cutlayer.api.told import OnRound, Told
 from cutlayer.config import RunConfig
-from cutlayer.errors import ConfigError
+from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.gate.door import door_of
 from cutlayer.gate.roster import Roster
 from cutlayer.report.fleet_progress import FleetDisplay
+from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare_server
 from cutlayer.run.served import Workers
 from cutlayer.run.served import serve as serve_run
 from cutlayer.run.span_served import serve_span
+from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import check_exposure
 
@@ -30,12 +33,12 @@ def serve(
     run: Given = None,
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
+    host: str | None = None,
+    port: int | None = None,
     roster: str | Path | None = None,
-    insecure: bool = False,
-    workers: int = 1,
-    min_devices: int = 1,
+    insecure: bool | None = None,
+    workers: int | None = None,
+    min_devices: int | None = None,
     on_listening: Callable[[int], None] = lambda _port: None,
     on_round: OnRound | None = None,
     resume: bool = False,
@@ -45,12 +48,13 @@ def serve(
 
     Args:
       run: A run file, a config, its sections by name, or the folder of a run; None for the defaults.
-      host: The address to listen on; 0.0.0.0 for every network.
-      port: The port; 0 takes a free one.
+      host: The address to listen on, 127.0.0.1 by default; 0.0.0.0 for every network. A run that goes on is served as
+        it was, here and in the next five, where nothing else is said.
+      port: The port, 7070 by default; 0 takes a free one.
       roster: The fleet folder of `cutlayer fleet init`, without which nobody on another machine may come in.
       insecure: Listen to other machines without TLS and proof.
-      workers: Processes that serve the devices, by Ray.
-      min_devices: The first round waits for so many.
+      workers: Processes that serve the devices, by Ray; 1 by default.
+      min_devices: The first round waits for so many; 1 by default.
       on_listening: Called with the port, as soon as devices may come.
       on_round: Called with the row of each round when its checkpoint is on the disk. An error in it ends the run,
         which `resume` goes on with.
@@ -86,32 +90,74 @@ def serve(
       ([['pi-1']], 0)
     """
     config = config_from(run, sections, "serve")
-    work = serving(
-        config,
-        Told(on_round),
-        on_listening,
-        host=host,
-        port=port,
-        roster=None if roster is None else Path(roster),
-        insecure=insecure,
-        workers=workers,
-        min_devices=min_devices,
-        resume=goes_on(config, resume=resume),
-    )
-    return run_apart(work)
+    given = {
+        "host": host,
+        "port": port,
+        "roster": roster,
+        "insecure": insecure,
+        "workers": workers,
+        "min_devices": min_devices,
+    }
+    again = goes_on(config, resume=resume)
+    how = Listening.of(given, Path(config.out) if again else None)
+    return run_apart(serving(config, Told(on_round), on_listening, how, resume=again))
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How a server is there for its devices. It is kept with the run: who goes on with one says only what changes.
+
+    Attributes:
+      host, port: where it listens.
+      roster: the fleet folder.
+      insecure: whether others may come without proof.
+      workers: processes that serve the devices.
+      min_devices: the first round waits for so many.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    roster: Path | None = None
+    insecure: bool = False
+    workers: int = 1
+    min_devices: int = 1
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], run: Path | None) -> Listening:
+        """What is given, laid over how the run in this folder was served; None for a new run.
+
+        Args:
+          given: By attribute, what somebody says now; None for what is left as it is.
+          run: The folder of a run that goes on.
+
+        Raises:
+          CheckpointError: The folder says something that no server was told.
+        """
+        kept = {} if run is None else {**RunFolder.reopen(run).read_started()}
+        kept.pop("command", None)
+        kept |= {name: value for name, value in given.items() if value is not None}
+        if kept.get("roster") is not None:
+            kept["roster"] = Path(kept["roster"])
+        try:
+            return cls(**kept)
+        except TypeError:
+            raise CheckpointError(
+                f"{run}: expected in started.json what `cutlayer serve` was told, got {', '.join(sorted(kept))}. "
+                "Delete that file, and say the flags anew."
+            ) from None
+
+    def started(self) -> dict[str, Any]:
+        """As the run's folder keeps it."""
+        roster = None if self.roster is None else str(self.roster.resolve())
+        return {"command": "serve", **asdict(replace(self, roster=None)), "roster": roster}
 
 
 def serving(
     config: RunConfig,
     display: FleetDisplay,
     opened: Callable[[int], None],
+    how: Listening,
     *,
-    host: str,
-    port: int,
-    roster: Path | None,
-    insecure: bool,
-    workers: int,
-    min_devices: int,
     resume: bool,
     noticed: Callable[[str], None] = lambda _line: None,
 ) -> Coroutine[Any, Any, Outcome]:
@@ -121,28 +167,32 @@ def serving(
       config: Of the run.
       display: Told of every event and round, and of devices that come and go.
       opened: Called with the port, as soon as devices may come.
-      host: See `serve`, as for the others.
-      port: The port.
-      roster: The fleet folder.
-      insecure: Whether others may come without proof.
-      workers: Processes that serve the devices.
-      min_devices: The first round waits for so many.
+      how: How the server is there for them.
       resume: Whether to go on with the run in its folder.
       noticed: Told what a person should know before the run.
 
     Raises:
       UserError: Something cannot be.
     """
-    check_exposure(host, tls=roster is not None, authenticated=roster is not None, insecure=insecure)
+    roster = how.roster
+    check_exposure(how.host, tls=roster is not None, authenticated=roster is not None, insecure=how.insecure)
     expected = [] if roster is None else _names(roster)
-    team = _team(workers, host, port, roster)
+    team = _team(how.workers, how.host, how.port, roster)
     keep_freed_memory()
     inputs, fleet = prepare_server(config), load_fleet(config.fleet)
     for line in inputs.notices:
         noticed(line)
-    door = door_of(f"{host}:{port}", roster, opened)
+    door = door_of(joined(how.host, how.port, "serve"), roster, opened)
     return serve_run(
-        inputs, fleet, display, door, min_devices=min_devices, expected=expected, resume=resume, workers=team
+        inputs,
+        fleet,
+        display,
+        door,
+        min_devices=how.min_devices,
+        expected=expected,
+        resume=resume,
+        workers=team,
+        started=how.started(),
     )
 
 
@@ -150,11 +200,7 @@ def lending(
     config: RunConfig,
     blocks: tuple[int, int],
     opened: Callable[[int], None],
-    *,
-    host: str,
-    port: int,
-    roster: Path | None,
-    insecure: bool,
+    how: Listening,
 ) -> Coroutine[Any, Any, None]:
     """Finds what a person got wrong, and returns what then runs blocks for the devices of a run, until it is stopped.
 
@@ -162,17 +208,15 @@ def lending(
       config: Of the run: the server's.
       blocks: Those that are run here, [first, end).
       opened: Called with the port, as soon as devices may come.
-      host: See `serve`, as for the others.
-      port: The port.
-      roster: The fleet folder.
-      insecure: Whether others may come without proof.
+      how: How this process is there for them.
 
     Raises:
       UserError: Something cannot be.
     """
-    check_exposure(host, tls=roster is not None, authenticated=roster is not None, insecure=insecure)
+    roster = how.roster
+    check_exposure(how.host, tls=roster is not None, authenticated=roster is not None, insecure=how.insecure)
     keep_freed_memory()
-    return serve_span(prepare_server(config), blocks, door_of(f"{host}:{port}", roster, opened))
+    return serve_span(prepare_server(config), blocks, door_of(joined(how.host, how.port, "serve"), roster, opened))
 
 
 def _team(workers: int, host: str, port: int, roster: Path | None) -> Workers | None:

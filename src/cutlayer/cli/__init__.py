@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from reprlib import repr as shortened
 
 from cutlayer.cli.app import app
 from cutlayer.cli.terminal import quiet_libraries
@@ -18,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits.
 
     Exit codes: 0 done; 1 something that arrived from another machine is wrong, or a mistake of ours (with its
-    traceback); 2 something that the user gave is wrong; 130 interrupted.
+    traceback); 2 something that the user gave is wrong; 130 stopped by Ctrl-C,
+    143 by SIGTERM.
 
     Args:
       arguments: What stands behind `cutlayer`; None takes those of this process.
@@ -32,3 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except OSError as error:
+        if error.filename is None or "--debug" in given:
+            raise
+        # The last door: what the system says of a file is a person's to mend, and a service must not try again.
+        print(
+            f"error: {shortened(str(error.filename))}: expected a file or a folder that can be used, got "
+            f"{error.strerror}. Check the path and its permissions.",
+            file=sys.stderr,
+        )
+        sys.exit(2)

@@ -8,10 +8,10 @@ from collections import Counter
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
+from cutlayer.reading import yaml_value
 
 
 def check(
@@ -53,10 +53,6 @@ def check(
 def _read(word: str) -> tuple[str, Any]:
     """An option; the section's name may stand in front, as elsewhere."""
     key, equals, text = word.removeprefix("method.").partition("=")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"-o {word}: expected a YAML value, got {text!r}. Quote it.") from error
     if not equals or not key:
         raise ConfigError(f"-o {word}: expected KEY=VALUE, got no '='. Write for example -o order=fifo.")
-    return key, value
+    return key, yaml_value(text, f"-o {word}")

@@ -88,7 +88,7 @@ FLAGS = (
     Flag("--sizes", "data.sizes", "equal|weighted", "Equal shares, or by the fleet's data_weight."),
     Flag("--data-seed", "data.seed", "N", "Of who gets which rows; by default --seed."),
     Flag("--validation-fraction", "data.validation_fraction", "X", "Held out where there is no validation file."),
-    Flag("--hold-out", "data.hold_out", "X", "Share of its rows that each device holds out and judges by."),
+    Flag("--hold-out", "data.hold_out", "X", "Share of its rows that each device keeps to judge by."),
     Flag("--rounds", "train.rounds", "N", "Rounds: each ends with one aggregation."),
     Flag("--local-steps", "train.local_steps", "N", "Steps of each device in a round."),
     Flag("--batch-size", "train.batch_size", "N", "Samples per device and step."),

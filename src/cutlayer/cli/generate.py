@@ -29,7 +29,7 @@ def generate(
     round: Round = None,
     hardware: Hardware = "cpu",
 ) -> None:
-    """Ask a fine-tuned language model; the text streams as it is made."""
+    """Ask a fine-tuned language model, of a run, an adapter or a merged folder; the text streams as it is made."""
     from transformers import TextStreamer
 
     from cutlayer.model.generate import end_ids
@@ -39,7 +39,7 @@ def generate(
 
     if (prompt is not None) == chat:
         raise ConfigError("generate: expected one of --prompt and --chat, got both or neither. Choose one.")
-    trained = opened(source, model=model, where=hardware, round=round)
+    trained = opened(source, model=model, where=hardware, round=round, merged=True)
     if trained.card.task != "causal-lm":
         raise AdapterError(
             f"{trained.where}: expected a causal LM, got {trained.card.task}, which writes no text. "

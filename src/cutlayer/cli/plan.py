@@ -44,6 +44,7 @@ def plan(given: Given) -> None:
         rehearsed = rehearse(inputs, method, first_round, num_tokens, **how)
         deadlines = planned_deadlines(method, situation, first_round)
         comings = comings_and_goings(inputs, method, situation, rehearsed, num_tokens, policy, how)
+        judging = judging_lines(inputs, method, first_round, num_tokens)
     terminal.print(device_rows(inputs, situation, first_round, num_tokens))
     need = (
         method.round.server_bytes(first_round, situation.costs, situation.num_tokens)
@@ -53,6 +54,7 @@ def plan(given: Given) -> None:
     for line in [
         process_line(inputs, situation, first_round, own),
         *lines,
+        *judging,
         *deadlines,
         *without_barrier(policy, len(first_round.devices)),
         *comings,
@@ -80,6 +82,28 @@ def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: 
         f"device: at most {human_bytes(most)} for the whole process of {largest.device} ({human_bytes(own)} before "
         "there is a model; the rest is its part, and holes in the heap)"
     )
+
+
+def judging_lines(inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> list[str]:
+    """What it takes that devices judge, on top of the run's rounds; no line where they hold no rows out.
+
+    Args:
+      inputs: What the run is made of.
+      method: The run's.
+      plan: Of a round, whose devices judge.
+      num_tokens: Of every text.
+    """
+    if not inputs.config.data.hold_out:
+        return []
+    from cutlayer.run.rehearsed import rehearse_judging
+
+    rehearsed, train = rehearse_judging(inputs, method, plan, num_tokens), inputs.config.train
+    rows = sum(len(inputs.held_out(index).rows) for index in range(len(inputs.fleet.devices)))
+    times = 1 + -(-train.rounds // train.eval_every)  # before the first round, and after the last whatever it is
+    return [
+        f"judged: {taken(rehearsed, 1)} each time, by {rows} rows that {len(inputs.parts)} devices hold out; "
+        f"{taken(rehearsed, times)} on top of the run ({times} times)"
+    ]
 
 
 def planned_deadlines(method: Method, situation: Situation, first_round: RoundPlan) -> list[str]:
@@ -178,21 +202,25 @@ def summary_lines(
     inputs: RunInputs, situation: Situation, need: int, rehearsed: Rehearsed, num_tokens: int
 ) -> list[str]:
     """The round, the server and the run."""
-    from cutlayer.report.human import human_bytes, human_seconds
+    from cutlayer.report.human import human_bytes
 
     rounds, server = inputs.config.train.rounds, inputs.fleet.server
     adapters = f"{len(rehearsed.owners)} adapter{'s' if len(rehearsed.owners) > 1 else ''} with moments"
     folds = f", {rounds} folds" if rehearsed.fold_bytes else ""
     verdict = "" if need <= server.memory_bytes else ", which is too much"
 
-    def traffic(times: int) -> str:
-        up, down = human_bytes(times * rehearsed.bytes_up), human_bytes(times * rehearsed.bytes_down)
-        return f"{human_seconds(times * rehearsed.seconds)}, {up} up, {down} down"
-
     return [
         f"server: {human_bytes(need)} of {human_bytes(server.memory_bytes)}{verdict} "
         f"(one base, {adapters}, one step, activations that wait{folds})",
-        f"round:  {traffic(1)} ({situation.local_steps} steps with batches of {situation.batch_size} x {num_tokens} "
-        f"tokens{f' in {situation.micro_batches} parts' if situation.micro_batches > 1 else ''})",
-        f"run:    {traffic(rounds)} ({rounds} rounds)",
+        f"round:  {taken(rehearsed, 1)} ({situation.local_steps} steps with batches of {situation.batch_size} x "
+        f"{num_tokens} tokens{f' in {situation.micro_batches} parts' if situation.micro_batches > 1 else ''})",
+        f"run:    {taken(rehearsed, rounds)} ({rounds} rounds)",
     ]
+
+
+def taken(rehearsed: Rehearsed, times: int) -> str:
+    """The time of what was rehearsed and what it sends, so many times."""
+    from cutlayer.report.human import human_bytes, human_seconds
+
+    up, down = human_bytes(times * rehearsed.bytes_up), human_bytes(times * rehearsed.bytes_down)
+    return f"{human_seconds(times * rehearsed.seconds)}, {up} up, {down} down"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cutlayer.run.ending import Outcome
 
 
-def config_of(resume: Path | None, given: Given) -> RunConfig:
+def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
     """The config of a new run, or of the run that goes on, wherever its folder stands by now.
 
     Raises:
@@ -25,15 +25,16 @@ def config_of(resume: Path | None, given: Given) -> RunConfig:
 
     if resume is None:
         config = given.config()
-        if (Path(config.out) / "config.yaml").exists():
-            RunFolder.create(Path(config.out))  # refuses, here rather than after the data has been read
+        RunFolder.check_free(Path(config.out))  # here rather than after the data has been read
         return config
     if given.spelled():
         raise ConfigError(
             f"--resume: expected nothing that describes a run beside it, got {', '.join(given.spelled())}. "
             f"The run goes on as {resume / 'config.yaml'} says: leave them out, or start a new run."
         )
-    return read_config(RunFolder.reopen(resume).path / "config.yaml", values={"out": str(resume)})
+    folder = RunFolder.reopen(resume)
+    folder.check_command(command)
+    return read_config(folder.path / "config.yaml", values={"out": str(resume)})
 
 
 def tell(outcome: Outcome, *, quiet: bool) -> None:

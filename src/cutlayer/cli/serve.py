@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,14 +17,25 @@ from cutlayer.cli.threads import fit_threads
 if TYPE_CHECKING:
     from cutlayer.config import RunConfig
 
-DEFAULT_PORT = 7070
-
 
 def serve(
     given: Given,
     *,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = DEFAULT_PORT,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="The address to listen on, 127.0.0.1 by default; 0.0.0.0 for every network.",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=0, max=65535, help="The port, 7070 by default; 0 takes a free one.", show_default=False
+        ),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -31,19 +43,30 @@ def serve(
         ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen to others without TLS and proof. Says what that risks.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--insecure/--no-insecure",
+            help="Listen to others without TLS and proof. Says what that risks.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--workers",
             min=1,
             metavar="N",
             help="Serve devices by N processes, each with the model, one per GPU; by Ray (cutlayer[ray]). "
             "For methods whose server trains an adapter for each device, or none.",
+            show_default=False,
         ),
-    ] = 1,
-    min_devices: Annotated[int, typer.Option(min=1, help="The first round waits for so many devices.")] = 1,
+    ] = None,
+    min_devices: Annotated[
+        int | None,
+        typer.Option(
+            "--min-devices", min=1, help="The first round waits for so many devices, 1 by default.", show_default=False
+        ),
+    ] = None,
     span: Annotated[
         str | None,
         typer.Option(
@@ -55,29 +78,37 @@ def serve(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN_DIR", help="Go on with the run in this folder.", show_default=False),
+        typer.Option(
+            "--resume",
+            metavar="RUN_DIR",
+            help="Go on with the run in this folder, served as it was but for what is said anew.",
+            show_default=False,
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Serve a run to devices that join by network; ends with a PEFT adapter and a report of what each device did."""
     if span is not None:  # the run's folder is the other process's
-        _lend(given.config(), span, host=host, port=port, roster=folder, insecure=insecure)
+        _lend(given.config(), span, {"host": host, "port": port, "roster": folder, "insecure": insecure})
         return
     terminal = console()
     with starting(terminal, quiet=quiet):
-        config = config_of(resume, given)
-        from cutlayer.api.serve import serving
+        config = config_of(resume, given, "serve")
+        from cutlayer.api.serve import Listening, serving
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress
         from cutlayer.settings import slow_dtype
+        from cutlayer.transport.address import joined
 
         fit_threads()
+        said = {"host": host, "port": port, "roster": folder, "insecure": insecure, "workers": workers}
+        how = Listening.of({**said, "min_devices": min_devices}, resume)
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     display = NoProgress() if quiet else FleetProgress(terminal)
 
     def opened(port: int) -> None:
-        terminal.print(f"listening on {host}:{port}, waiting for {min_devices} devices", highlight=False)
+        terminal.print(f"listening on {joined(how.host, port)}, waiting for {how.min_devices} devices", highlight=False)
 
     def noticed(line: str) -> None:
         if not quiet:
@@ -85,34 +116,24 @@ def serve(
 
     with display:
         display.stage("reading the data")
-        work = serving(
-            config,
-            display,
-            opened,
-            host=host,
-            port=port,
-            roster=folder,
-            insecure=insecure,
-            workers=workers,
-            min_devices=min_devices,
-            resume=resume is not None,
-            noticed=noticed,
-        )
+        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticed)
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
 
 
-def _lend(config: RunConfig, span: str, *, host: str, port: int, roster: Path | None, insecure: bool) -> None:
+def _lend(config: RunConfig, span: str, said: Mapping[str, Any]) -> None:
     """Runs blocks until this process is told to stop."""
-    from cutlayer.api.serve import lending
+    from cutlayer.api.serve import Listening, lending
     from cutlayer.fleet.profile import parse_blocks
+    from cutlayer.transport.address import joined
 
     terminal = console()
     first, end = parse_blocks(span, "--span")
+    how = Listening.of(said, None)
 
     def opened(port: int) -> None:
-        terminal.print(f"listening on {host}:{port}, running blocks {first} to {end - 1}", highlight=False)
+        terminal.print(f"listening on {joined(how.host, port)}, running blocks {first} to {end - 1}", highlight=False)
 
     with terminal.status("reading the model"):
-        work = lending(config, (first, end), opened, host=host, port=port, roster=roster, insecure=insecure)
+        work = lending(config, (first, end), opened, how)
     run_until_signalled(work, f"cutlayer serve --span {span}")

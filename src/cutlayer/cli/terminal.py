@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,8 +66,17 @@ def starting(terminal: Console, *, quiet: bool = False) -> Iterator[None]:
         with terminal.status("starting"):
             yield
     else:
-        terminal.print("starting")
-        yield
+        from cutlayer.report.lines import Lines
+        from cutlayer.report.stage import Stage
+
+        stage = Stage("starting", time.monotonic())
+        lines = Lines(terminal, stage.text)
+        lines.say(stage.what)
+        lines.open()
+        try:
+            yield
+        finally:
+            lines.close()
 
 
 def width_of(shown: Table) -> int:

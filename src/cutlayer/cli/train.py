@@ -28,7 +28,7 @@ def train(
     """Fine-tune a model on a fleet; ends with a PEFT adapter and a report of what each device did."""
     terminal = console()
     with starting(terminal, quiet=quiet):
-        config = config_of(resume, given)
+        config = config_of(resume, given, "train")
         from cutlayer.report.progress import NoProgress, Progress
         from cutlayer.run.inputs import prepare
         from cutlayer.run.simulated import simulate

@@ -30,7 +30,7 @@ def up(
     """Start a server and a process for each device on this machine, over a real network; ends with a PEFT adapter."""
     terminal = console()
     with starting(terminal, quiet=quiet):
-        config = config_of(resume, given)
+        config = config_of(resume, given, "up")
         from cutlayer.fleet.profile import first_devices, load_fleet
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress

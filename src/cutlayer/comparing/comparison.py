@@ -10,20 +10,18 @@ the one that is asked for: more methods and more seeds can be added to a compari
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from cutlayer.comparing.entry import Entry
 from cutlayer.comparing.metric import Metric
 from cutlayer.config import MethodSection, RunConfig, changes, differences, read_config
 from cutlayer.errors import ConfigError, UserError
-from cutlayer.files import write_atomically
+from cutlayer.files import locked, write_atomically
+from cutlayer.reading import yaml_text
 from cutlayer.run.inputs import RunInputs, completed, method_of, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
@@ -167,7 +165,7 @@ class Comparison:
             raise ConfigError(
                 f"--out: expected a folder that can be made, got {self.folder} ({error.strerror}). Use another."
             ) from error
-        text = yaml.safe_dump(self.shared_content(), sort_keys=False, allow_unicode=True)
+        text = yaml_text(self.shared_content())
         write_atomically(self.folder / "compare.yaml", text)
 
 
@@ -178,14 +176,14 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
       ConfigError: One is at work there.
     """
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"--out: expected a folder in which no comparison is at work, got {folder}. "
-                "Wait for that one, or use another --out."
-            ) from None
+    try:
+        lock = locked(folder)
+    except BlockingIOError:
+        raise ConfigError(
+            f"--out: expected a folder in which no comparison is at work, got {folder}. "
+            "Wait for that one, or use another --out."
+        ) from None
+    with closing(lock):
         yield
 
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from cutlayer.errors import ConfigError
 from cutlayer.methods.table import TABLE
+from cutlayer.reading import yaml_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +67,7 @@ def parse_entry(word: str) -> Entry:
                 f"compare {word}: expected METHOD:KEY=VALUE,KEY=VALUE with each key once, got {pair!r}. "
                 "Write for example memsfl:order=fifo."
             )
-        try:
-            options[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"compare {word}: expected a YAML value, got {text!r}. Quote it.") from error
+        options[key] = yaml_value(text, f"compare {word}")
     return Entry(word, method, options)
 
 

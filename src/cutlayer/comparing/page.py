@@ -13,13 +13,12 @@ from html import escape
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import yaml
-
 from cutlayer.comparing.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
 from cutlayer.comparing.findings import findings
 from cutlayer.comparing.results import MethodFigures, Point, Results, Stat
 from cutlayer.comparing.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
 from cutlayer.fleet.profile import Fleet
+from cutlayer.reading import yaml_text
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
 from cutlayer.types import Event
@@ -318,7 +317,7 @@ def _how(results: Results, fleet: Fleet, command: str) -> Iterator[str]:
     yield "</dl>"
     yield f"<p>Again, or to go on after a stop:</p><pre>{escape(command)}</pre>"
     options = {method.label: {"name": method.method, **method.options} for method in results.methods}
-    content = yaml.safe_dump({"methods": options, "shared": shared}, sort_keys=False, allow_unicode=True)
+    content = yaml_text({"methods": options, "shared": shared})
     yield f"<details><summary>Methods and shared configuration</summary><pre>{escape(content)}</pre></details>"
 
 

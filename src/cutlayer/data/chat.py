@@ -386,7 +386,9 @@ def template_of(template: str | None, tokenizer: PreTrainedTokenizerBase) -> str
     return own
 
 
-def by_row(what: Callable[[Cell], Made], cells: Iterable[Cell], where: str, column: str) -> list[Made]:
+def by_row(
+    what: Callable[[Cell], Made], cells: Iterable[Cell], where: str, column: str, number: Callable[[int], int]
+) -> list[Made]:
     """What is made of each row's cell.
 
     Args:
@@ -394,6 +396,7 @@ def by_row(what: Callable[[Cell], Made], cells: Iterable[Cell], where: str, colu
       cells: Of the rows.
       where: Names them in errors.
       column: Whose they are.
+      number: Of a row in its file.
 
     Raises:
       DataError: A row is no chat.
@@ -403,7 +406,7 @@ def by_row(what: Callable[[Cell], Made], cells: Iterable[Cell], where: str, colu
         try:
             chats.append(what(cell))
         except BadChat as error:
-            raise bad_row(where, row, column, error) from error
+            raise bad_row(where, number(row), column, error) from error
     return chats
 
 

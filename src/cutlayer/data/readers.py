@@ -1,22 +1,25 @@
-"""Files of rows: JSON and CSV by the standard library, Parquet by `datasets`; every bad input is one line.
+"""Files of rows: JSON and CSV by the standard library, Parquet by pyarrow; every bad input is one line.
 
 What is learnt is what `datasets` would give (`tests/data/test_readers.py`), without the memory and the time that it
-takes: docs/decisions/0025-local-files-without-datasets.md.
+takes: docs/decisions/0025-local-files-without-datasets.md. But for CSV: a cell is text there, whatever the other cells
+of its column look like, because a file alone cannot say that 1 is a number and not the name of a class. The role of
+a column decides what its cells mean (`tasks.py`).
 """
 
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import logging
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cutlayer.data.rows import Rows
 from cutlayer.errors import DataError
@@ -25,9 +28,6 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 KNOWN = ", ".join(SUFFIXES)
 
 _BLANK = re.compile(r"[ \t\r\n]*")
-_WHOLE = re.compile(r"\s*[+-]?\d+\s*", re.ASCII)
-_FRACTION = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*|[+-]?inf(inity)?", re.ASCII | re.IGNORECASE)
-_TRUTH = {"true": True, "false": False}
 
 
 def read_file(path: Path) -> Rows:
@@ -158,7 +158,7 @@ def _check_unicode(value: object, text: str) -> None:
 
 
 def _read_csv(path: Path) -> Rows:
-    """A header, then rows of as many fields; a column means what all of its fields can be read as.
+    """A header, then rows of as many fields; a field is text, and null where it is empty.
 
     Raises:
       DataError: a row has more or fewer fields than the header, or a quote is never closed.
@@ -186,7 +186,8 @@ def _read_csv(path: Path) -> Rows:
         csv.field_size_limit(limit)
     if fields:
         raise DataError(f"data {path}, line {row_starts}: expected a closing quote, got the file's end. Close it.")
-    return Rows({name: _meant(column) for name, column in zip(_distinct(header), columns, strict=True)})
+    named = zip(_distinct(header), columns, strict=True)
+    return Rows({name: [field or None for field in column] for name, column in named})
 
 
 def _distinct(header: list[str]) -> list[str]:
@@ -200,34 +201,62 @@ def _distinct(header: list[str]) -> list[str]:
     return names
 
 
-def _meant(fields: list[str]) -> list[Any]:
-    """Whole numbers, fractions or truth values where every field is one, else texts; only an empty field is null."""
-    there = [field for field in fields if field]
-    if all(map(_WHOLE.fullmatch, there)):
-        return [int(field) if field else None for field in fields]
-    if all(map(_FRACTION.fullmatch, there)):
-        return [float(field) if field else None for field in fields]
-    if all(field.lower() in _TRUTH for field in there):
-        return [_TRUTH[field.lower()] if field else None for field in fields]
-    return [field or None for field in fields]
-
-
 # ------------------------------------------------------------------ Parquet
 
 
-def _read_parquet(path: Path) -> Rows:
-    from datasets import load_dataset
+class _ParquetColumns(Mapping[str, Sequence[Any]]):
+    """The columns of a Parquet file, each read when it is asked for: those that no role has may be of any type."""
 
-    files = {"train": glob.escape(str(path.absolute()))}
-    with tempfile.TemporaryDirectory(prefix="cutlayer-data-") as cache, quiet_datasets():
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as parquet
+
+        self._path, self._file = path, parquet.ParquetFile(path)
+        self._names: list[str] = self._file.schema_arrow.names
+        self._read = cache(self._cells)
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """The names of classes that `datasets` wrote beside the columns."""
+        written = (self._file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(written).get("info", {}).get("features", {})
+        named = {name: features[name].get("names") for name in self._names if isinstance(features.get(name), dict)}
+        return {name: tuple(map(str, names)) for name, names in named.items() if isinstance(names, list) and names}
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def _cells(self, name: str) -> list[Any]:
         try:
-            # In memory, because the cache folder goes away and some systems cannot remove mapped files.
-            rows = load_dataset("parquet", data_files=files, split="train", cache_dir=cache, keep_in_memory=True)
-        except Exception as error:  # the readers have no common base class
-            if "corresponds to no data" in str(error):
-                raise _empty(path) from error
-            raise _unreadable(path, error.__cause__ or error) from error
-    return Rows.of_dataset(rows)
+            cells: list[Any] = self._file.read(columns=[name]).column(name).to_pylist()
+        except Exception as error:  # pyarrow's errors have no common base class
+            raise DataError(
+                f"data {self._path}, column {name!r}: expected cells that can be read, got {first_line(error)}. "
+                "Repair it."
+            ) from error
+        return cells
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _read_parquet(path: Path) -> Rows:
+    try:
+        columns = _ParquetColumns(path)
+        class_names, num_rows = columns.class_names, columns.num_rows
+    except Exception as error:  # pyarrow's errors have no common base class
+        raise _unreadable(path, error) from error
+    if num_rows == 0:
+        raise _empty(path)
+    return Rows(columns, class_names, np.arange(num_rows))  # counted without reading a column
 
 
 @contextmanager

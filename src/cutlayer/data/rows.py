@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cutlayer.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,7 +73,47 @@ class Rows:
         cells: list[Any] = self.columns[column][:]  # type: ignore[assignment]  # one read of a data set's column
         return cells if self.chosen is None else [cells[row] for row in self.chosen.tolist()]
 
+    def number(self, row: int) -> int:
+        """The number of a row in the file that it came from, from 0."""
+        return row if self.chosen is None else int(self.chosen[row])
+
     def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Rows:
         """These rows, in this order."""
         chosen = np.asarray(rows, np.int64)
         return Rows(self.columns, self.class_names, chosen if self.chosen is None else self.chosen[chosen])
+
+
+def joined(tables: Sequence[Rows], names: Sequence[str]) -> Rows:
+    """The rows of several tables, one after the other.
+
+    Args:
+      tables: With the same columns.
+      names: What they are called in errors.
+
+    Raises:
+      DataError: One has other columns, or other names of classes.
+    """
+    first = tables[0]
+    for name, table in zip(names, tables, strict=True):
+        if set(table.column_names) != set(first.column_names) or table.class_names != first.class_names:
+            raise DataError(
+                f"data {name}: expected the columns and classes of {names[0]} ({', '.join(first.column_names)}), got "
+                f"{', '.join(table.column_names)}. Put together what belongs together."
+            )
+    return Rows(_Joined(tables), first.class_names, np.arange(sum(map(len, tables))))
+
+
+class _Joined(Mapping[str, Sequence[Any]]):
+    """The columns of several tables, put together when they are asked for."""
+
+    def __init__(self, tables: Sequence[Rows]) -> None:
+        self._tables = tables
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        return [cell for table in self._tables for cell in table.cells(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tables[0].columns)
+
+    def __len__(self) -> int:
+        return len(self._tables[0].columns)

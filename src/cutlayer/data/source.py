@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as shortened
 
 import numpy as np
 
-from cutlayer.data import extraction, reviews
+from cutlayer.data import extraction, meanings, reviews
 from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, read_file
-from cutlayer.data.rows import Rows
+from cutlayer.data.rows import Rows, joined
 from cutlayer.errors import ConfigError, DataError
+from cutlayer.reading import local, reading
 
-BUILTIN = {"builtin:reviews": reviews.generate, "builtin:extraction": extraction.generate}
+BUILTIN = {
+    "builtin:reviews": reviews.generate,
+    "builtin:extraction": extraction.generate,
+    "builtin:meanings": meanings.generate,
+}
+READABLE = "a folder or a file that can be read"
 BUILTIN_SEED, BUILTIN_TRAIN, BUILTIN_VALIDATION = 0, 3000, 600
 
 
@@ -65,13 +73,19 @@ def load_tables(data: str, splits: Splits = Splits()) -> Tables:
       ConfigError: splits are named of what has none, or a revision of what is not on the hub.
       DataError: nothing is there, or it cannot be read.
     """
-    path = Path(data).expanduser()
-    local = path.exists() or data.startswith("builtin:")
-    if local and splits.revision is not None:
+    path = local(data)
+    with reading(f"data {shortened(data)}", READABLE, DataError):
+        return _load_local(path, data, splits) or _load_from_hub(data, splits)
+
+
+def _load_local(path: Path, data: str, splits: Splits) -> Tables | None:
+    """What is on this machine; None for what can only be the name of a data set on the hub."""
+    here = path.exists() or data.startswith("builtin:")
+    if here and splits.revision is not None:
         raise ConfigError(f"data.revision: expected none for {data}, got {splits.revision!r}. Only the hub has them.")
     if path.is_dir():
         return _load_folder(path, splits)
-    if local:
+    if here:
         if (splits.train, splits.validation or "validation") != ("train", "validation"):
             raise ConfigError(
                 f"data.split, data.validation_split: expected none for {data}, which has no others, got "
@@ -80,7 +94,7 @@ def load_tables(data: str, splits: Splits = Splits()) -> Tables:
         return Tables(read_file(path), None, data) if path.is_file() else _load_builtin(data)
     if _looks_like_a_path(data):
         raise DataError(f"data {data}: expected a folder or a file, got nothing there. Check the path.")
-    return _load_from_hub(data, splits)
+    return None
 
 
 NO_DATA = "none"
@@ -110,12 +124,13 @@ def load_validation_if_any(data: str, splits: Splits = Splits()) -> Rows | None:
     """
     if data == NO_DATA:
         return None
-    path = Path(data).expanduser()
-    if path.is_file():
-        return read_file(path)
-    name = splits.validation or "validation"
-    file = _the_file(path, name) if path.is_dir() else None
-    return read_file(file) if file else None if path.is_dir() else load_tables(data, splits).validation
+    path = local(data)
+    with reading(f"data {shortened(data)}", READABLE, DataError):
+        if path.is_file():
+            return read_file(path)
+        if path.is_dir():
+            return _rows_of(path, splits.validation or "validation")
+    return load_tables(data, splits).validation
 
 
 def split_off_validation(tables: Tables, fraction: float, seed: int) -> Tables:
@@ -157,22 +172,51 @@ def _load_builtin(data: str) -> Tables:
 
 
 def _load_folder(folder: Path, splits: Splits) -> Tables:
-    train, validation = _the_file(folder, splits.train), _the_file(folder, splits.validation or "validation")
+    train, validation = _rows_of(folder, splits.train), _rows_of(folder, splits.validation or "validation")
     wanted = (splits.train, train), (splits.validation, validation)
-    for name, file in wanted:
-        if name is not None and file is None:
+    for name, rows in wanted:
+        if name is not None and rows is None:
             found = ", ".join(sorted(path.name for path in folder.iterdir())) or "an empty folder"
             raise DataError(f"data {folder}: expected {name}.* ({KNOWN}), got {found}. Rename or add the file.")
     assert train is not None, "it has a name"
-    return Tables(read_file(train), read_file(validation) if validation else None, str(folder))
+    return Tables(train, validation, str(folder))
 
 
-def _the_file(folder: Path, stem: str) -> Path | None:
-    found = sorted(path for path in folder.glob(f"{stem}.*") if path.is_file())
+def _rows_of(folder: Path, split: str) -> Rows | None:
+    """The rows of a split: of its one file, or of its shards, here or in `data/` as the hub has them."""
+    files = _files_of(folder, split)
+    if len(files) < 2:
+        return read_file(files[0]) if files else None
+    return joined([read_file(file) for file in files], [str(file) for file in files])
+
+
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The file of a split, or its shards in their order; empty where there is none.
+
+    Raises:
+      DataError: There is more than one file, or a shard is missing.
+    """
+    shard = re.compile(rf"{re.escape(split)}-(\d+)-of-(\d+)(-[0-9a-f]+)?")
+    found = [
+        path
+        for place in (folder, folder / "data")
+        for path in (sorted(place.iterdir()) if place.is_dir() else ())
+        if path.is_file() and (path.stem == split or shard.fullmatch(path.stem)) and path.suffix
+    ]
+    shards = [match for path in found if (match := shard.fullmatch(path.stem))]
+    if shards and len(shards) == len(found):
+        there, number = {int(match[1]) for match in shards}, int(shards[0][2])
+        missing = next((each for each in range(number) if each not in there), None)
+        if missing is not None:
+            raise DataError(
+                f"data {folder}: expected {number} shards of {split}, got none with the number {missing}. Fetch it."
+            )
+        if len(found) == number:
+            return found
     if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise DataError(f"data {folder}: expected one {stem}.* file, got {names}. Keep one of them.")
-    return found[0] if found else None
+        names = ", ".join(str(path.relative_to(folder)) for path in found)
+        raise DataError(f"data {folder}: expected one {split}.* file, got {names}. Keep one of them.")
+    return found
 
 
 def _load_from_hub(data: str, wanted: Splits) -> Tables:

@@ -5,10 +5,13 @@ Shapes: N samples, B batch, T tokens.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -83,7 +86,7 @@ class Ragged:
         return padded_BT
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """A tokenised set of N samples."""
 
@@ -114,6 +117,16 @@ class Samples:
     def lengths(self) -> NDArray[np.int64]:
         """(N,) tokens per sample."""
         return self.input_ids.lengths
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of what is learned from the set: other rows, another order or another tokenizer is another one."""
+        labels = self.labels if isinstance(self.labels, Ragged) else Ragged.of([self.labels.tolist()])
+        digest = hashlib.sha256()
+        for part in (self.input_ids, labels, *([] if self.token_type_ids is None else [self.token_type_ids])):
+            for array in (part.offsets.astype("<i8"), part.flat.astype("<i4")):
+                digest.update(len(array).to_bytes(8, "little") + array.tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def classes(self) -> list[int] | None:
@@ -150,6 +163,9 @@ class Samples:
 class Classification:
     """One label for one text, or for a pair of texts.
 
+    A label is what it is spelled like, so that the same word is the same class in every file and on every device:
+    1 and "1" are one class, and neither is a position among the classes.
+
     `label_names` are the classes in the order of their ids; `fitted` sets them from rows, `named` as somebody says.
     """
 
@@ -164,19 +180,17 @@ class Classification:
         _check_max_length(self.max_length)
 
     def fit_labels(self, train: Rows, where: str = "training data") -> tuple[str, ...]:
-        """The classes of the training set: a ClassLabel's names, or the sorted strings, or the integers 0..n-1.
+        """The classes of the training set: a ClassLabel's names, or all labels, sorted; numbers as numbers.
 
         Args:
           train: The rows that hold every class.
           where: Names them in errors.
 
         Raises:
-          DataError: a label is null or of another kind, an integer is missing, or there are fewer than two classes.
+          DataError: a label is null or of another kind, or there are fewer than two classes.
         """
         require_columns(train, [self.label], where)
-        names = train.class_names.get(self.label, ())
-        if not names:
-            names = _names_of(train.cells(self.label), self.label, where)
+        names = train.class_names.get(self.label) or tuple(sorted(set(self._spelled(train, where)), key=_by_number))
         if len(names) < 2:
             raise DataError(
                 f"{where}, column {self.label!r}: expected at least two classes, got {names[0]!r} alone. "
@@ -214,6 +228,9 @@ class Classification:
         classes = self._classes(rows, where)
         texts = [_texts(rows, column, where) for column in columns]
         encoded = list(_tokenised(tokenizer, *texts, truncation=True, max_length=self.max_length))
+        for row, ids in enumerate(ids for batch in encoded for ids in batch["input_ids"]):
+            if not ids:
+                raise _bad_cell(where, rows, row, self.text, "text that this tokenizer makes a token of", texts[0][row])
         types = [ids for batch in encoded for ids in batch.get("token_type_ids", ())]
         num_cut = sum(bool(text.overflowing) for batch in encoded for text in batch.encodings or ())
         return Samples(
@@ -228,21 +245,28 @@ class Classification:
         )
 
     def _classes(self, rows: Rows, where: str) -> list[int]:
-        """Labels as positions in `label_names`. A number is a name where all names are numbers, else a position."""
-        numbered = all(name.isdecimal() for name in self.label_names)
-        positions: dict[object, int] = {
-            (int(name) if numbered else position): position for position, name in enumerate(self.label_names)
-        }
-        positions |= {name: position for position, name in enumerate(self.label_names)}
-        values = rows.cells(self.label)
-        own_names = rows.class_names.get(self.label, ())
-        if own_names and set(own_names) <= set(self.label_names):  # maybe the same names in another order
-            values = [own_names[value] if value in range(len(own_names)) else value for value in values]
+        """Labels as positions in `label_names`."""
+        positions = {name: position for position, name in enumerate(self.label_names)}
         few = ", ".join(map(repr, self.label_names[:8])) + (", ..." if len(self.label_names) > 8 else "")
-        for row, value in enumerate(values):
-            if not isinstance(value, str | int) or value not in positions:
-                raise _bad_cell(where, row, self.label, f"one of the {len(self.label_names)} labels {few}", value)
-        return [positions[value] for value in values]
+        spelled = self._spelled(rows, where)
+        for row, name in enumerate(spelled):
+            if name not in positions:
+                expected = f"one of the {len(self.label_names)} labels {few}"
+                raise _bad_cell(where, rows, row, self.label, expected, rows.cells(self.label)[row])
+        return [positions[name] for name in spelled]
+
+    def _spelled(self, rows: Rows, where: str) -> list[str]:
+        """Each label as its word; of a column that has names of its own, the name."""
+        own_names, spelled = rows.class_names.get(self.label, ()), list[str]()
+        for row, cell in enumerate(rows.cells(self.label)):
+            if isinstance(cell, bool):
+                cell = str(cell).lower()  # as JSON has it
+            elif isinstance(cell, int):
+                cell = own_names[cell] if cell in range(len(own_names)) else str(cell)
+            if not isinstance(cell, str):
+                raise _bad_cell(where, rows, row, self.label, "a label: text or a whole number", cell)
+            spelled.append(cell)
+        return spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,7 +427,7 @@ class CausalLM:
         for row, prompt in enumerate(prompts):
             if found := next((mark for mark in marks if mark in prompt), None):
                 error = BadChat(f"expected words without the tokenizer's own tokens, got {found!r}")
-                raise bad_row(where, row, column, error)
+                raise bad_row(where, rows.number(row), column, error)
         begin, end, sequences = begin_ids(tokenizer), [tokenizer.eos_token_id], []
         asked = _token_ids(tokenizer, [prompt + SEPARATOR for prompt in prompts])
         for prompt_ids, answer_ids in zip(asked, _token_ids(tokenizer, answers), strict=True):
@@ -427,14 +451,14 @@ class CausalLM:
             )
         template = Template(self.template, tokenizer, self.system)
         if self.messages is not None:
-            column, chats = self.messages, by_row(chat_of, rows.cells(self.messages), where, self.messages)
+            column, chats = self.messages, by_row(chat_of, rows.cells(self.messages), where, self.messages, rows.number)
         else:
             column, cells = f"{self.prompt}, {self.answer}", zip(*self._pair(rows.cells), strict=True)
-            chats = by_row(lambda cell: exchange(*cell), cells, where, column)
-        whole = _located(tokenizer, by_row(template.rendered, chats, where, column))
+            chats = by_row(lambda cell: exchange(*cell), cells, where, column, rows.number)
+        whole = _located(tokenizer, by_row(template.rendered, chats, where, column, rows.number))
         for row, one in enumerate(whole):
             if not one.weight:
-                raise bad_row(where, row, column, BadChat("expected a token to learn, got none"))
+                raise bad_row(where, rows.number(row), column, BadChat("expected a token to learn, got none"))
             if len(one.ids) > self.max_length:
                 whole[row] = self._shortened(chats[row], template, tokenizer)
         return whole
@@ -503,23 +527,10 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return 0
 
 
-def _names_of(values: list[Any], column: str, where: str) -> tuple[str, ...]:
-    """The classes in a label column that has no names of its own."""
-    if None in values:  # first, because readers turn whole numbers beside a null into fractions
-        raise _bad_cell(where, values.index(None), column, "a label", None)
-    if all(isinstance(value, str) for value in values):
-        return tuple(sorted(set(values)))
-    for row, value in enumerate(values):
-        if not isinstance(value, int) or value < 0:
-            raise _bad_cell(where, row, column, "whole numbers from 0, or strings in all rows", value)
-    there = set(values)
-    missing = next((number for number in range(max(there)) if number not in there), None)
-    if missing is not None:
-        raise DataError(
-            f"{where}, column {column!r}: expected the labels 0 to {max(there)} without a gap, "
-            f"got none with {missing}. Number them 0..n-1 or use strings."
-        )
-    return tuple(map(str, range(max(there) + 1)))
+def _by_number(name: str) -> tuple[int, int, str]:
+    """A key to sort class names by: whole numbers by what they are, before all others."""
+    number = int(name) if re.fullmatch(r"-?[0-9]+", name) else None
+    return (1, 0, name) if number is None else (0, number, name)
 
 
 def _check_max_length(max_length: int) -> None:
@@ -528,17 +539,19 @@ def _check_max_length(max_length: int) -> None:
 
 
 def _texts(rows: Rows, column: str, where: str) -> list[str]:
-    texts = rows.cells(column)
+    """The cells of a column that is read as text; a whole number is its digits."""
+    texts = [str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell for cell in rows.cells(column)]
     for row, text in enumerate(texts):
         if not isinstance(text, str):
-            raise _bad_cell(where, row, column, "text", text)
+            raise _bad_cell(where, rows, row, column, "text", text)
     return texts
 
 
-def _bad_cell(where: str, row: int, column: str, expected: str, value: object) -> DataError:
+def _bad_cell(where: str, rows: Rows, row: int, column: str, expected: str, value: object) -> DataError:
     got = "null" if value is None else shortened(value)
     return DataError(
-        f"{where}, row {row} (from 0), column {column!r}: expected {expected}, got {got}. Correct or remove the row."
+        f"{where}, row {rows.number(row)} (from 0), column {column!r}: expected {expected}, got {got}. Correct or "
+        "remove the row."
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
+from cutlayer.fleet.allotment import frequency_of
 from cutlayer.model.dropout import still
 from cutlayer.model.part import model_inputs
 from cutlayer.model.sums import Sums
@@ -42,6 +43,7 @@ async def judge(device: Device, link: Link, asked: Judge) -> Message:
     """
     if device.before_judging is not None:
         device.before_judging()
+    device.machine.set_pace(frequency_of(asked.plan))  # not as slow as the round before may have had it
     device.base.fold(asked.folds)
     judging = _Judging(device, asked)
     async with Attentive(link) as heard:
@@ -122,9 +124,8 @@ class _Judging:
         def work() -> None:
             part = base.pruned(kept, self._blocks) if self._asked.kept else base.whole(self._blocks)
             part.use(adapter)
-            with still(part.model):
-                logits = part.model(**model_inputs(batch, base.device)).logits
-                self.sums.add(logits, batch.labels.long().to(base.device), batch.weight)
+            labels, inputs = batch.labels.long().to(base.device), model_inputs(batch, base.device)
+            self.sums.judge(part.model, lambda: part.model(**inputs).logits, labels, batch.weight)
 
         await self._run(work, lambda: None, batch, self._asked.plan)
 
@@ -150,9 +151,9 @@ class _Judging:
         def work() -> None:
             part = base.tail_part(top, self._blocks)
             part.use(self._adapter)
-            with still(part.model):
-                logits = part.logits(h_BTD.to(base.device), batch.attention_mask_BT.bool().to(base.device))
-                self.sums.add(logits, batch.labels.long().to(base.device), batch.weight)
+            given = h_BTD.to(base.device), batch.attention_mask_BT.bool().to(base.device)
+            labels = batch.labels.long().to(base.device)
+            self.sums.judge(part.model, lambda: part.logits(*given), labels, batch.weight)
 
         await self._run(work, lambda: None, batch, plan, less=plan.below)
 

@@ -15,7 +15,6 @@ from cutlayer.data.batches import Batches
 from cutlayer.data.held_out import Held, parted
 from cutlayer.data.source import Columns, load_tables
 from cutlayer.data.tasks import Classification, Samples, task_from
-from cutlayer.errors import DataError
 from cutlayer.types import TaskKind
 
 
@@ -106,10 +105,4 @@ def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
     rows = load_tables(data).train
     if isinstance(task, Classification):
         task = task.named(spec.labels)
-        strangers = [name for name in rows.class_names.get(task.label, ()) if name not in spec.labels]
-        if strangers:  # their numbers would be taken for those of other classes
-            raise DataError(
-                f"data {data}, column {task.label!r}: expected the classes {', '.join(spec.labels)}, got also "
-                f"{strangers[0]!r}. Store the run's class names in place of numbers."
-            )
     return OwnData(task.encode(rows, tokenizer, f"data {data}"), spec)

@@ -19,8 +19,8 @@ from __future__ import annotations
 import psutil
 
 MIB = 2**20
-START_BYTES = 48 * MIB
-HOLES, MOST_HOLES = 15, 1.7
+START_BYTES = 56 * MIB
+HOLES, MOST_HOLES = 17, 1.6
 """Of the largest tensor, and the most for what comes and goes."""
 HEAP_BYTES = 32 * MIB
 """glibc maps what is larger by itself."""
@@ -44,7 +44,7 @@ def process_bytes(own: int, part: int, fixed: int, largest: int) -> int:
 
     Example:
       >>> process_bytes(400 * MIB, part=300 * MIB, fixed=200 * MIB, largest=2 * MIB) // MIB
-      794
+      806
     """
     moving = part - fixed
     holes = min(HOLES * min(largest, HEAP_BYTES), MOST_HOLES * moving)

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 
 from cutlayer.errors import CheckpointError
-from cutlayer.files import recover_folder
+from cutlayer.files import recover_folder, write_atomically
 from cutlayer.model.folds import by_number, numbered
 from cutlayer.sealed import seal, unseal
 from cutlayer.state import State
@@ -107,6 +107,31 @@ class FolderStore:
         for folder in path.glob(".*.old"):
             recover_folder(path / folder.name.removeprefix(".").removesuffix(".old"))
 
+    def began_with(self, what: str, digest: str, mend: str) -> None:
+        """Remembers something when the device first comes, and holds it to that whenever it comes again.
+
+        Args:
+          what: A word for it.
+          digest: Of what it is now.
+          mend: What to do where it is another.
+
+        Raises:
+          CheckpointError: It is another, or there is no room to remember it.
+        """
+        file = self._path / f"{what}.digest"
+        try:
+            if not file.exists():
+                self._path.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, digest)
+            then = file.read_text(encoding="utf-8")
+        except OSError as error:
+            raise self._no_room(error) from error
+        if then != digest:
+            raise CheckpointError(
+                f"{self._path}: expected the {what} with which this device joined the run ({then}), got other {what} "
+                f"({digest}). {mend}"
+            )
+
     def points(self) -> set[Point]:
         rounds: set[Point] = set(self._numbers("after"))
         return rounds | ({None} if (self._path / "start").is_dir() else set())
@@ -148,10 +173,13 @@ class FolderStore:
             self._path.mkdir(parents=True, exist_ok=True)
             seal(self._path / name, self._owner, state)
         except OSError as error:
-            raise CheckpointError(
-                f"{self._path}: expected room for the state of this device, got {error.strerror or error}. The one "
-                "before is whole: make room, then join again under the same name."
-            ) from error
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path}: expected room for the state of this device, got {error.strerror or error}. The one "
+            "before is whole: make room, then join again under the same name."
+        )
 
     def _read(self, name: str) -> State:
         return unseal(

@@ -37,10 +37,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cutlayer.errors import ConfigError
+from cutlayer.reading import read_yaml, reading
 
 WRITTEN_OUT = "written-out"
 """The name of a fleet that stands in a run file."""
@@ -510,7 +510,9 @@ def _builtin() -> dict[str, Traversable]:
 
 def _fleet_file(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+    with reading("fleet", f"one of {', '.join(_builtin())}, or a .yaml file"):
+        there = path.is_file()
+    if path.suffix not in (".yaml", ".yml") and not there:
         raise ConfigError(
             f"fleet: expected one of {', '.join(_builtin())}, or a .yaml file, got {str(name_or_path)!r}. "
             "Name one of these, or write the path of a fleet file."
@@ -520,13 +522,13 @@ def _fleet_file(name_or_path: str | Path) -> Path:
 
 def _content(name_or_path: str) -> dict[str, Any]:
     path = _builtin().get(name_or_path) or _fleet_file(name_or_path)
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_yaml(path, f"fleet file {path}")
     return content
 
 
 def _read(path: Path | Traversable, name: str) -> Fleet:
     where = f"fleet file {path}"
-    return _fleet(_yaml(path, where), name, where)
+    return _fleet(read_yaml(path, where), name, where)
 
 
 def _fleet(content: object, name: str, where: str) -> Fleet:
@@ -561,16 +563,6 @@ def _fleet(content: object, name: str, where: str) -> Fleet:
     except ValidationError as error:
         message = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{where}: {message}") from None
-
-
-def _yaml(path: Path | Traversable, where: str) -> object:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: expected a text file, got {error}. Correct the path.") from None
-    except yaml.YAMLError as error:
-        found = " ".join(str(error).split())
-        raise ConfigError(f"{where}: expected YAML, got an error: {found}. Correct that line.") from None
 
 
 def _parse(row: type[R], data: Any, where: str) -> R:

@@ -33,6 +33,7 @@ from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.report.run_folder import RunFolder
+from cutlayer.transport.address import parted
 
 Given = Mapping[str, str | int | float | bool | bytes]
 """As Flower hands it over."""
@@ -73,9 +74,7 @@ def read_serving(given: Given) -> Serving:
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise ConfigError(f"run config: devices: expected a number of at least 1, got {devices!r}. Change it.")
     listen = _text(given, "listen", "run config") or "127.0.0.1:0"
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"run config: listen: expected HOST:PORT, got {listen!r}. Write for example 0.0.0.0:7070.")
+    host, _ = parted(listen, "run config: listen")
     if not resume:
         config = read_config(Path(run) if run else None, shlex.split(words), {"out": out} if out else {})
     elif run or words or not out:

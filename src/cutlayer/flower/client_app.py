@@ -19,7 +19,7 @@ from cutlayer.files import write_atomically
 from cutlayer.flower.app_config import read_joining
 from cutlayer.flower.call import CALL, DECLINED, Call
 from cutlayer.joining import Joining, join
-from cutlayer.transport.allocator import keep_freed_memory
+from cutlayer.transport.allocator import ON_A_DEVICE, keep_freed_memory
 from cutlayer.transport.grpc_carrier import dialler
 from cutlayer.transport.tls import channel_credentials
 
@@ -30,7 +30,7 @@ def attend(message: Message, context: Context) -> Message:
     try:
         joining = read_joining(context.node_config)
         call = Call.read(message.content.config_records.get(CALL, {}))
-        keep_freed_memory()
+        keep_freed_memory(ON_A_DEVICE)
         asyncio.run(_join(joining, call))
     except UserError as error:
         declined = str(error)

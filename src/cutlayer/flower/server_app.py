@@ -31,6 +31,7 @@ from cutlayer.report.fleet_progress import FleetProgress
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare_server
 from cutlayer.run.served import serve
+from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.certificates import issue_server, make_authority
 from cutlayer.transport.tls import ServerTls
@@ -63,6 +64,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
                 door,
                 min_devices=serving.devices,
                 resume=serving.resume,
+                started={"command": "flower"},
             )
         )
         tasks: list[asyncio.Task[Any]] = [run]
@@ -70,7 +72,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
             await asyncio.wait((run, port), return_when=asyncio.FIRST_COMPLETED)
             if run.done():
                 return run.result()
-            address = f"{serving.host}:{port.result()}"
+            address = joined(serving.host, port.result())
             calls = Calls(flower, guests, lambda token: Call(address, authority, token), _notice)
             tasks.append(asyncio.create_task(calls.keep()))
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

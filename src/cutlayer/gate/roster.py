@@ -14,7 +14,6 @@ effect at a running server's next question.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -23,14 +22,14 @@ import re
 import reprlib
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from cutlayer.errors import ConfigError, Refused
-from cutlayer.files import write_atomically
+from cutlayer.files import locked, write_atomically
 
 TOKEN_BYTES, SALT_BYTES = 32, 16
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -203,8 +202,7 @@ class Roster:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """What is changed in it is written, unless something is raised; meanwhile no other process changes anything."""
-        with open(self._path.with_suffix(".lock"), "a", opener=_owned) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with closing(locked(self._path.parent, wait=True)):
             self._read()
             yield
             write_atomically(self._path, _as_json(self._entries), private=True)
@@ -241,7 +239,3 @@ def _iso(when: datetime) -> str:
 
 def _as_json(entries: Mapping[str, Entry]) -> str:
     return json.dumps({"devices": {name: asdict(entry) for name, entry in sorted(entries.items())}}, indent=1) + "\n"
-
-
-def _owned(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -27,9 +27,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from cutlayer.errors import ConfigError
+from cutlayer.reading import yaml_value
 
 KINDS = frozenset({"int", "float", "str", "bool", "None"})
 """What an option may be: a run file and a command line must be able to say it."""
@@ -214,7 +213,7 @@ def _neutral(text: str, options: Mapping[str, Option], where: str) -> tuple[dict
                 f"{where}: expected Neutral: KEY=VALUE, KEY=VALUE with options of the method, or Neutral: none, WHY, "
                 f"got {pair!r}. Correct it."
             )
-        neutral[name] = yaml.safe_load(value)
+        neutral[name] = yaml_value(value, where)
     return neutral, ""
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.methods.described import Description, Option, described, kinds_of
 from cutlayer.methods.source import Source, described_error, module_source
+from cutlayer.reading import local
 
 if TYPE_CHECKING:
     from cutlayer.methods.method import Method
@@ -160,7 +161,7 @@ def _elsewhere(name: str) -> MethodRow:
     place, colon, function = name.rpartition(":")
     if colon and function.isidentifier():
         if place.endswith(".py"):
-            path = Path(place).expanduser().resolve()
+            path = local(place).resolve()
             return MethodRow(f"{path}:{function}", Source(path), function)
         if all(part.isidentifier() for part in place.split(".")):
             return MethodRow(name, module_source(place), function)

@@ -164,8 +164,8 @@ class Base:
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self._pool(skeleton)
-        self.shapes = self._trainable_shapes(skeleton)
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
+        self.shapes = self._trainable_shapes(skeleton)
         self._folded: dict[str, int] = {}
         self._standing: Standing | None = None
         self._device_parts: dict[tuple[int, Blocks], DevicePart] = {}
@@ -659,10 +659,29 @@ class Base:
             model.get_submodule(owner)._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
 
     def _trainable_shapes(self, skeleton: Any) -> dict[str, tuple[int, ...]]:
+        """By global name, in the model's order. Of blocks that are alike one gets its LoRA and speaks for all: PEFT
+        takes milliseconds for each module."""
         modules = target_modules(skeleton, self._blocks, self.family, self.settings.lora.targets)
-        attach_lora(skeleton, list(modules), self.settings.lora)
+        linear: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(self.num_blocks)]
+        for path in modules:
+            block = self.block_of(f"{PREFIX}{path}")
+            assert block is not None, "targets lie inside blocks"
+            linear[block].append((inside_block(path, self._blocks), skeleton.get_submodule(path).weight.shape))
+        speakers = [linear.index(like) for like in linear]  # the first block that is like it, of each
+        spoken = [path for path in modules if self.block_of(f"{PREFIX}{path}") in speakers]
+        attach_lora(skeleton, spoken, self.settings.lora)
         slots = find_slots(skeleton, self.trained_heads)
-        return {slot.name: tuple(getattr(slot.module, slot.attribute).shape) for slot in slots}
+        shapes = {slot.name: tuple(getattr(slot.module, slot.attribute).shape) for slot in slots}
+        of_blocks: dict[int | None, dict[str, tuple[int, ...]]] = {}
+        for name, shape in shapes.items():
+            of_blocks.setdefault(self.block_of(name), {})[name] = shape
+        start = f"{PREFIX}{self._blocks}."
+        lora = {
+            f"{start}{block}." + name.removeprefix(f"{start}{speaker}."): shape
+            for block, speaker in enumerate(speakers)
+            for name, shape in of_blocks.get(speaker, {}).items()
+        }
+        return {**lora, **of_blocks.get(None, {})}
 
 
 def model_class(task: TaskKind) -> Any:

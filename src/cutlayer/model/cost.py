@@ -229,7 +229,9 @@ class CostModel:
         recomputes = settings.checkpoint_device if held.on_device else settings.checkpoint_server
         blocks = len(held.span(self.num_blocks))
         if recomputes and blocks:  # while one block is recomputed, its activations are there
-            coefficients[2] += self._without_recomputing._coefficients(held)[2] / blocks
+            at_once = self._without_recomputing._coefficients(held)
+            coefficients[2] += at_once[2] / blocks
+            coefficients[3] = at_once[3]
         return coefficients
 
     @cache  # noqa: B019

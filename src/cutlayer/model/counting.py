@@ -1,10 +1,10 @@
 """Counting: FLOPs as torch's formulas have them, memory by what autograd keeps. Nothing is computed.
 
-Parts are built on the meta device and run at three lengths on fake tensors, which choose the CPU's kernels (fused
-attention keeps no T x T matrix) and answer no question about their values. Per sample, every quantity of a transformer
-is a polynomial of the length T, constant (a head on one vector) + linear (projections) + quadratic (attention), so
-three lengths fix it exactly and any batch is then one multiplication (`tests/model/test_cost.py` counts other shapes
-directly and compares).
+Parts are built on the meta device and run at three lengths on imagined tensors, which choose the CPU's kernels (fused
+attention keeps no T x T matrix) and answer no question about their values (`model/imagined.py`). Per sample, every
+quantity of a transformer is a polynomial of the length T, constant (a head on one vector) + linear (projections) +
+quadratic (attention), so three lengths fix it exactly and any batch is then one multiplication
+(`tests/model/test_cost.py` counts other shapes directly and compares).
 
 Blocks that are alike cost alike, so no more than two of them are ever run, however many the model has, and each piece
 once: the embeddings, a block by its rank and by whether its input waits for a gradient, what all blocks share (rotary
@@ -18,16 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 from cutlayer.model.base import Base, Blocks, ModelSettings
+from cutlayer.model.imagined import Imagined
 from cutlayer.model.loss import Learned
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.structure import Left
@@ -92,7 +89,7 @@ class Counter:
 
     def __init__(self, settings: ModelSettings, depth: int | None = None) -> None:
         self.base = Base(settings, device="meta", depth=depth)
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = Imagined()
 
     @cached_property
     def hidden_size(self) -> int:
@@ -121,18 +118,21 @@ class Counter:
             return self._step(part, held, (PROBE_SAMPLES, length), width)
 
     def _step(self, part: Part, held: Held, shape: tuple[int, int], width: int) -> Counts:
+        return _count(part, self._forward(part, held, shape, width), self._fake)
+
+    def _forward(self, part: Part, held: Held, shape: tuple[int, int], width: int) -> Callable[[], Tensor]:
         labels = _labels(self.base.settings.task, shape)
         if isinstance(part, DevicePart):
-            return _count(part, lambda: part.forward(_inputs(*shape)))
+            return lambda: part.forward(_inputs(*shape))
         if isinstance(part, WholePart):
-            return _count(part, lambda: part.loss_of(_inputs(*shape), labels))
+            return lambda: part.loss_of(_inputs(*shape), labels)
         assert isinstance(part, ServerPart | MiddlePart)
         trains = held.kind == "tail" or held.waits or bool(self.base.device_names(held.cut, held.blocks))
         h_BTD = torch.zeros(*shape, width, dtype=self.base.dtype, requires_grad=trains)
         mask_BT = torch.ones(shape, dtype=torch.bool)
         if isinstance(part, MiddlePart):
-            return _count(part, lambda: part.forward(h_BTD, mask_BT))
-        return _count(part, lambda: part.loss(h_BTD, mask_BT, labels))
+            return lambda: part.forward(h_BTD, mask_BT)
+        return lambda: part.loss(h_BTD, mask_BT, labels)
 
     def frozen_bytes(self, held: Held) -> int:
         """Bytes of the weights that a part holds and does not train, each once, in the form in which it holds them."""
@@ -151,7 +151,7 @@ class Counter:
         return {name: self.base.structure.shape(name, shape, left) for name, shape in shapes.items()}
 
     def part(self, held: Held) -> Part:
-        """The part, on fake tensors."""
+        """The part, on imagined tensors."""
         if held.kind == "server":
             return self._faked(self.base.server_part(held.cut, held.blocks))
         if held.kind == "tail":
@@ -168,7 +168,7 @@ class Counter:
 
     @cache  # noqa: B019
     def _faked(self, part: Part) -> Part:
-        """The part with fake tensors on the CPU where there were tensors on the meta device."""
+        """The part with imagined ones on the CPU where there were tensors on the meta device."""
         with self._fake:
             part.model.to_empty(device="cpu")
         if isinstance(part, WholePart):
@@ -282,46 +282,6 @@ def _joined(sums: np.ndarray, largest: np.ndarray) -> np.ndarray:
     return joined
 
 
-class FlopCounter(TorchDispatchMode):
-    """Adds up the FLOPs of what runs in it, by torch's formulas. Says nothing of modules, and so takes half the time
-    of torch's own counter.
-
-    Attributes:
-      flops: so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        formula = FORMULAS.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += float(formula(*args, **(kwargs or {}), out_val=out))
-        return out
-
-
-def _attention(*shapes: torch.Size, **_: object) -> int:
-    return int(sdpa_flop_count(*shapes[:3]))
-
-
-def _attention_backward(*shapes: torch.Size, **_: object) -> int:
-    return int(sdpa_backward_flop_count(*shapes[:4]))
-
-
-FUSED_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""The CPU's kernels, for which torch's counter has no formula."""
-FORMULAS = {
-    **flop_registry,
-    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],  # weights in a form are multiplied some rows at a time
-    **{kernel: shape_wrapper(formula) for kernel, formula in FUSED_ATTENTION.items()},
-}
-
-
 def _inputs(num_samples: int, num_tokens: int) -> dict[str, Tensor]:
     shape = (num_samples, num_tokens)
     return {
@@ -338,8 +298,8 @@ def _labels(task: TaskKind, shape: tuple[int, int]) -> Tensor | Learned:
     return Learned(torch.zeros_like(targets_N), targets_N)
 
 
-def _count(part: Part, forward: Callable[[], Tensor]) -> Counts:
-    """Runs forward and, where something trains, backward, within a fake mode."""
+def _count(part: Part, forward: Callable[[], Tensor], fake: Imagined) -> Counts:
+    """Runs forward and, where something trains, backward, where tensors are imagined."""
     weights = {_storage(parameter) for parameter in part.model.parameters()}
     kept: dict[int, int] = {}
 
@@ -348,21 +308,17 @@ def _count(part: Part, forward: Callable[[], Tensor]) -> Counts:
             kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with (
-        FlopCounter() as ahead,
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
+    before = fake.flops
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = forward()
+    ahead = fake.flops
     # what the loss of a language model keeps, it turns into its gradient in place
     reused = {_storage(tensor) for tensor in getattr(output.grad_fn, "saved_tensors", ())}
-    back_flops = 0.0
     if output.requires_grad:
-        with FlopCounter() as back:
-            output.backward(torch.empty_like(output))
-        back_flops = back.flops
+        output.backward(torch.empty_like(output))
     others = (size for storage, size in kept.items() if storage not in reused)
     largest = max([*others, output.numel() * output.element_size()])
-    return Counts(ahead.flops, back_flops, sum(kept.values()), largest)
+    return Counts(ahead - before, fake.flops - ahead, sum(kept.values()), largest)
 
 
 def _storage(tensor: Tensor) -> int:

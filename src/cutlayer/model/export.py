@@ -31,6 +31,7 @@ from cutlayer.model.fingerprint import BY_FINGERPRINT, public_name
 from cutlayer.model.pooling import install_pooling
 from cutlayer.model.pretrained import pretrained
 from cutlayer.model.source import ModelFiles, read_header
+from cutlayer.reading import parse_yaml
 from cutlayer.types import Adapter
 
 NOTE = """# A LoRA adapter made by cutlayer
@@ -48,6 +49,7 @@ LAST_TOKEN = (
     "`cutlayer.load_finetuned(FOLDER)` needs neither."
 )
 BESIDE = ".."
+CARD = "cutlayer.json"
 PLAIN = "Plain PEFT loads it: `PeftModel.from_pretrained(base, FOLDER)`."
 POOLED = (
     "The classifier reads the `{pooling}` of the last hidden states, which plain transformers does not compute for "
@@ -130,8 +132,13 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
     tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     (folder / "adapter_config.json").write_text(_json(config.to_dict()))
-    (folder / "cutlayer.json").write_text(_json(asdict(replace(card, base=named))))
+    (folder / CARD).write_text(card_text(card, named))
     (folder / "README.md").write_text(note)
+
+
+def card_text(card: AdapterCard, named: str) -> str:
+    """The card as a file has it, with a name for its base that means something elsewhere."""
+    return _json(asdict(replace(card, base=named)))
 
 
 def how_plain_peft_loads_it(base: Base) -> list[str]:
@@ -167,7 +174,7 @@ def read_card(folder: Path) -> AdapterCard:
     Raises:
       AdapterError: The folder holds no adapter of ours.
     """
-    path = folder / "cutlayer.json"
+    path = folder / CARD
     if not path.is_file():
         raise AdapterError(
             f"adapter {folder}: expected a folder with adapter_model.safetensors and cutlayer.json, got no card. "
@@ -190,7 +197,7 @@ def _base_of_run(folder: Path) -> str | None:
     for config in (folder.parent / "config.yaml", folder.parent.parent / "config.yaml"):
         if config.is_file():
             try:
-                name = yaml.safe_load(config.read_text())["model"]["name"]
+                name = parse_yaml(config.read_text())["model"]["name"]
             except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
                 continue  # somebody else's config.yaml
             return str(name)

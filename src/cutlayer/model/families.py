@@ -15,9 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
-
 from cutlayer.errors import ModelError
+from cutlayer.reading import local, read_yaml
 from cutlayer.types import TaskKind
 
 Pooling = Literal["pooler", "mean", "cls", "last"]
@@ -38,6 +37,8 @@ class Family:
         server.
       between: optional modules that act between two blocks, where no part could run them; a model that has one is
         refused.
+      shared_table: a table that each block projects by its own trained weights, beside what comes from below: their
+        gradients cannot be deferred, nor can several adapters run at once.
       block_output: what a block returns.
       final: what follows the last block inside the backbone (norm, projection); identity on a device.
       attention: the linear projections of attention, by the last part of their path: LoRA's default targets.
@@ -63,6 +64,7 @@ class Family:
     positions: tuple[str, ...] = ()
     after_embeddings: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
+    shared_table: str | None = None
     block_output: BlockOutput = "hidden"
     final: tuple[str, ...] = ("norm",)
     attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -179,6 +181,7 @@ FAMILIES: dict[str, Family] = {
             blocks="encoder.layer",
             embeddings="embeddings",
             between=("encoder.conv",),
+            shared_table="encoder.rel_embeddings",
             block_output="pair",
             final=(),
             attention=("query_proj", "key_proj", "value_proj", "attention.output.dense"),
@@ -276,12 +279,7 @@ def family_content(row: Family) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: expected a family file, got {error.strerror}. Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path}: expected YAML, got {' '.join(str(error).split())}. Correct it.") from error
+    content = read_yaml(local(path), str(path), ModelError)
     if not isinstance(content, Mapping):
         raise ModelError(f"{path}: expected fields such as name: and blocks:, got {content!r}. See adding-a-family.md.")
     return content

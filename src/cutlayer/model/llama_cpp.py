@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cutlayer.errors import ModelError
 from cutlayer.model.gguf import SUFFIX, Gguf
-from cutlayer.model.packed import PLAIN, Stored, unpacked
+from cutlayer.model.packed import PLAIN, Stored
 
 OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -118,11 +118,6 @@ class LlamaCpp:
                 if f".{projection}." in name:
                     return Stored(kind, self._number(heads))
         return Stored(kind)
-
-    def read(self, name: str) -> tuple[Tensor, int]:
-        """The tensor of this name as transformers has it, and how many bytes of it were read."""
-        values = self.file.read(self.tensors[name])
-        return unpacked(values, self.stored(name), name), values.numel() * values.element_size()
 
     def header(self) -> tuple[int, dict[str, Any]]:
         """What `read_header` says of a safetensors file, and, as `stored`, how a tensor is to be read if it is packed.

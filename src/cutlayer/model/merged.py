@@ -2,7 +2,8 @@
 
 DIR/config.json, generation_config.json     the base's, with the classes of a classifier
 DIR/model*.safetensors                      W + s B A, computed in fp32 and rounded once to the dtype asked for
-DIR/tokenizer*, chat_template.jinja, ...    as they came with the base
+DIR/tokenizer*, chat_template.jinja, ...    as `model/portable.py` has them
+DIR/cutlayer.json                           what the adapter was trained for, and how it is asked
 DIR/README.md                               the model card
 
 Tensors are merged one by one, so that the process holds the whole model at no time: at most one file of weights.
@@ -25,7 +26,8 @@ from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, model_class
-from cutlayer.model.export import AdapterCard
+from cutlayer.model.export import CARD, AdapterCard, card_text
+from cutlayer.model.fingerprint import public_name
 from cutlayer.model.generate import generation_config
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pooling import install_pooling
@@ -90,7 +92,8 @@ def save_merged(
         (temporary / "config.json").write_text(config.to_json_string())
         if base.settings.task == "causal-lm":
             generation_config(base).save_pretrained(temporary)
-        copy_tokenizer(base.files, temporary)
+        copy_tokenizer(base.files, temporary, card)
+        (temporary / CARD).write_text(card_text(card, public_name(base.files)))
         (temporary / "README.md").write_text(readme)
         _save_sharded(temporary, merged_tensors(base, adapter, DTYPES[dtype]))
 

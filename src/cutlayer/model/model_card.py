@@ -6,6 +6,7 @@ local data, and of the run file only what says how the model was trained is repe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +100,7 @@ def model_card(base: Base, card: AdapterCard, training: Training, *, title: str,
         "method": f"`{training.method}` (cutlayer)" if training.method else "not known",
         "rounds": training.rounds,
         "exported": training.kept or None,
+        **_asked(card),
         "LoRA": f"scale {lora.alpha / lora.rank:g}" + ("" if merged else ", one rank and one alpha for all modules"),
         **{f"`{key}`": f"`{value}`" for key, value in training.settings.items()},
         **{name: f"{value:.6g}" for name, value in sorted(training.metrics.items()) if name != "tokens"},
@@ -117,3 +119,14 @@ def model_card(base: Base, card: AdapterCard, training: Training, *, title: str,
         f"---\n{front.to_yaml()}\n---\n\n# {title}\n\n{what} made by cutlayer.\n\n"
         f"| | |\n|---|---|\n{table}\n## How to load it\n\n{how}{said}"
     )
+
+
+def _asked(card: AdapterCard) -> dict[str, str | None]:
+    """How it was trained to be asked: other forms cost."""
+    if card.template is None:
+        return {}
+    plain = f"the prompt and `{json.dumps(card.separator)}`, without a chat template"
+    return {
+        "asked by": "the chat template beside it (`chat_template.jinja`)" if card.separator is None else plain,
+        "system turn": None if card.system is None else f"`{json.dumps(card.system, ensure_ascii=False)}`",
+    }

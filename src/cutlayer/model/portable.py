@@ -6,7 +6,8 @@ that from its patterns. llama.cpp takes the one `lora_alpha` over each tensor's 
 are filled up with zeros: B A stays what it was, and alpha over rank is the scale everywhere.
 
 DIR/adapter_model.safetensors, adapter_config.json    one rank, one alpha, no patterns
-DIR/tokenizer*, chat_template.jinja, ...              as they came with the base
+DIR/tokenizer*, ...                                   as they came with the base
+DIR/chat_template.jinja                               the one that it was trained with
 DIR/cutlayer.json                                     what the adapter was trained for
 DIR/README.md                                         the model card (`model/model_card.py`)
 """
@@ -28,6 +29,8 @@ from cutlayer.model.pruned import TOKENIZER_FILES
 from cutlayer.model.source import ModelFiles
 from cutlayer.types import Adapter
 
+TEMPLATE_FILE = "chat_template.jinja"
+"""Where transformers looks for a template first."""
 VLLM_REFUSES = (
     "a trained head ({heads}) is stored in full (`modules_to_save`), which vLLM refuses: serve the merged model there"
 )
@@ -59,11 +62,19 @@ def refused_by_vllm(base: Base) -> str | None:
     return VLLM_REFUSES.format(heads=heads) if heads else None
 
 
-def copy_tokenizer(files: ModelFiles, folder: Path) -> None:
-    """Puts the tokenizer's files, a chat template among them, into a folder."""
+def copy_tokenizer(files: ModelFiles, folder: Path, card: AdapterCard) -> None:
+    """Puts the tokenizer's files into a folder, with the template that chats were trained in: what others ask it by.
+
+    Args:
+      files: Of the base.
+      folder: Which is there.
+      card: Of the adapter; the tokenizer's own template stays where it was trained in the plain form, or on no chats.
+    """
     for filename in TOKENIZER_FILES:
         if (source := files.find(filename)) is not None:
             (folder / filename).write_bytes(source.read_bytes())
+    if card.template is not None and card.separator is None:
+        (folder / TEMPLATE_FILE).write_text(card.template)
 
 
 def save_portable(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: AdapterCard, readme: str) -> None:
@@ -80,7 +91,7 @@ def save_portable(folder: Path, adapter: Mapping[str, Tensor], base: Base, card:
     def fill(temporary: Path) -> None:
         own = replace(card, base=base.settings.name) if card.base == BESIDE else card
         fill_adapter(temporary, one_rank(adapter), base, own)
-        copy_tokenizer(base.files, temporary)
+        copy_tokenizer(base.files, temporary, card)
         (temporary / "README.md").write_text(readme)
 
     write_folder_atomically(folder, fill)

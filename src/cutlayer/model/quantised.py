@@ -20,10 +20,11 @@ I inputs, O outputs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ Kind = Literal["int8", "nf4"]
 KINDS: tuple[Kind, ...] = ("int8", "nf4")
 SCALE = "_scale"
 """What ends the name of a weight's scales, which stand beside it everywhere: in a module, in a file, on the wire."""
-CHUNK_NUMBERS = 2**20
+CHUNK_NUMBERS = 2**18
 BLOCK = 64
 """Weights that share a scale in nf4."""
 LEVELS = (
@@ -44,6 +45,12 @@ LEVELS = (
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 """QLoRA's NormalFloat4: quantiles of a normal distribution, as its authors' library prints them."""
+
+
+class HasRows(Protocol):
+    """A matrix of which rows can be asked for: a tensor, or rows of a file (`model/rows.py`)."""
+
+    def __getitem__(self, some: slice, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,51 +85,74 @@ class Form:
         stored, dtype = self.stored
         return torch.Size(stored).numel() * dtype.itemsize + 4 * self.scales[0]
 
-    def rounded(self, weight_RC: Tensor) -> tuple[Tensor, Tensor]:
-        """A weight in this form: numbers and scales, on the CPU."""
-        weight_RC = weight_RC.detach().cpu()
+    def rounded(self, weight_RC: HasRows) -> tuple[Tensor, Tensor]:
+        """A weight in this form: numbers and scales, on the CPU. Of the weight, some rows at a time are asked for."""
         if self.kind == "int8":
             return self._int8(weight_RC)
-        packed, scales = zip(*(_nf4(weight_RC[first:end].float()) for first, end in self._chunks()), strict=True)
+        made = (_nf4(weight_RC[first:end].detach().cpu().float()) for first, end in self._chunks())
+        packed, scales = zip(*made, strict=True)
         return torch.cat(packed), torch.cat(scales)
 
-    def _int8(self, weight_RC: Tensor) -> tuple[Tensor, Tensor]:
+    def _int8(self, weight_RC: HasRows) -> tuple[Tensor, Tensor]:
         chunks = self._chunks()
         buffer_RC = torch.empty(chunks[0][1], self.shape[1])  # one for all rows: no temporaries
         largest = torch.zeros(self.scales)
-        for first, end in chunks:
-            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end]).abs_()
-            if self.outputs == 0:
-                largest[first:end] = some_RC.amax(1)
-            else:
-                torch.maximum(largest, some_RC.amax(0), out=largest)
-        scale = largest / 127
+        for first, end in chunks if self.outputs else ():  # all rows have a part in each scale
+            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end].detach())
+            torch.maximum(largest, some_RC.abs_().amax(0), out=largest)
         numbers_RC = torch.empty(self.shape, dtype=torch.int8)
-        divisor = torch.where(scale > 0, scale, 1.0)
         for first, end in chunks:
-            by = divisor[first:end, None] if self.outputs == 0 else divisor
-            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end]).div_(by).round_()
+            some_RC = buffer_RC[: end - first].copy_(weight_RC[first:end].detach())
+            if self.outputs == 0:
+                largest[first:end] = torch.maximum(some_RC.amax(1), some_RC.amin(1).neg_()).abs_()  # no -0.0
+            scale = self._of_rows(largest, first, end) / 127
+            some_RC.div_(torch.where(scale > 0, scale, 1.0)).round_()
             numbers_RC[first:end] = some_RC.clamp_(-127, 127)
-        return numbers_RC, scale
+        return numbers_RC, largest / 127
 
-    def rows(self, numbers: Tensor, scale: Tensor, first: int, end: int, dtype: torch.dtype) -> Tensor:
-        """Rows `[first, end)` of the weight, (R, C): made in fp32, then rounded to the dtype."""
+    def rows(
+        self, numbers: Tensor, scale: Tensor, first: int, end: int, dtype: torch.dtype, room: Tensor | None = None
+    ) -> Tensor:
+        """Rows `[first, end)` of the weight, (R, C): made in fp32, then rounded to the dtype.
+
+        Args:
+          numbers: As they are stored.
+          scale: Likewise.
+          first: The first row.
+          end: The row after the last.
+          dtype: Of what is returned.
+          room: Where they are made, fp32 with room for as many numbers; None for memory of their own.
+        """
         columns = self.shape[1]
+        count = (end - first) * columns
+        made_N = torch.empty(count, device=numbers.device) if room is None else room[:count]
+        made_RC = made_N.view(end - first, columns)
         if self.kind == "int8":
-            return _scaled(numbers[first:end], scale[first:end, None] if self.outputs == 0 else scale).to(dtype)
+            return made_RC.copy_(numbers[first:end]).mul_(self._of_rows(scale, first, end)).to(dtype)
         some = slice(first * columns // BLOCK, end * columns // BLOCK)
         pairs = PAIRS if numbers.device.type == "cpu" else _pairs_on(numbers.device)
-        levels_N2 = pairs.index_select(0, numbers[first * columns // 2 : end * columns // 2].int())
-        return levels_N2.view(-1, BLOCK).mul_(scale[some, None]).view(end - first, columns).to(dtype)
+        places = numbers[first * columns // 2 : end * columns // 2].int()
+        torch.index_select(pairs, 0, places, out=made_N.view(-1, 2))
+        made_N.view(-1, BLOCK).mul_(scale[some, None])
+        return made_RC.to(dtype)
+
+    def _of_rows(self, scale: Tensor, first: int, end: int) -> Tensor:
+        """What rows of int8 are multiplied by: a column of scales, or a row of them where outputs lie in columns."""
+        return scale if self.outputs else scale[first:end, None]
 
     def dense(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         """The weight as layers compute with it, (R, C)."""
-        return torch.cat([self.rows(numbers, scale, first, end, dtype) for first, end in self._chunks()])
+        made_RC = torch.empty(self.shape, dtype=dtype, device=numbers.device)
+        for first, end, rows_RC in self.chunks(numbers, scale, dtype):
+            made_RC[first:end] = rows_RC
+        return made_RC
 
     def chunks(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
-        """The weight's rows, some at a time: from, to, and they."""
-        for first, end in self._chunks():
-            yield first, end, self.rows(numbers, scale, first, end, dtype)
+        """The weight's rows, some at a time: from, to, and they, which are there until the next are asked for."""
+        chunks = self._chunks()
+        room = _room(numbers, chunks[0][1] * self.shape[1])
+        for first, end in chunks:
+            yield first, end, self.rows(numbers, scale, first, end, dtype, room)
 
     def _chunks(self) -> list[tuple[int, int]]:
         rows, columns = self.shape
@@ -133,9 +163,23 @@ class Form:
         return [(first, min(first + each, rows)) for first in range(0, max(rows, 1), each)]
 
 
-def _scaled(numbers: Tensor, scale: Tensor) -> Tensor:
-    """Numbers times their scales, fp32."""
-    return numbers.float().mul_(scale)
+_ROOMS = threading.local()
+
+
+def _room(numbers: Tensor, count: int) -> Tensor | None:
+    """Where this thread makes weights of numbers, fp32: memory that is kept, up to `CHUNK_NUMBERS`.
+
+    Were it asked for again for every layer, glibc's heap would keep a hundred megabytes of holes between small tensors
+    that outlive it. Of fake tensors and where there is no memory, none.
+    """
+    if type(numbers) not in (Tensor, nn.Parameter) or numbers.is_meta or count > CHUNK_NUMBERS:
+        return None
+    rooms: dict[torch.device, Tensor] = _ROOMS.__dict__.setdefault("by_device", {})
+    room = rooms.get(numbers.device)
+    if room is None or len(room) < count:
+        with torch.inference_mode(False):
+            room = rooms[numbers.device] = torch.empty(CHUNK_NUMBERS, device=numbers.device)
+    return room
 
 
 PAIRS = torch.stack([torch.tensor(LEVELS).repeat_interleave(16), torch.tensor(LEVELS).repeat(16)], 1)
@@ -240,7 +284,7 @@ class _Conv1D(_Quantised, Conv1D):  # type: ignore[misc]
 class _Embedding(_Quantised, nn.Embedding):  # type: ignore[override]
     def forward(self, input: Tensor) -> Tensor:
         numbers = functional.embedding(input, self.numbers)
-        return _scaled(numbers, functional.embedding(input, self.weight_scale[:, None])).to(self.dtype)
+        return numbers.float().mul_(functional.embedding(input, self.weight_scale[:, None])).to(self.dtype)
 
 
 LAYERS: tuple[tuple[type[nn.Module], type[_Quantised]], ...] = (

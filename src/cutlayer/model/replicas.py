@@ -34,7 +34,8 @@ def replicated(part: Part, adapter: Mapping[str, Tensor], replicas: Mapping[str,
         does, by the same kernels.
 
     Raises:
-      ModelError: A tensor with replicas belongs to something else than a linear layer.
+      ModelError: A tensor with replicas belongs to something else than a linear layer; or, when the part runs, to one
+        that sees more than the batch.
     """
     part.use(adapter)
     count = {len(tensor) for tensor in replicas.values()}
@@ -77,6 +78,11 @@ def _replace_forward(module: nn.Linear, tensors: Mapping[str, Tensor], count: in
     assert weight_ROI is not None
 
     def forward(x: Tensor) -> Tensor:
+        if x.shape[0] % count:
+            raise ModelError(
+                f"adapter: expected layers that see the batch alone, of which {count} can run at once, got one that "
+                "sees a table that all share. Run the queries one at a time."
+            )
         y_RNO = torch.bmm(x.reshape(count, -1, x.shape[-1]), weight_ROI.transpose(1, 2))
         if bias_RO is not None:
             y_RNO += bias_RO[:, None]

@@ -69,6 +69,11 @@ class _Sewn(nn.Module):
         self.block = block
         self._index, self._ends = index, ends
 
+    def __getattr__(self, name: str) -> Any:
+        """What a model asks of its block, such as the kind of its attention."""
+        own = self.__dict__["_modules"]
+        return own[name] if name in own else getattr(own["block"], name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.block(*args, **kwargs)
         if isinstance(output, tuple):

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shortened
 from types import MappingProxyType
 from typing import Any
 
@@ -27,8 +28,10 @@ from cutlayer.files import sha256
 from cutlayer.model.asked import PLAIN_WEIGHTS, check_config
 from cutlayer.model.gguf import SUFFIX
 from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
-from cutlayer.model.packed import read_note, unpacked
+from cutlayer.model.packed import read_note
 from cutlayer.model.quantised import SCALE, Form
+from cutlayer.model.rows import SPELLED, Rows
+from cutlayer.reading import reading
 
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -77,6 +80,11 @@ class ModelFiles:
     def __init__(self, name: str, revision: str | None = None) -> None:
         self.name, self.revision = name, revision
         self.folder: Path | None = None
+        with reading(f"model {shortened(name)}", "files that can be read", ModelError):
+            self._find_them()
+
+    def _find_them(self) -> None:
+        name, revision = self.name, self.revision
         file = smollm2_file() if name == SMOLLM2 else gguf_in(name)
         self.gguf: LlamaCpp | None = None if file is None else llama_cpp(file.absolute())
         if name == MINILM:
@@ -207,7 +215,8 @@ class ModelFiles:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        with reading(str(path), "a JSON object", ModelError):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: expected a JSON object, got {error}. Fetch the file again.") from error
     if not isinstance(value, dict):
@@ -216,7 +225,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Of a safetensors file, where its data begins, and dtype, shape and place in the data of each tensor by name.
+    """Of a safetensors file, where its data begins, and dtype, shape and place in the data of each tensor by name, and,
+    as `stored`, how it is packed where it is.
 
     Of a GGUF file the same, of its tensors under the names that transformers has for them (`LlamaCpp.header`).
 
@@ -231,7 +241,10 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
             header = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
         raise _no_safetensors(path, error) from error
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if (stored := read_note(metadata, name)) is not None:
+            entry["stored"] = stored
     return 8 + length, header
 
 
@@ -318,6 +331,7 @@ class Weights:
         self._files, self._prefix, self._dtype, self._device = files, prefix, dtype, device
         self._forms, self._instead = forms or {}, instead or {}
         self._loaded: dict[str, Tensor] = {}
+        self._headers: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         self.bytes_read = 0
 
     @property
@@ -329,14 +343,14 @@ class Weights:
     def _shards(self) -> dict[str, str]:
         return self._files.shards()
 
-    def _open(self, filename: str) -> Any:
-        path = self._files.find(filename)
-        if path is None:
-            raise ModelError(f"model {self._files.name}: expected the shard {filename}, got none. Fetch it again.")
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise _no_safetensors(path, error) from error
+    def _header(self, filename: str) -> tuple[Path, int, dict[str, Any]]:
+        """A file, and what `read_header` says of it."""
+        if filename not in self._headers:
+            path = self._files.find(filename)
+            if path is None:
+                raise ModelError(f"model {self._files.name}: expected the shard {filename}, got none. Fetch it again.")
+            self._headers[filename] = (path, *read_header(path))
+        return self._headers[filename]
 
     def _spellings(self, name: str) -> Iterator[str]:
         bare = name.removeprefix(f"{self._prefix}.")
@@ -394,36 +408,41 @@ class Weights:
             for one, tensor in zip(pair, self.rounded(weight), strict=True):
                 self._loaded[one] = tensor.to(self._device)
         if name not in self._loaded:
-            stored = self.read(name)
-            if not stored.is_floating_point() and name + SCALE in self:
+            stored = self.rows(name)
+            if not stored.is_floating_point and name + SCALE in self:
                 raise self._of_another_form(name, "plain numbers", stored)
-            wanted = self._dtype if stored.is_floating_point() else stored.dtype
-            self._loaded[name] = stored.to(device=self._device, dtype=wanted)
+            self._loaded[name] = self._whole(stored, self._dtype if stored.is_floating_point else stored.dtype)
         return self._loaded[name]
 
     def rounded(self, name: str) -> tuple[Tensor, Tensor]:
-        """Numbers and scales of a weight that has a form, on the CPU and not kept.
+        """Numbers and scales of a weight that has a form, on the CPU and not kept; read some rows at a time.
 
         Raises:
           ModelError: The checkpoint has no such weight, or has it in another form.
         """
-        form, stored = self._forms[name], self.read(name)
-        if stored.is_floating_point():
+        form, stored = self._forms[name], self.rows(name)
+        if stored.is_floating_point:
             if stored.shape != form.shape:
-                return stored, torch.empty(form.scales)  # whoever holds it against its module says so
+                return self.read(name), torch.empty(form.scales)  # whoever holds it against its module says so
+            self.bytes_read += stored.num_bytes
             return form.rounded(stored)
-        if (tuple(stored.shape), stored.dtype) != form.stored or name + SCALE not in self:
+        if (stored.shape, stored.dtype) != form.stored or name + SCALE not in self:
             raise self._of_another_form(name, form.kind, stored)
-        return stored, self.read(name + SCALE)
+        return self.read(name), self.read(name + SCALE)
 
-    def _of_another_form(self, name: str, expected: str, stored: Tensor) -> ModelError:
+    def _of_another_form(self, name: str, expected: str, stored: Rows) -> ModelError:
         return ModelError(
-            f"model {self._files.name}: expected {name} as {expected}, got {stored.dtype} of {tuple(stored.shape)}. "
+            f"model {self._files.name}: expected {name} as {expected}, got {stored.dtype} of {stored.shape}. "
             "Set model.dtype as the files have it, or fetch them again."
         )
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is stored, not kept; packed weights in fp32.
+        """The tensor as it is stored, on the CPU and not kept; packed weights in fp32."""
+        stored = self.rows(name)
+        return self._whole(stored, stored.read_as, torch.device("cpu"))
+
+    def rows(self, name: str) -> Rows:
+        """The tensor in its file; nothing of it has been read.
 
         Raises:
           ModelError: The checkpoint has no such tensor, or one that only a scale makes a weight.
@@ -434,24 +453,29 @@ class Weights:
                 f"model {self._files.name}: expected a tensor {name!r} in its files, got none. "
                 "Is this checkpoint of the architecture that its config.json names?"
             )
-        if self._files.gguf is not None:
-            found, num_bytes = self._files.gguf.read(place[1])
-            self.bytes_read += num_bytes
-            return found
-        with self._open(place[0]) as file:
-            try:
-                tensor: Tensor = file.get_tensor(place[1])
-                stored = read_note(file.metadata(), place[1])
-            except SafetensorError as error:
-                raise ModelError(
-                    f"model {self._files.name}: expected {place[1]} in {place[0]}, got {error}. Fetch it again."
-                ) from error
-        self.bytes_read += tensor.numel() * tensor.element_size()
-        if stored is not None:
-            return unpacked(tensor, stored, place[1])
-        if tensor.dtype not in PLAIN and (tensor.is_floating_point() or name + SCALE not in self):
+        path, data, entries = self._header(place[0])
+        entry = entries.get(place[1])
+        if entry is None:
+            raise ModelError(f"model {self._files.name}: expected {place[1]} in {place[0]}, got none. Fetch it again.")
+        dtype = SPELLED.get(entry["dtype"])
+        plain = entry.get("stored") is not None or dtype in PLAIN
+        if dtype is None or not (plain or (not dtype.is_floating_point and name + SCALE in self)):
             raise ModelError(
                 f"model {self._files.name}: expected weights in plain numbers, got {place[1]} quantised, in "
-                f"{str(tensor.dtype).removeprefix('torch.')}. {PLAIN_WEIGHTS}"
+                f"{entry['dtype']}. {PLAIN_WEIGHTS}"
             )
-        return tensor
+        start = data + int(entry["data_offsets"][0])
+        return Rows(path, place[1], start, tuple(entry["shape"]), dtype, entry.get("stored"))
+
+    def _whole(self, stored: Rows, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """A tensor of a file. What lies there as it is wanted is not copied, but mapped."""
+        device = device or self._device
+        self.bytes_read += stored.num_bytes
+        if stored.path.suffix == SUFFIX or (stored.stored, stored.dtype, device.type) != (None, dtype, "cpu"):
+            return stored.whole(dtype, device)
+        try:
+            with safe_open(stored.path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(stored.name)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise _no_safetensors(stored.path, error) from error

@@ -1,17 +1,19 @@
 """Sums over rows that were judged: what several machines know of their own rows adds up to the metrics over all.
 
-Shapes: B batch, T tokens, V vocabulary, C classes.
+Shapes: B batch, T tokens, C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cutlayer.model.loss import token_loss
+from cutlayer.model.dropout import still
+from cutlayer.model.loss import Learned
 
 
 @dataclass(slots=True)
@@ -35,12 +37,30 @@ class Sums:
     def __post_init__(self) -> None:
         self.counts_3C = torch.zeros(3, self.classes, dtype=torch.int64)
 
-    def add(self, logits: Tensor, labels: Tensor, weight: int) -> None:
-        """Judges a batch.
+    def judge(self, model: nn.Module, logits: Callable[[], Tensor], labels: Tensor, weight: int) -> None:
+        """Judges a batch, with dropout off and without a graph; of a language model at learned positions alone.
 
         Args:
-          logits: (B, C), or (B, T, V), which is used up (`model/loss.py`).
+          model: Whose head makes the logits.
+          logits: Runs it: (B, C), or those of tokens.
           labels: (B,) classes or (B, T) tokens, -100 where masked; int64, where the logits are.
+          weight: Of the batch.
+        """
+        with still(model):
+            if labels.dim() == 1:
+                self.add(logits(), labels, weight)
+                return
+            learned = Learned.of(labels)
+            with learned.alone(model):
+                loss = float(learned.loss(logits()))
+        self.note(len(labels), weight, loss * weight)
+
+    def add(self, logits_BC: Tensor, labels_B: Tensor, weight: int) -> None:
+        """Judges a batch of classes by its logits.
+
+        Args:
+          logits_BC: Of the batch.
+          labels_B: Its classes, int64, where the logits are.
           weight: Of the batch.
 
         Example:
@@ -49,13 +69,10 @@ class Sums:
           >>> sums.samples, sums.counts_3C.tolist(), round(sums.losses[0], 4)
           (2, [[1, 0], [2, 0], [1, 1]], 2.2539)
         """
-        if labels.dim() == 2:
-            self.note(len(labels), weight, float(token_loss(logits, labels)) * weight)
-            return
-        self.note(len(labels), weight, float(cross_entropy(logits, labels)) * weight)
-        predicted_B, labels_B = logits.argmax(dim=1).cpu(), labels.cpu()
+        self.note(len(labels_B), weight, float(cross_entropy(logits_BC, labels_B)) * weight)
+        predicted_B, labels_B = logits_BC.argmax(dim=1).cpu(), labels_B.cpu()
         if self.classes == 1:
-            self.counts_3C += torch.tensor([[int((predicted_B == labels_B).sum())], [len(labels)], [len(labels)]])
+            self.counts_3C += torch.tensor([[int((predicted_B == labels_B).sum())], [len(labels_B)], [len(labels_B)]])
         else:
             hits_B = labels_B[predicted_B == labels_B]
             each = (torch.bincount(of, minlength=self.classes) for of in (hits_B, predicted_B, labels_B))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from rich.text import Text
 
 from cutlayer.report.fleet_view import DeviceNow, FleetView, rounds_elapsed
-from cutlayer.report.live_view import left, numbers
+from cutlayer.report.live_view import left, numbers, round_of, times
 from cutlayer.report.progress import Progress, ProgressDisplay
 from cutlayer.report.run_state import RunState
 
@@ -28,11 +28,18 @@ class FleetDisplay(ProgressDisplay, Protocol):
         """A device has come or gone."""
 
 
+MOST_NAMES = 5
+"""In a line; of more there is a count."""
+
+
 class FleetProgress(Progress):
     """Shows a fleet on a console: live on a terminal, else a plain line per round and per device that comes or goes."""
 
     _devices: Callable[[], Sequence[DeviceNow]] = list
     _needed = 0
+    _last_round: Set[str] = frozenset()
+    _said = -1.0
+    """Rounds elapsed when the last line said so."""
 
     def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
         """See `FleetDisplay`."""
@@ -41,7 +48,27 @@ class FleetProgress(Progress):
     def device_news(self, line: str) -> None:
         """See `FleetDisplay`."""
         if not self._screen.live:
-            self._console.print(Text(line), soft_wrap=True)
+            self._lines.say(Text(line))
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """See `ProgressDisplay`; and says who took part in the round before and has gone since."""
+        super().round_done(row)
+        away = {device.name for device in self._devices() if device.state == "away"}
+        missed = sorted((self._last_round - set(row["devices"])) & away)
+        self._last_round = set(row["devices"])
+        if missed:
+            few = ", ".join(missed[:MOST_NAMES]) + (
+                f" and {len(missed) - MOST_NAMES} more" * (len(missed) > MOST_NAMES)
+            )
+            self._lines.say(Text(f"round {row['round'] + 1} without {few}, in the round before and away now"))
+
+    def _under_way(self, state: RunState, now: float) -> str | None:
+        """Nothing where nothing has come since it was said: devices far away may take an hour."""
+        elapsed = rounds_elapsed(state, self._devices())
+        if elapsed == self._said:
+            return None
+        self._said = elapsed
+        return f"in {round_of(state)}  {times(state, now, elapsed)}"
 
     def _round_text(self, state: RunState, now: float) -> Text:
         elapsed = rounds_elapsed(state, self._devices())

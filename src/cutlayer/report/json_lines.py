@@ -59,10 +59,15 @@ class JsonLines:
     """An append-only file of one JSON object per line.
 
     Whatever a kill leaves behind the last commit point, a torn line included, `rewind` cuts off.
+
+    Args:
+      path: The file.
+      only_shown: Whether nothing depends on its rows but what people are shown: then a line that was damaged is left
+        out, and no reason to stop.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, only_shown: bool = False) -> None:
+        self.path, self._only_shown = path, only_shown
         self._position: Position | None = None  # not known before this process has read the file
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -99,6 +104,8 @@ class JsonLines:
         Raises:
           CheckpointError: it is shorter, or was changed before that position.
         """
+        if self._only_shown:
+            return
         size = self._size()
         if not 0 <= position.num_bytes <= size:
             raise CheckpointError(
@@ -123,7 +130,11 @@ class JsonLines:
             with open(self.path, "r+b") as file:
                 file.truncate(position.num_bytes)
                 os.fsync(file.fileno())
-        self._position = position
+        self._position = None if self._only_shown else position  # it may have been changed
+
+    def num_rows(self) -> int:
+        """Lines that are whole; one that a kill tore has no end."""
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The rows, one by one.
@@ -133,18 +144,21 @@ class JsonLines:
         """
         if not self.path.exists():
             return
-        with open(self.path, encoding="utf-8") as file:
+        with open(self.path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
-                yield self._parse(line, number)
+                row = _object(line)
+                if row is not None:
+                    yield row
+                elif not self._only_shown:
+                    raise CheckpointError(
+                        f"{self.path}:{number}: expected a JSON object on one line, got {line[:60]!r}. "
+                        "Resume the run with --resume, which cuts off a torn line."
+                    )
 
-    def _parse(self, line: str, number: int) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict):
-            raise CheckpointError(
-                f"{self.path}:{number}: expected a JSON object on one line, got {line[:60]!r}. "
-                "Resume the run with --resume, which cuts off a torn line."
-            )
-        return row
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import shorten
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from cutlayer.report.live_view import live_view, round_text
+from cutlayer.report.lines import Beating, Lines, Pulse
+from cutlayer.report.live_view import live_view, round_text, under_way_text
 from cutlayer.report.run_state import RunState
 from cutlayer.report.screen import Screen
 from cutlayer.report.stage import Stage
 from cutlayer.types import Event
+
+SHOWN = 300
+"""Characters of an answer on the screen; samples.jsonl has it whole."""
 
 
 class ProgressDisplay(Protocol):
@@ -82,40 +87,53 @@ class NoProgress:
 
 
 class Progress:
-    """Shows a run on `console`: live on a terminal, else one plain line per round (a log, a pipe).
+    """Shows a run on `console`: live on a terminal, else plain lines (a log, a pipe).
 
-    An event only stores what was last seen of its machine; rich's own thread draws a few times a second.
+    These are one for each round and each stage, and one that says how far it is where none was said for
+    `lines.SILENCE_SECONDS`.
+
+    An event only stores what was last seen of its machine; a thread of rich's or of `lines` looks at it.
     """
 
-    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives wall seconds."""
+    def __init__(
+        self,
+        console: Console,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pulse: Callable[[Callable[[], None]], Beating] = Pulse,
+    ) -> None:
+        """`clock` gives wall seconds; `pulse` makes what looks from time to time where there is no terminal."""
         self._console = console
         self._clock = clock
         self._state: RunState | None = None
         self._stage: Stage | None = None
         self._screen = Screen(console, self._drawn)
+        self._lines = Lines(console, self._still, clock, pulse)
 
     def __enter__(self) -> Self:
         self._screen.open()
+        if not self._screen.live:
+            self._lines.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage = None
+        self._lines.close()
         self._screen.close()
 
     def stage(self, what: str, done: int = 0, of: int = 0) -> None:
         if of and done >= of:
             self._stage = None
             return
-        now, stage = self._clock(), self._stage
-        begins = stage is None or stage.what != what
-        if stage is None or begins:
-            self._stage = stage = Stage(what, now)
-        stage.done, stage.of = done, of
-        if not self._screen.live and (begins or stage.is_due(now)):
-            self._console.print(Text(stage.text(now)), soft_wrap=True)
+        stage = self._stage
+        if stage is not None and stage.what == what:
+            stage.done, stage.of = done, of
+            return
+        self._stage = stage = Stage(what, self._clock(), done, of)
+        if not self._screen.live:
+            self._lines.say(stage.text(stage.started))
 
     def run_started(self, num_rounds: int, devices: Sequence[str], local_steps: int, *, first_round: int = 0) -> None:
         self._stage = None
@@ -130,13 +148,24 @@ class Progress:
             return
         self._state.finished(row, now=self._clock())
         if not self._screen.live:
-            self._console.print(self._round_text(self._state, self._clock()), soft_wrap=True)
+            self._lines.say(self._round_text(self._state, self._clock()))
 
     def answered(self, samples: Sequence[Mapping[str, Any]]) -> None:
         for sample in samples:
             when = f"after round {sample['rounds']}" if sample["rounds"] else "before training"
-            said = " ".join(f"{when}: {sample['prompt']} -> {sample['text']}".split())
-            self._console.print(Text(said), soft_wrap=True)
+            prompt, text = (shorten(sample[key], SHOWN, placeholder=" ...") for key in ("prompt", "text"))
+            self._lines.say(Text.assemble(f"{when}: ", (prompt, "dim"), " -> ", text))
+
+    def _still(self, now: float) -> str | None:
+        """How far it is, for a line that is due."""
+        stage, state = self._stage, self._state
+        if stage is not None:
+            return stage.text(now)
+        return None if state is None else self._under_way(state, now)
+
+    def _under_way(self, state: RunState, now: float) -> str | None:
+        """How far the round is that is under way."""
+        return under_way_text(state, now)
 
     def _round_text(self, state: RunState, now: float) -> Text:
         return round_text(state, now)

@@ -1,5 +1,6 @@
 """Everything a run writes except checkpoints, in one folder.
 
+    started.json    the command that plays the run, and what it was told beside config.yaml
     config.yaml     the complete configuration; its presence says that the folder holds a run
     metrics.jsonl   one line per round (`round_row.py`), with all that a planner may learn of it
     events.jsonl    one line per thing a machine did, in virtual seconds
@@ -14,12 +15,15 @@ were (`positions`), so that a resumed run cuts off (`rewind`) what the killed on
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import CheckpointError, ConfigError
-from cutlayer.files import write_atomically
+from cutlayer.files import Lock, locked, write_atomically
+from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
 from cutlayer.report.round_row import records_of
 from cutlayer.report.tensorboard import Scalars
@@ -32,9 +36,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._metrics = JsonLines(path / "metrics.jsonl")
-        self._events = JsonLines(path / "events.jsonl")
-        self._samples = JsonLines(path / "samples.jsonl")
+        self._events = JsonLines(path / "events.jsonl", only_shown=True)
+        self._samples = JsonLines(path / "samples.jsonl", only_shown=True)
         self._scalars = Scalars(path / "tensorboard")
+        self._lock: Lock | None = None
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -43,17 +48,11 @@ class RunFolder:
         Raises:
           ConfigError: it already holds a run or lines of one, or cannot be made.
         """
-        if (path / "config.yaml").exists():
-            raise ConfigError(
-                f"out: expected a folder without a run, got {path} which holds config.yaml. "
-                f"Use another --out, or continue that run with --resume {path}."
-            )
-        try:
+        cls.check_free(path)
+        with reading("out", "a folder that can be made and written"):
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"out: expected a folder that can be made, got {path} ({error.strerror}). Use another --out."
-            ) from error
+            with tempfile.TemporaryFile(dir=path):  # now, and not when the first round has been trained
+                pass
         folder = cls(path)
         for name, position in folder.positions().items():
             if position != Position():
@@ -62,6 +61,20 @@ class RunFolder:
                 )
         return folder
 
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Refuses a folder that holds a run already.
+
+        Raises:
+          ConfigError: it does, or cannot be looked at.
+        """
+        with reading("out", "a folder that can be made and written"):
+            if (path / "config.yaml").exists():
+                raise ConfigError(
+                    f"out: expected a folder without a run, got {path} which holds config.yaml. "
+                    f"Use another --out, or continue that run with --resume {path}."
+                )
+
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """Opens the folder of a run that was started before.
@@ -69,16 +82,53 @@ class RunFolder:
         Raises:
           CheckpointError: it holds no run.
         """
-        if not (path / "config.yaml").is_file():
-            raise CheckpointError(
-                f"resume: expected a run folder with config.yaml, got {path}. "
-                "Give the --out folder of a run that was started."
-            )
+        with reading("resume", "a run folder", CheckpointError):
+            if not (path / "config.yaml").is_file():
+                raise CheckpointError(
+                    f"resume: expected a run folder with config.yaml, got {path}. "
+                    "Give the --out folder of a run that was started."
+                )
         return cls(path)
 
     def write_config(self, text: str) -> None:
         """Writes config.yaml; from here on the folder holds a run."""
         write_atomically(self.path / "config.yaml", text)
+
+    def write_started(self, started: Mapping[str, Any]) -> None:
+        """Writes by what `command` the run is played, and what no run file says: whoever goes on with it is told."""
+        write_atomically(self.path / "started.json", to_json(started, indent=1) + "\n")
+
+    def read_started(self) -> dict[str, Any]:
+        """See `write_started`; empty where the run was started before there was such a file.
+
+        Raises:
+          CheckpointError: it is none.
+        """
+        file = self.path / "started.json"
+        with reading("resume", "a run folder that can be read", CheckpointError):
+            if not file.exists():
+                return {}
+            text = file.read_text(encoding="utf-8", errors="replace")
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise CheckpointError(
+                f"{file}: expected the command that began the run, got {text[:40]!r}. Delete the file, and go on with "
+                "that command and all of its flags."
+            ) from None
+
+    def check_command(self, command: str) -> None:
+        """Refuses to go on by another command than the run was started by.
+
+        Raises:
+          CheckpointError: it is another.
+        """
+        mine = self.read_started().get("command", command)
+        if mine != command:
+            raise CheckpointError(
+                f"resume: expected a run that `{command}` began, got {self.path}, which `{mine}` did. Go on with it by "
+                "the same command."
+            )
 
     def read_config(self) -> str:
         return (self.path / "config.yaml").read_text(encoding="utf-8")
@@ -94,6 +144,10 @@ class RunFolder:
           CheckpointError: a line is not a round's.
         """
         return list(self._metrics.read())
+
+    def num_rows(self) -> int:
+        """How many rounds have a whole line."""
+        return self._metrics.num_rows()
 
     def read_records(self) -> Iterator[StepRecord]:
         """What each device measured in the rounds written so far, in the order in which they were played.
@@ -126,20 +180,15 @@ class RunFolder:
         self._samples.append(rows)
 
     def read_samples(self) -> list[dict[str, Any]]:
-        """The answers written so far.
-
-        Raises:
-          CheckpointError: a line is not one of them.
-        """
+        """The answers written so far; a damaged line is left out."""
         return list(self._samples.read())
 
     def read_events(self) -> Iterator[Event]:
-        """The events written so far: the rounds before a resume belong to the report too.
-
-        Raises:
-          CheckpointError: a line is not an event.
-        """
-        return map(_event, self._events.read())
+        """The events written so far, those before a resume too; a damaged line is left out."""
+        for row in self._events.read():
+            event = _event(row)
+            if event is not None:
+                yield event
 
     def positions(self) -> dict[str, Position]:
         """How far the growing files are, by name: for the checkpoint."""
@@ -181,9 +230,26 @@ class RunFolder:
         """
         self._scalars.add(row)
 
+    def hold(self) -> None:
+        """Keeps other processes out, until the folder is closed or this process ends, however it does.
+
+        Raises:
+          ConfigError: another one is at work in it.
+        """
+        try:
+            self._lock = locked(self.path)
+        except BlockingIOError:
+            raise ConfigError(
+                f"out: expected a folder in which no other process is at work, got {self.path}. Wait for that one, or "
+                "use another --out."
+            ) from None
+
     def close(self) -> None:
-        """Closes TensorBoard's file; everything else is already on the disk."""
+        """Closes TensorBoard's file and lets others in; everything else is already on the disk."""
         self._scalars.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _event_row(event: Event) -> dict[str, Any]:
@@ -201,7 +267,7 @@ def _event_row(event: Event) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _event(row: dict[str, Any]) -> Event:
+def _event(row: dict[str, Any]) -> Event | None:
     try:
         return Event(
             who=row["who"],
@@ -214,11 +280,8 @@ def _event(row: dict[str, Any]) -> Event:
             num_bytes=row["bytes"],
             flops=row.get("flops", 0.0),
         )
-    except KeyError as error:
-        raise CheckpointError(
-            f"events.jsonl: expected who, what, start, end, round and bytes on every line, "
-            f"got one without {error}. The file was written by something else; use another --out."
-        ) from error
+    except KeyError:
+        return None
 
 
 def keeping_last_round(events: Iterable[Event], kept: list[Event]) -> Iterator[Event]:

@@ -56,12 +56,15 @@ class RunState:
             return 0
         return min(event.step + 1, self.local_steps)
 
+    def steps_begun(self) -> int:
+        """Local steps of the current round that all devices together have begun."""
+        return sum(self.step_of(device) for device in self.devices)
+
     def rounds_elapsed(self) -> float:
         """Rounds done, and the part of the current one that its devices have done."""
         if self.rounds_done >= self.num_rounds:
             return float(self.num_rounds)
-        steps = sum(self.step_of(device) for device in self.devices)
-        return self.rounds_done + steps / max(1, self.local_steps * len(self.devices))
+        return self.rounds_done + self.steps_begun() / max(1, self.local_steps * len(self.devices))
 
     def seconds_left(self, now: float, elapsed: float | None = None) -> float | None:
         """Wall seconds to go at the pace since this process began; None before there is a pace.

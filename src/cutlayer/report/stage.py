@@ -10,9 +10,6 @@ from cutlayer.report.human import human_seconds
 TellStage = Callable[[str, int, int], None]
 """Told of a stage's name, how much of it is done, and how much there is (0 where nobody knows)."""
 
-FIRST_SECONDS = 4.0
-"""Until a plain line says how far a stage is; each further one takes twice as long, so that a log stays short."""
-
 
 def untold(what: str, done: int, of: int) -> None:
     """Tells nobody."""
@@ -27,31 +24,19 @@ class Stage:
       started: wall seconds at its begin.
       done: how much of it is done.
       of: how much there is; 0 where nobody knows.
-      next_line: wall seconds at which a plain line is due.
     """
 
     what: str
     started: float
     done: int = 0
     of: int = 0
-    next_line: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.next_line = self.started + FIRST_SECONDS
 
     def text(self, now: float) -> str:
-        """`evaluating  128/1319  left 1m 20s`, or how long it has taken where nobody knows how much there is."""
+        """`evaluating  128/1319  left 1m 20s`, or how long it has taken where nobody knows how much is left."""
         gone = now - self.started
-        if self.of == 0:
-            return self.what if gone < 1 else f"{self.what}  {human_seconds(round(gone))}"
-        if self.done == 0:
-            return f"{self.what}  0/{self.of}"
-        left = human_seconds(round(gone / self.done * (self.of - self.done)))
-        return f"{self.what}  {self.done}/{self.of}  left {left}"
-
-    def is_due(self, now: float) -> bool:
-        """Whether a log should say how far it is; not again for twice the time."""
-        if now < self.next_line:
-            return False
-        self.next_line = now + 2 * (self.next_line - self.started)
-        return True
+        words = [self.what, *([f"{self.done}/{self.of}"] if self.of else [])]
+        if self.done and self.of:
+            words.append(f"left {human_seconds(round(gone / self.done * (self.of - self.done)))}")
+        elif gone >= 1:
+            words.append(human_seconds(round(gone)))
+        return "  ".join(words)

@@ -1,4 +1,4 @@
-"""Metrics of answers, each beside the text that was expected: exact match, ROUGE-L, BLEU.
+"""Metrics of answers, each beside the text that was expected: exact match, valid JSON, ROUGE-L, BLEU.
 
 ROUGE-L is rouge-score's F-measure without stemming, the mean over answers, from 0 to 1; BLEU is sacrebleu's of the
 whole set with its default tokenizer, from 0 to 100. Both packages are the extra `cutlayer[metrics]`.
@@ -7,6 +7,7 @@ whole set with its default tokenizer, from 0 to 100. Both packages are the extra
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ def judges(names: Sequence[str], pattern: str) -> dict[str, Judge]:
     """The metrics by name.
 
     Args:
-      names: exact_match, rouge_l, bleu.
+      names: exact_match, valid_json, rouge_l, bleu.
       pattern: Of `exact_match`.
 
     Raises:
@@ -36,7 +37,12 @@ def judges(names: Sequence[str], pattern: str) -> dict[str, Judge]:
                 f"train.metrics: expected the package {package} for {name}, got none. "
                 "Install it with: pip install 'cutlayer[metrics]'"
             )
-    known: dict[str, Judge] = {"exact_match": partial(exact_match, pattern=pattern), "rouge_l": rouge_l, "bleu": bleu}
+    known: dict[str, Judge] = {
+        "exact_match": partial(exact_match, pattern=pattern),
+        "valid_json": valid_json,
+        "rouge_l": rouge_l,
+        "bleu": bleu,
+    }
     return {name: known[name] for name in names}
 
 
@@ -66,6 +72,25 @@ def _found(text: str, pattern: str) -> list[str] | None:
         return None
     last = matches[-1]
     return (last[1] if last.re.groups else last[0] or "").split()
+
+
+def valid_json(answers: Sequence[str], expected: Sequence[str]) -> float:
+    """The fraction of answers that are JSON in the form of what is expected: with its keys, or a value of its kind.
+
+    Example:
+      >>> valid_json(['{"a": 2}', '{"b": 1}', "a: 1", "[]"], ['{"a": 1}'] * 4)
+      0.25
+    """
+    return fmean(float(_form(said) == _form(right) != "") for said, right in zip(answers, expected, strict=True))
+
+
+def _form(text: str) -> object:
+    """The keys of a JSON object, the type of another value; empty text for what is no JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return ""
+    return value.keys() if isinstance(value, dict) else type(value)
 
 
 def rouge_l(answers: Sequence[str], expected: Sequence[str]) -> float:

@@ -98,10 +98,8 @@ class _Turn:
         def work() -> None:
             part = base.server_part(self._device.cut, self._blocks)
             part.use(self._view)
-            h_BTD = batch.h_BTD.to(base.device)
-            with still(part.model):
-                logits = part.logits(h_BTD, batch.mask_BT.to(base.device))
-                self._sums.add(logits, batch.targets.long().to(base.device), batch.weight)
+            given, labels = (batch.h_BTD.to(base.device), batch.mask_BT.to(base.device)), batch.targets.long()
+            self._sums.judge(part.model, lambda: part.logits(*given), labels.to(base.device), batch.weight)
 
         await self._server.machine.run(
             work,

@@ -16,13 +16,14 @@ from cutlayer.data.tasks import MASKED, Ragged, Samples
 from cutlayer.errors import ConfigError
 from cutlayer.model.base import Base
 from cutlayer.model.generate import check_known, end_ids, generate
+from cutlayer.report.stage import TellStage, untold
 from cutlayer.report.text_metrics import Judge, judges
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.settings import load_tokenizer
 from cutlayer.types import Adapter, Kept
 
 AT_ONCE = 16
-"""Held-out rows that are answered together."""
+"""Prompts that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +46,28 @@ class Answers:
     judges: Mapping[str, Judge]
     new_tokens: int
 
-    def samples(self, adapter: Adapter, kept: Kept | None = None) -> list[dict[str, Any]]:
+    def samples(self, adapter: Adapter, kept: Kept | None = None, told: TellStage = untold) -> list[dict[str, Any]]:
         """What the model answers to `train.samples`: each prompt and text."""
-        return [
-            {"prompt": prompt, "text": self._texts([ids], adapter, kept)[0]} for prompt, ids in self.prompts.items()
-        ]
+        texts = self._texts("answering samples", list(self.prompts.values()), adapter, kept, told)
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
 
-    def judged(self, adapter: Adapter, kept: Kept | None = None) -> dict[str, float]:
+    def judged(self, adapter: Adapter, kept: Kept | None = None, told: TellStage = untold) -> dict[str, float]:
         """The metrics of answers to held-out prompts, by name."""
         if not self.judges or not self.asked:
             return {}
-        texts: list[str] = []
-        for first in range(0, len(self.asked), AT_ONCE):
-            texts += self._texts([ids for ids, _ in self.asked[first : first + AT_ONCE]], adapter, kept)
+        texts = self._texts("answering held-out prompts", [ids for ids, _ in self.asked], adapter, kept, told)
         expected = [text for _, text in self.asked]
         return {name: judge(texts, expected) for name, judge in self.judges.items()}
 
-    def _texts(self, prompts: Sequence[list[int]], adapter: Adapter, kept: Kept | None) -> list[str]:
-        ends = end_ids(self.base, self.tokenizer)
-        found = generate(self.base, adapter, prompts, ends=ends, new_tokens=self.new_tokens, kept=kept)
+    def _texts(
+        self, what: str, prompts: Sequence[list[int]], adapter: Adapter, kept: Kept | None, told: TellStage
+    ) -> list[str]:
+        ends, found = end_ids(self.base, self.tokenizer), list[list[int]]()
+        for first in range(0, len(prompts), AT_ONCE):
+            together = prompts[first : first + AT_ONCE]
+            told(what, first, len(prompts))
+            found += generate(self.base, adapter, together, ends=ends, new_tokens=self.new_tokens, kept=kept)
+            told(what, first + len(together), len(prompts))
         return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in found]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from cutlayer.config import MethodSection, MethodSource, RunConfig
 from cutlayer.data.batches import Batches, evaluation_batches, stream_seed
@@ -43,6 +43,7 @@ from cutlayer.model.classes import in_the_heads_order
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
+from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.quantised import KINDS
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
@@ -163,6 +164,19 @@ class ServerInputs:
         deciding = self.config.model_dump(mode="json", exclude={"out"})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def began_with(self) -> dict[str, str]:
+        """Digests of what the run's config only names: who goes on with the run must find the same."""
+        return {
+            "model": self._fingerprint,
+            "classes": hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()[:16],
+            "validation rows": self.validation.digest,
+        }
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(ModelFiles(self.config.model.name, self.config.model.revision)).text
+
     def data_spec(self, index: int) -> DataSpec:
         """What the device at this place in the fleet must know to read its own data."""
         return data_spec(self.config, self.labels, self.pad_id, index)
@@ -198,6 +212,10 @@ class RunInputs(ServerInputs):
     fleet: Fleet
     train: Samples
     parts: list[list[int]]
+
+    @property
+    def began_with(self) -> dict[str, str]:
+        return {**super().began_with, "training rows": self.train.digest}
 
     @property
     def label_counts(self) -> dict[str, tuple[int, ...]]:
@@ -259,17 +277,20 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     how = parse(config.data.spread)
     files = _checked_model(config)
     told("reading the data", 0, 0)
-    tables = _tables(config)
+    tables = load_tables(config.data.path, _splits(config))
     tokenizer = load_tokenizer(files)
+    # Before a split takes the last row of a class away.
     task = _task(config, tables.train, tokenizer, "training data", files)
+    judged = "training data" if tables.validation is None else "validation data"
+    tables = _judged_by(config, tables)
     config = _filled_in(config, task)
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
     check_ids(train.input_ids.flat, train.type_ids, files, "training data")
     if tables.validation is not None:
-        validation = task.encode(tables.validation, tokenizer, "validation data")
-        check_ids(validation.input_ids.flat, validation.type_ids, files, "validation data")
+        validation = task.encode(tables.validation, tokenizer, judged)
+        check_ids(validation.input_ids.flat, validation.type_ids, files, judged)
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -367,11 +388,16 @@ def _checked_model(config: RunConfig) -> ModelFiles:
     hardware(config.hardware)
     files = ModelFiles(config.model.name, config.model.revision)
     own = None if config.model.family is None else read_family(config.model.family)
-    # One that transformers builds and the table does not have is to be recognised, when it is built.
-    if own is not None or files.model_type in FAMILIES or files.model_type not in CONFIG_MAPPING:
+    known = own is not None or files.model_type in FAMILIES
+    if known or not _buildable(files.model_type):  # one that is to be recognised is when it is built
         family_of(files.model_type, config.data.task, own)
     _check_positions(files, config.data.max_length)
     return files
+
+
+def _buildable(model_type: str) -> bool:
+    """Whether transformers has such a model."""
+    return model_type in CONFIG_MAPPING_NAMES
 
 
 def _classes(task: Task) -> tuple[str, ...]:
@@ -379,9 +405,12 @@ def _classes(task: Task) -> tuple[str, ...]:
 
 
 def _tables(config: RunConfig) -> Tables:
-    """The rows to train on and those that the server judges by: none of these where devices judge, unless the data has
-    a file of them."""
-    tables = load_tables(config.data.path, _splits(config))
+    """The rows to train on and those that the server judges by."""
+    return _judged_by(config, load_tables(config.data.path, _splits(config)))
+
+
+def _judged_by(config: RunConfig, tables: Tables) -> Tables:
+    """The tables with rows that the server judges by: none where devices judge, unless the data has a file of them."""
     if config.data.hold_out:
         return tables
     return split_off_validation(tables, config.data.validation_fraction, data_seed(config))

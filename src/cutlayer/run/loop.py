@@ -152,8 +152,7 @@ class Coordinator:
         if self._evaluate_when(number):
             metrics = await self._evaluate(self._server.adapter)
             if self._judges is not None:
-                stayed = [device for device in self._server.ledger.stayed if device.device not in self._tasks]
-                held_out = await self._judge(number + 1, number, plan, stayed, links, judged)
+                held_out = await self._judge(number + 1, number, plan, self._idle(plan, records), links, judged)
                 metrics = metrics or held_out["metrics"]
             self.logbook.metrics = metrics
         self.logbook.rounds_done = number + 1
@@ -168,6 +167,11 @@ class Coordinator:
             held_out=held_out,
         )
         await self._commit(row, [*events, *judged])
+
+    def _idle(self, plan: RoundPlan, records: Sequence[StepRecord]) -> list[DevicePlan]:
+        """The devices whose round counted, and that are not at work: in a relay, those of every turn."""
+        counted = {record.device for record in records if record.samples}
+        return [one for one in plan.devices if one.device in counted and one.device not in self._tasks]
 
     async def _judge(
         self,

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D hidden size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
@@ -26,9 +26,10 @@ from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.methods.method import Method
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.policies.aggregate import Contribution
-from cutlayer.policies.stragglers import Stragglers
+from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.inputs import RunInputs
+from cutlayer.run.judging import Judges
 from cutlayer.run.sites import SimulatedSites
 from cutlayer.run.spans import SimulatedSpans
 from cutlayer.server.forecast import Forecast
@@ -99,6 +100,18 @@ def rehearse(
     return run_virtual(rehearsal.play())
 
 
+def rehearse_judging(inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> Rehearsed:
+    """Plays how the devices of a round judge by the rows that they hold out (`rounds/judging.py`), after it.
+
+    Args:
+      inputs: What the run is made of.
+      method: The run's.
+      plan: Of the round.
+      num_tokens: Of every text.
+    """
+    return run_virtual(_Rehearsal(inputs, method, plan, num_tokens, EQUAL, judges=True).play())
+
+
 @cache
 def _empty(settings: ModelSettings) -> Base:
     """The model of these settings without weights, one per process: what rehearsals build of it they share."""
@@ -116,12 +129,13 @@ class _Rehearsal:
         num_tokens: int,
         shares: Mapping[str, float],
         *,
-        away: bool,
-        keeping: Stragglers | None,
-        rounds: int,
-        fails: bool,
+        away: bool = False,
+        keeping: Stragglers | None = None,
+        rounds: int = 1,
+        fails: bool = False,
+        judges: bool = False,
     ) -> None:
-        self._away, self._keeping, self._rounds = away, keeping, rounds
+        self._away, self._keeping, self._rounds, self._judges = away, keeping, rounds, judges
         self._inputs, self._method, self._plan, self._num_tokens = inputs, method, plan, num_tokens
         self._events: list[Event] = []
         self._sites = SimulatedSites(inputs.fleet, self._events.append, at_sites=method.round.shape.at_sites)
@@ -144,12 +158,12 @@ class _Rehearsal:
         if self._method.fold is not None:  # a round opens with what the one before it stacked, all but the first
             server.folds.add(self._method.fold([self._contribution(device) for device in self._plan.devices]))
         async with asyncio.TaskGroup() as tasks:
-            for profile in self._inputs.fleet.devices:
+            for index, profile in enumerate(self._inputs.fleet.devices):
                 hours = hours_of(profile, self._inputs.config.train.seed) if self._away else None
                 ends = self._sites.link(profile, self._events.append, hours)
                 device_end, server_end = map(self._inputs.compressed, ends)
                 links[profile.name] = _Overheard(server_end, told)
-                device = self._device(profile, hours)
+                device = self._device(index, profile, hours)
                 tasks.create_task(device.converse(device_end), name=profile.name)
             await self._hold(server, links)
             result = Rehearsed(
@@ -166,7 +180,11 @@ class _Rehearsal:
         return result
 
     async def _hold(self, server: Server, links: Mapping[str, Link]) -> None:
-        """The round; or some of them, in which whoever is late goes on."""
+        """The round; or some of them, in which whoever is late goes on; or what devices say after it."""
+        if self._judges:
+            patience = Patience(wait_all(), Tasks())
+            await Judges(self._method, server, patience).judge(self._plan.round, self._plan.devices, self._plan, links)
+            return
         if self._keeping is None:
             await self._method.round.server_end(server, links, self._plan)
             return
@@ -193,13 +211,14 @@ class _Rehearsal:
             sites=self._sites,
         )
 
-    def _device(self, profile: DeviceProfile, hours: Hours | None) -> Device:
+    def _device(self, index: int, profile: DeviceProfile, hours: Hours | None) -> Device:
         machine = _IdleMachine(profile.name, profile.effective_flops, self._events.append, hours=hours)
         batches = _AlikeBatches(self._inputs.config.data.task, self._num_tokens)
+        held_out = _AlikeRows(batches, len(self._inputs.held_out(index).rows))
         shape = self._method.round.shape
         costs, settings = self._inputs.costs, self._inputs.train_settings
         spans = self._spans.of(profile, self._events.append)
-        return Device(profile.name, self._base, batches, machine, costs, settings, shape, spans)
+        return Device(profile.name, self._base, batches, machine, costs, settings, shape, spans, held_out)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
         """What a device of this plan would have trained."""
@@ -242,6 +261,18 @@ class _AlikeBatches(Stateless):
         rows = range(self._num_given, self._num_given + batch_size)
         self._num_given = rows.stop
         return Batch(ids_BT, ids_BT, labels, token_type_ids_BT=None, indices=tuple(rows), weight=batch_size)
+
+
+@dataclass(frozen=True)
+class _AlikeRows:
+    """So many rows that a device holds out, as the batches are."""
+
+    given: _AlikeBatches
+    rows: int
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        for start in range(0, self.rows, batch_size):
+            yield self.given.next(min(batch_size, self.rows - start))
 
 
 class _Overheard(Around):

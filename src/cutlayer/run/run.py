@@ -246,9 +246,11 @@ class Run:
             metrics = {name: statistics.fmean(metrics[name] for metrics in each) for name in each[0]}
         if self._answers is not None:
             asked, kept = self._asked(adapter, views), self._method.structure()
-            metrics |= self._answers.judged(asked, kept)
+            metrics |= self._answers.judged(asked, kept, self._display.stage)
             rounds = self._logbook.rounds_done + bool(self._logbook.before)  # the one under way
-            self._samples = [{"rounds": rounds, **said} for said in self._answers.samples(asked, kept)]
+            self._samples = [
+                {"rounds": rounds, **said} for said in self._answers.samples(asked, kept, self._display.stage)
+            ]
         return metrics
 
     def _asked(self, adapter: Adapter, views: Mapping[str, Adapter]) -> Adapter:
@@ -332,6 +334,7 @@ class Run:
             "losses": self._losses,
             "metrics": self._logbook.metrics,
             "card": asdict(self._inputs.card),
+            "began_with": self._inputs.began_with,
         }
         return joined(
             {

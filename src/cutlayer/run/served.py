@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
@@ -76,6 +77,9 @@ class Door(Protocol):
         """
 
 
+SERVED = MappingProxyType({"command": "serve"})
+
+
 async def serve(
     inputs: ServerInputs,
     fleet: Fleet,
@@ -88,6 +92,7 @@ async def serve(
     life: str | None = None,
     machines: Machines = RealMachine,
     workers: Workers | None = None,
+    started: Mapping[str, Any] = SERVED,
 ) -> Outcome:
     """Serves a run to its end and exports.
 
@@ -102,12 +107,13 @@ async def serve(
       life: Names this life of the server, differently each time; None for a name by chance.
       machines: Makes what the server computes on.
       workers: Other processes that serve the devices; None where this one does.
+      started: See `run.state.open_folder`.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     life = life or secrets.token_hex(8)
-    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers)
+    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, started)
     try:
         return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
@@ -128,7 +134,9 @@ class _Serving:
         life: str,
         machines: Machines,
         workers: Workers | None,
+        started: Mapping[str, Any],
     ) -> None:
+        self._started = started
         self._inputs, self._declared, self._display, self._door = inputs, fleet, display, door
         self._min_devices, self._expected = min_devices, expected
         self._method: Method = method_of(inputs.config)
@@ -169,7 +177,6 @@ class _Serving:
             return await self._open(resume=resume)
 
     async def _open(self, *, resume: bool) -> Outcome:
-        config, run_id = self._inputs.config, self._inputs.run_id
         # Weights that cannot be read and a port that is taken show before a new run has a folder.
         await self._machine.aside(self._inputs.load)
         await self._machine.aside(lambda: check_wishes(self._inputs, self._method))
@@ -178,7 +185,7 @@ class _Serving:
         if not resume:
             await self._door.open(self.hub)
         try:
-            folder, checkpoint = open_folder(config, run_id, resume=resume)
+            folder, checkpoint = open_folder(self._inputs, self._started, resume=resume)
         except BaseException:
             if not resume:
                 await self._door.close()

@@ -63,7 +63,7 @@ def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = Fals
     display.stage("reading the model")
     inputs.base.whole()
     check_wishes(inputs, method, ranks)
-    folder, checkpoint = open_folder(inputs.config, inputs.run_id, resume=resume)
+    folder, checkpoint = open_folder(inputs, {"command": "train"}, resume=resume)
     simulation = _Simulation(inputs, method, ranks, folder, display, logbook)
     try:
         return run_virtual(simulation.play(checkpoint), start_seconds=_start_seconds(checkpoint) if checkpoint else 0.0)

@@ -21,7 +21,7 @@ from cutlayer.data.source import NO_DATA
 from cutlayer.data.tasks import pad_token_id
 from cutlayer.errors import AdapterError, CheckpointError, UserError
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.export import AdapterCard, base_files, read_card
+from cutlayer.model.export import CARD, AdapterCard, base_files, read_card
 from cutlayer.model.folds import taken_back
 from cutlayer.model.given import GivenAdapter, read_given
 from cutlayer.model.model_card import Training
@@ -88,7 +88,9 @@ class Trained:
         return [Batch(ids_BT, torch.ones_like(ids_BT), labels, None, (0,), 1)], "a fixed text"
 
 
-def opened(path: Path, *, model: str | None = None, where: str = "cpu", round: int | None = None) -> Trained:
+def opened(
+    path: Path, *, model: str | None = None, where: str = "cpu", round: int | None = None, merged: bool = False
+) -> Trained:
     """Opens a run, or a folder with an adapter of ours or of PEFT's.
 
     Args:
@@ -96,6 +98,7 @@ def opened(path: Path, *, model: str | None = None, where: str = "cpu", round: i
       model: The base model, where it has moved.
       where: It computes: cpu, cuda or cuda:N.
       round: Of a run, after which round; None for what the run ends with, or would end with now.
+      merged: Whether a model that `cutlayer export --merged` wrote serves too.
 
     Raises:
       UserError: There is no adapter, nothing says where its base is, or the two do not fit.
@@ -103,6 +106,8 @@ def opened(path: Path, *, model: str | None = None, where: str = "cpu", round: i
     if not (path / "config.yaml").is_file():
         if round is not None:
             raise AdapterError(f"--round: expected a run's folder with it, got {path}. Give RUN, or leave --round out.")
+        if merged and (path / "config.json").is_file() and (path / CARD).is_file():
+            return _whole(path, where)
         return _adapter_in(path, model, where)
     if round is not None:
         folder = path / "adapters" / f"round-{round}"
@@ -124,13 +129,28 @@ def opened(path: Path, *, model: str | None = None, where: str = "cpu", round: i
     return _committed(path, model, where)
 
 
+def _whole(folder: Path, where: str) -> Trained:
+    """A model with its adapter merged in (`cutlayer export --merged`), with one that adds nothing."""
+    card = read_card(folder)
+    settings = ModelSettings(
+        name=str(folder),
+        task=card.task,  # type: ignore[arg-type]
+        num_labels=len(card.labels),
+        pad_id=card.pad_id,
+        family=card.own_family,
+    )
+    base = Base(settings, hardware(where))
+    form = Form.of(json.loads((folder / CARD).read_text()))
+    return Trained(f"model {folder}", base, base.initial_adapter(0), card, Training(), form, None)
+
+
 def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
     given = read_given(folder)
     named = f"adapter {folder}"
-    if (given.folder / "cutlayer.json").is_file():
+    if (given.folder / CARD).is_file():
         card = read_card(given.folder)
         files = base_files(card, model, named)
-        form = Form.of(json.loads((given.folder / "cutlayer.json").read_text()))
+        form = Form.of(json.loads((given.folder / CARD).read_text()))
     else:
         card, files = _card_of(given, model)
         form = Form()

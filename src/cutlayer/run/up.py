@@ -58,6 +58,7 @@ async def up(
             min_devices=len(shares),
             expected=list(shares),
             resume=resume,
+            started={"command": "up"},
         )
     )
     devices: list[asyncio.Task[None]] = []

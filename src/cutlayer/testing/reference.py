@@ -21,8 +21,8 @@ def plain_peft_model(base: Base) -> tuple[Any, dict[str, nn.Parameter]]:
     """
     settings = base.settings
     maker = AutoModelForCausalLM if settings.task == "causal-lm" else AutoModelForSequenceClassification
-    extra = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
-    model = pretrained(base.files, maker, (), **extra)
+    extra: dict[str, Any] = {} if settings.task == "causal-lm" else {"num_labels": settings.num_labels}
+    model = pretrained(base.files, maker, **extra)
     if base.family.poolings[0] == "last":
         model.config.pad_token_id = settings.pad_id
     if settings.task == "causal-lm":

@@ -19,10 +19,15 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 THRESHOLD_BYTES, PAD_BYTES = 256 * MEBI, 64 * MEBI
 OLD_MOST_BYTES = 32 * MEBI
 """The highest threshold for mapping that glibc took before it took any."""
+ON_A_DEVICE = OLD_MOST_BYTES
+"""A device's: larger tensors, of which it has few and little room for holes between them, go back to the kernel."""
 
 
-def keep_freed_memory() -> str | None:
+def keep_freed_memory(most_bytes: int = THRESHOLD_BYTES) -> str | None:
     """Sets the thresholds of this process, for all threads and from now on.
+
+    Args:
+      most_bytes: What is larger is mapped by itself.
 
     Returns:
       None where they are set, else why not, for a log: other C libraries have none to set.
@@ -30,7 +35,7 @@ def keep_freed_memory() -> str | None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return "this system's C library is not glibc: freed message buffers go back to the kernel"
-    mapping = any(libc.mallopt(MMAP_THRESHOLD, most) for most in (THRESHOLD_BYTES, OLD_MOST_BYTES))
+    mapping = any(libc.mallopt(MMAP_THRESHOLD, most) for most in (most_bytes, OLD_MOST_BYTES))
     if not (mapping and libc.mallopt(TRIM_THRESHOLD, THRESHOLD_BYTES) and libc.mallopt(TOP_PAD, PAD_BYTES)):
         return "glibc refused a threshold: freed message buffers go back to the kernel"
     return None

@@ -19,6 +19,7 @@ import grpc
 import grpc.aio
 
 from cutlayer.errors import JoinError
+from cutlayer.transport.address import host_of
 from cutlayer.transport.carrier import Carrier, CarrierLost, Dial
 from cutlayer.transport.exposure import is_loopback
 from cutlayer.transport.packets import HEADER_BYTES, PIECE_BYTES
@@ -54,6 +55,8 @@ CLIENT_OPTIONS = (
     ("grpc.enable_retries", 0),  # a stream that ended is the session's matter
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection: nobody's back-off is inherited
 )
+DIRECTLY = (("grpc.enable_http_proxy", 0),)
+"""To this machine: a proxy in the environment would be sent, in plain text, what is said to stay here."""
 
 
 class _Calling:
@@ -184,13 +187,15 @@ async def dial(
       token: Its proof, where it has no certificate; never sent without TLS except to this machine.
       credentials: Of TLS; None for plain text.
     """
+    here = is_loopback(host_of(address))
+    options = CLIENT_OPTIONS + DIRECTLY if here else CLIENT_OPTIONS
     if credentials is None:
-        channel = grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS)
+        channel = grpc.aio.insecure_channel(address, options=options)
     else:
-        channel = grpc.aio.secure_channel(address, credentials, options=CLIENT_OPTIONS)
+        channel = grpc.aio.secure_channel(address, credentials, options=options)
     metadata = [(NAME_KEY, name)] + ([(TOKEN_KEY, token)] if token else [])
     call: Any = channel.stream_stream(f"/{SERVICE}/{METHOD}")(metadata=metadata)
-    return _Calling(channel, call, intact=credentials is not None or is_loopback(address.rpartition(":")[0]))
+    return _Calling(channel, call, intact=credentials is not None or here)
 
 
 def dialler(
@@ -212,7 +217,7 @@ def dialler(
     async def call(address: str = "") -> Carrier:
         if address.startswith(":"):
             address = server.rpartition(":")[0] + address
-        if address and credentials is None and not insecure and not is_loopback(address.rpartition(":")[0]):
+        if address and credentials is None and not insecure and not is_loopback(host_of(address)):
             raise JoinError(
                 f"join: expected TLS to another machine, got none for {address}, where the server sends this device on "
                 "to. Name the fleet's ca.crt (--ca), or say --insecure."
@@ -230,7 +235,7 @@ def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:
 
 def _is_here(peer: str) -> bool:
     """Whether gRPC's word for a peer (`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`) is of this machine."""
-    return is_loopback(unquote(peer.partition(":")[2].rpartition(":")[0]))
+    return is_loopback(host_of(unquote(peer.partition(":")[2])))
 
 
 def _reason(code: grpc.StatusCode | None, details: str | None) -> str:

@@ -23,7 +23,7 @@ from cutlayer.errors import DivergedError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
-from cutlayer.model.counting import FUSED_ATTENTION
+from cutlayer.model.imagined import FUSED_ATTENTION
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server

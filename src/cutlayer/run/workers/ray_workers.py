@@ -1,7 +1,9 @@
 """Workers in processes of their own, placed, watched and begun again by Ray (docs/decisions/0024).
 
 What is asked of a worker that died Ray asks of the one that it begins in its place. Ray's cluster is the one that
-`RAY_ADDRESS` names, else one of this process, on this machine, that ends with it.
+`RAY_ADDRESS` names, else one of this process, on this machine, that ends with it: its ports are on
+all addresses, and it asks for a token that nobody else knows. A cluster of somebody's own must ask for one too
+(`RAY_AUTH_MODE=token`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import logging
 import os
 import pickle
+import secrets
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +26,7 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.workers.worker import Held, Report, Setup, WorkerProcess
 from cutlayer.server.share import Share
+from cutlayer.transport.address import joined
 from cutlayer.wire.messages import Finish
 
 RAYS_CHOICES = {
@@ -35,6 +39,8 @@ RAYS_CHOICES = {
 try:
     for name, value in RAYS_CHOICES.items():
         os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" not in os.environ:  # whoever reaches a cluster's ports and knows its token runs code on it
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 except ModuleNotFoundError:
@@ -100,7 +106,12 @@ class RayWorkers:
                     f"{' '.join(str(error).split())[:300]}. Start one there, or unset RAY_ADDRESS."
                 ) from error
         else:
-            ray.init(address="local", num_cpus=self.number, include_dashboard=False, **quiet)
+            ray.init(
+                address="local",
+                num_cpus=self.number,
+                include_dashboard=False,
+                **quiet,
+            )
         kind, have = "GPU" if cuda else "CPU", ray.cluster_resources()
         if have.get(kind, 0) < self.number:
             raise ConfigError(
@@ -111,7 +122,7 @@ class RayWorkers:
     def _setup(self, number: int, inputs: ServerInputs, declared: Fleet) -> Setup:
         scratch = Path(inputs.config.out).resolve() / "scratch" / f"worker-{number}"
         roster = self._roster and self._roster.resolve()
-        address = f"{self._host}:{self._port + 1 + number if self._port else 0}"
+        address = joined(self._host, self._port + 1 + number if self._port else 0, "serve")
         # a copy: without the model that the head has loaded, and without the data that it evaluates on
         return Setup(
             replace(inputs, validation=Samples.none()), declared, address, roster, scratch, _threads(self.number)

@@ -38,6 +38,7 @@ from cutlayer.run.run import first_error, server_of
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.share import Share, Yield, take_share, yield_of
+from cutlayer.transport.address import joined
 from cutlayer.types import Event
 from cutlayer.wire.messages import Finish
 
@@ -139,7 +140,7 @@ class WorkerProcess:
         await self._open()
         self._expected.add(device)
         self._hub.put(device, index)
-        return f"{self._host}:{self._port}"
+        return joined(self._host, self._port)
 
     async def hold(self, share: Share, members: Sequence[Mapping[str, Any]]) -> Held:
         """Holds a share of a round.

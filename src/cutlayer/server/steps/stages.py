@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cutlayer.errors import ModelError
 from cutlayer.model.base import Base, Blocks
 from cutlayer.model.part import MiddlePart, Part, ServerPart
 from cutlayer.server.samples import weight_of
@@ -51,12 +52,20 @@ class Stages:
       stages: How many there are, at most one per block.
       micro_batches: Into how many a batch is divided. The loss is the whole batch's; above 1, sums round differently.
       decomposed: Whether the backward pass is done in two pieces.
+
+    Raises:
+      ModelError: It cannot be, in this family.
     """
 
     def __init__(
         self, base: Base, cut: int, blocks: Blocks, *, stages: int = 1, micro_batches: int = 1, decomposed: bool = False
     ) -> None:
         num_blocks = base.num_blocks - cut
+        if decomposed and base.family.shared_table is not None:
+            raise ModelError(
+                f"method.decomposed: expected false for {base.family.name}, whose blocks project a table that all "
+                f"share ({base.family.shared_table}): their gradients cannot be deferred, got true. Set it to false."
+            )
         assert stages <= max(1, num_blocks), "the plan left a block for every stage"
         self.cut = cut
         self._micro_batches, self._decomposed = micro_batches, decomposed

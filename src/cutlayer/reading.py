@@ -1,0 +1,171 @@
+"""Doors through which is read what a person gave: paths and YAML. What the system raises there becomes one line.
+
+A door is a `with reading(...)` around all that touches the disk for one thing that was given: whatever the system says
+of a path (a name too long, no permission, a folder where a file was meant, a disk that fails) is the person's to mend,
+so it is a `UserError` and no traceback.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cutlayer.errors import ConfigError, UserError
+
+DEEPEST = 50
+"""Levels of a YAML file: more are no config, and would exhaust the stack."""
+MERGED = "tag:yaml.org,2002:merge"
+"""Marks `<<`, by which a mapping takes over what another says: its own keys may say it anew."""
+
+
+@contextmanager
+def reading(where: str, expected: str, error: type[UserError] = ConfigError) -> Iterator[None]:
+    """A door: what the system raises inside is raised as one line.
+
+    Args:
+      where: Begins the line, such as `data ./reviews`.
+      expected: What it should be, such as `files that can be read`.
+      error: The class to raise.
+
+    Raises:
+      UserError: Of this class, for any `OSError`; what is a `UserError` already passes as it is.
+
+    Example:
+      >>> from cutlayer.errors import DataError
+      >>> with reading("data x", "a file that can be read", DataError):
+      ...     open("/none/x")
+      Traceback (most recent call last):
+      ...
+      cutlayer.errors.DataError: data x: expected a file that can be read, got ... Check the path and its permissions.
+    """
+    try:
+        yield
+    except OSError as system:
+        got = system.strerror or " ".join(str(system).split()) or type(system).__name__
+        if isinstance(system.filename, str) and system.filename not in where:
+            got = f"{_short(system.filename)}: {got}"
+        raise error(f"{where}: expected {expected}, got {got}. Check the path and its permissions.") from system
+
+
+def local(path: str | Path) -> Path:
+    """The path, with the home folder for `~`; a name that merely begins with it, as a lock file's may, is itself."""
+    given = Path(path)
+    try:
+        return given.expanduser()
+    except RuntimeError:  # no such user
+        return given
+
+
+def read_yaml(path: Any, where: str, error: type[UserError] = ConfigError) -> Any:
+    """What a YAML file says.
+
+    Args:
+      path: A `Path`, or a file inside a package.
+      where: Begins the errors.
+      error: The class to raise.
+
+    Raises:
+      UserError: Of this class: it cannot be read, is not YAML, or says a key twice; with the line.
+    """
+    with reading(where, "a text file", error):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as problem:
+            raise error(f"{where}: expected YAML, got bytes that are not text. Save it as UTF-8.") from problem
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as problem:
+        line = getattr(getattr(problem, "problem_mark", None), "line", None)
+        place = where if line is None else f"{where}:{line + 1}"
+        said = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        raise error(f"{place}: expected YAML, got {said}. Correct that line.") from problem
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML says: of a file, or of the value of a flag.
+
+    Two things are as people mean them and not as YAML 1.1 has them: a key that stands twice is an error, where the
+    first would be lost without a word, and 5e-1 is a number.
+
+    Raises:
+      yaml.YAMLError: It is not YAML, or says a key twice.
+
+    Example:
+      >>> parse_yaml("lr: 5e-5")
+      {'lr': 5e-05}
+    """
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """What the value of a flag says, by YAML.
+
+    Args:
+      text: The value as it was typed.
+      where: Begins the error.
+
+    Raises:
+      ConfigError: It is not YAML.
+    """
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: expected a YAML value, got {text!r}. Quote it.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, with numbers as JSON has them, and no key twice."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=self.get_mark())
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == MERGED:
+                continue
+            if key.value in lines:
+                problem = f"the key {key.value!r} a second time (first in line {lines[key.value]})"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads as the same again: a text that looks like a number in quotes."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+        list("-+0123456789."),
+    )
+
+
+def yaml_text(content: Any) -> str:
+    """The content as YAML, in its own order, which `parse_yaml` reads as the same again.
+
+    Example:
+      >>> parse_yaml(yaml_text({"name": "1e0", "lr": 1e-05}))
+      {'name': '1e0', 'lr': 1e-05}
+    """
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 80 else f"{path[:40]}...{path[-37:]}"
