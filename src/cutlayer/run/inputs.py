@@ -33,7 +33,7 @@ from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
-from cutlayer.errors import ConfigError, DataError
+from cutlayer.errors import ConfigError, DataError, ModelError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
@@ -503,7 +503,13 @@ def _check_positions(files: ModelFiles, max_length: int) -> None:
     config = files.text_config
     positions = config.get("max_position_embeddings") or config.get("n_positions") or max_length
     if config.get("model_type") in ("roberta", "xlm-roberta"):  # its positions begin after the padding's
-        positions -= config.get("pad_token_id", 1) + 1
+        padding = config.get("pad_token_id", 1)
+        if not isinstance(padding, int):
+            raise ModelError(
+                f"model {files.name}: expected a pad_token_id in config.json, from which this architecture counts its "
+                f"positions, got {padding!r}. Say there the one that it was trained with."
+            )
+        positions -= padding + 1
     if max_length > positions:
         raise ConfigError(
             f"data.max_length: expected at most {positions}, the positions of model {files.name}, got {max_length}. "
