@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,14 @@ def test_what_the_demo_asks_is_in_the_form_of_its_data() -> None:
         assert prompt not in learnt
         assert 2 <= sum(f"the {aspect}" in prompt.lower() for aspect in ASPECTS) <= 4
         assert sum(f" {product}" in prompt for product in PRODUCTS) == 1
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+@pytest.mark.parametrize("unit", sorted((PROJECT / "examples" / "systemd").iterdir()), ids=name_of)
+def test_a_unit_shuts_out_what_it_does_not_need(unit: Path) -> None:
+    """As systemd rates it: 10 is a process that may do anything."""
+    command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(unit)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    rated = re.search(r"Overall exposure level for .*: ([0-9.]+)", said)
+    assert rated is not None, said
+    assert float(rated[1]) <= 2

@@ -47,7 +47,6 @@ TESTED_IN = {
     "settings.py": "run/test_inputs.py",
     "run/up.py": "cli/test_up.py",
     "cli/resumed.py": "cli/test_train.py",
-    "cli/signals.py": "cli/test_up.py",
     "device/talks/held_near.py": "rounds/test_held_near.py",
     "device/dialled.py": "gate/test_span_desk.py",  # both ends of a connection
     "device/spans.py": "run/test_spans.py",  # an interface
@@ -60,7 +59,6 @@ TESTED_IN = {
     "gate/door.py": "run/test_served.py",
     "gate/reception.py": "run/test_served.py",
     "testing/playground.py": "test_every_method.py",
-    "testing/reference.py": "model/test_parity.py",
     "testing/tiny.py": "model/test_parity.py",
     "transport/carrier.py": "transport/test_session.py",  # an interface
     "transport/handshake.py": "run/test_served.py",
@@ -398,6 +396,7 @@ OF_OTHERS = {
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
     "_log_softmax_backward_data",
+    "_unsafe_view",
     "_overloadpacket",
     "_replace",  # of a named tuple
     "_private",  # ray

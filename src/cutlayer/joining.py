@@ -218,7 +218,7 @@ class _Attendance:
         base, self._costs = Base(settings, where), cost_model(settings).of(self._shape.flow)
         spec = data_spec(config, self._welcome.labels, pad_id, self._welcome.index)
         data = read_own_data(self._joining.data, spec, tokenizer)
-        check_ids(data.samples, files, f"data {self._joining.data}")
+        check_ids(data.samples.input_ids.flat, data.samples.type_ids, files, f"data {self._joining.data}")
         self._notice(f"data: {data.samples.line}")
         mend = "Put the file back as it was, or join under another --name with another --folder."
         self._store.began_with("rows", data.samples.digest, mend)

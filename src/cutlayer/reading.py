@@ -37,11 +37,12 @@ def reading(where: str, expected: str, error: type[UserError] = ConfigError) -> 
 
     Example:
       >>> from cutlayer.errors import DataError
-      >>> with reading("data x", "a file that can be read", DataError):
-      ...     open("/none/x")
-      Traceback (most recent call last):
-      ...
-      cutlayer.errors.DataError: data x: expected a file that can be read, got ... Check the path and its permissions.
+      >>> try:
+      ...     with reading("data /none/x", "a file that can be read", DataError):
+      ...         open("/none/x")
+      ... except DataError as error:
+      ...     print(error)
+      data /none/x: expected a file that can be read, got No such file or directory. Check the path and its permissions.
     """
     try:
         yield

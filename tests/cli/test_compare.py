@@ -45,7 +45,6 @@ def figures(out: Path) -> dict[str, Any]:
 def test_it_ends_with_tables_and_files(compared: tuple[Path, Ran]) -> None:
     out, ran = compared
     assert {path.name for path in out.iterdir()} == {
-        ".lock",
         "compare.json",
         "compare.md",
         "compare.yaml",

@@ -93,7 +93,7 @@ class Measured:
             return tensor
 
         batch = random_batch(base.settings.task, samples=4, tokens=16)
-        if batch.labels.dim() == 2:  # learned throughout, as the cost model counts: it sees no labels
+        if base.settings.task == "causal-lm":  # every token is learned: the cost model sees no labels
             batch = replace(batch, labels=batch.input_ids_BT)
         with counter() as forward, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = part.loss(batch)

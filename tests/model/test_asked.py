@@ -76,6 +76,14 @@ def test_sizes_beyond_those_of_any_model(family: str, change: dict[str, Any], co
     assert peak < 16 * 2**20, "refused before memory is taken"
 
 
+def test_a_pieces_folder_is_asked_no_less(copied: Callable[..., Path], tmp_path: Path) -> None:
+    """What a server sent as config.json is read by the same door, with no weights beside it."""
+    (tmp_path / "sent").mkdir()
+    shutil.copy(copied("llama", num_hidden_layers=10**6) / "config.json", tmp_path / "sent")
+    with pytest.raises(ModelError, match="num_hidden_layers of at most 1024"):
+        _ = ModelFiles(str(tmp_path / "sent")).model_type
+
+
 def test_tables_that_no_file_holds() -> None:
     """Positions that are a buffer: within the bound of each number, and together not."""
     check_room("m", MOST_BYTES)

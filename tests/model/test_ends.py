@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from bases import moved_adapter, open_base
 from cutlayer import load_finetuned
 from cutlayer.config import read_config
+from cutlayer.errors import ModelError
 from cutlayer.model.base import Base
 from cutlayer.model.ends import ends, read_the_last
 from cutlayer.model.part import model_inputs
@@ -185,6 +186,13 @@ def test_a_run_reports_what_its_adapter_gives_on_plain_peft(
         torch.testing.assert_close(torch.cat([ours(**text).logits for text in texts]), logits)
     loss = nn.functional.cross_entropy(logits, torch.tensor([CLASSES.index(row["label"]) for row in rows]))
     assert float(loss) == pytest.approx(outcome.metrics["loss"], rel=1e-4)
+
+
+def test_positions_that_are_counted_from_nothing(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    here = saved(tmp_path, tiny_model("roberta", "classification"), {}, {"pad_token_id": None})
+    values = {"model.name": str(here / "model"), "data.path": str(here / "data"), "out": str(here / "run")}
+    with pytest.raises(ModelError, match=r"expected a pad_token_id in config.json, .* got None"):
+        prepare(read_config(None, values=values))
 
 
 def test_a_loaded_adapter_reads_the_end_in_batches_too(tiny_model: ModelMaker, tmp_path: Path) -> None:

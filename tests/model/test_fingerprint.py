@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -127,7 +128,8 @@ def test_from_the_hub_no_shard_is_fetched_for_it(copy: Path, monkeypatch: pytest
     def download(_: str, filename: str, **__: object) -> str:
         fetched.append(filename)
         if not (copy / filename).exists():
-            raise huggingface_hub.errors.RemoteEntryNotFoundError("none", response=None)  # type: ignore[arg-type]
+            said: Any = SimpleNamespace(status_code=404, headers={}, request=None)
+            raise huggingface_hub.errors.RemoteEntryNotFoundError("none", response=said)
         return str(copy / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)

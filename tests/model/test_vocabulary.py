@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from bases import open_base
 from cutlayer.config import read_config
-from cutlayer.data.tasks import Ragged, Samples
 from cutlayer.errors import DataError, ModelError
 from cutlayer.model.generate import generate
 from cutlayer.model.source import ModelFiles
@@ -136,12 +135,11 @@ def test_a_tokenizer_that_is_none(content: str, folder: Path) -> None:
 
 
 def test_token_types_have_rows_too(folder: Path) -> None:
-    ids = Ragged.of([[1, 2], [3]])
-    one = np.ones(2, np.int64)
-    samples = Samples(ids, Ragged.of([[0, 2], [0]]), one, one, np.arange(2), num_dropped=0, max_length=8)
+    ids, types, files = np.array([1, 2, 3], np.int32), np.array([0, 2, 0], np.int32), ModelFiles(str(folder))
     with pytest.raises(DataError, match=r"data d: expected token types below 2, .* got 2"):
-        check_ids(samples, ModelFiles(str(folder)), "data d")
-    check_ids(Samples.none(), ModelFiles(str(folder)), "data d")
+        check_ids(ids, types, files, "data d")
+    check_ids(ids, types[:1], files, "data d")
+    check_ids(ids[:0], None, files, "data d")
 
 
 def test_a_prompt_of_tokens_without_rows(tiny_model: ModelMaker) -> None:

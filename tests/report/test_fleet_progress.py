@@ -67,7 +67,7 @@ def test_a_line_says_how_far_a_round_is_where_something_has_come() -> None:
                 devices[0] = DeviceNow("pi-1", "training", step=2, local_steps=4)
             wall[0] = moment
             beats[0]()
-    assert [line[:10] for line in out.getvalue().splitlines()] == ["round 1/2 "] * 2
+    assert [line[:12] for line in out.getvalue().splitlines()] == ["in round 1/2"] * 2
 
 
 def test_a_terminal_shows_the_table_from_the_beginning() -> None:

@@ -106,6 +106,12 @@ def test_an_unknown_activity_is_drawn_and_named() -> None:
     assert "compress" in texts(svg)
 
 
+def test_a_round_in_which_devices_only_judged_is_drawn_whole() -> None:
+    """Where work outlives its round, its steps are of the round in which it was begun."""
+    judged = [Event("a", "forward", 0, 2, 3), Event("b", "forward", 0, 3, 3)]
+    assert len(bars(gantt_svg(judged, round=3, first_steps=4))) == 2
+
+
 def test_nothing_to_draw_is_an_error() -> None:
     with pytest.raises(ConfigError, match="expected events of round 9, got none among"):
         gantt_svg(one_round(), round=9)

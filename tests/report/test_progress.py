@@ -180,8 +180,8 @@ def test_without_a_terminal_nothing_is_silent_for_long() -> None:
         "evaluating  0/10",
         "evaluating  3/10  left 9.0 s",
         "evaluating  7/10  left 3.0 s",
-        "round 1/1  0 steps on devices  2.0 s gone",
-        "round 1/1  2 steps on devices  6.0 s gone",
+        "in round 1/1  0 steps on devices  2.0 s gone",
+        "in round 1/1  2 steps on devices  6.0 s gone",
         "all rounds are done  13.0 s gone",
     ]
 
@@ -199,7 +199,7 @@ def test_what_is_said_counts_as_a_sign_of_life() -> None:
         clock.passes(3.5)
         assert len(out.getvalue().splitlines()) == 4
         clock.passes(0.5)
-        assert out.getvalue().splitlines()[4] == "round 4/9  0 steps on devices  16.0 s gone"
+        assert out.getvalue().splitlines()[4] == "in round 4/9  0 steps on devices  16.0 s gone"
 
 
 def test_on_a_terminal_no_line_is_said_for_a_sign_of_life(terminal: tuple[Console, io.StringIO]) -> None:

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits.
 
     Exit codes: 0 done; 1 something that arrived from another machine is wrong, or a mistake of ours (with its
-    traceback); 2 something that the user gave is wrong; 130 interrupted.
+    traceback); 2 something that the user gave is wrong; 130 stopped by Ctrl-C,
+    143 by SIGTERM.
 
     Args:
       arguments: What stands behind `cutlayer`; None takes those of this process.

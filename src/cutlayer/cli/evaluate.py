@@ -75,7 +75,7 @@ def evaluate(
     files = base_files(card, model, f"adapter {adapter}")
     dataset, where = _rows(data, split)
     samples = task.encode(dataset, load_tokenizer(files), where)
-    check_ids(samples, files, where)
+    check_ids(samples.input_ids.flat, samples.type_ids, files, where)
     settings = ModelSettings(
         name=files.name,
         revision=files.revision,

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-INTERRUPTED = 130
+SIGNALLED = 128
+"""What an exit code begins from that says a signal ended the process: 130 for Ctrl-C, 143 for SIGTERM."""
 
 
 def run_until_signalled(work: Coroutine[Any, Any, T], go_on_with: str, *, leash: bool = False) -> T:
@@ -23,30 +24,30 @@ def run_until_signalled(work: Coroutine[Any, Any, T], go_on_with: str, *, leash:
       leash: Whether the end of standard input is a signal too: a pipe that whoever started this process holds.
 
     Raises:
-      KeyboardInterrupt: It was told to stop.
+      SystemExit: It was told to stop, with the exit code of the signal; of the leash, of SIGTERM.
     """
-    told = False
+    told: int | None = None
 
     async def stoppable() -> T:
         nonlocal told
         loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
 
-        def stop() -> None:
+        def stop(number: int) -> None:
             nonlocal told
-            if told:
-                os._exit(INTERRUPTED)
-            told = True
+            if told is not None:
+                os._exit(SIGNALLED + number)
+            told = number
             print(f"stopping; once more ends at once. Go on with: {go_on_with}", file=sys.stderr)
             task.cancel()
 
         def let_go() -> None:
             if not os.read(sys.stdin.fileno(), 4096):
                 loop.remove_reader(sys.stdin.fileno())
-                if not told:
-                    stop()
+                if told is None:
+                    stop(signal.SIGTERM)
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, stop, number)
         if leash:
             loop.add_reader(sys.stdin.fileno(), let_go)
         return await task
@@ -54,6 +55,6 @@ def run_until_signalled(work: Coroutine[Any, Any, T], go_on_with: str, *, leash:
     try:
         return asyncio.run(stoppable())
     except asyncio.CancelledError:
-        if told:
-            raise KeyboardInterrupt from None
+        if told is not None:
+            raise SystemExit(SIGNALLED + told) from None
         raise

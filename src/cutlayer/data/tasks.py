@@ -137,6 +137,11 @@ class Samples:
         return classes
 
     @property
+    def type_ids(self) -> NDArray[np.int32] | None:
+        """The type of each token of all samples, where the tokenizer gives some."""
+        return None if self.token_type_ids is None else self.token_type_ids.flat
+
+    @property
     def line(self) -> str:
         """The set in a line: how many rows, how long, and what was lost of them."""
         if len(self) == 0:

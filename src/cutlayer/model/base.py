@@ -143,7 +143,7 @@ class Base:
         self.config = self._transformers_config(depth)
         self.family = self._family()
         self.pooling = choose_pooling(settings.pooling, self.family)
-        if self.pooling == "last" and self.config.pad_token_id is None:
+        if self.pooling == "last" and getattr(self.config, "pad_token_id", None) is None:
             self.config.pad_token_id = settings.pad_id  # transformers asks for one, and `model/ends.py` for none
         self.trained_heads = self._trained_heads()
         skeleton = self._skeleton()

@@ -292,7 +292,7 @@ def load_finetuned(folder: str | Path, base: str | Path | None = None) -> PeftMo
     model.config.label2id = {label: index for index, label in enumerate(card.labels)}
     known = card.own_family or FAMILIES.get(files.model_type)
     family = family_of(files.model_type, "classification", known or Family(files.model_type))  # else recognised
-    if card.pooling == "last" and model.config.pad_token_id is None:
+    if card.pooling == "last" and getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = card.pad_id
     install_pooling(model, family, card.pooling)  # type: ignore[arg-type]
     return PeftModel.from_pretrained(model, path).eval()

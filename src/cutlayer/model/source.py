@@ -151,8 +151,7 @@ class ModelFiles:
         path = self.find("config.json")
         assert path is not None  # checked at construction
         content = _json_object(path)
-        if self.gguf is None:
-            check_config(self.name, content)
+        check_config(self.name, content)
         return content
 
     @property

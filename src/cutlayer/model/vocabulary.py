@@ -14,9 +14,9 @@ from cutlayer.model.pretrained import config_of
 from cutlayer.model.source import ModelFiles
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
-
-    from cutlayer.data.tasks import Samples
 
 ALL_OF_IT = "tokenizer.json"
 NEEDED = ("vocab_file", "merges_file")
@@ -77,19 +77,22 @@ def known_as(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
     return repr(tokenizer.convert_ids_to_tokens(number))
 
 
-def check_ids(samples: Samples, files: ModelFiles, where: str) -> None:
-    """Looks whether the model has a row for each token of these texts, and for each type of token.
+def check_ids(ids: NDArray[np.int32], types: NDArray[np.int32] | None, files: ModelFiles, where: str) -> None:
+    """Looks whether the model has a row for each token of some texts, and for each type of token.
+
+    Args:
+      ids: Of all tokens of the texts.
+      types: Their types, where the tokenizer gives some.
+      files: The model's.
+      where: Names the texts in messages.
 
     Raises:
       DataError: It has not.
     """
     config = config_of(files).get_text_config()
     kinds = getattr(config, "type_vocab_size", None)
-    for what, ids, rows in (
-        ("token ids", samples.input_ids, int(config.vocab_size)),
-        ("token types", samples.token_type_ids, kinds),
-    ):
-        if ids is not None and rows and len(ids.flat) and (highest := int(ids.flat.max())) >= rows:
+    for what, given, rows in (("token ids", ids, int(config.vocab_size)), ("token types", types, kinds)):
+        if given is not None and rows and len(given) and (highest := int(given.max())) >= rows:
             raise DataError(
                 f"{where}: expected {what} below {rows}, the rows that model {files.name} has for them, got {highest}. "
                 "Use the model's own tokenizer, or leave out the texts that have it."

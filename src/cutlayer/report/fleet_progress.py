@@ -68,7 +68,7 @@ class FleetProgress(Progress):
         if elapsed == self._said:
             return None
         self._said = elapsed
-        return f"{round_of(state)}  {times(state, now, elapsed)}"
+        return f"in {round_of(state)}  {times(state, now, elapsed)}"
 
     def _round_text(self, state: RunState, now: float) -> Text:
         elapsed = rounds_elapsed(state, self._devices())

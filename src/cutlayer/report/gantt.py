@@ -103,6 +103,8 @@ class _Scale:
 def _choose(events: Sequence[Event], round: int, first_steps: int | None) -> tuple[float, list[Event]]:
     """The end of the picture, and what begins before it in order of time; waits are the background."""
     chosen = [event for event in events if event.round == round and event.what != WAIT]
+    if all(event.step is None for event in chosen):
+        first_steps = None  # where work outlives its round, one may have no step of its own: only judging
     steps = [event for event in chosen if first_steps is None or (event.step is not None and event.step < first_steps)]
     end = max((event.end_seconds for event in steps), default=-math.inf)
     chosen = [event for event in chosen if event.start_seconds < end or event.end_seconds <= end]

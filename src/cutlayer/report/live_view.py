@@ -45,14 +45,14 @@ def round_text(state: RunState, now: float) -> Text:
 
 
 def under_way_text(state: RunState, now: float) -> str:
-    """`round 3/10  12 steps on devices  1m 05s gone`: how far the round under way is.
+    """`in round 3/10  12 steps on devices  1m 05s gone`: how far the round under way is.
 
     Devices may be steps ahead of the server, so this says no time that is left.
     """
     gone = f"{human_seconds(round(now - state.started))} gone"
     if state.rounds_done >= state.num_rounds:
         return f"all rounds are done  {gone}"
-    return "  ".join([round_of(state), f"{state.steps_begun()} steps on devices", gone])
+    return "  ".join([f"in {round_of(state)}", f"{state.steps_begun()} steps on devices", gone])
 
 
 def round_of(state: RunState) -> str:

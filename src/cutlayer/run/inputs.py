@@ -33,7 +33,7 @@ from cutlayer.data.spread import parse, spread
 from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, task_from
 from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
-from cutlayer.errors import ConfigError, DataError
+from cutlayer.errors import ConfigError, DataError, ModelError
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
@@ -288,10 +288,10 @@ def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
     texts = len(tables.train) + (0 if tables.validation is None else len(tables.validation))
     told(f"tokenising {texts} texts", 0, 0)
     train, validation = task.encode(tables.train, tokenizer), Samples.none()
-    check_ids(train, files, "training data")
+    check_ids(train.input_ids.flat, train.type_ids, files, "training data")
     if tables.validation is not None:
         validation = task.encode(tables.validation, tokenizer, judged)
-        check_ids(validation, files, judged)
+        check_ids(validation.input_ids.flat, validation.type_ids, files, judged)
     column = None
     if how.column is not None:
         require_columns(tables.train, [how.column], "data.spread")
@@ -332,7 +332,7 @@ def prepare_server(config: RunConfig, told: TellStage = untold) -> ServerInputs:
         task = _task(config, rows, tokenizer, "validation data", files)
         told(f"tokenising {len(rows)} texts", 0, 0)
         validation = task.encode(rows, tokenizer, "validation data")
-        check_ids(validation, files, "validation data")
+        check_ids(validation.input_ids.flat, validation.type_ids, files, "validation data")
     return ServerInputs(_filled_in(config, task), validation, _classes(task), pad_token_id(tokenizer))
 
 
@@ -505,7 +505,13 @@ def _check_positions(files: ModelFiles, max_length: int) -> None:
     config = files.text_config
     positions = config.get("max_position_embeddings") or config.get("n_positions") or max_length
     if config.get("model_type") in ("roberta", "xlm-roberta"):  # its positions begin after the padding's
-        positions -= config.get("pad_token_id", 1) + 1
+        padding = config.get("pad_token_id", 1)
+        if not isinstance(padding, int):
+            raise ModelError(
+                f"model {files.name}: expected a pad_token_id in config.json, from which this architecture counts its "
+                f"positions, got {padding!r}. Say there the one that it was trained with."
+            )
+        positions -= padding + 1
     if max_length > positions:
         raise ConfigError(
             f"data.max_length: expected at most {positions}, the positions of model {files.name}, got {max_length}. "

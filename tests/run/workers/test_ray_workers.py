@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on_with_other_workers(inputs: Path, tmp_path: Path) 
         fleet.until(lambda: fleet.rounds_done() >= 2)
         family = psutil.Process(fleet.processes["server"].pid).children(recursive=True)
         fleet.processes["server"].send_signal(signal.SIGTERM)
-        assert fleet.processes["server"].wait(LONGEST_SECONDS) == 130
+        assert fleet.processes["server"].wait(LONGEST_SECONDS) == 143
         _, left = psutil.wait_procs(family, timeout=20)
         assert not left
     assert 2 <= fleet.rounds_done() < 6
@@ -157,3 +157,31 @@ def test_a_stopped_run_goes_on_with_other_workers(inputs: Path, tmp_path: Path) 
         adapter = fleet.finished()
     expected = simulated(values, tmp_path / "simulated")
     assert adapter == (expected.adapter / "adapter_model.safetensors").read_bytes()
+
+
+STRANGER = """
+import sys
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("in", ray.get(ray.remote(lambda: 7).remote()))
+"""
+HOST = """
+import os, subprocess, sys
+from cutlayer.run.workers.ray_workers import RayWorkers
+import ray
+RayWorkers(1, "127.0.0.1", 0, None)._connect(False)
+address = ray.get_runtime_context().gcs_address
+own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+tokens = ("a" * 64, os.environ["RAY_AUTH_TOKEN"])
+for said in ({"RAY_AUTH_MODE": "disabled"}, *({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": one} for one in tokens)):
+    tried = subprocess.run([sys.executable, "-c", sys.argv[1], address], env=own | said, capture_output=True, text=True)
+    print(tried.stdout.strip() or "refused")
+"""
+
+
+def test_a_stranger_runs_no_code(tmp_path: Path) -> None:
+    """A cluster's ports are on all addresses: without its token, or with another, nobody comes in."""
+    environment = os.environ | ENVIRONMENT | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", HOST, STRANGER]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_SECONDS, check=True)
+    assert said.stdout.split("\n")[:3] == ["refused", "refused", "in 7"]

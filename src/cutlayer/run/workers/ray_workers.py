@@ -1,7 +1,9 @@
 """Workers in processes of their own, placed, watched and begun again by Ray (docs/decisions/0024).
 
 What is asked of a worker that died Ray asks of the one that it begins in its place. Ray's cluster is the one that
-`RAY_ADDRESS` names, else one of this process, on this machine, that ends with it.
+`RAY_ADDRESS` names, else one of this process, on this machine, that ends with it: its ports are on
+all addresses, and it asks for a token that nobody else knows. A cluster of somebody's own must ask for one too
+(`RAY_AUTH_MODE=token`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import logging
 import os
 import pickle
+import secrets
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,6 +39,8 @@ RAYS_CHOICES = {
 try:
     for name, value in RAYS_CHOICES.items():
         os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" not in os.environ:  # whoever reaches a cluster's ports and knows its token runs code on it
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 except ModuleNotFoundError:
@@ -101,7 +106,12 @@ class RayWorkers:
                     f"{' '.join(str(error).split())[:300]}. Start one there, or unset RAY_ADDRESS."
                 ) from error
         else:
-            ray.init(address="local", num_cpus=self.number, include_dashboard=False, **quiet)
+            ray.init(
+                address="local",
+                num_cpus=self.number,
+                include_dashboard=False,
+                **quiet,
+            )
         kind, have = "GPU" if cuda else "CPU", ray.cluster_resources()
         if have.get(kind, 0) < self.number:
             raise ConfigError(
