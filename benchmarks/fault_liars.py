@@ -108,7 +108,8 @@ class Campaign:
             problems.append(f"refused {others}: {refused}")
         if LIES[lie].refused and LIAR not in refused:
             problems.append("the liar was not refused")
-        adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+        [exported] = [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors")]  # of moved weights, a model
+        adapter = load_file(exported)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in adapter.values()):
             problems.append("the adapter is not finite")
         if any(value is None for value in summary["metrics"].values()):
