@@ -10,6 +10,7 @@ from cutlayer.testing.faults import LIES
 
 HERE = {
     "memsfl optimal": (
+        "called server",
         "a byte of memory",
         "no block lent",
         "speed 5e-324",

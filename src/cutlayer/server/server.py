@@ -193,6 +193,8 @@ class Server:
         """
         if self.turn_out is None or not self._may_leave:
             raise error
+        if error.device in self.diverged:
+            return  # more of what it had sent by then
         self.diverged[error.device] = error
         self.turn_out(error)
 
