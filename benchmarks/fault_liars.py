@@ -28,8 +28,8 @@ from safetensors.torch import load_file
 
 from cutlayer.methods.table import build_method
 from cutlayer.testing.faults import LIES
-from cutlayer.wire.messages import Ready
-from faulty_runs import LIAR, ROUNDS, Plan, Result, World, play, write_inputs
+from cutlayer.wire.messages import HeldOut, Hello, Judged, Ready
+from faulty_runs import ROUNDS, Plan, Result, World, liar_of, play, write_inputs
 from tables import publish
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -103,12 +103,13 @@ class Campaign:
         if not result.lies:
             return "never said", []
         summary = json.loads((out / "summary.json").read_text())
-        refused = summary["refusals"]
-        if others := set(refused) - {LIAR}:
+        refused, liar = summary["refusals"], liar_of(lie)
+        if others := set(refused) - {liar}:
             problems.append(f"refused {others}: {refused}")
-        if LIES[lie].refused and LIAR not in refused:
+        if LIES[lie].refused and liar not in refused:
             problems.append("the liar was not refused")
-        adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+        [exported] = [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors")]  # of moved weights, a model
+        adapter = load_file(exported)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in adapter.values()):
             problems.append("the adapter is not finite")
         if any(value is None for value in summary["metrics"].values()):
@@ -117,7 +118,8 @@ class Campaign:
         expected = [[row["devices"][name]["samples"] for name in world.data] for row in rows]
         if len(rows) != ROUNDS or not all(all(samples) for samples in expected):
             problems.append(f"honest devices trained {expected} samples")
-        if LIES[lie].refused and any(row["devices"].get(LIAR, {"samples": 0})["samples"] for row in rows):
+        left_out = LIES[lie].refused and LIES[lie].kind not in (HeldOut, Judged)  # who judges falsely may train well
+        if left_out and any(row["devices"].get(liar, {"samples": 0})["samples"] for row in rows):
             problems.append("the liar's samples count")
         if (
             LIES[lie].refused
@@ -125,11 +127,11 @@ class Campaign:
             and result.facts["adapter"] != world.reference.facts["adapter"]
         ):
             problems.append("the adapter is not that of the fleet without the liar")
-        return ", ".join(refused.get(LIAR, {"not": 1})), problems
+        return ", ".join(refused.get(liar, {"not": 1})), problems
 
     def _whole(self, world: World, lie: str) -> bool:
         """Whether nothing of the liar's can be left in anything."""
-        return LIES[lie].kind is Ready or build_method(world.values["method.name"], {}, 0).round.divisible
+        return LIES[lie].kind in (Hello, Ready) or build_method(world.values["method.name"], {}, 0).round.divisible
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

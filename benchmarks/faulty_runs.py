@@ -58,7 +58,7 @@ from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.session import Session, Standing
 from cutlayer.types import Recorder
-from cutlayer.wire.messages import Ready
+from cutlayer.wire.messages import Hello, Ready
 from models import model_folder
 
 ROUNDS, LOCAL_STEPS, BATCH_SIZE, ROWS = 3, 2, 2, 6
@@ -70,6 +70,8 @@ AWAY_SECONDS = 40.0
 """The longest that what crashed stays away."""
 LIAR = "liar"
 """The member that lies, where one does."""
+CALLED_SERVER = "called server"
+"""The lie of a member whose name is another machine's."""
 HEAD_START_SECONDS = 2.0
 """By which it comes before the others."""
 CRASHES = ("crash device", "crash server", "full disk", "skewed clock")
@@ -263,6 +265,11 @@ class Result:
     lies: int = 0
 
 
+def liar_of(lie: str) -> str:
+    """The name of the member that says it."""
+    return "server" if lie == CALLED_SERVER else LIAR
+
+
 def play(world: World, plan: Plan, keep: Path | None = None) -> Result:
     """One run, looked at when it is over: what must hold whatever happens (`Result.problems`).
 
@@ -334,7 +341,7 @@ class _Stage:
         async with asyncio.timeout(LONGEST_SECONDS):
             self._serve()
             if self.plan.lie:
-                self._join(LIAR)
+                self._join(liar_of(self.plan.lie))
                 await asyncio.sleep(HEAD_START_SECONDS)
             for name in self.world.data:
                 self._join(name)
@@ -391,11 +398,14 @@ class _Stage:
 
     @property
     def _liar_gets_in(self) -> bool:
-        return bool(self.plan.lie) and LIES[self.plan.lie].kind is not Ready
+        return bool(self.plan.lie) and LIES[self.plan.lie].kind not in (Hello, Ready)
+
+    def _lies(self, name: str) -> bool:
+        return bool(self.plan.lie) and name == liar_of(self.plan.lie)
 
     def _join(self, name: str) -> None:
         self._lives[name] += 1
-        data = self.world.data[next(iter(self.world.data)) if name == LIAR else name]
+        data = self.world.data[next(iter(self.world.data)) if self._lies(name) else name]
         who = joining.Joining(name, str(data), self.plan.model, self.out.with_name(name))
         random = Random(f"{self.plan.seed} {name} {self._lives[name]}")
 
@@ -417,7 +427,7 @@ class _Stage:
         """A device may end because nobody is there any more, and for no other reason of its own; one that lies is told
         that it may not come in."""
         error = None if task.cancelled() else task.exception()
-        if isinstance(error, JoinError) and task.get_name() == LIAR:
+        if isinstance(error, JoinError) and self._lies(task.get_name()):
             return
         if error is not None and "expected an answer of the server" not in str(error):
             self.result.problems.append(
@@ -453,7 +463,7 @@ class _Stage:
         self._attending[task] = name, theirs
         task.add_done_callback(self._attended)
         self.result.recoveries["connections"] += 1
-        return LyingCarrier(mine, LIES[self.plan.lie], self._lied) if name == LIAR else mine
+        return LyingCarrier(mine, LIES[self.plan.lie], self._lied) if self._lies(name) else mine
 
     def _lied(self) -> None:
         self.result.lies += 1

@@ -254,6 +254,81 @@ def test_what_a_round_refuses_ends_the_connection_until_it_comes_again() -> None
     on_a_stage(play)
 
 
+def test_who_can_be_given_no_part_is_told_so_for_good_unless_it_offers_more() -> None:
+    """It is refused at the door as long as it says what it said."""
+
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        stage.hub.turn_away("pi", Refused("unplaced", "device pi: expected room for a block, got none."))
+        assert not stage.hub.fleet
+        await asyncio.sleep(1.0)
+        with pytest.raises(CarrierLost):
+            await carrier.send(b"more")
+        for memory in (READY.memory_bytes, READY.memory_bytes * 21 // 20):
+            _, (_, refusal) = await stage.come(Hello("pi", "0"), replace(READY, memory_bytes=memory))
+            assert isinstance(refusal, Refusal)
+            assert (refusal.reason, refusal.final) == ("unplaced", True)
+        assert not stage.hub.fleet
+        await stage.come(Hello("pi", "0"), replace(READY, memory_bytes=2 * READY.memory_bytes))
+        assert [member.name for member in stage.hub.fleet] == ["pi"]
+        assert stage.refused == {"pi": {"unplaced": 3}}
+
+    on_a_stage(play)
+
+
+def test_a_device_that_is_revoked_while_it_prepares() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), Ask("echo", length=3))
+        stage.host.revoked.add("pi")
+        await say(carrier, Ask("echo", length=3))
+        refusal = await hear(carrier)
+        assert isinstance(refusal, Refusal)
+        assert (refusal.reason, refusal.final) == ("revoked", True)
+        assert stage.refused == {"pi": {"revoked": 1}}
+
+    on_a_stage(play)
+
+
+def test_a_device_that_stays_away_is_named_after_a_minute_and_given_up_after_its_time() -> None:
+    async def play(stage: Stage) -> None:
+        lines: list[str] = []
+        stage.hub._notice = lines.append
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        watching = asyncio.create_task(stage.hub.watch_absent(lambda device: device == "pi", 90.0))
+        await asyncio.sleep(20.0)
+        assert not any("waits" in line for line in lines), "it is here"
+        carrier.close()
+        await asyncio.sleep(59.0)
+        assert not any("waits" in line for line in lines)
+        await asyncio.sleep(10.0)
+        [line] = [line for line in lines if "waits" in line]
+        assert line.startswith("the round waits for pi, away for 6")
+        assert stage.hub.fleet
+        await asyncio.sleep(30.0)
+        assert not stage.hub.fleet
+        assert stage.hub.members["pi"].refused is not None
+        await stage.come(Hello("pi", "0"), READY)
+        assert [member.name for member in stage.hub.fleet] == ["pi"], "and it is back when it comes"
+        watching.cancel()
+
+    on_a_stage(play)
+
+
+def test_without_a_time_a_device_that_stays_away_is_waited_for() -> None:
+    async def play(stage: Stage) -> None:
+        carrier, _ = await stage.come(Hello("pi", "0"), READY)
+        await stage.hub.wait_for(lambda: len(stage.hub.here) == 1)
+        watching = asyncio.create_task(stage.hub.watch_absent(lambda _: True, None))
+        carrier.close()
+        await asyncio.sleep(5_000.0)
+        assert [member.name for member in stage.hub.fleet] == ["pi"]
+        watching.cancel()
+
+    on_a_stage(play)
+
+
 def test_a_fleet_outlives_the_server() -> None:
     async def play(stage: Stage) -> None:
         for name in ("pi", "jetson"):

@@ -62,6 +62,8 @@ LOUDEST: Mapping[str, float] = {"activations": 2.0**40, "gradients": 2.0**40, "u
 32 bits; of adapters, whose products a block still can. What trains is far below, and what is beyond has diverged."""
 LOUDEST_FACT = 2.0**40
 """Of a number that a shape has a device say; each shape may ask for less."""
+LOUDEST_SLOPE = 2.0**16
+"""Of a loss along a random direction: it moves an adapter, or all weights, by as many times the learning rate."""
 MOST_LOSS = 2.0**20
 """Of a finite loss: that of a guess among all the tokens that there are is below 20."""
 MOST_SECONDS, MOST_FLOPS = 2.0**30, 2.0**90
@@ -514,6 +516,11 @@ class Forms:
             self.expect_form(name, tensors[name], form)
             if tensors[name].is_floating_point() and not within(tensors[name], LOUDEST_FACT):
                 raise self.refused("not-finite", f"finite numbers up to {LOUDEST_FACT:g} in {name}", "others")
+
+    def expect_slopes(self, name: str, slopes: Tensor) -> None:
+        """Raises Refused for slopes that would carry weights beyond all that trains."""
+        if not within(slopes, LOUDEST_SLOPE):
+            raise self.refused("not-finite", f"slopes up to {LOUDEST_SLOPE:g} in {name}", "others")
 
     def refused(self, reason: str, expected: str, got: object) -> Refused:
         """The refusal of what was got, at this point of the round."""

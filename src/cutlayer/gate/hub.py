@@ -437,7 +437,7 @@ async def _part(carrier: Carrier, reason: str) -> None:
 
 
 def _offers(profile: DeviceProfile) -> tuple[float, ...]:
-    """What a device could be given a larger part by."""
+    """The claims by which a device could be given a larger part, each larger for more."""
     blocks = math.inf if profile.max_blocks is None else profile.max_blocks
     speeds = profile.flops_per_second, profile.up_bits_per_second, profile.down_bits_per_second
     return profile.memory_bytes, blocks, *speeds, 1 / (profile.latency_seconds + 1e-3)

@@ -1,4 +1,4 @@
-"""How much one device may move the mean: what is made of contributions before the method's aggregate averages them.
+"""Means that one device cannot move far: what is made of contributions before the method's aggregate averages them.
 
     none           nothing: a device that sends its last step back times ten moves the mean ten times as far
     clip:FACTOR    a change whose norm is above FACTOR times the median of those that it is averaged with is scaled
@@ -35,7 +35,7 @@ SPELLED = "none, clip:FACTOR above 0, median or trimmed:F from 0 to below 0.5"
 
 @dataclass(frozen=True, slots=True)
 class Robust:
-    """What is made of contributions.
+    """A policy for what is made of contributions.
 
     Attributes:
       factor: times the median norm, what a change's norm may be.
@@ -58,7 +58,7 @@ class Robust:
         return self.by_number or self.factor < math.inf
 
     def __call__(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> list[Contribution]:
-        """What the aggregate is given in place of `contributions`.
+        """The contributions that the aggregate is given in place of those that were sent.
 
         Args:
           broadcast: From what the devices began.
@@ -106,7 +106,7 @@ class Robust:
         ]
 
     def _centre(self, values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """Of each number: the mean of the middle two, or one, of them; or the mean without the ends."""
+        """The middle of each number, or of the two in the middle the mean; or the mean without the ends."""
         sorted_N, order_N = torch.stack([value.double() for value in values]).sort(dim=0)
         count = len(values)
         if self.median:
@@ -150,7 +150,7 @@ def robust_by_name(name: str) -> Robust:
 
 
 def change(broadcast: Adapter, part: Contribution) -> Adapter:
-    """What a contribution changed of what was broadcast, by name, in the contribution's shapes; fp32.
+    """The change of what was broadcast that a contribution makes, by name, in the contribution's shapes; fp32.
 
     Args:
       broadcast: Whole tensors.
@@ -173,7 +173,7 @@ def places_of(part: Contribution, name: str) -> tuple[slice | Tensor, ...]:
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
-    """Of all of them together; their squares add up in fp64."""
+    """The norm of all of them together; their squares add up in fp64."""
     norms = (float(torch.linalg.vector_norm(value, dtype=torch.float64)) for value in tensors.values())
     return math.sqrt(math.fsum(own**2 for own in norms))
 

@@ -58,7 +58,7 @@ def script(plan: DevicePlan, forms: Forms) -> Script:
     slopes = {SLOPES: torch.empty(directions_of(plan).count, device="meta")}
     for step in range(plan.local_steps):
         yield from forms.batch(step)
-        yield forms.facts(step, slopes)
+        yield forms.facts(step, slopes, lambda facts: forms.expect_slopes(SLOPES, facts[SLOPES]))
     yield forms.update(Listed(forms, {}, {}))
 
 

@@ -169,7 +169,7 @@ class _Hold:
         self._finished = 0
         self._lasting = links  # which outlive the round
         self._server = server
-        server.turn_out, server.diverged = self._turn_out, {}
+        server.held_by(self._turn_out)
         self._links = {device.device: self._link(links[device.device], device.device) for device in plan.devices}
         seconds = policy.seconds if plan.deadline_seconds is None else plan.deadline_seconds
         if seconds is not None:
@@ -184,7 +184,7 @@ class _Hold:
 
     def end(self) -> None:
         """Nobody is waited for any more."""
-        self._server.turn_out = None
+        self._server.held_by(None)
         for timer in self._timers:
             timer.cancel()
 

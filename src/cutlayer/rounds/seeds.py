@@ -44,6 +44,7 @@ def script(plan: DevicePlan, forms: Forms) -> Script:
     count = search_of(plan).count
 
     def known(facts: Adapter) -> None:
+        forms.expect_slopes(SLOPES, facts[SLOPES])
         if bool((facts[INDICES] >= count).any()) or bool((facts[INDICES] < -1).any()):
             raise forms.refused("wrong-facts", f"indices below {count}", "others")
 

@@ -1,4 +1,4 @@
-"""Who has moved the adapter by how much: a row for each device and round, whatever is made of it.
+"""A row for each device and round that says how far it has moved the adapter, whatever is made of it.
 
 norm      of what the device changed, over all tensors that it trained
 times     that, in medians of the round's devices
@@ -75,7 +75,7 @@ def table_of(contributions: Sequence[Contribution], began: Began, round: int) ->
 
 
 def fair(weights: Mapping[str, float], samples: Mapping[str, int]) -> dict[str, float]:
-    """What devices count with whose target tokens the server does not see: for a sample at most twice what the others'
+    """The weights of devices whose target tokens the server does not see: for a sample at most twice what the others'
     weigh.
 
     A device that trains alone may say that each of its samples has as many tokens as a text may have.

@@ -178,6 +178,12 @@ class Server:
         self.ledger.accept(update, late=late)
         self.folds.has_all(update.device, self.ledger.device(update.device).cut)
 
+    def held_by(self, turn_out: TurnOut | None) -> None:
+        """Somebody holds rounds from now on, and takes devices out of them; or, for None, nobody does."""
+        self.turn_out = turn_out
+        if turn_out is not None:
+            self.diverged = {}
+
     def blame(self, error: DivergedError) -> None:
         """What one device sent, or what was computed of that alone, is not finite: it takes no further part in this
         round, and is refused as one that sends what may not be believed.
@@ -187,6 +193,8 @@ class Server:
         """
         if self.turn_out is None or not self._may_leave:
             raise error
+        if error.device in self.diverged:
+            return  # more of what it had sent by then
         self.diverged[error.device] = error
         self.turn_out(error)
 

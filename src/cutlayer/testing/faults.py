@@ -37,6 +37,7 @@ from cutlayer.wire.messages import (
     Ask,
     Facts,
     HeldOut,
+    Hello,
     HiddenGradients,
     Judged,
     Measured,
@@ -168,7 +169,7 @@ class FaultyCarrier:
 
 @dataclass(frozen=True, slots=True)
 class Lie:
-    """What is said in place of the truth.
+    """A change of one kind of message, from the truth to something else.
 
     Attributes:
       kind: of message.
@@ -214,6 +215,7 @@ def _events(column: int, number: float, *, refused: bool = True) -> Lie:
 
 
 LIES: dict[str, Lie] = {
+    "called server": Lie(Hello, replace),  # what it says is its name: that is the lie
     "a byte of memory": _says(Ready, "memory_bytes", 1),
     "no memory": _says(Ready, "memory_bytes", 0),
     "all the memory that there is": _says(Ready, "memory_bytes", 2**63 - 1),
