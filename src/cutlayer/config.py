@@ -240,7 +240,7 @@ class TrainSection(Section):
     finishes, and counts when it has (docs/decisions/0031)."""
     robust: str = "none"
     """How much one device may move the mean of what devices train: none, clip:FACTOR, median or trimmed:F
-    (docs/decisions/0043)."""
+    (docs/decisions/0044)."""
     eval_every: int = Field(1, ge=1)
     """Rounds between two evaluations; the last round is always evaluated."""
     eval_batch_size: int = Field(64, ge=1)
