@@ -80,8 +80,9 @@ class Robust:
     def _clipped(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> list[Contribution]:
         if self.factor == math.inf:
             return list(contributions)
-        norms = [norm(change(broadcast, part)) for part in contributions]
-        moved = [own for own in norms if own]  # no change says nothing of how far is far
+        changes = [change(broadcast, part) for part in contributions]
+        norms = [norm(one) for one in changes]
+        moved = [own for own, one in zip(norms, changes, strict=True) if one]  # of those who hold something
         most = self.factor * median_low(moved) if moved else 0.0
         return [
             part if own <= most else _scaled(broadcast, part, most / own)
