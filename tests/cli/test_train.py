@@ -113,6 +113,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
         "adapter",
         "checkpoint",
         "config.yaml",
+        "contributions.jsonl",
         "events.jsonl",
         "metrics.jsonl",
         "report.svg",
@@ -135,6 +136,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
         "seed",
         "run",
         "refusals",
+        "contributions",
         "exported_round",
         "ended_early",
     }

@@ -17,6 +17,7 @@ from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.cut import cut_at, whole_model
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.policies.ranks import ranks_above_deepest_cut
+from cutlayer.policies.robust import Robust
 from cutlayer.policies.select import everyone
 from cutlayer.policies.stack import begin_anew, stack
 from cutlayer.policies.stragglers import buffered, deadline, quorum, stragglers_by_name
@@ -163,6 +164,20 @@ CASES = {
         of("fedlora"),
         of("hfl_prune"),
         {"stragglers": KEPT},
+    ),
+    "a_robust_mean_of_one": Case(
+        of("sl"),
+        "train.robust: expected none where devices go on from each other, report to sites, or train nothing",
+        of("fedlora"),
+        of("sl"),
+        {"robust": Robust(factor=3.0)},
+    ),
+    "a_median_over_ranks": Case(
+        of("hetlora"),
+        "train.robust: expected none or clip:FACTOR where adapters of different ranks are joined by zero-padding",
+        of("fedlora"),
+        of("hetlora"),
+        {"robust": Robust(median=True)},
     ),
     "a_deadline_where_all_are_awaited": Case(
         with_planner(of("memsfl"), closing),

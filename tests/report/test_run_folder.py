@@ -101,10 +101,12 @@ def test_a_rewound_run_that_repeats_its_rounds_has_the_same_bytes(tmp_path: Path
     folder.append_metrics({"round": 0, "loss": 1.5})
     folder.append_events(EVENTS[:1])
     folder.append_samples([{"rounds": 0, "prompt": "why", "text": "so"}])
+    folder.append_contributions([{"round": 0, "device": "a", "norm": 0.1}])
     positions = folder.positions()
     folder.append_metrics({"round": 1, "loss": 1.25})
     folder.append_events(EVENTS[1:])
     folder.append_samples([{"rounds": 1, "prompt": "why", "text": "because"}])
+    folder.append_contributions([{"round": 1, "device": "a", "norm": 0.2}])
     whole = [(tmp_path / name).read_bytes() for name in positions]
 
     with open(tmp_path / "events.jsonl", "ab") as file:
@@ -115,7 +117,9 @@ def test_a_rewound_run_that_repeats_its_rounds_has_the_same_bytes(tmp_path: Path
     folder.append_metrics({"loss": 1.25, "round": 1})
     folder.append_events(EVENTS[1:])
     folder.append_samples([{"rounds": 1, "prompt": "why", "text": "because"}])
+    folder.append_contributions([{"round": 1, "device": "a", "norm": 0.2}])
     assert [row["text"] for row in folder.read_samples()] == ["so", "because"]
+    assert [row["norm"] for row in folder.read_contributions()] == [0.1, 0.2]
     assert [(tmp_path / name).read_bytes() for name in positions] == whole
 
 

@@ -80,8 +80,10 @@ class Robust:
     def _clipped(self, broadcast: Adapter, contributions: Sequence[Contribution]) -> list[Contribution]:
         if self.factor == math.inf:
             return list(contributions)
-        norms = [norm(change(broadcast, part)) for part in contributions]
-        most = self.factor * median_low(norms) if norms else 0.0
+        changes = [change(broadcast, part) for part in contributions]
+        norms = [norm(one) for one in changes]
+        moved = [own for own, one in zip(norms, changes, strict=True) if one]  # of those who hold something
+        most = self.factor * median_low(moved) if moved else 0.0
         return [
             part if own <= most else _scaled(broadcast, part, most / own)
             for part, own in zip(contributions, norms, strict=True)
@@ -157,7 +159,7 @@ def change(broadcast: Adapter, part: Contribution) -> Adapter:
       part: Whose tensors may be parts of those: lower ranks, or places that it says.
     """
     return {
-        name: value.float() - broadcast[name][places_of(part, name)].float()
+        name: value.to(broadcast[name].device).float() - broadcast[name][places_of(part, name)].float()
         for name, value in part.adapter.items()
         if name in broadcast and _trained(part, name)
     }
@@ -186,7 +188,7 @@ def _scaled(broadcast: Adapter, part: Contribution, factor: float) -> Contributi
     """The contribution with a change that is so many times its own."""
     changes = change(broadcast, part)
     adapter = {
-        name: (broadcast[name][places_of(part, name)].double() + changes[name].double() * factor).to(value.dtype)
+        name: (broadcast[name][places_of(part, name)].double() + changes[name].double() * factor).to(value)
         if name in changes
         else value
         for name, value in part.adapter.items()

@@ -45,13 +45,11 @@ class Aggregation:
 
         def began(part: Contribution) -> Adapter:
             device = devices.get(part.device)
-            return {
-                name: value
-                for name in part.adapter
-                for value in adapters.broadcast(
-                    EVERYONE if device is None else adapters.scope_of(device, name), [name]
-                ).values()
-            }
+            values: Adapter = {}
+            for name in part.adapter.keys() & adapters.shared.keys():
+                scope = EVERYONE if device is None else adapters.scope_of(device, name)
+                values |= adapters.broadcast(scope, [name])
+            return values
 
         return began
 

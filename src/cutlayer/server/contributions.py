@@ -55,7 +55,7 @@ def table_of(contributions: Sequence[Contribution], began: Began, round: int) ->
                 total[name] = torch.zeros_like(began(part)[name], dtype=torch.float32)
             total[name][places_of(part, name)] += value
     weights = [max(part.weights.values(), default=0.0) for part in own]
-    middle, weight = median_low(norms) if norms else 0.0, math.fsum(weights)
+    middle, weight = median_low(norms or [0.0]), math.fsum(weights)
     rows = []
     for part, one, length, heavy in zip(own, changes, norms, weights, strict=True):
         cosine = _cosine(part, one, total, length) if len(own) > 1 else 0.0

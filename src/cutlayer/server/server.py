@@ -159,11 +159,13 @@ class Server:
         Raises:
           DivergedError: The loss of a device that trained alone, or its adapter, is not finite, and nobody may leave.
         """
-        if not math.isfinite(update.loss) or not all(map(finite, update.adapter.values())):
+        what = None if math.isfinite(update.loss) else f"a finite loss, got {update.loss}"
+        if what is None and not all(map(finite, update.adapter.values())):
+            what = "a finite adapter, got another"
+        if what is not None:
             self.blame(
                 DivergedError(
-                    f"device {update.device}, round {update.round}: expected a finite loss and adapter, got others "
-                    f"(loss {update.loss:g}). "
+                    f"device {update.device}, round {update.round}: expected {what}. "
                     "Lower the learning rate (--lr), or set train.clip.",
                     device=update.device,
                     round=update.round,
