@@ -2,13 +2,13 @@
 
     python benchmarks/read_back.py --data FOLDER
 
-The plainest attack there is: for each token's activations, the row of the model's own embedding table that is nearest by
-cosine, after the mean over all tokens is taken from the activations and the mean row from the table. It learns nothing
-and needs nothing but the public base model. What it names is the least that an attacker reads. A line for each cut: how
-many tokens it names exactly, as activations leave the device in fp32 and as int8 packs them.
+The plainest attack there is: for each token's activations, the row of the model's own embedding table that is nearest
+by cosine, after the mean over all tokens is taken from the activations and the mean row from the table. It learns
+nothing and needs nothing but the public base model. What it names is the least that an attacker reads. A line for each
+cut: how many tokens it names exactly, as activations leave the device in fp32 and as int8 packs them.
 
-Texts are the first sentences of a folder's validation set (SST-2, say), the model is MiniLM as it is downloaded: adapters
-move little of what the lowest blocks pass on.
+Texts are the first sentences of a folder's validation set (SST-2, say), the model is MiniLM as it is downloaded:
+adapters move little of what the lowest blocks pass on.
 """
 
 from __future__ import annotations
