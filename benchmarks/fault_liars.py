@@ -121,11 +121,7 @@ class Campaign:
         left_out = LIES[lie].refused and LIES[lie].kind not in (HeldOut, Judged)  # who judges falsely may train well
         if left_out and any(row["devices"].get(liar, {"samples": 0})["samples"] for row in rows):
             problems.append("the liar's samples count")
-        if (
-            LIES[lie].refused
-            and self._whole(world, lie)
-            and result.facts["adapter"] != world.reference.facts["adapter"]
-        ):
+        if left_out and self._whole(world, lie) and result.facts["adapter"] != world.reference.facts["adapter"]:
             problems.append("the adapter is not that of the fleet without the liar")
         return ", ".join(refused.get(liar, {"not": 1})), problems
 

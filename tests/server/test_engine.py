@@ -225,6 +225,35 @@ def test_a_loss_that_is_not_finite_says_whose_it_is(value: float, bert: Base) ->
         assert (error.value.device, error.value.round, error.value.step) == (device, 3, 1)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, 2.0**61, -3e38])
+@pytest.mark.parametrize("where", ["adapter", "cut"])
+def test_a_gradient_that_is_too_large_to_square_is_forgotten(where: str, value: float, bert: Base) -> None:
+    """Finite losses have them: a norm of activations of 1e30 is finite, what it does backwards is not."""
+    engine, adapters = engine_of(bert, 1)
+    parameters = adapters.trainable("device-0").parameters
+    grad_BTD = engine.loss("device-0", engine.span(1, None), activations_for(bert, BATCH, 1)).back()
+    assert grad_BTD is not None
+    engine.check_gradients(parameters, grad_BTD, "device-0", 3, 1)
+    assert all(parameter.grad is not None for parameter in parameters.values())
+    wrong = grad_BTD if where == "cut" else next(iter(parameters.values())).grad
+    assert wrong is not None
+    wrong.view(-1)[0] = value
+    with pytest.raises(DivergedError, match="device device-0, round 3, step 1: expected gradients up to ") as e:
+        engine.check_gradients(parameters, grad_BTD, "device-0", 3, 1)
+    assert e.value.device == "device-0"
+    assert all(parameter.grad is None for parameter in parameters.values()), "no later step has them"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_hidden_states_that_are_not_finite_go_nowhere(value: float, bert: Base) -> None:
+    engine, _ = engine_of(bert, 1)
+    h_BTD = torch.zeros(2, 3, 4)
+    engine.check_hidden(h_BTD, "device-0", 3, 1)
+    h_BTD[1, 2, 3] = value
+    with pytest.raises(DivergedError, match="device device-0, round 3, step 1: expected finite hidden states"):
+        engine.check_hidden(h_BTD, "device-0", 3, 1)
+
+
 # ------------------------------------------------------------------ dropout
 
 
