@@ -1,4 +1,7 @@
-"""Numbers that can be reckoned with: finite, or up to a magnitude; seen in one pass and without a copy."""
+"""Numbers that can be reckoned with: finite, or up to a magnitude; seen in one pass and without a copy.
+
+A tensor without numbers, as a rehearsal has them, is both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ def finite(tensor: Tensor) -> bool:
       >>> finite(torch.tensor([1.0, -3e38])), finite(torch.tensor([1.0, torch.nan]))
       (True, False)
     """
-    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
+    return tensor.numel() == 0 or tensor.is_meta or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
 
 
 def within(tensor: Tensor, most: float) -> bool:
@@ -23,4 +26,4 @@ def within(tensor: Tensor, most: float) -> bool:
       >>> within(torch.tensor([1.0, -3.0]), 3.0), within(torch.tensor([1.0, torch.nan]), 3.0)
       (True, False)
     """
-    return tensor.numel() == 0 or all(abs(float(end)) <= most for end in torch.aminmax(tensor))
+    return tensor.numel() == 0 or tensor.is_meta or all(abs(float(end)) <= most for end in torch.aminmax(tensor))
