@@ -80,8 +80,8 @@ class Device:
       broadcast: the adapter that it started the round from.
       spans: its way to machines that run blocks for it; None where it knows none.
       held_out: the rows that it judges an adapter by.
-      before_judging: puts the base where the device's last commit point left it, and notes the folds that come with what
-        is judged; None where there are none.
+      before_judging: puts the base where the device's last commit point left it, and notes the folds that come with
+        what is judged; None where there are none.
       before_round: goes back to a commit point before a round begins (`commit.py`); None where there are none.
     """
 

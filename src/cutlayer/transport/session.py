@@ -315,7 +315,7 @@ class Session:
         """A round that this end does not know: only a device is told of one, and its first frame opens it."""
         if self._is_server or packet.kind is Kind.HEARTBEAT or packet.number != 1 or packet.offset:
             raise CarrierLost(
-                f"connection: expected round {self._round}, got round {packet.round} without its first frame."
+                f"connection: expected turn {self._round}, got turn {packet.round} without its first frame."
             )
         self._leave_round()
         self._turn(packet.round)
