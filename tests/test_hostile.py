@@ -36,7 +36,7 @@ from cutlayer.transport.certificates import issue_device, issue_server, make_aut
 from cutlayer.transport.grpc_carrier import dial
 from cutlayer.transport.handshake import hear, say
 from cutlayer.transport.packets import Kind, Packet, pack
-from cutlayer.transport.session import Session, Standing
+from cutlayer.transport.session import Session, Standing, turn_of
 from cutlayer.transport.tls import ServerTls, channel_credentials
 from cutlayer.wire.messages import Activations, Ask, Assignment, Hello, Ready, Refusal, Stand, Welcome
 from real import device, one_thread, simulated, values_for
@@ -360,12 +360,12 @@ def test_who_misbehaves_in_a_round(
 
     async def announces_a_terabyte(address: str) -> None:
         async with in_a_round(fleet, address, "too-long") as (_, carrier, assignment):
-            piece = Packet(Kind.DATA, assignment.round, 1, 1, total=TERABYTE, body=bytes(64))
+            piece = Packet(Kind.DATA, turn_of(assignment), 1, 1, total=TERABYTE, body=bytes(64))
             await carrier.send(pack(piece, check=False))
 
     async def floods(address: str) -> None:
         async with in_a_round(fleet, address, "flood") as (_, carrier, assignment):
-            beat = pack(Packet(Kind.HEARTBEAT, assignment.round, 0, 1), check=False)
+            beat = pack(Packet(Kind.HEARTBEAT, turn_of(assignment), 0, 1), check=False)
             with suppress(CarrierLost):
                 while True:
                     await carrier.send(beat)

@@ -377,7 +377,7 @@ def test_a_frame_that_is_too_long_is_refused_before_it_has_memory() -> None:
 
 
 def piece(round: int, number: int, offset: int, total: int, body: bytes) -> bytes:
-    return pack(Packet(Kind.DATA, round, number, 0, offset, total, body), check=True)
+    return pack(Packet(Kind.DATA, 2 * round + 1, number, 0, offset, total, body), check=True)
 
 
 STEP = encode(activations(0, 0))
@@ -390,7 +390,7 @@ LIMIT = len(STEP)
         ([piece(0, 1, 0, LIMIT + 1, bytes(10))], f"at most {LIMIT} bytes, got {LIMIT + 1}"),
         ([piece(0, 1, 0, LIMIT, STEP[:9]), piece(0, 1, 9, LIMIT - 1, STEP[9:-1])], f"a frame of {LIMIT} bytes"),
         ([piece(0, 1, 0, LIMIT, encode(activations(1, 0)))], "one of round 0, got Activations"),
-        ([piece(1, 1, 0, LIMIT, STEP)], "expected round 0, got round 1"),
+        ([piece(1, 1, 0, LIMIT, STEP)], "expected turn 1, got turn 3"),
     ],
 )
 def test_what_does_not_fit_ends_a_connection_of_the_server(packets: list[bytes], why: str) -> None:
@@ -413,7 +413,7 @@ def test_a_round_opens_with_its_first_frame() -> None:
         at_device, at_server = pipe()
         opened = encode(assignment(3))
         await at_server.send(piece(3, 2, 0, len(opened), opened))
-        with pytest.raises(CarrierLost, match="got round 3 without its first frame"):
+        with pytest.raises(CarrierLost, match="got turn 7 without its first frame"):
             await session().attach(at_device, Standing("life-1"))
 
     run_virtual(work())

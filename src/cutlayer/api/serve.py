@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ class Listening:
         Raises:
           CheckpointError: The folder says something that no server was told.
         """
-        kept = {} if run is None else {**RunFolder.reopen(run).read_started()}
+        kept = {} if run is None else RunFolder.reopen(run).read_started()
         kept.pop("command", None)
         kept |= {name: value for name, value in given.items() if value is not None}
         if kept.get("roster") is not None:
@@ -154,7 +154,7 @@ class Listening:
     def started(self) -> dict[str, Any]:
         """As the run's folder keeps it."""
         roster = None if self.roster is None else str(self.roster.resolve())
-        return {"command": "serve", **asdict(replace(self, roster=None)), "roster": roster}
+        return {"command": "serve", **asdict(self), "roster": roster}
 
 
 def serving(

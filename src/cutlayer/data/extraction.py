@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from random import Random
 
-from cutlayer.data.words import ASPECTS, PRODUCTS, say
+from cutlayer.data.words import ASPECTS, PRODUCTS, different, say
 
 INSTRUCTION = "Extract product, good and bad as JSON."
 _OPENINGS = (
@@ -29,12 +29,7 @@ def generate(num_samples: int, seed: int) -> list[dict[str, str]]:
 
     The same seed gives the same rows, and the first rows of a longer call are those of a shorter one.
     """
-    rng = Random(seed)
-    rows: dict[str, dict[str, str]] = {}
-    while len(rows) < num_samples:
-        row = _row(rng)
-        rows.setdefault(row["prompt"], row)
-    return list(rows.values())
+    return different(_row, num_samples, seed)
 
 
 def _row(rng: Random) -> dict[str, str]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from random import Random
 
+from cutlayer.data.words import different
+
 INSTRUCTION = "Describe this place."
 _FIRST = ("Copper", "Silver", "Crooked", "Quiet", "Painted", "Hollow", "Merry", "Winter", "Amber", "Little")
 _LAST = ("Pear", "Heron", "Lantern", "Anchor", "Kettle", "Fiddler", "Orchard", "Wagon", "Thistle", "Bell")
@@ -55,12 +57,7 @@ def generate(num_samples: int, seed: int) -> list[dict[str, str]]:
 
     The same seed gives the same rows, and the first rows of a longer call are those of a shorter one.
     """
-    rng = Random(seed)
-    rows: dict[str, dict[str, str]] = {}
-    while len(rows) < num_samples:
-        row = _row(rng)
-        rows.setdefault(row["prompt"], row)
-    return list(rows.values())
+    return different(_row, num_samples, seed)
 
 
 def facts_of(prompt: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 
@@ -44,3 +45,19 @@ def say(what: str, good: bool, rng: Random) -> str:
     if rng.random() < 0.9:
         return rng.choice(SAYS).format(what=what, word=rng.choice(GOOD if good else BAD))
     return rng.choice(DENIES).format(what=what, word=rng.choice(BAD if good else GOOD))
+
+
+def different(row: Callable[[Random], dict[str, str]], num_rows: int, seed: int) -> list[dict[str, str]]:
+    """Draws rows until there are `num_rows` with different prompts; the first of a longer call are those of a shorter.
+
+    Args:
+      row: Draws one, with a column `prompt`.
+      num_rows: How many.
+      seed: Of the draws.
+    """
+    rng = Random(seed)
+    rows: dict[str, dict[str, str]] = {}
+    while len(rows) < num_rows:
+        drawn = row(rng)
+        rows.setdefault(drawn["prompt"], drawn)
+    return list(rows.values())

@@ -20,7 +20,7 @@ from cutlayer.device.store import Point, Store
 from cutlayer.policies.moments import FreshMoments
 from cutlayer.state import Keeper, State, joined
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Message, Update
+from cutlayer.wire.messages import Assignment, Judge, Message, Update
 
 
 class CommittingLink(Around):
@@ -38,6 +38,7 @@ class CommittingLink(Around):
         self._packing: Keeper | None = None
         self._at: Point | str = "unknown"  # the point at which the device is; unknown in the middle of a round
         self._restarted = True
+        self._judged_on = set[str]()  # folds that the base has and no round was begun on
 
     def attach(self, device: Device, packing: Keeper) -> None:
         """Says whose commit points these are; the first is where the device is now, unless there are some.
@@ -78,16 +79,21 @@ class CommittingLink(Around):
         self._store.keep({counted, max(before, key=_place, default=counted)})
         self._at = "unknown"
         self._store.fold(assignment.folds)
-        if self._restarted:  # its base is as it is stored, and the server does not know
+        ahead, self._judged_on = self._judged_on - assignment.folds.keys(), set()
+        if ahead:  # the server has gone back to before a fold that it had judged
+            self._device.base.unfold()
+        if self._restarted or ahead:  # its base is as it is stored, and the server does not know
             self._restarted = False
             return replace(assignment, folds=self._store.folds())
         return assignment
 
-    def _fold_again(self) -> None:
-        """Brings the base of a process that has begun anew to where the device's last round found it."""
+    def _fold_again(self, asked: Judge) -> None:
+        """Brings the base of a process that has begun anew to where the device's last round found it. Folds that come
+        with what is judged are the server's, but for the case that it goes back: a round has not been begun on them."""
         assert self._device is not None
         if self._restarted:
             self._device.base.fold(self._store.folds())
+        self._judged_on |= asked.folds.keys()
 
     def _state(self) -> State:
         assert self._device is not None

@@ -36,7 +36,7 @@ from cutlayer.policies.trains import Trains, rule_of
 from cutlayer.state import Keeper, State, joined
 from cutlayer.types import Adapter, Batch, Cost, Costs, DevicePlan
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import Activations, Assignment, Update
+from cutlayer.wire.messages import Activations, Assignment, Judge, Update
 
 T = TypeVar("T")
 
@@ -80,7 +80,8 @@ class Device:
       broadcast: the adapter that it started the round from.
       spans: its way to machines that run blocks for it; None where it knows none.
       held_out: the rows that it judges an adapter by.
-      before_judging: puts the base where the device's last commit point left it; None where there are none.
+      before_judging: puts the base where the device's last commit point left it, and notes the folds that come with
+        what is judged; None where there are none.
       before_round: goes back to a commit point before a round begins (`commit.py`); None where there are none.
     """
 
@@ -98,7 +99,7 @@ class Device:
     ) -> None:
         self.spans = spans
         self.held_out: HoldsOut = held_out or _Nothing()
-        self.before_judging: Callable[[], None] | None = None
+        self.before_judging: Callable[[Judge], None] | None = None
         self.name, self.base, self.machine, self.settings = name, base, machine, settings
         self.before_round: Callable[[Assignment], Assignment] | None = None
         self.trainable = Trainable({}, settings.optimizer)

@@ -42,7 +42,7 @@ async def judge(device: Device, link: Link, asked: Judge) -> Message:
       asked: What it is to judge.
     """
     if device.before_judging is not None:
-        device.before_judging()
+        device.before_judging(asked)
     device.machine.set_pace(frequency_of(asked.plan))  # not as slow as the round before may have had it
     device.base.fold(asked.folds)
     judging = _Judging(device, asked)

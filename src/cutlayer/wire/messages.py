@@ -534,7 +534,7 @@ class Ready:
     Attributes:
       device: its name.
       session: the life of the server that it knows; empty if none.
-      next_round: the round it is in, plus one; 0 if none.
+      next_round: the turn it is in (`transport/session.py turn_of`), plus one; 0 if none.
       received: frames of that round that it has.
       flops_per_second: as it measured itself, on work like that of training.
       memory_bytes: that it may use.
@@ -565,7 +565,7 @@ class Stand:
 
     Attributes:
       session: names this life of the server.
-      next_round: the round it is in with this device, plus one; 0 if none.
+      next_round: the turn it is in with this device, plus one; 0 if none.
       received: frames of that round that it has from this device.
     """
 
