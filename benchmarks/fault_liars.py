@@ -80,7 +80,7 @@ class Campaign:
         """A run for each."""
         world, counts = self._world(setting), Counts({setting: Counter()})
         for number, lie in enumerate(lies):
-            out = self._folder / f"{setting}-{number}".replace(" ", "-").replace(",", "")
+            out = Path(tempfile.mkdtemp(dir=self._folder)) / "server"
             result = play(world, Plan(number, lie=lie), keep=out)
             said, problems = self._look(world, lie, result, out)
             counts.runs[setting][said] += 1
@@ -108,9 +108,9 @@ class Campaign:
             problems.append(f"refused {others}: {refused}")
         if LIES[lie].refused and liar not in refused:
             problems.append("the liar was not refused")
-        [exported] = [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors")]  # of moved weights, a model
-        adapter = load_file(exported)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in adapter.values()):
+        exported = [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors")]  # of moved weights, a model
+        tensors = [tensor for file in exported for tensor in load_file(file).values()]
+        if not tensors or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             problems.append("the adapter is not finite")
         if any(value is None for value in summary["metrics"].values()):
             problems.append(f"metrics: {summary['metrics']}")
@@ -121,13 +121,17 @@ class Campaign:
         left_out = LIES[lie].refused and LIES[lie].kind not in (HeldOut, Judged)  # who judges falsely may train well
         if left_out and any(row["devices"].get(liar, {"samples": 0})["samples"] for row in rows):
             problems.append("the liar's samples count")
-        if left_out and self._whole(world, lie) and result.facts["adapter"] != world.reference.facts["adapter"]:
+        if left_out and self._whole(world, lie, rows) and result.facts["adapter"] != world.reference.facts["adapter"]:
             problems.append("the adapter is not that of the fleet without the liar")
         return ", ".join(refused.get(liar, {"not": 1})), problems
 
-    def _whole(self, world: World, lie: str) -> bool:
-        """Whether nothing of the liar's can be left in anything."""
-        return LIES[lie].kind in (Hello, Ready) or build_method(world.values["method.name"], {}, 0).round.divisible
+    def _whole(self, world: World, lie: str, rows: Sequence[dict[str, Any]]) -> bool:
+        """Whether nothing of the liar's can be left in anything: not in what devices share, nor in their plans."""
+        if LIES[lie].kind in (Hello, Ready):
+            return True
+        planned = {(row["round"], name): row["devices"][name]["ranks"] for row in rows for name in world.data}
+        alone = {(one["round"], one["device"]): one["ranks"] for one in world.reference.facts["history"]}
+        return planned == alone and build_method(world.values["method.name"], {}, 0).round.divisible
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

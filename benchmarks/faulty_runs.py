@@ -567,7 +567,7 @@ def _look(world: World, out: Path, result: Result) -> None:
         "policies": state["method"],
         "history": [
             {"round": row["round"], "device": name}
-            | {key: device[key] for key in ("steps", "samples", "weight", "loss", "late", "cut")}
+            | {key: device[key] for key in ("steps", "samples", "weight", "loss", "late", "cut", "ranks")}
             for row in rows[:done]
             for name, device in row["devices"].items()
         ],
