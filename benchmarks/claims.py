@@ -590,11 +590,15 @@ STEPS: dict[str, tuple[str, Callable[[StepRecord, float], float]]] = {
 
 
 def teasq_fed(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
+    """A round is a full buffer, not a pass over the fleet: runs are level at equal time, not at equal rounds."""
     system, *others = figures
+    end = min(one["totals"]["virtual_seconds"]["mean"] for one in figures)
     lines = []
     for other in others:
         ours = f"{100 * (accuracy(system) - accuracy(other)):+.1f} ({accuracy(system):.3f} / {accuracy(other):.3f})"
+        at_end = " / ".join(f"{100 * accuracy_by(one, end):.1f}" for one in (system, other))
         lines += [
+            Line(f"accuracy after {end:.0f} s, %", "-", at_end, other["label"]),
             Line(f"time to accuracy {trial.target}", "up to 2 x", speedup(system, other), other["label"]),
             Line("final accuracy, points", "up to +16.67", ours, other["label"]),
             Line("bytes to the target", "-", speedup(system, other, "bytes"), other["label"]),
