@@ -106,5 +106,5 @@ def test_growth_is_of_the_second_half() -> None:
 
 
 def test_a_kind_that_there_is_not() -> None:
-    with pytest.raises(SystemExit, match="expected one of simulate, processes, load, got 'earthquake'"):
+    with pytest.raises(SystemExit, match="expected one of simulate, processes, liars, load, got 'earthquake'"):
         faults.main(["earthquake"])

@@ -114,6 +114,8 @@ class Patience:
 
     def _stretched(self, plan: RoundPlan) -> tuple[Stragglers, RoundPlan]:
         """The policy and the plan with twice the time for each round before this one that was lost."""
+        if not self._lost:
+            return self._policy, plan
         times, planned, said = 2**self._lost, plan.deadline_seconds, self._policy.seconds
         policy = self._policy if said is None else replace(self._policy, seconds=said * times)
         return policy, plan if planned is None else replace(plan, deadline_seconds=planned * times)

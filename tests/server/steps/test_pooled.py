@@ -31,7 +31,7 @@ from cutlayer.server.owners import SHARED, one_for_all
 from cutlayer.server.samples import weight_of
 from cutlayer.server.server import Server
 from cutlayer.server.steps import pooled as module
-from cutlayer.server.steps.merged import merged
+from cutlayer.server.steps.merged import merge, merged
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 from cutlayer.server.steps.pooled import Pool, mini_batches, num_steps, pooled
 from cutlayer.server.steps.step import ServerStep
@@ -404,7 +404,7 @@ def test_a_pool_gives_back_what_is_at_each_place(bert: Base) -> None:
     arrived = unequal(bert)
     pool = Pool(arrived)
     for places in mini_batches(len(pool), 4, (1, 2, 3)):
-        batch = pool.batch(places)
+        batch = merge(pool.samples(places))
         assert batch.device == SHARED
         pool.put(places, 1.0, batch.h_BTD * len(places))
     for batch, loss, grad_BTD in pool.answers(()):
