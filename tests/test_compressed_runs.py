@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
@@ -74,8 +76,13 @@ def lengths(messages: list[Message]) -> int:
     return sum(len(encode(message)) for message in messages if not isinstance(message, Finish))
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("method", METHODS)
+def every_method_with_every_codec() -> Iterator[ParameterSet]:
+    """One of four is quick, by turns."""
+    for at, (method, codec) in enumerate(product(METHODS, CODECS)):
+        yield pytest.param(method, codec, marks=[pytest.mark.slow] if at % 4 else [])
+
+
+@pytest.mark.parametrize(("method", "codec"), list(every_method_with_every_codec()))
 def test_every_method_with_every_codec(method: str, codec: str, bert: Base) -> None:
     plain, packed = (played(bert, method, codecs) for codecs in (UNCOMPRESSED, everything(codec)))
     start = bert.initial_adapter(0)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -308,6 +309,7 @@ KEPT_APART = {
 """In the rooms of shapes and methods, what is of no shape and no method."""
 
 
+@cache
 def shapes() -> set[str]:
     """By the files of their two ends."""
     ends = {path.stem for path in (SOURCE / "device" / "talks").glob("*.py")}
@@ -315,6 +317,7 @@ def shapes() -> set[str]:
     return (ends | {Path(path).stem for path in rounds}) - {"__init__"}
 
 
+@cache
 def clauses() -> set[str]:
     """The classes of the package that are a clause."""
     trees = [ast.parse((SOURCE / module).read_text()) for module in modules()]

@@ -150,14 +150,17 @@ OPTIONS = {
 }
 
 
+@pytest.mark.parametrize("sixths", [(3,), pytest.param((1, 5), marks=pytest.mark.slow)], ids=["half-way", "elsewhere"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_stopped_in_the_middle_of_any_round(options: tuple[str, ...], inputs: Path, tmp_path: Path) -> None:
+def test_stopped_in_the_middle_of_any_round(
+    options: tuple[str, ...], sixths: tuple[int, ...], inputs: Path, tmp_path: Path
+) -> None:
     run(config_for(inputs, tmp_path / "whole", *options))
     expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
-    for number, stop in enumerate((events // 6, events // 2, 5 * events // 6)):
-        config = config_for(inputs, tmp_path / f"stopped-{number}", *options)
+    for part in sixths:
+        config = config_for(inputs, tmp_path / f"stopped-{part}", *options)
         with pytest.raises(Stopped):
-            run(config, StopAt(stop))
+            run(config, StopAt(part * events // 6))
         run(config, resume=True)
         assert result_of(Path(config.out)) == expected
 

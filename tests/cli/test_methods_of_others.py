@@ -146,6 +146,7 @@ def test_two_files_are_compared(mine: Path, world: World) -> None:
     refused(twice, "expected different methods, got ")
 
 
+@pytest.mark.slow
 def test_up_trains_it_in_processes(mine: Path, world: World) -> None:
     flags = [*world.classification(), "--method", "./mine.py:mine"]
     assert run("train", *flags, "--out", "simulated").code == 0

@@ -118,7 +118,9 @@ def test_memory_decides_how_many_run_at_once(tmp_path: Path) -> None:
     assert most(int(2.5 * 2**30), 2**30) == 2, "what the running ones have yet to take is set aside"
 
 
-@pytest.mark.parametrize("method", sorted(TABLE))
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if at % 4 else []) for at, name in enumerate(sorted(TABLE))]
+)
 def test_the_first_guess_is_made_for_every_method(method: str, tmp_path: Path) -> None:
     """Of what trains the whole model by gradients: no method needs more, whatever its plans say."""
     here = save_inputs(tmp_path, rows=24)

@@ -253,7 +253,11 @@ def adapters_in(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("task", "options"), [("classification", PERSONAL), ("causal-lm", [])], ids=["personal", "causal-lm"]
+    ("task", "options"),
+    [
+        pytest.param("classification", PERSONAL, id="personal"),
+        pytest.param("causal-lm", [], id="causal-lm", marks=pytest.mark.slow),
+    ],
 )
 def test_a_real_fleet_and_a_resumed_run_end_as_the_simulation(
     task: str, options: Sequence[str], made_once: World, tmp_path: Path

@@ -358,7 +358,12 @@ def test_a_pruned_model_costs_what_it_really_does(
 
 
 @pytest.mark.parametrize(
-    ("family", "task"), [("bert", "classification"), ("gpt2", "causal-lm"), ("llama", "causal-lm")]
+    ("family", "task"),
+    [
+        ("bert", "classification"),
+        pytest.param("gpt2", "causal-lm", marks=pytest.mark.slow),
+        pytest.param("llama", "causal-lm", marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_by_module_cost_what_counting_says(family: str, task: str, tiny_model: ModelMaker) -> None:
     """Linear in each rank: forward FLOPs and memory as if counted, backward FLOPs but for the lowest block's inputs."""

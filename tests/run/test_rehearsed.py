@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from _pytest.mark import ParameterSet
 
 from bases import open_base
 from commands import FLEET, World, run
@@ -27,8 +29,13 @@ from cutlayer.testing import tiny
 from cutlayer.testing.playground import fleet_of, play, streams_for
 
 
-@pytest.mark.parametrize("method", TABLE)
-@pytest.mark.parametrize("task", ["classification", "causal-lm"])
+def every_method_on_each_task() -> Iterator[ParameterSet]:
+    """One of the two tasks is slow, by turns."""
+    for at, (method, task) in enumerate(product(TABLE, ("classification", "causal-lm"))):
+        yield pytest.param(method, task, marks=[pytest.mark.slow] if at % 4 in (1, 2) else [])
+
+
+@pytest.mark.parametrize(("method", "task"), list(every_method_on_each_task()))
 def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
     needs = {
         **{name: ["-o", "lora.targets=[all-linear]"] for name in ("fedsl", "fedspine", "hfl_prune")},  # they prune

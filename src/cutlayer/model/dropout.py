@@ -25,9 +25,17 @@ def seeded_dropout(active: bool, *key: object) -> Iterator[None]:
         yield
         return
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
-    with torch.random.fork_rng():
-        torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    # not torch.manual_seed: where there is no GPU it notes the stack each time, for a GPU that may come; half a
+    # millisecond, twice a step
+    generators = (torch.default_generator, *torch.cuda.default_generators)
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextmanager
