@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,50 @@ def test_llama_cpp_multiplies_with_the_runs_scale(base: Base, tmp_path: Path) ->
         found[kind] = [_over_peft(tensors, adapter, alpha, block, 9.0 / 6) for block in range(len(RANKS))]
     assert found["portable"] == pytest.approx([1.0] * 3, abs=1e-6)
     assert found["own"] == pytest.approx([6.0, 2.0, 1.0], abs=1e-6), "the law can fail"
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
+    """Itself, as the package `xllamacpp` has it: what it says of a next token with the converted adapter."""
+    if not (source := os.environ.get("LLAMA_CPP")):
+        pytest.skip("LLAMA_CPP names no folder of llama.cpp's source")
+    xllamacpp, ggufs = pytest.importorskip("xllamacpp"), pytest.importorskip("ggufs")
+    file = ggufs.save_gguf(tmp_path / "base.gguf", kind="F32", tied=False)
+    base = open_base(file, "causal-lm", lora=LoraSettings(rank=6, alpha=9.0))
+    adapter = unequal(base)
+    config = json.loads((Path(base.files.location) / "config.json").read_text())
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    save_adapter(tmp_path / "own", adapter, base, card_for(base))
+    save_portable(tmp_path / "portable", adapter, base, card_for(base), "card")
+    whole = base.whole()
+    whole.use({name: torch.nn.Parameter(value) for name, value in adapter.items()})
+    with torch.no_grad():
+        expected_V = whole.model(input_ids=torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+    apart = {}
+    for kind in ("own", "portable"):
+        convert = [sys.executable, f"{source}/convert_lora_to_gguf.py", tmp_path / kind, "--base", tmp_path / "base"]
+        lora = tmp_path / f"{kind}.gguf"
+        subprocess.run([*convert, "--outfile", lora, "--outtype", "f32"], check=True, capture_output=True)
+        said = _llama_cpp(xllamacpp, file, lora, vocabulary=len(expected_V))
+        apart[kind] = max(abs(said[token] - float(value)) for token, value in enumerate(expected_V))
+    assert apart["portable"] < 0.01, "its embeddings are in 8 bits, and so is what it multiplies them with"
+    assert apart["own"] > 0.1, "the law can fail"
+
+
+PROMPT = [5, 9, 17, 30, 12]
+
+
+def _llama_cpp(xllamacpp: Any, base: Path, lora: Path, *, vocabulary: int) -> dict[int, float]:
+    """The log probability of each token after `PROMPT`."""
+    parameters, adapter = xllamacpp.CommonParams(), xllamacpp.CommonAdapterLoraInfo()
+    adapter.path, adapter.scale = str(lora), 1.0
+    parameters.model.path, parameters.n_ctx, parameters.n_predict = str(base), 64, 1
+    parameters.cpuparams.n_threads, parameters.lora_adapters = 1, [adapter]
+    asked = {"prompt": PROMPT, "n_predict": 1, "n_probs": vocabulary, "temperature": 1.0}
+    answer = xllamacpp.Server(parameters).handle_completions(asked)
+    [first] = answer["choices"][0]["logprobs"]["content"]
+    return {one["id"]: one["logprob"] for one in first["top_logprobs"]}
 
 
 def _over_peft(tensors: Adapter, adapter: Adapter, alpha: float, block: int, scale: float) -> float:
