@@ -29,7 +29,7 @@ RANK = {room: rank for rank, rooms in enumerate(layers()) for room in rooms}
 
 # These know nothing of the machines that the run is made of.
 KNOWS_ONLY_NOUNS = {"report", "data", "model", "wire"}
-NOUNS = {"types", "state", "files", "reading", "errors"}
+NOUNS = {"types", "state", "files", "reading", "errors", "shown"}
 
 # Modules whose test is not the file of the same path, and where they are tested instead.
 TESTED_IN = {
