@@ -33,7 +33,7 @@ from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
-from cutlayer.model.pieces import PieceStore, read_manifest
+from cutlayer.model.pieces import PieceStore, check_due, read_manifest
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.vocabulary import check_ids
 from cutlayer.settings import (
@@ -218,6 +218,7 @@ class _Files:
     async def _fetch(self, store: PieceStore, cut: int, top: int | None, ask: Asking) -> None:
         listed = await ask(Ask("files", "", cut) if top is None else Ask("files", "head", cut, length=top))
         manifest = read_manifest(bytes(listed.body.numpy()))
+        check_due(manifest, cut, top)
         for piece, offset in await asyncio.to_thread(store.missing, manifest):
             while offset < piece.length:
                 answer = await ask(Ask("piece", piece.name, offset, length=min(CHUNK_BYTES, piece.length - offset)))

@@ -32,7 +32,7 @@ PREPARE_SECONDS = 3_600.0
 the carrier, whatever it was doing."""
 LINGER_SECONDS = 12.0
 """For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
-PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
+PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected", "not-planned"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
 WATCH_SECONDS = 1.0
 ABSENT_SECONDS = 60.0
