@@ -117,7 +117,7 @@ async def join(
 
     async def in_time(address: str = "") -> Carrier:
         joining.limits.check_time()
-        return await dial(address)
+        return await (dial(address) if address else dial())
 
     prepare = _preparing(joining, in_time, tell, machines, probe)
     await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds).attend()
