@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 from cutlayer.config import read_config
+from cutlayer.device.limits import EVERYTHING, Limits
+from cutlayer.errors import Declined
 from cutlayer.fleet.machine import Machines, ModelledMachine, RealMachine
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.gate.door import Admission, GrpcDoor
@@ -83,6 +87,7 @@ def served(
     order: Callable[[list[str]], list[str]] = list,
     team: Workers | None = None,
     meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    limits: Mapping[str, Limits] = MappingProxyType({}),
     **options: Any,
 ) -> Outcome:
     """The same run, served to devices that dial in.
@@ -95,6 +100,7 @@ def served(
       order: Of the devices' coming.
       team: The server's workers.
       meanwhile: Something else to do while the run lasts.
+      limits: Of each device's owner, by the device's name; it may end as declined.
       options: Of `serve`.
     """
     files, config = write_shares(prepare(read_config(None, values={**values, "out": str(out)})), out / "shares")
@@ -113,14 +119,25 @@ def served(
             address = f"127.0.0.1:{await port}"
             for name in order(list(files)):
                 joining = Joining(
-                    name, str(files[name]), model, (folders or out / "devices") / name, patience_seconds=20.0
+                    name,
+                    str(files[name]),
+                    model,
+                    (folders or out / "devices") / name,
+                    patience_seconds=20.0,
+                    limits=limits.get(name, EVERYTHING),
                 )
-                tasks.create_task(device(joining, address, machines))
+                tasks.create_task(within(device(joining, address, machines)))
             if meanwhile is not None:
                 tasks.create_task(meanwhile())
         return serving.result()
 
     return asyncio.run(run())
+
+
+async def within(joining: Coroutine[Any, Any, None]) -> None:
+    """A device, which ends by itself where its owner does not allow what the server asks for."""
+    with suppress(Declined):
+        await joining
 
 
 async def device(

@@ -188,6 +188,11 @@ def test_who_may_not_come_in(inputs: Path, undisturbed: bytes, tmp_path: Path, m
         await tried("long hello", "other", pack(Packet(Kind.HANDSHAKE, total=10**5, body=bytes(10**5)), check=False))
         await tried("terabyte", "other", pack(Packet(Kind.DATA, 0, 1, total=TERABYTE, body=bytes(64)), check=False))
         await tried("wrong kind", "other", hello("other"), handshake(Stand("", 0, 0)))
+        await tried("a part of no plan", "other", hello("other"), handshake(Ask("files", "", 1)))
+        await tried("a piece of no plan", "other", hello("other"), handshake(Ask("piece", "block-0.safetensors")))
+        await tried("10^9 blocks", "other", hello("other"), handshake(Ask("files", "", 10**9)))
+        await tried("beyond the piece", "other", hello("other"), handshake(Ask("piece", "config.json", 2**60, 1)))
+        await tried("a strange question", "other", hello("other"), handshake(Ask("passwords")))
         echo = handshake(Ask("echo"))
         await tried("flood", "flooding", hello("flooding"), *[echo] * 400)
         plain = await dial(address, name="other", token=fleet.proofs["other"], credentials=None)
@@ -207,13 +212,26 @@ def test_who_may_not_come_in(inputs: Path, undisturbed: bytes, tmp_path: Path, m
         "long hello": "too-long",
         "terabyte": "malformed",
         "wrong kind": "wrong-kind",
+        "a part of no plan": "not-planned",
+        "a piece of no plan": "not-planned",
+        "10^9 blocks": "wrong-question",
+        "beyond the piece": "wrong-question",
+        "a strange question": "wrong-kind",
         "flood": "flood",
         "plain text": "lost",  # TLS itself refuses it: nothing of it reaches us
     }
     counted = outcome.summary["refusals"]
     assert counted["(stranger)"].pop("no-tls") >= 1, "gRPC tries more than once"
     assert counted["(stranger)"] == {"wrong-token": 2, "unknown-device": 1, "revoked": 1}
-    assert counted["other"] == {"wrong-name": 1, "too-slow": 1, "malformed": 2, "too-long": 1, "wrong-kind": 1}
+    assert counted["other"] == {
+        "wrong-name": 1,
+        "too-slow": 1,
+        "malformed": 2,
+        "too-long": 1,
+        "wrong-kind": 2,
+        "not-planned": 2,
+        "wrong-question": 2,
+    }
     assert counted["flooding"] == {"flood": 1}
     assert adapter_of(outcome) == undisturbed
 

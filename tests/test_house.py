@@ -30,7 +30,7 @@ RANK = {room: rank for rank, rooms in enumerate(layers()) for room in rooms}
 
 # These know nothing of the machines that the run is made of.
 KNOWS_ONLY_NOUNS = {"report", "data", "model", "wire"}
-NOUNS = {"types", "state", "files", "reading", "errors"}
+NOUNS = {"types", "state", "files", "reading", "errors", "shown"}
 
 # Modules whose test is not the file of the same path, and where they are tested instead.
 TESTED_IN = {
@@ -279,6 +279,24 @@ def test_the_constraints_hold_every_dependency() -> None:
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# ------------------------------------------------------------------ what runs
+
+HOLD_NO_CODE = {"LoraConfig.from_pretrained", "PeftModel.from_pretrained", "type(skeleton).from_pretrained"}
+"""Of classes that are there already: they look for no other, and two have no word by which it could be refused."""
+
+
+@pytest.mark.parametrize("module", modules(), ids=str)
+def test_no_code_that_comes_with_a_model_is_run(module: Path) -> None:
+    """Every loader that could run it is told not to, whatever its default may become."""
+    for node in ast.walk(ast.parse((SOURCE / module).read_text())):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in ("from_pretrained", "from_config") or ast.unparse(node.func) in HOLD_NO_CODE:
+            continue
+        said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        assert said.get("trust_remote_code") == "False", f"{module}:{node.lineno} does not say trust_remote_code=False"
 
 
 # ------------------------------------------------------------------ what knows no method, and who keeps what

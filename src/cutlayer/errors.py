@@ -11,14 +11,17 @@ CutlayerError
 |  |- CheckpointError            a checkpoint that is torn, foreign or absent, or has no room
 |  |- DivergedError              a loss that is not finite
 |  |- StragglersError            a round that no device finished
-|  '- WorkerLost                 a process of the server that died and could not be begun again
+|  |- WorkerLost                 a process of the server that died and could not be begun again
+|  '- JoinError                  a device that its server refuses, or cannot reach
+|     '- Declined                what a server asks of a device that its owner does not allow
 '- WireError                     a message that may not be believed, or one that will not come
    |- MalformedMessage           its version or bytes do not fit; never retried
    |- Refused                    a device that may not come in, or what it sent does not fit its plan
    |- DeviceGone                 a device takes no further part in a round; the round goes on without it
    '- SpanLost                   a machine that runs blocks for a device does not answer; it asks another
 
-Every message reads `<where>: <expected>, got <value>. <what to change>.` and is one line.
+Every message reads `<where>: <expected>, got <value>. <what to change>.` and is one line of printable characters,
+whatever it quotes (`shown.py`).
 To add a class: put it in the tree, say in one sentence when it happens, and reach it from a test.
 """
 
@@ -27,9 +30,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cutlayer.shown import shown
+
 
 class CutlayerError(Exception):
     """The root: catching it catches everything that cutlayer raises on purpose. Pickled, it keeps its fields."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.args), self.__dict__
@@ -127,6 +135,10 @@ class WorkerLost(UserError):
 
 class JoinError(UserError):
     """A device cannot join: its server refuses it, or does not answer."""
+
+
+class Declined(JoinError):
+    """A server asks a device for something that the device's owner has not allowed. The server is told so."""
 
 
 class WireError(CutlayerError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from pydantic import ValidationError
 
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
@@ -17,23 +18,37 @@ from cutlayer.device.agent import Agent, Asking, Prepare, asking
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.dialled import DialledSpans
+from cutlayer.device.lent import Lending, Lent, LentSpans
+from cutlayer.device.limits import EVERYTHING, Limits
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
 from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.device.sent_log import SentLog
 from cutlayer.device.shape import shape_by_name
 from cutlayer.device.store import FolderStore
 from cutlayer.device.told import Told
+from cutlayer.errors import JoinError
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
-from cutlayer.model.pieces import PieceStore, read_manifest
+from cutlayer.model.pieces import PieceStore, check_due, read_manifest
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.vocabulary import check_ids
-from cutlayer.settings import data_spec, hardware, load_tokenizer, model_settings, packed, packing, train_settings
+from cutlayer.settings import (
+    columns_of,
+    data_spec,
+    hardware,
+    load_tokenizer,
+    model_settings,
+    packed,
+    packing,
+    train_settings,
+)
+from cutlayer.shown import shown
 from cutlayer.transport.budget import Budget
-from cutlayer.transport.carrier import Dial
+from cutlayer.transport.carrier import Carrier, Dial
 from cutlayer.transport.session import Session
 from cutlayer.types import DevicePlan
 from cutlayer.wire.messages import Ask, Assignment, Judge, Ready, Welcome
@@ -59,6 +74,7 @@ class Joining:
       hardware: what it computes on.
       max_blocks: the most blocks that its owner lends; None for as many as fit.
       patience_seconds: how long it tries to reach a server.
+      limits: what its owner allows the server.
     """
 
     name: str
@@ -68,6 +84,7 @@ class Joining:
     hardware: str = "cpu"
     max_blocks: int | None = None
     patience_seconds: float = 600.0
+    limits: Limits = EVERYTHING
 
 
 async def join(
@@ -91,10 +108,19 @@ async def join(
 
     Raises:
       JoinError: The server refuses, or there is none.
+      Declined: The server asks for what the owner does not allow.
       UserError: The data, the model or the hardware are not what the run needs.
     """
-    prepare = _preparing(joining, dial, notice, machines, probe)
-    await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
+
+    def tell(line: str) -> None:
+        notice(shown(line))  # much of it is the server's
+
+    async def in_time(address: str = "") -> Carrier:
+        joining.limits.check_time()
+        return await (dial(address) if address else dial())
+
+    prepare = _preparing(joining, in_time, tell, machines, probe)
+    await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds).attend()
 
 
 def _preparing(
@@ -104,14 +130,51 @@ def _preparing(
     machines: Machines,
     probe: Callable[[torch.device, torch.dtype], Probed],
 ) -> Prepare:
+    taken = set[tuple[str, int]]()  # rounds, of all runs
+
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
+        lending = _lending(joining, welcome, notice, taken)
         files = _Files(joining, welcome, dial)
         await files.fetch(0, ask=ask)  # what the model is, and how it reads text
-        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, dial, machines, notice)
+        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, lending, dial, machines, notice)
         await attendance.machine.aside(lambda: attendance.load(probe))
         return attendance
 
     return prepare
+
+
+def _lending(joining: Joining, welcome: Welcome, notice: Callable[[str], None], taken: set[tuple[str, int]]) -> Lending:
+    """What the device lends to this run, of which the server has said what it is.
+
+    Raises:
+      Declined: The owner does not allow it.
+    """
+    config, shape, limits = _config_of(welcome), shape_by_name(welcome.shape), joining.limits
+    limits.check_run(shape, config.method.name, config.data.task, columns_of(config))
+    if limits.least_blocks and joining.model == FROM_SERVER:
+        notice("--least-blocks: the server sends the blocks too, so that it knows what they do; give --model a folder")
+    return Lending(limits, shape, SentLog(_state_of(joining, welcome), limits.clock), notice, taken)
+
+
+def _config_of(welcome: Welcome) -> RunConfig:
+    """The run's config.
+
+    Raises:
+      JoinError: The server says none.
+    """
+    try:
+        return RunConfig.model_validate_json(welcome.config)
+    except ValidationError as error:
+        field = error.errors()[0]
+        place = ".".join(map(str, field["loc"])) or "config"
+        raise JoinError(
+            f"join: expected the config of a run, got {place}: {field['msg']}. Do both ends run one version?"
+        ) from error
+
+
+def _state_of(joining: Joining, welcome: Welcome) -> Path:
+    """Where the device keeps what it is in a run."""
+    return joining.folder / "state" / _as_name(welcome.run)
 
 
 class _Files:
@@ -123,7 +186,7 @@ class _Files:
 
     def __init__(self, joining: Joining, welcome: Welcome, dial: Dial) -> None:
         self._joining, self._dial = joining, dial
-        model = RunConfig.model_validate_json(welcome.config).model
+        model = _config_of(welcome).model
         self._named = joining.model or model.name
         self.revision = None if joining.model else model.revision
         self._store = PieceStore(joining.folder / "model", FRAME_BYTES) if joining.model == FROM_SERVER else None
@@ -155,6 +218,7 @@ class _Files:
     async def _fetch(self, store: PieceStore, cut: int, top: int | None, ask: Asking) -> None:
         listed = await ask(Ask("files", "", cut) if top is None else Ask("files", "head", cut, length=top))
         manifest = read_manifest(bytes(listed.body.numpy()))
+        check_due(manifest, cut, top)
         for piece, offset in await asyncio.to_thread(store.missing, manifest):
             while offset < piece.length:
                 answer = await ask(Ask("piece", piece.name, offset, length=min(CHUNK_BYTES, piece.length - offset)))
@@ -187,22 +251,23 @@ class _Attendance:
         welcome: Welcome,
         rates: LinkRates,
         files: _Files,
+        lending: Lending,
         dial: Dial,
         machines: Machines,
         notice: Callable[[str], None],
     ) -> None:
         self._joining, self._welcome, self._rates, self._files, self._dial = joining, welcome, rates, files, dial
-        self._notice = notice
+        self._lending, self._notice = lending, notice
         self._shape = shape_by_name(welcome.shape)
-        config = RunConfig.model_validate_json(welcome.config)
+        config = _config_of(welcome)
         found = {"name": files.name, "revision": files.revision}
         self._config = config.model_copy(update={"model": config.model.model_copy(update=found)})
         self.session = Session(
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
-        self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
-        state = joining.folder / "state" / _as_name(welcome.run)
-        self._store = FolderStore(state, run=welcome.run, device=joining.name)
+        told = Told(Lent(self.session, lending), config.train.rounds, notice)
+        self._link = OwnLink(told, joining.name, rates, self._before_round)
+        self._store = FolderStore(_state_of(joining, welcome), run=welcome.run, device=joining.name)
         self._committing = CommittingLink(self._link, self._store)
         self.machine = machines(joining.name, self._link.record)
 
@@ -220,6 +285,8 @@ class _Attendance:
         data = read_own_data(self._joining.data, spec, tokenizer)
         check_ids(data.samples.input_ids.flat, data.samples.type_ids, files, f"data {self._joining.data}")
         self._notice(f"data: {data.samples.line}")
+        label_counts = () if self._shape.labels_stay else data.label_counts
+        self._lending.read(data.columns, data.num_samples, counts=bool(label_counts))
         mend = "Put the file back as it was, or join under another --name with another --folder."
         self._store.began_with("rows", data.samples.digest, mend)
         probed = probe(where, base.dtype)
@@ -240,7 +307,7 @@ class _Attendance:
             costs,
             train_settings(config),
             shape,
-            self._spans,
+            LentSpans(self._spans, self._lending),
             data.held_out,
         )
         self._packed = packed(self._committing, codecs, base, costs, shape)
@@ -256,7 +323,7 @@ class _Attendance:
             down_bits_per_second=self._rates.down_bits_per_second,
             latency_seconds=self._rates.latency_seconds,
             num_samples=data.num_samples,
-            label_counts=() if self._shape.labels_stay else data.label_counts,
+            label_counts=label_counts,
             max_blocks=() if self._joining.max_blocks is None else (self._joining.max_blocks,),
         )
 
@@ -272,6 +339,7 @@ class _Attendance:
         try:
             await self._device.converse(self._packed)
         finally:
+            self._lending.log.end()
             self._spans.close()
             self.machine.close()
 

@@ -25,7 +25,7 @@ from cutlayer.gate.refusals import Refusals
 from cutlayer.testing.carrier import modelled_carriers
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Carrier, CarrierLost
-from cutlayer.transport.handshake import hear, say
+from cutlayer.transport.handshake import hear, say, say_goodbye
 from cutlayer.transport.packets import Kind, unpack
 from cutlayer.transport.session import Session
 from cutlayer.wire.link import Link
@@ -288,6 +288,31 @@ def test_a_device_that_is_revoked_while_it_prepares() -> None:
         assert stage.refused == {"pi": {"revoked": 1}}
 
     on_a_stage(play)
+
+
+@pytest.mark.parametrize("when", ["at the door", "in a round"])
+def test_a_device_whose_owner_declines_is_counted_and_gone_and_its_words_are_shown_as_they_are(when: str) -> None:
+    news = list[str]()
+
+    async def play(stage: Stage) -> None:
+        stage.hub = Hub("life-1", stage.host, {}, Refusals(now), news.append)
+        said = (Hello("pi", "0"),) if when == "at the door" else (Hello("pi", "0"), READY)
+        carrier, _ = await stage.come(*said)
+        await say_goodbye(carrier, "expected columns that are lent\n\x1b[2J, got one.", declined=True)
+        with contextlib.suppress(CarrierLost):
+            while True:  # until the hub has heard it, and ends the connection
+                await carrier.receive()
+        assert stage.refused == {"pi": {"declined": 1}}
+        assert stage.hub.fleet == []
+        member = stage.hub.members["pi"]
+        assert not member.here
+        with pytest.raises(DeviceGone, match="it declines: expected columns that are lent"):
+            await member.session.receive()
+
+    on_a_stage(play)
+    (line,) = [line for line in news if "declines" in line]
+    assert line.startswith(r"pi: it declines: expected columns that are lent\n\x1b[2J, got one.")
+    assert all(line.isprintable() for line in news)
 
 
 def test_a_device_that_stays_away_is_named_after_a_minute_and_given_up_after_its_time() -> None:

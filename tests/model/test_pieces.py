@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -23,7 +24,17 @@ from cutlayer.model import pieces
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import Part
-from cutlayer.model.pieces import EMBEDDINGS, INDEX, Piece, PieceServer, PieceStore, manifest_bytes, read_manifest
+from cutlayer.model.pieces import (
+    EMBEDDINGS,
+    INDEX,
+    MOST_PIECES,
+    Piece,
+    PieceServer,
+    PieceStore,
+    check_due,
+    manifest_bytes,
+    read_manifest,
+)
 from cutlayer.model.source import MINILM
 from cutlayer.testing.tiny import BLOCKS, save_tiny_model, save_tiny_tokenizer
 
@@ -432,3 +443,61 @@ def test_a_manifest_crosses_the_network(served: PieceServer) -> None:
 def test_what_is_no_manifest(data: bytes) -> None:
     with pytest.raises(MalformedMessage, match="manifest: expected"):
         read_manifest(data)
+
+
+def announced(*names: str, length: int = 100) -> list[Piece]:
+    return [Piece(name, length, "0" * 64) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "cut", "top"),
+    [
+        (["block-2.safetensors"], 2, None),
+        (["head.safetensors"], 2, None),
+        (["block-1.safetensors"], 1, 3),
+        ([f"block-{number}.safetensors" for number in range(MOST_PIECES + 1)], 5000, None),
+    ],
+)
+def test_a_manifest_is_of_what_was_asked_for(names: list[str], cut: int, top: int | None) -> None:
+    with pytest.raises(MalformedMessage, match="expected at most"):
+        check_due(announced(*names), cut, top)
+    check_due(announced("config.json", "embeddings.safetensors", "block-0.safetensors"), 1, None)
+    check_due(announced("block-3.safetensors", "head.safetensors"), 1, 3)
+
+
+def kept(folder: Path, name: str, length: int, used: float) -> None:
+    (folder / name).write_bytes(bytes(length))
+    os.utime(folder / name, (used, used))
+
+
+def test_old_pieces_stay_while_there_is_room_and_go_oldest_first(tmp_path: Path) -> None:
+    for number, used in ((0, 50.0), (7, 10.0), (8, 30.0), (9, 20.0)):
+        kept(tmp_path, f"block-{number}.safetensors", 100, used)
+    kept(tmp_path, f".block-6.safetensors.{'a' * 16}.part", 100, 5.0)
+    store = PieceStore(tmp_path, 600)
+    store.missing(announced("config.json", length=100))
+    assert len(list(tmp_path.iterdir())) == 5, "all of it fits"
+    store.missing(announced("embeddings.safetensors", "block-1.safetensors", "block-2.safetensors"))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"block-0.safetensors", "block-8.safetensors", "block-9.safetensors"}
+    store.missing(announced("block-3.safetensors", length=500))
+    assert {path.name for path in tmp_path.iterdir()} == {"block-0.safetensors"}
+
+
+def test_old_pieces_have_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "MOST_PIECES", 3)
+    for number in range(5):
+        kept(tmp_path, f"block-{number}.safetensors", 1, number)
+    PieceStore(tmp_path, 10**6).missing(announced("config.json"))
+    assert {path.name for path in tmp_path.iterdir()} == {"block-3.safetensors", "block-4.safetensors"}
+
+
+def test_what_this_run_uses_is_never_old(tmp_path: Path) -> None:
+    """Not even what an earlier round of it used: its part of the model has it open."""
+    store = PieceStore(tmp_path, 250)
+    for name in ("block-0.safetensors", "block-1.safetensors"):
+        store.missing(announced(name))
+        kept(tmp_path, name, 100, 1.0)
+    with pytest.raises(MalformedMessage, match="beside those of"):
+        store.missing(announced("block-2.safetensors"))
+    assert len(list(tmp_path.iterdir())) == 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutlayer.policies.aggregate import Contribution, mean_per_block
-from cutlayer.policies.zero_pad import zero_pad
+from cutlayer.policies.zero_pad import MOST, zero_pad
 from cutlayer.state import State
 from factors import FULL, HEAD, PLAN, A, B, adapter_of, contribution, mean_product, product
 
@@ -64,6 +64,35 @@ def test_a_device_that_learnt_nothing_does_not_weigh_and_all_such_weigh_alike() 
     other.adapter[B].zero_()
     result = zero_pad(by_norm=True)(adapter_of(FULL, 0), [still, other], PLAN)
     torch.testing.assert_close(result[A][:2], (still.adapter[A] + other.adapter[A]) / 2)
+
+
+def test_nobody_weighs_more_than_four_times_the_median() -> None:
+    """One whose factors are a thousand times as large as they are decides no more than one whose norm is the bound."""
+    one, two, other = contribution(FULL, 1.0, seed=1), contribution(FULL, 1.0, seed=2), contribution(FULL, 1.0, seed=3)
+    loud = Contribution({**other.adapter, B: 1e6 * other.adapter[B]}, other.weights)
+    norms = sorted(float(product(part.adapter).norm()) for part in (one, two))
+    assert norms[1] < MOST * norms[0], "nobody else is held back"
+    result = zero_pad(by_norm=True)(adapter_of(FULL, 0), [one, two, loud], PLAN)
+    weights = [*(float(product(part.adapter).norm()) for part in (one, two)), MOST * norms[1]]
+    by_hand = sum(
+        weight / sum(weights) * part.adapter[A].double() for weight, part in zip(weights, (one, two, loud), strict=True)
+    )
+    torch.testing.assert_close(result[A], torch.as_tensor(by_hand).float())
+    assert weights[2] / sum(weights) < 0.8
+
+
+def test_what_counts_with_less_than_the_bound_counts_with_its_norm() -> None:
+    """The bound changes nothing of a round in which nobody reaches it, to the last bit."""
+    one, two = contribution(FULL, 1.0, seed=1), contribution(FULL, 1.0, seed=2)
+    norms = [float(product(part.adapter).norm()) for part in (one, two)]
+    assert max(norms) < MOST * min(norms)
+    broadcast = {A: adapter_of(FULL, 0)[A], B: adapter_of(FULL, 0)[B]}
+    parts = [
+        Contribution(part.adapter, dict.fromkeys((A, B), norm)) for part, norm in zip((one, two), norms, strict=True)
+    ]
+    expected = mean_per_block()(broadcast, parts, PLAN)
+    result = zero_pad(by_norm=True)(adapter_of(FULL, 0), [one, two], PLAN)
+    torch.testing.assert_close(result[A], expected[A])
 
 
 def test_only_those_who_have_a_row_count_there() -> None:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutlayer.report import svg
+from cutlayer.shown import shown
 
 
 @given(st.text())
@@ -12,8 +13,4 @@ def test_any_text_survives_as_far_as_xml_can_hold_it(words: str) -> None:
     svg.text(picture, 0, 0, words, size=10)
     element = ET.fromstring(svg.to_text(picture).encode()).find("{http://www.w3.org/2000/svg}text")
     assert element is not None
-    assert (element.text or "") == svg.printable(words)
-
-
-def test_printable_replaces_only_what_cannot_be_shown() -> None:
-    assert svg.printable("Gerät <1>\x00\ud800") == "Gerät <1>��"
+    assert (element.text or "") == shown(words)

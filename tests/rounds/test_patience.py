@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cutlayer.model.base import Base
 from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.loop import Logbook
+from cutlayer.run.run import LOST_ROUNDS
 from cutlayer.testing import playground
 from cutlayer.testing.playground import (
     LeavingLink,
@@ -390,6 +391,70 @@ def test_who_is_dropped_is_not_in_the_mean_and_starts_again(method: str, bert: B
             weights.append(sum(batch.weight for batch in batches))
         adapter = weighed(trained, weights)
     assert not [name for name in adapter if not torch.equal(adapter[name], played.adapter[name])]
+
+
+class SilentIn(Around):
+    """The server's end of a link from which nothing comes in these rounds."""
+
+    def __init__(self, link: Link, rounds: Collection[int]) -> None:
+        super().__init__(link)
+        self._rounds = rounds
+
+    async def receive(self) -> Message:
+        while (message := await self._link.receive()).round in self._rounds:
+            pass
+        return message
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs may lose two rounds in a row, as those of `run/run.py` may."""
+    monkeypatch.setattr(playground, "Patience", partial(Patience, again=LOST_ROUNDS))
+
+
+def lost_in(base: Base, method: str, *rounds: int, of: int, seconds: float) -> Played:
+    """A run whose devices are all silent in some of its rounds."""
+    policy = deadline(seconds)
+    return held(base, method, policy, fleet=fleet_of(3), rounds=of, link_of=lambda _, link: SilentIn(link, rounds))
+
+
+@pytest.mark.usefixtures("again")
+@pytest.mark.parametrize("method", ["fedlora", "memsfl"])
+def test_a_round_that_nobody_finished_is_lost_and_the_next_has_twice_the_time(method: str, bert: Base) -> None:
+    """Of two that are lost nothing is left but the time: the third trains what the first would have trained on."""
+    played = lost_in(bert, method, 0, 1, of=3, seconds=7.0)
+    assert [row["virtual_seconds"] for row in played.rows[:2]] == [7.0, 21.0], "7 s, and 14"
+    assert 21.0 < played.rows[2]["virtual_seconds"] < 28.0
+    assert [[record.samples > 0 for record in played.logbook.history.records[at : at + 3]] for at in (0, 3, 6)] == [
+        [False] * 3,
+        [False] * 3,
+        [True] * 3,
+    ]
+    fresh, start = streams_for(fleet_of(3), "classification", steps=20), bert.initial_adapter(0)
+    rates, trained, weights = [learning_rate(2, step) for step in range(STEPS)], [], []
+    for name in sorted(fresh):
+        batches = [fresh[name].next() for _ in range(STEPS)]
+        trained.append(plain_training(bert, start, batches, rates, None)[0])
+        weights.append(sum(batch.weight for batch in batches))
+    expected = weighed(trained, weights)
+    assert not [name for name in expected if not torch.equal(expected[name], played.adapter[name])]
+
+
+@pytest.mark.usefixtures("again")
+def test_time_is_as_it_was_once_somebody_has_finished(bert: Base) -> None:
+    played = lost_in(bert, "fedlora", 0, 2, of=4, seconds=7.0)
+    times = [row["virtual_seconds"] for row in played.rows]
+    assert times[2] - times[1] == pytest.approx(7.0), "not 14: the round before was none that was lost"
+
+
+@pytest.mark.usefixtures("again")
+@pytest.mark.parametrize(("lost", "of"), [((0, 1, 2), 9), ((2, 3, 4), 9), ((1,), 2)])
+def test_a_run_ends_when_too_many_are_lost_or_none_is_left(lost: tuple[int, ...], of: int, bert: Base) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        lost_in(bert, "fedlora", *lost, of=of, seconds=7.0)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, StragglersError)
+    assert f"round {lost[-1]}: expected an update" in str(error)
 
 
 @pytest.mark.parametrize("method", ["fedlora", "memsfl"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cutlayer.errors import ConfigError
-from cutlayer.transport.exposure import check_exposure, is_loopback
+from cutlayer.transport.exposure import check_exposure, is_loopback, led_astray
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,30 @@ def test_it_says_what_is_risked(tls: bool, authenticated: bool, says: str, not_s
     with pytest.raises(ConfigError, match=says) as error:
         check_exposure("0.0.0.0", tls=tls, authenticated=authenticated, insecure=False)
     assert not_said not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "server", "astray"),
+    [
+        ("127.0.0.1", "10.0.0.7", True),
+        ("::1", "10.0.0.7", True),
+        ("::ffff:127.0.0.1", "10.0.0.7", True),
+        ("0.0.0.0", "10.0.0.7", True),
+        ("::", "10.0.0.7", True),
+        ("169.254.1.1", "10.0.0.7", True),
+        ("fe80::1%eth0", "10.0.0.7", True),
+        ("169.254.169.254", "169.254.0.7", True),
+        ("fd00:ec2::254", "fd00::7", True),
+        ("100.100.100.200", "100.100.0.7", True),
+        ("224.0.0.1", "10.0.0.7", True),
+        ("2002:7f00:1::", "10.0.0.7", True),
+        ("127.0.0.1", "127.0.1.1", False),
+        ("fe80::2", "fe80::1", False),
+        ("10.0.0.8", "10.0.0.7", False),
+        ("10.0.0.8", "127.0.0.1", False),
+        ("2001:db8::8", "10.0.0.7", False),
+    ],
+)
+def test_where_a_server_may_lead_in_plain_text(address: str, server: str, astray: bool) -> None:
+    assert (led_astray([address], [server]) is not None) is astray
+    assert (led_astray(["10.0.0.9", address], [server]) is not None) is astray, "each of its addresses counts"

@@ -8,7 +8,7 @@ import socket
 import grpc.aio
 import pytest
 
-from cutlayer.errors import JoinError
+from cutlayer.errors import ConfigError, JoinError
 from cutlayer.transport.address import joined
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.grpc_carrier import _is_here, dial, dialler, listen
@@ -84,6 +84,22 @@ def test_a_device_is_sent_to_no_other_machine_without_tls_unless_its_owner_lets_
         for options in ({"credentials": secure}, {"credentials": None, "insecure": True}):
             carrier = await dialler("127.0.0.1:7070", name="pi", token=None, **options)("192.0.2.7:7071")
             carrier.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "[::1]", "169.254.169.254", "0.0.0.0"]
+)
+def test_a_server_elsewhere_leads_no_device_to_itself_in_plain_text(host: str) -> None:
+    """However the address is written: it is what it resolves to that counts, and that is dialled."""
+
+    async def work() -> None:
+        call = dialler("192.0.2.7:7070", name="pi", token="secret", credentials=None, insecure=True)
+        with pytest.raises(JoinError, match="a machine like the server's"):
+            await call(f"{host}:7071")
+        with pytest.raises(ConfigError, match="HOST:PORT"):
+            await call("unix:/run/a.sock")
 
     asyncio.run(work())
 

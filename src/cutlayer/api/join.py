@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from cutlayer.api.apart import run_apart
+from cutlayer.device.limits import Limits
 from cutlayer.device.token import read_token
 from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
@@ -39,6 +40,14 @@ def join(
     key: str | Path | None = None,
     insecure: bool = False,
     patience_seconds: float = 600.0,
+    task: str = "",
+    text: Sequence[str] = (),
+    label: Sequence[str] = (),
+    least_blocks: int = 0,
+    never: Sequence[str] = (),
+    only: Sequence[str] = (),
+    rounds: int | None = None,
+    until: str = "",
     on_notice: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> None:
     """Joins a server's run as a device: measures this machine and trains on its data, which stays here, to the end.
@@ -59,10 +68,19 @@ def join(
       key: device.key.
       insecure: Join a server on another machine without TLS.
       patience_seconds: Without a server, before giving up.
+      task: The server may have learned nothing but this: classification or causal-lm; empty for either.
+      text: Columns that it may have read as text.
+      label: Columns that it may have read as labels; no other column, where either is said.
+      least_blocks: Hidden states leave after so many blocks or more.
+      never: What may not leave: labels (of samples), counts (of samples by class), activations.
+      only: Names of methods that the run may have.
+      rounds: In how many the device takes part.
+      until: And for how long: 2026-12-24T18:00, or 18:00.
       on_notice: Called with what happens, a line at a time.
 
     Raises:
       JoinError: The server refuses, or there is none.
+      Declined: The server asks for what is not allowed.
       UserError: The data, the model or the hardware are not what the run needs.
 
     Example:
@@ -83,6 +101,16 @@ def join(
         hardware=hardware,
         max_blocks=max_blocks,
         patience_seconds=patience_seconds,
+        limits=Limits.read(
+            task=task,
+            text=text,
+            label=label,
+            least_blocks=least_blocks,
+            never=never,
+            only=only,
+            rounds=rounds,
+            until=until,
+        ),
     )
     files = [None if path is None else Path(path) for path in (ca, token, certificate, key)]
     run_apart(attending(joining, server, *files, insecure=insecure, notice=on_notice))

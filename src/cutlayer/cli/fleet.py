@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli.terminal import console, table
+from cutlayer.shown import shown
 
 fleet = typer.Typer(no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
 
@@ -96,10 +97,10 @@ def list_devices(folder: FolderOption) -> None:
     """List the devices of a fleet."""
     from cutlayer.gate.roster import Roster
 
-    shown = table("device", "proves itself by", "since", "revoked")
+    listed = table("device", "proves itself by", "since", "revoked")
     for name, entry in Roster(folder).entries().items():
-        shown.add_row(name, entry.kind, entry.since, entry.revoked or "-")
-    console().print(shown)
+        listed.add_row(*map(shown, (name, entry.kind, entry.since, entry.revoked or "-")))
+    console().print(listed)
 
 
 def _say(line: str) -> None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cutlayer.cli.signals import run_until_signalled
+
+ALLOWED = "What the server is allowed"
+
+
+def _limit(flag: str, metavar: str, help: str, **checks: Any) -> Any:
+    """An option by which the device's owner keeps something from the server."""
+    return typer.Option(flag, metavar=metavar, help=help, rich_help_panel=ALLOWED, show_default=False, **checks)
 
 
 def join(
@@ -46,12 +53,27 @@ def join(
     key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="device.key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Join a server on another machine without TLS.")] = False,
     patience: Annotated[float, typer.Option(min=0, help="Seconds without a server before giving up.")] = 600.0,
+    task: Annotated[str, _limit("--task", "KIND", "Learn nothing but this: classification or causal-lm.")] = "",
+    text: Annotated[str, _limit("--text", "COLUMN,...", "Columns that may be read as text.")] = "",
+    label: Annotated[
+        str, _limit("--label", "COLUMN,...", "Columns that may be read as labels; no other, where either is said.")
+    ] = "",
+    least_blocks: Annotated[
+        int, _limit("--least-blocks", "N", "Hidden states leave after N blocks or more.", min=0)
+    ] = 0,
+    never: Annotated[
+        str, _limit("--never", "WORD,...", "What may not leave: labels, counts (by class), activations.")
+    ] = "",
+    only: Annotated[str, _limit("--only", "METHOD,...", "Methods that the run may have.")] = "",
+    rounds: Annotated[int | None, _limit("--rounds", "N", "Take part in so many rounds.", min=1)] = None,
+    until: Annotated[str, _limit("--until", "TIME", "And no longer than to 2026-12-24T18:00, or 18:00.")] = "",
     leash: Annotated[
         bool, typer.Option("--leash", hidden=True, help="End when standard input closes: whoever started this is gone.")
     ] = False,
 ) -> None:
     """Join a server's run: measure this machine, train on its data, which stays here; until the run is over."""
     from cutlayer.api.join import attending
+    from cutlayer.device.limits import Limits
     from cutlayer.joining import Joining
 
     joining = Joining(
@@ -62,6 +84,16 @@ def join(
         hardware=hardware,
         max_blocks=max_blocks,
         patience_seconds=patience,
+        limits=Limits.read(
+            task=task,
+            text=text,
+            label=label,
+            least_blocks=least_blocks,
+            never=never,
+            only=only,
+            rounds=rounds,
+            until=until,
+        ),
     )
     work = attending(
         joining,

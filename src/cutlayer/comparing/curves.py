@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement
 
-from cutlayer.report import svg
+from cutlayer.shown import shown
 
 WIDTH, HEIGHT = 460.0, 320.0  # pixels of the viewBox; a page scales it
 TOP, BOTTOM, LEFT = 26.0, 46.0, 50.0
@@ -83,7 +83,7 @@ def curves_svg(
       target: a value of y that is marked.
     """
     picture = Element("svg", {"class": "curves", "viewBox": f"0 0 {WIDTH:g} {HEIGHT:g}", "role": "img"})
-    SubElement(picture, "title").text = svg.printable(title)
+    SubElement(picture, "title").text = shown(title)
     ends = [curve.xs[-1] for curve in curves]
     unit, size = unit_of(max(ends), units)
     right = WIDTH - _margin(curves, [end / (max(ends) or 1.0) for end in ends])
@@ -230,4 +230,4 @@ def _side_by_side(curves: Sequence[Curve], wanted: Sequence[tuple[float, float]]
 
 def _text(parent: Element, kind: str, x: float, y: float, words: str) -> None:
     element = SubElement(parent, "text", {"class": kind, "x": f"{x:.1f}", "y": f"{y:.1f}"})
-    element.text = svg.printable(words)
+    element.text = shown(words)

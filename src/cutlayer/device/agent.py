@@ -16,7 +16,7 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from cutlayer import __version__
-from cutlayer.errors import JoinError, WireError
+from cutlayer.errors import Declined, JoinError, WireError
 from cutlayer.fleet.clock import now
 from cutlayer.transport.carrier import Carrier, CarrierLost, Dial
 from cutlayer.transport.handshake import hear, say, say_goodbye
@@ -42,6 +42,7 @@ LONGEST_WAIT_SECONDS = 10.0
 """A try costs next to nothing, and a server that is back waits for everybody."""
 ANSWER_SECONDS = 60.0
 """For an answer of the handshake: a piece of a model over a slow link takes the longest."""
+GOODBYE_SECONDS = 5.0
 
 Asking = Callable[[Ask], Awaitable[Answer]]
 
@@ -133,7 +134,11 @@ class Agent:
     async def _talk(self, carrier: Carrier, welcome: Welcome) -> None:
         """One connection; returns when the run is over."""
         if self._attendance is None or welcome.run != self._run:
-            await self._begin(welcome, carrier)
+            try:
+                await self._begin(welcome, carrier)
+            except Declined as declined:
+                await _part(carrier, declined, asyncio.ensure_future(_until_closed(carrier)))
+                raise
         attendance, conversation = self._attendance, self._conversation
         assert attendance is not None
         assert conversation is not None
@@ -150,8 +155,7 @@ class Agent:
                 if error := conversation.exception():
                     if isinstance(error, WireError):  # it begins again, from what is kept: as after a restart
                         self._attendance, self._attended = None, False
-                    with contextlib.suppress(CarrierLost):
-                        await say_goodbye(carrier, str(error))
+                    await _part(carrier, error, attached)
                     raise error
                 return
             attached.result()
@@ -169,6 +173,30 @@ class Agent:
         attendance = await self._prepare(welcome, lambda ask: _exchange(carrier, ask, Answer))
         self._attendance, self._run = attendance, welcome.run
         self._conversation = asyncio.create_task(attendance.converse(), name=f"{self._name} converses")
+
+
+async def _part(carrier: Carrier, error: BaseException, reading: asyncio.Future[None]) -> None:
+    """Tells the server why the connection ends, and whether the owner wants it so; one that does not read is left.
+
+    Args:
+      carrier: The connection.
+      error: Why.
+      reading: Ends with the connection: a server that was declined closes it when it has heard so.
+    """
+    declined = isinstance(error, Declined)
+    with contextlib.suppress(CarrierLost, TimeoutError):
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            await say_goodbye(carrier, str(error), declined=declined)
+            if declined:
+                await asyncio.wait({reading})
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _until_closed(carrier: Carrier) -> None:
+    """Reads what nobody wants any more, until the connection ends."""
+    while True:
+        await carrier.receive()
 
 
 @contextlib.asynccontextmanager

@@ -55,6 +55,8 @@ class OwnData:
 
     samples: Samples
     spec: DataSpec
+    columns: Columns
+    """Those that were read: as the run names them, or as they were found."""
 
     @cached_property
     def _parted(self) -> tuple[list[int], list[int]]:
@@ -102,7 +104,9 @@ def read_own_data(data: str, spec: DataSpec, tokenizer: Any) -> OwnData:
       ConfigError: `spec` contradicts itself.
     """
     task = task_from(spec.task, spec.columns, spec.max_length, spec.template, spec.system)
-    rows = load_tables(data).train
+    rows, where = load_tables(data).train, f"data {data}"
     if isinstance(task, Classification):
-        task = task.named(spec.labels)
-    return OwnData(task.encode(rows, tokenizer, f"data {data}"), spec)
+        return OwnData(task.named(spec.labels).encode(rows, tokenizer, where), spec, spec.columns)
+    task = task.settled(rows, tokenizer, where)
+    columns = Columns(text=task.text, prompt=task.prompt, answer=task.answer, messages=task.messages)
+    return OwnData(task.encode(rows, tokenizer, where), spec, columns)

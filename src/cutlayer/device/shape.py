@@ -53,6 +53,7 @@ class Shape:
       at_sites: whether devices talk with their site, and what goes on from there to the server is the round's matter.
       copies_weights: whether devices may hold copies of frozen weights, which a fold does not reach.
       labels_stay: whether nothing of a device's labels is said, not even how many samples it has of each class.
+      keeps_labels: whether labels of samples stay with the device, though it says how many it has of each class.
       devices: what devices must be under a plan: `alone` with the whole model, `frozen` (nothing on them trains),
         `training` (something does), or `any`.
     """
@@ -66,7 +67,18 @@ class Shape:
     at_sites: bool = False
     copies_weights: bool = False
     labels_stay: bool = False
+    keeps_labels: bool = False
     devices: Devices = "any"
+
+    @property
+    def splits(self) -> bool:
+        """Whether hidden states may leave a device."""
+        return self.devices != "alone"
+
+    @property
+    def sends_labels(self) -> bool:
+        """Whether labels of samples may leave a device."""
+        return self.splits and not (self.labels_stay or self.keeps_labels)
 
 
 @cache

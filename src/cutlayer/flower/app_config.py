@@ -18,6 +18,8 @@ Of a node, where the data is:
     folder       what must outlive its process; cutlayer-NAME where the SuperNode was started
     hardware     cpu, cuda or cuda:N
     max-blocks   the most blocks that its owner lends
+    task, text, label, least-blocks, never, only, rounds, until
+                 what its owner allows, as of `cutlayer join`; lists with commas
 
 Paths are those of the machine that reads them; relative ones begin where its SuperLink or SuperNode was started.
 """
@@ -28,8 +30,10 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cutlayer.config import RunConfig, read_config
+from cutlayer.device.limits import Limits
 from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.report.run_folder import RunFolder
@@ -38,7 +42,8 @@ from cutlayer.transport.address import parted
 Given = Mapping[str, str | int | float | bool | bytes]
 """As Flower hands it over."""
 RUN_KEYS = ("run", "set", "out", "resume", "listen", "host", "devices")
-NODE_KEYS = ("name", "data", "model", "folder", "hardware", "max-blocks")
+LIMITS = ("task", "text", "label", "least-blocks", "never", "only", "rounds", "until")
+NODE_KEYS = ("name", "data", "model", "folder", "hardware", "max-blocks", *LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,20 @@ def read_joining(given: Given) -> Joining:
         folder=Path(folder or f"cutlayer-{name}"),
         hardware=_text(given, "hardware", "node config") or "cpu",
         max_blocks=most,
+        limits=_limits(given),
     )
+
+
+def _limits(given: Given) -> Limits:
+    """What the owner of a node allows."""
+    words: dict[str, Any] = {
+        key: _text(given, key, "node config") for key in ("task", "text", "label", "never", "only", "until")
+    }
+    numbers: dict[str, Any] = {key.replace("-", "_"): given[key] for key in ("least-blocks", "rounds") if key in given}
+    try:
+        return Limits.read(**words, **numbers)
+    except ConfigError as error:
+        raise ConfigError(f"node config: {error}") from error
 
 
 def _check_keys(given: Given, known: tuple[str, ...], where: str) -> None:

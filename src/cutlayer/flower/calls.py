@@ -15,6 +15,7 @@ from typing import Protocol
 from cutlayer.errors import JoinError
 from cutlayer.flower.call import Call
 from cutlayer.flower.guests import Guests
+from cutlayer.shown import shown
 
 MOST_CALLS = 3
 """Of a node: a device's process that dies as often has something that starting it again does not cure."""
@@ -69,7 +70,8 @@ class Calls:
     def __init__(
         self, switchboard: Switchboard, guests: Guests, call: Callable[[str], Call], notice: Callable[[str], None]
     ) -> None:
-        self._switchboard, self._guests, self._call, self._notice = switchboard, guests, call, notice
+        self._switchboard, self._guests, self._call = switchboard, guests, call
+        self._notice: Callable[[str], None] = lambda line: notice(shown(line))
         self._open: dict[str, _Open] = {}
         self._made = Counter[int]()
         self._why, self._over = "", False

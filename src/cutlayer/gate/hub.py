@@ -19,9 +19,10 @@ from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.gate.allowance import FAREWELL_SECONDS, HELLO_SECONDS, MAX_STRANGERS, Allowance
 from cutlayer.gate.metered import Metered
 from cutlayer.gate.refusals import Refusals
+from cutlayer.shown import shown
 from cutlayer.state import State
 from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
-from cutlayer.transport.handshake import expect_hello, hear, say, say_goodbye
+from cutlayer.transport.handshake import DECLINED, expect_hello, hear, say, say_goodbye
 from cutlayer.transport.session import Session, Standing
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
@@ -31,7 +32,7 @@ PREPARE_SECONDS = 3_600.0
 the carrier, whatever it was doing."""
 LINGER_SECONDS = 12.0
 """For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
-PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected"})
+PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected", "not-planned"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
 WATCH_SECONDS = 1.0
 ABSENT_SECONDS = 60.0
@@ -130,7 +131,8 @@ class Hub:
         refusals: Refusals,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.name, self._host, self.refusals, self._notice = name, host, refusals, notice
+        self.name, self._host, self.refusals = name, host, refusals
+        self._notice: Callable[[str], None] = lambda line: notice(shown(line))
         self.members: dict[str, Member] = {}
         self._places = dict(places)
         self._changed = asyncio.Event()
@@ -243,7 +245,7 @@ class Hub:
         if member is not None and member.carrier in (None, carrier) and gone.reason not in BLAMELESS:
             member.refused = gone
             member.session.give_up(gone)
-            self._news(f"{device} was refused ({gone.reason})")
+            self._news(f"{device}: {error}" if gone.reason == DECLINED else f"{device} was refused ({gone.reason})")
         with contextlib.suppress(CarrierLost, TimeoutError):
             async with asyncio.timeout(FAREWELL_SECONDS):
                 known = member is not None and member.connections and gone.reason not in FOR_GOOD

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from cutlayer.errors import WireError
+from cutlayer.shown import shown
 
 LOG_SECONDS = 10.0
 """Between two lines of one device and one reason: a person sees what goes on, and the disk does not fill."""
@@ -52,7 +53,7 @@ class Refusals:
         if self._now() - last >= LOG_SECONDS:
             more = self._counts[key] - before
             times = f" ({more} times since the last line)" if more > 1 else ""
-            _log.warning("refused %s, %s%s: %s", *key, times, _line(str(error)))
+            _log.warning("refused %s, %s%s: %s", *key, times, shown(str(error), MAX_LINE))
             self._logged[key] = (self._now(), self._counts[key])
 
     def _known(self, device: str) -> str:
@@ -67,9 +68,3 @@ class Refusals:
         for (device, reason), times in sorted(self._counts.items()):
             found.setdefault(device, {})[reason] = times
         return found
-
-
-def _line(text: str) -> str:
-    """A short line without control characters, which could forge other lines."""
-    shown = "".join(character if character.isprintable() else "?" for character in text[:MAX_LINE])
-    return shown if len(text) <= MAX_LINE else f"{shown}..."

@@ -44,13 +44,16 @@ from cutlayer.model.quantised import SCALE, Form
 from cutlayer.model.source import INDEX, TOKENIZER, read_header
 
 EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"
-TENSORS = re.compile(r"(?:embeddings|head|block-(?:0|[1-9][0-9]{0,3}))\.safetensors")
+BLOCK = re.compile(r"block-(0|[1-9][0-9]{0,3})\.safetensors")
+TENSORS = re.compile(rf"(?:embeddings|head)\.safetensors|{BLOCK.pattern}")
 SMALL_BYTES = 128 * 2**20
 """The most that a piece may have that holds no tensors."""
 CONFIG_BYTES = 4 * 2**20
 """The most that config.json may have: it is read whole, and what it says is bounded (`model/asked.py`)."""
 CHUNK_BYTES = 2**20
 SPELLED = {torch.int8: "I8", torch.uint8: "U8"}
+MOST_PIECES = 1_100
+"""Of a manifest, and that a device keeps: no model that is read has as many blocks (`model/asked.py`)."""
 WHOSE = "Is it a cutlayer server?"
 
 
@@ -237,6 +240,30 @@ class PieceServer:
         return {piece: places for piece, places in pieces.items() if places}
 
 
+def is_due(name: str, cut: int, top: int | None) -> bool:
+    """Whether a piece belongs to the part of a device: all that is no tensors does.
+
+    Args:
+      name: Of the piece.
+      cut: Blocks on the device.
+      top: The first block of the tail that it holds as well, with what follows the last; None for none.
+    """
+    found = BLOCK.fullmatch(name)
+    if found is not None:
+        return int(found[1]) < cut or (top is not None and int(found[1]) >= top)
+    return name != HEAD or top is not None
+
+
+def check_due(manifest: Sequence[Piece], cut: int, top: int | None) -> None:
+    """Raises MalformedMessage for a manifest of more than what a device with this cut has asked for."""
+    more = next((piece.name for piece in manifest if not is_due(piece.name, cut, top)), None)
+    if more is not None or len(manifest) > MOST_PIECES:
+        raise MalformedMessage(
+            f"manifest: expected at most {MOST_PIECES} pieces, of the part with cut {cut}, got "
+            f"{len(manifest) if more is None else more}. {WHOSE}"
+        )
+
+
 def _block(index: int) -> str:
     return f"block-{index}.safetensors"
 
@@ -300,9 +327,12 @@ def _bytes_of(part: bytes | _Range, offset: int, length: int) -> bytes:
 class PieceStore:
     """A device's folder of pieces. One process writes to it at a time.
 
+    Pieces that no manifest of this process has named are of other models, or of larger parts: they stay as long as
+    there is room, and those that were used last the longest.
+
     Args:
       folder: Made if it is not there.
-      max_bytes: The most that all pieces together may take.
+      max_bytes: The most that all pieces together may take, those that are not used any more among them.
 
     Raises:
       ModelError: The folder holds something else, which pieces could overwrite.
@@ -310,6 +340,7 @@ class PieceStore:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self._max_bytes = folder, max_bytes
+        self._in_use = set[str]()  # by name: what a manifest of this process has named
         folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted(path.name for path in folder.iterdir() if not (_known(path.name) or _is_partial(path.name)))
         if foreign:
@@ -328,6 +359,7 @@ class PieceStore:
           ModelError: The disk has no room for what is missing.
         """
         self._check(manifest)
+        self._make_room(manifest)
         wanted = [(piece, self._resume(piece)) for piece in manifest if not self._has(piece)]
         need = sum(piece.length - offset for piece, offset in wanted)
         free = shutil.disk_usage(self.folder).free
@@ -381,6 +413,7 @@ class PieceStore:
     def _has(self, piece: Piece) -> bool:
         path = self.folder / piece.name
         if path.is_file() and path.stat().st_size == piece.length and sha256(path) == piece.sha256:
+            os.utime(path)  # when it was used last
             return True
         path.unlink(missing_ok=True)
         partial = self._partial(piece)
@@ -391,6 +424,31 @@ class PieceStore:
         except MalformedMessage:
             return False  # the disk lost some of it: from its beginning, then
         return True
+
+    def _make_room(self, manifest: Sequence[Piece]) -> None:
+        """Removes pieces that are not used any more, the oldest first, until those of the manifest have room.
+
+        Raises:
+          MalformedMessage: There is no room beside those that are used.
+        """
+        self._in_use |= {piece.name for piece in manifest}
+        announced = {piece.name for piece in manifest}
+        files = {path: path.stat() for path in self.folder.iterdir()}
+        of = {path: _piece_of(path.name) for path in files}
+        beside = [path for path in files if of[path] in self._in_use - announced]
+        old = sorted((path for path in files if of[path] not in self._in_use), key=lambda path: files[path].st_mtime)
+        room = self._max_bytes - sum(piece.length for piece in manifest) - sum(files[path].st_size for path in beside)
+        if room < 0:
+            raise MalformedMessage(
+                f"manifest: expected pieces for which there is room among {self._max_bytes} bytes beside those of "
+                f"this run, got {-room} bytes more. {WHOSE}"
+            )
+        count, left = MOST_PIECES - len(manifest) - len(beside), sum(files[path].st_size for path in old)
+        for number, path in enumerate(old):
+            if left <= room and len(old) - number <= count:
+                return
+            path.unlink()
+            left -= files[path].st_size
 
     def _resume(self, piece: Piece) -> int:
         """The bytes of this piece that are here; those of other versions of it go away."""
@@ -421,8 +479,13 @@ def _known(name: str) -> bool:
 
 
 def _is_partial(name: str) -> bool:
-    parts = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", name)
-    return parts is not None and _known(parts[1])
+    return _piece_of(name) != name and _known(_piece_of(name))
+
+
+def _piece_of(name: str) -> str:
+    """The piece of which this is the file, whole or in part."""
+    part = re.fullmatch(r"\.(.+)\.[0-9a-f]{16}\.part", name)
+    return name if part is None else part[1]
 
 
 def _check_piece(piece: Piece) -> None:

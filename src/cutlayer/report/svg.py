@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
+from cutlayer.shown import shown
+
 INK, FAINT = "#1f2933", "#6b7785"
 FONT = "ui-sans-serif, system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 
@@ -54,20 +56,15 @@ def text(
     """Words whose baseline is at `y`; `anchor` is start, middle or end."""
     place = {"x": f"{x:.2f}", "y": f"{y:g}", "text-anchor": anchor, "font-size": f"{size:g}", "fill": fill}
     element = ET.SubElement(parent, "text", place | ({"font-weight": "600"} if bold else {}))
-    element.text = printable(words)
+    element.text = shown(words)
 
 
 def hover(element: ET.Element, words: str) -> None:
     """What a viewer shows while the pointer is over `element`."""
-    ET.SubElement(element, "title").text = printable(words)
+    ET.SubElement(element, "title").text = shown(words)
 
 
 def to_text(svg: ET.Element) -> str:
     """The picture as an SVG document."""
     ET.indent(svg, " ")
     return ET.tostring(svg, encoding="unicode") + "\n"
-
-
-def printable(words: str) -> str:
-    """XML cannot hold control characters, not even escaped."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)

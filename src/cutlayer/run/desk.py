@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cutlayer.errors import Refused
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import DeviceProfile, Fleet
+from cutlayer.gate.entitlement import Entitlement
 from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.gate.hub import Hub
@@ -75,6 +76,7 @@ class RunHost:
         self._inputs, self._method, self._declared, self._life = inputs, method, declared, life
         self._machine, self._clock, self._record, self._standing = machine, clock, record, standing
         self._pieces = PieceServer(inputs.model_settings)
+        self._entitlement = Entitlement(method.round.shape.reads)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
         self._shelf = Shelf(scratch, room_for_kept())
         self._fingerprint = fingerprint(ModelFiles(inputs.config.model.name, inputs.config.model.revision))
@@ -163,10 +165,12 @@ class RunHost:
             return Answer(torch.zeros(min(ask.length, ANSWER_BYTES), dtype=torch.uint8))
         if ask.what == "files":
             top = ask.length if ask.name == "head" else None
+            self._entitlement.check_part(device, ask.number, top)
             # where the machine computes: torch builds a model on the meta device for one thread of a process at a time
             manifest = await self._machine.aside(lambda: self._pieces.manifest(ask.number, top=top))
             return _answer(manifest_bytes(manifest))
         if ask.what == "piece":
+            self._entitlement.check_piece(device, ask.name)
             return _answer(
                 await asyncio.to_thread(self._pieces.read, ask.name, ask.number, min(ask.length, ANSWER_BYTES))
             )
@@ -193,7 +197,9 @@ class RunHost:
         )
         link = guarded(session, guard, lambda link: inputs.compressed(Timelined(link, self._clock, self._record)))
         return session, Attended(
-            link, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
+            self._entitlement.granting(link, device),
+            lambda error: self.hub.eject(device, error),
+            lambda: self.hub.members[device].refused,
         )
 
     def standing(self, device: str) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from cutlayer.errors import MalformedMessage
 from cutlayer.transport.budget import Budget
-from cutlayer.transport.carrier import Carrier, CarrierLost
+from cutlayer.transport.carrier import Carrier
+from cutlayer.transport.handshake import part
 from cutlayer.transport.packets import PIECE_BYTES, Kind, Packet, cut, pack, unpack
 from cutlayer.wire.frames import decode, parts
 from cutlayer.wire.messages import Message, passes_in_rounds
@@ -76,8 +77,7 @@ class ErrandLink:
 
     async def _next(self) -> Packet:
         packet = unpack(await self._carrier.receive(), check=not self._carrier.intact)
-        if packet.kind is Kind.GOODBYE:
-            raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
+        part(packet)
         if packet.kind is not Kind.DATA:
             raise MalformedMessage(f"packet: expected one of a frame, got kind {packet.kind.name.lower()}.")
         return packet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 from cutlayer.errors import ConfigError
 
@@ -18,6 +19,53 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+METADATA = frozenset(
+    map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"))
+)
+"""Where clouds tell a machine its secrets, in plain text, because it is that machine that asks."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def led_astray(addresses: Sequence[str], server: Sequence[str]) -> str | None:
+    """Where a server would lead a device that may go nowhere in plain text but to machines as far away as itself.
+
+    Args:
+      addresses: Of the host that it names, as they were resolved.
+      server: Its own, likewise.
+
+    Returns:
+      What is wrong with the addresses, in words; None where nothing is.
+
+    Example:
+      >>> led_astray(["10.0.0.8"], ["10.0.0.7"]), led_astray(["127.0.0.1"], ["127.0.0.1"])
+      (None, None)
+      >>> led_astray(["127.0.0.1"], ["10.0.0.7"])
+      'this machine itself'
+    """
+    own = {_place(_parsed(address)) for address in server}
+    for address in map(_parsed, addresses):
+        place = _place(address)
+        if address in METADATA or (place is not None and place not in own):
+            return "where clouds keep secrets" if address in METADATA else place
+    return None
+
+
+def _parsed(address: str) -> Address:
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    mapped = parsed.ipv4_mapped or parsed.sixtofour if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed
+
+
+def _place(address: Address) -> str | None:
+    """What is special about an address, in words; None for nothing."""
+    if address.is_loopback or address.is_unspecified:
+        return "this machine itself"
+    if address.is_link_local:
+        return "only this machine's own link"
+    return "no single machine" if address.is_multicast else None
 
 
 def check_exposure(host: str, *, tls: bool, authenticated: bool, insecure: bool) -> None:

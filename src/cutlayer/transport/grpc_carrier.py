@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
@@ -19,9 +20,9 @@ import grpc
 import grpc.aio
 
 from cutlayer.errors import JoinError
-from cutlayer.transport.address import host_of
+from cutlayer.transport.address import host_of, joined, parted
 from cutlayer.transport.carrier import Carrier, CarrierLost, Dial
-from cutlayer.transport.exposure import is_loopback
+from cutlayer.transport.exposure import is_loopback, led_astray
 from cutlayer.transport.packets import HEADER_BYTES, PIECE_BYTES
 
 _log = logging.getLogger("cutlayer.wire")
@@ -217,14 +218,45 @@ def dialler(
     async def call(address: str = "") -> Carrier:
         if address.startswith(":"):
             address = server.rpartition(":")[0] + address
+        if address:
+            parted(address, "join")  # gRPC has other kinds of addresses, such as files of this machine
         if address and credentials is None and not insecure and not is_loopback(host_of(address)):
             raise JoinError(
                 f"join: expected TLS to another machine, got none for {address}, where the server sends this device on "
                 "to. Name the fleet's ca.crt (--ca), or say --insecure."
             )
+        if address and credentials is None and host_of(address) != host_of(server):
+            address = await _as_far_as(server, address)
         return await dial(address or server, name=name, token=token, credentials=credentials)
 
     return call
+
+
+async def _as_far_as(server: str, address: str) -> str:
+    """An address to which a server sends a device on in plain text, as the number that was looked at.
+
+    Raises:
+      JoinError: It leads to this machine, or to what only this machine reaches, and the server is not there.
+      CarrierLost: Nobody knows the host.
+    """
+    _, port = parted(address, "join")
+    try:
+        found, own = [await _resolved(host_of(one)) for one in (address, server)]
+    except OSError as error:
+        raise CarrierLost(f"connection: expected a host that has an address, got {error.strerror or error}.") from None
+    astray = led_astray(found, own)
+    if astray is not None:
+        raise JoinError(
+            f"join: expected to be sent on to a machine like the server's, got {address}, which is {astray}. Ask the "
+            "server's owner, or name the fleet's ca.crt (--ca)."
+        )
+    return joined(found[0], port)
+
+
+async def _resolved(host: str) -> list[str]:
+    """The addresses of a host, in the order in which they are to be tried."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
 def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:

@@ -17,6 +17,9 @@ from cutlayer.transport.packets import PIECE_BYTES, Kind, Packet, pack, unpack
 from cutlayer.wire.frames import decode, encode
 from cutlayer.wire.messages import Handshake, Hello, Message
 
+DECLINED = "declined"
+"""The reason under which a server counts a device whose owner does not allow what it is asked for."""
+
 
 async def say(carrier: Carrier, message: Handshake) -> None:
     """Sends one message of the handshake."""
@@ -30,14 +33,22 @@ async def hear(carrier: Carrier) -> Message | Handshake:
 
     Raises:
       CarrierLost: The connection ended; its reason, where the other end gave one.
+      Refused: declined: the other end is a device whose owner does not allow what it is asked for.
       MalformedMessage: Something else arrived.
     """
     packet = unpack(await carrier.receive(), check=not carrier.intact)
-    if packet.kind is Kind.GOODBYE:
-        raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
+    part(packet)
     if packet.kind is not Kind.HANDSHAKE:
         raise WireError(f"handshake: expected an answer, got a packet of kind {packet.kind.name.lower()}.")
     return decode(packet.body, max_bytes=PIECE_BYTES)
+
+
+def part(packet: Packet) -> None:
+    """Raises what a packet says that ends a connection; nothing for any other."""
+    if packet.kind is Kind.GOODBYE:
+        raise CarrierLost(f"connection: {_words(packet)}")
+    if packet.kind is Kind.DECLINED:
+        raise Refused(DECLINED, f"it declines: {_words(packet)}")
 
 
 def expect_hello(message: Message | Handshake, device: str) -> None:
@@ -48,7 +59,17 @@ def expect_hello(message: Message | Handshake, device: str) -> None:
         raise Refused("wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own.")
 
 
-async def say_goodbye(carrier: Carrier, reason: str) -> None:
-    """Tells the other end why the connection ends."""
-    words = reason.encode()[:500]
-    await carrier.send(pack(Packet(Kind.GOODBYE, total=len(words), body=words), check=not carrier.intact))
+async def say_goodbye(carrier: Carrier, reason: str, *, declined: bool = False) -> None:
+    """Tells the other end why the connection ends.
+
+    Args:
+      carrier: The connection.
+      reason: Why.
+      declined: Whether it is for good: a device's owner does not allow what the server asks for.
+    """
+    words, kind = reason.encode()[:500], Kind.DECLINED if declined else Kind.GOODBYE
+    await carrier.send(pack(Packet(kind, total=len(words), body=words), check=not carrier.intact))
+
+
+def _words(packet: Packet) -> str:
+    return bytes(packet.body[:500]).decode(errors="replace")

@@ -1,7 +1,7 @@
 """Packets: what a carrier moves. A frame (`frames.py`) in one or several pieces, or a heartbeat.
 
     bytes   0..4     magic "CUTP"
-            4        kind: 0 data, 1 heartbeat, 2 handshake, 3 goodbye
+            4        kind: 0 data, 1 heartbeat, 2 handshake, 3 goodbye, 4 declined
             5..8     zero
             8..12    round that the numbers count in, uint32 (round + 1, so that 0 is "none yet")
             12..16   check: xxh3 of the whole packet with these four bytes zero, low half; zero: its sender made none
@@ -50,6 +50,8 @@ class Kind(IntEnum):
     HEARTBEAT = 1
     HANDSHAKE = 2
     GOODBYE = 3
+    DECLINED = 4
+    """A goodbye for good, of a device whose owner does not allow what the server asks for."""
 
 
 _KINDS = {kind.value: kind for kind in Kind}

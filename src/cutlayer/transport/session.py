@@ -29,6 +29,7 @@ import numpy as np
 from cutlayer.errors import WireError
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
+from cutlayer.transport.handshake import part
 from cutlayer.transport.packets import PIECE_BYTES, Buffer, Kind, Packet, cut, pack, unpack
 from cutlayer.transport.sent import Sent, Shelf
 from cutlayer.wire.frames import decode, parts
@@ -292,8 +293,7 @@ class Session:
             arrived = await carrier.receive()
             self.last_seen, self._listening_since = _now(), float("inf")
             packet = unpack(arrived, check=not carrier.intact)
-            if packet.kind is Kind.GOODBYE:
-                raise CarrierLost(f"connection: {bytes(packet.body[:500]).decode(errors='replace')}")
+            part(packet)
             if packet.round > self._round:
                 if packet.kind is Kind.HEARTBEAT and packet.number == 0:
                     continue  # of a round that is done, and that this end never knew

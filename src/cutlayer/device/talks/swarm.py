@@ -238,4 +238,4 @@ def _reads(plan: DevicePlan) -> tuple[int, int | None]:
     return (plan.cut if through is None else through.first), plan.top
 
 
-SHAPE = Shape("swarm", Swarm, flow=_flow, prepare=_prepare, reads=_reads)
+SHAPE = Shape("swarm", Swarm, flow=_flow, prepare=_prepare, reads=_reads, keeps_labels=True)
