@@ -8,6 +8,7 @@ SHA256SUMS            the digests of both, for `sha256sum -c` too
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def seal(folder: Path, owner: Mapping[str, object], state: State) -> None:
         try:
             save_file(flat, temporary / TENSORS)
         except SafetensorError as error:  # its own word for what the system said
-            raise OSError(str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error)) from error
         (temporary / DIGESTS).write_text(_digests(temporary))
 
     write_folder_atomically(folder, fill)
