@@ -12,8 +12,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# gRPC writes what strangers send, as they wrote it, into the terminal, at the pace at which it comes. It reads this when
-# it begins, so it is said before anything of ours can import it; whoever debugs gRPC sets it to something else.
+# gRPC writes what strangers send, as they wrote it, into the terminal, at the pace at which it comes. It reads this
+# when it begins, so it is said before anything of ours can import it; whoever debugs gRPC sets it to something else.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _HOMES = {

@@ -23,6 +23,7 @@ from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
 from cutlayer.device.shape import shape_by_name
 from cutlayer.device.store import FolderStore
 from cutlayer.device.told import Told
+from cutlayer.files import for_owner_alone, private_folder
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
@@ -94,7 +95,9 @@ async def join(
       UserError: The data, the model or the hardware are not what the run needs.
     """
     prepare = _preparing(joining, dial, notice, machines, probe)
-    await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
+    with for_owner_alone():
+        private_folder(joining.folder)
+        await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
 
 
 def _preparing(
@@ -203,7 +206,7 @@ class _Attendance:
         self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
         state = joining.folder / "state" / _as_name(welcome.run)
         self._store = FolderStore(state, run=welcome.run, device=joining.name)
-        self._committing = CommittingLink(self._link, self._store)
+        self._committing = CommittingLink(self._link, self._store, config.train.checkpoints)
         self.machine = machines(joining.name, self._link.record)
 
     def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:

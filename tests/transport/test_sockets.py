@@ -17,11 +17,12 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="need
 @pytest.fixture
 def pair() -> Iterator[tuple[int, socket.socket, socket.socket]]:
     """A port, its end of a connection, and the other end."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()) as theirs:
-            ours, _ = listener.accept()
-            with ours:
-                yield listener.getsockname()[1], ours, theirs
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as theirs,
+        listener.accept()[0] as ours,
+    ):
+        yield listener.getsockname()[1], ours, theirs
 
 
 def found(port: int) -> dict[int, Connection]:

@@ -313,8 +313,9 @@ class Run:
             if self._samples:
                 with_descriptors(lambda: self._folder.append_samples(self._samples))
             self._keep(row)
+            state, keep = self._state(seconds), self._inputs.config.train.checkpoints
             with_descriptors(
-                lambda: save_checkpoint(self._folder.path / "checkpoint", self._state(seconds), self._inputs.run_id)
+                lambda: save_checkpoint(self._folder.path / "checkpoint", state, self._inputs.run_id, keep=keep)
             )
 
     def _keep(self, row: Mapping[str, Any]) -> None:
