@@ -614,10 +614,10 @@ def _patches(stage: _Stage) -> Iterator[Any]:
         stage.budgets.append(Budget(most_bytes))
         return stage.budgets[-1]
 
-    def save(folder: Path, *args: Any) -> None:
+    def save(folder: Path, *args: Any, **how: Any) -> None:
         if stage.full_disks:
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
-        save_checkpoint(folder, *args)
+        save_checkpoint(folder, *args, **how)
 
     def skewed() -> float:
         return now() * (1.0 + stage.clocks.get(_who.get(), 0.0))

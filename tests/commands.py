@@ -96,8 +96,8 @@ class World:
 def stopped_after_a_round(*arguments: object) -> Ran:
     """Runs `cutlayer` until the first checkpoint is written; then Ctrl-C."""
 
-    def save_and_stop(folder: Path, state: State, run: str) -> None:
-        save_checkpoint(folder, state, run)
+    def save_and_stop(folder: Path, state: State, run: str, *, keep: int) -> None:
+        save_checkpoint(folder, state, run, keep=keep)
         raise KeyboardInterrupt
 
     with mock.patch("cutlayer.run.run.save_checkpoint", save_and_stop):

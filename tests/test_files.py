@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from cutlayer.files import locked, recover_folder, sha256, write_atomically, write_folder_atomically
+from cutlayer.files import (
+    for_owner_alone,
+    locked,
+    private_folder,
+    recover_folder,
+    sha256,
+    write_atomically,
+    write_folder_atomically,
+)
 
 
 class Crash(BaseException):
@@ -184,3 +192,46 @@ def test_a_lock_is_one_processes_until_it_ends(tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True).stdout == b"1\n"
     locked(tmp_path, wait=True).close()
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+needs_modes = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes of files")
+
+
+@needs_modes
+def test_what_is_made_for_the_owner_alone_is_so_whoever_makes_it(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        one, other = for_owner_alone(), for_owner_alone()
+        one.__enter__()
+        other.__enter__()
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "file").write_text("x")
+        one.__exit__(None, None, None)  # another run of this process is still at work
+        (tmp_path / "late").write_text("x")
+        other.__exit__(None, None, None)
+        (tmp_path / "after").write_text("x")
+        assert [mode(tmp_path / name) for name in ("folder", "folder/file", "late", "after")] == [
+            0o700,
+            0o600,
+            0o600,
+            0o644,
+        ]
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+
+
+@needs_modes
+def test_a_private_folder_is_made_or_becomes_one(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        private_folder(tmp_path / "new" / "inner")
+        (tmp_path / "open").mkdir()
+        private_folder(tmp_path / "open")
+    finally:
+        os.umask(before)
+    assert [mode(tmp_path / name) for name in ("new", "new/inner", "open")] == [0o700] * 3

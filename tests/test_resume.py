@@ -165,6 +165,30 @@ def test_stopped_in_the_middle_of_any_round(
         assert result_of(Path(config.out)) == expected
 
 
+@pytest.mark.parametrize("options", [(), ("method.name=flora", "wire.adapters=topk:0.5")], ids=["plain", "folds"])
+@pytest.mark.parametrize("torn", [0, 1, 2])
+def test_from_any_checkpoint_that_is_kept(
+    torn: int, options: tuple[str, ...], inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newer ones have a flipped bit; one is gone and one is cut short for good measure."""
+    config = config_for(inputs, tmp_path / "run", *options, "train.rounds=4")
+    run(config)
+    out, expected = Path(config.out), result_of(tmp_path / "run")
+    places = [out / "checkpoint", out / "checkpoint.1", out / "checkpoint.2"]
+    assert sorted(path.name for path in out.glob("checkpoint*")) == [path.name for path in places]
+    for place in places[:torn]:
+        file = place / "tensors.safetensors"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    run(config, resume=True)
+    assert result_of(out) == expected
+    lines = [record.getMessage() for record in caplog.records if record.name == "cutlayer.checkpoint"]
+    assert len(lines) == (torn + 1 if torn else 0)
+    for place, line in zip(places, lines, strict=False):
+        assert f"{'going on from' if place == places[torn] else 'left out:'} {place}" in line
+
+
 def test_a_full_disk_ends_a_run_at_its_last_checkpoint(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,10 +300,10 @@ def test_stopped_between_report_and_checkpoint(inputs: Path, tmp_path: Path, mon
     config = config_for(inputs, tmp_path / "stopped")
     save = whole_run.save_checkpoint
 
-    def stop_at_the_second(folder: Path, state: State, run_id: str) -> None:
+    def stop_at_the_second(folder: Path, state: State, run_id: str, *, keep: int) -> None:
         if state.branch("run").facts["rounds_done"] == 2:
             raise Stopped
-        save(folder, state, run_id)
+        save(folder, state, run_id, keep=keep)
 
     monkeypatch.setattr(whole_run, "save_checkpoint", stop_at_the_second)
     with pytest.raises(Stopped):

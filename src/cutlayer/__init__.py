@@ -5,11 +5,16 @@ no time and no torch, and has an example in its docstring: `help(cutlayer.simula
 """
 
 import ast
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
+
+# gRPC writes what strangers send, as they wrote it, into the terminal, at the pace at which it comes. It reads this
+# when it begins, so it is said before anything of ours can import it; whoever debugs gRPC sets it to something else.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 _HOMES = {
     alias.name: node.module

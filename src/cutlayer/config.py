@@ -255,6 +255,8 @@ class TrainSection(Section):
     """The run ends after so many evaluations without a better one; 0 plays all rounds."""
     save_every: int = Field(0, ge=0)
     """Rounds between two adapters in adapters/round-N of the run folder; 0 writes none."""
+    checkpoints: int = Field(3, ge=1)
+    """So many of the last checkpoints are kept: a run goes on from the newest that is whole. They cost disk alone."""
     samples: tuple[str, ...] = ()
     """Causal LM: prompts that the model answers, greedily, at every evaluation: on the screen and in samples.jsonl."""
     metrics: tuple[Literal["exact_match", "valid_json", "rouge_l", "bleu"], ...] = ()

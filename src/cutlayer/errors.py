@@ -8,7 +8,8 @@ CutlayerError
 |  |- AdapterError               an adapter that fits nothing, or a folder that holds none
 |  |- UnplacedError              a device can be given no part
 |  |- BudgetError                a device cannot hold its part
-|  |- CheckpointError            a checkpoint that is torn, foreign or absent, or has no room
+|  |- CheckpointError            a checkpoint that is foreign or absent, or has no room
+|  |  '- TornError               a checkpoint that is not as it was written
 |  |- DivergedError              a loss that is not finite
 |  |- StragglersError            a round that no device finished
 |  |- WorkerLost                 a process of the server that died and could not be begun again
@@ -107,6 +108,10 @@ class BudgetError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is torn, was written by another run, or is not there."""
+
+
+class TornError(CheckpointError):
+    """A checkpoint is not as it was written; one that was written before it may be."""
 
 
 class DivergedError(UserError):

@@ -1,12 +1,14 @@
-"""Files that are either whole or not there: temporary name, fsync, rename."""
+"""Files that are either whole or not there: temporary name, fsync, rename; and whose they are."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock as ThreadLock
 from typing import Any
 
 fcntl: Any
@@ -14,6 +16,52 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+OTHERS = 0o077
+"""What others may do with a file, as bits of its mode."""
+
+
+class _Alone:
+    """How many runs of this process want what they make to be for its owner alone, and what held before the first."""
+
+    def __init__(self) -> None:
+        self.lock, self.runs, self.before = ThreadLock(), 0, 0
+
+
+_alone = _Alone()
+
+
+@contextmanager
+def for_owner_alone() -> Iterator[None]:
+    """Whatever this process makes meanwhile is for its owner alone: files 0600, folders 0700, also what libraries make.
+
+    A process has one such mask: it is taken back when the last of those who asked for it has ended. Windows has none;
+    there a folder of a person's own is for nobody else as it is.
+    """
+    with _alone.lock:
+        if not _alone.runs:
+            _alone.before = os.umask(OTHERS)
+        _alone.runs += 1
+    try:
+        yield
+    finally:
+        with _alone.lock:
+            _alone.runs -= 1
+            if not _alone.runs:
+                os.umask(_alone.before)
+
+
+def private_folder(path: Path) -> None:
+    """Makes a folder, and those above it, which nobody but the owner may look into; one that is there becomes so.
+
+    Raises:
+      OSError: It cannot be made, or is somebody else's.
+    """
+    with for_owner_alone():
+        path.mkdir(parents=True, exist_ok=True)
+    if path.stat().st_mode & OTHERS:
+        path.chmod(path.stat().st_mode & ~OTHERS)
 
 
 def write_atomically(path: Path, content: bytes | str, *, private: bool = False) -> None:
@@ -44,12 +92,21 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
+Retire = Callable[[Path], None]
+"""What becomes of a folder that another one has taken the place of; it stands under another name."""
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder, or leaves of it what cannot be."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_folder_atomically(path: Path, fill: Callable[[Path], None], *, retire: Retire = remove) -> None:
     """Calls `fill` on a temporary folder beside `path`, then renames it into place.
 
     An existing `path` is moved aside first and removed last, so that at any moment one whole version exists,
     as `path` or, for the instant between two renames, as `.NAME.old` (`recover_folder` puts it back). What `fill`
-    raises is raised here, and `path` is as it was.
+    raises is raised here, and `path` is as it was. By default `retire` removes the one before.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     recover_folder(path)
@@ -68,7 +125,8 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
         recover_folder(path)
         raise
     sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        retire(old)
 
 
 def recover_folder(path: Path) -> None:

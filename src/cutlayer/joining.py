@@ -28,6 +28,7 @@ from cutlayer.device.shape import shape_by_name
 from cutlayer.device.store import FolderStore
 from cutlayer.device.told import Told
 from cutlayer.errors import JoinError
+from cutlayer.files import for_owner_alone, private_folder
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
@@ -120,7 +121,9 @@ async def join(
         return await (dial(address) if address else dial())
 
     prepare = _preparing(joining, in_time, tell, machines, probe)
-    await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds).attend()
+    with for_owner_alone():
+        private_folder(joining.folder)
+        await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds).attend()
 
 
 def _preparing(
@@ -268,7 +271,7 @@ class _Attendance:
         told = Told(Lent(self.session, lending), config.train.rounds, notice)
         self._link = OwnLink(told, joining.name, rates, self._before_round)
         self._store = FolderStore(_state_of(joining, welcome), run=welcome.run, device=joining.name)
-        self._committing = CommittingLink(self._link, self._store)
+        self._committing = CommittingLink(self._link, self._store, config.train.checkpoints)
         self.machine = machines(joining.name, self._link.record)
 
     def load(self, probe: Callable[[torch.device, torch.dtype], Probed]) -> None:

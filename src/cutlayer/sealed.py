@@ -8,26 +8,28 @@ SHA256SUMS            the digests of both, for `sha256sum -c` too
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cutlayer.errors import CheckpointError
-from cutlayer.files import sha256, write_folder_atomically
+from cutlayer.errors import CheckpointError, TornError
+from cutlayer.files import Retire, remove, sha256, write_folder_atomically
 from cutlayer.state import State
 
 FACTS, TENSORS, DIGESTS = "state.json", "tensors.safetensors", "SHA256SUMS"
 
 
-def seal(folder: Path, owner: Mapping[str, object], state: State) -> None:
+def seal(folder: Path, owner: Mapping[str, object], state: State, *, retire: Retire = remove) -> None:
     """Replaces `folder` by one that holds a state; a crash leaves the old one or the new one.
 
     Args:
       folder: Where.
       owner: Facts by which `unseal` knows whose it is.
       state: What JSON and safetensors can hold.
+      retire: What becomes of the one before, see `files.write_folder_atomically`.
 
     Raises:
       OSError: There is no room for it; the old one stays.
@@ -39,10 +41,11 @@ def seal(folder: Path, owner: Mapping[str, object], state: State) -> None:
         try:
             save_file(flat, temporary / TENSORS)
         except SafetensorError as error:  # its own word for what the system said
-            raise OSError(str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error)) from error
         (temporary / DIGESTS).write_text(_digests(temporary))
 
-    write_folder_atomically(folder, fill)
+    write_folder_atomically(folder, fill, retire=retire)
 
 
 def unseal(folder: Path, owner: Mapping[str, object], *, foreign: Mapping[str, str], torn: str) -> State:
@@ -55,7 +58,8 @@ def unseal(folder: Path, owner: Mapping[str, object], *, foreign: Mapping[str, s
       torn: What to do if the folder is not as it was written.
 
     Raises:
-      CheckpointError: It is somebody else's, or not as it was written.
+      CheckpointError: It is somebody else's.
+      TornError: It is not as it was written.
     """
     try:
         said = json.loads((folder / FACTS).read_text())
@@ -66,7 +70,7 @@ def unseal(folder: Path, owner: Mapping[str, object], *, foreign: Mapping[str, s
             raise ValueError(f"files of which {DIGESTS} says otherwise")
         return State(said["facts"], load_file(folder / TENSORS))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(
+        raise TornError(
             f"{folder}: expected it as it was written, got {type(error).__name__}: {error}. It is torn. {torn}"
         ) from error
 

@@ -112,6 +112,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
     assert {path.name for path in out.iterdir()} == {
         "adapter",
         "checkpoint",
+        "checkpoint.1",
         "config.yaml",
         "contributions.jsonl",
         "events.jsonl",

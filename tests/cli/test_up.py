@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
+import cutlayer.run.up as bring_up
 from commands import World, run
+from cutlayer.gate.children import Children
 
 
-def test_up_trains_the_adapter_of_train(world: World) -> None:
-    flags = world.classification()
+def test_up_trains_the_adapter_of_train(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing of either is for anybody but its owner, nor is a token where others could read it."""
+    tokens, started, make = list[str](), list[Any](), asyncio.create_subprocess_exec
+
+    class Noted(Children):
+        def __init__(self, names: Iterable[str]) -> None:
+            super().__init__(names)
+            tokens.extend(self.tokens.values())
+
+    async def start(*words: Any, **how: Any) -> Any:
+        started.append((words, how["env"]["CUTLAYER_TOKEN"]))
+        return await make(*words, **how)
+
+    monkeypatch.setattr(bring_up, "Children", Noted)
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    flags, before = world.classification(), os.umask(0o022)
     trained = run("train", *flags, "--out", world.folder / "simulated", "--quiet")
     assert trained.code == 0, trained.err
     brought = run("up", *flags, "--out", world.folder / "real", "--quiet")
     assert brought.code == 0, brought.err
     adapters = [world.folder / name / "adapter" / "adapter_model.safetensors" for name in ("simulated", "real")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    assert os.umask(before) == 0o022
+    assert sorted(token for _, token in started) == sorted(tokens)
+    for folder in ("simulated", "real"):
+        paths = [world.folder / folder, *(world.folder / folder).rglob("*")]
+        assert len(paths) > 20
+        wrong = {str(path): oct(path.stat().st_mode) for path in paths if path.stat().st_mode & 0o077}
+        assert not wrong
+        for path in paths:
+            content = path.read_bytes() if path.is_file() else b""
+            assert not any(token.encode() in content for token in tokens), f"{path} holds a token"
+    assert {path.name for path in (world.folder / "real").iterdir()} >= {"shares", "devices", "checkpoint"}
+    assert not any(token in str(words) for words, _ in started for token in tokens)
 
 
 @pytest.mark.slow

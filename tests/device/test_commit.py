@@ -59,10 +59,10 @@ class Wire:
 class Process:
     """A device process that trains alone, and packs its updates so that they lose something."""
 
-    def __init__(self, base: Base, store: Store) -> None:
+    def __init__(self, base: Base, store: Store, keep: int = 1) -> None:
         self.base, self.wire = base, Wire(store)
         self.device: Device = device_for(base, BATCHES, shape=SHAPE)
-        committing = CommittingLink(self.wire, store)
+        committing = CommittingLink(self.wire, store, keep)
         self.link = CompressedLink(committing, compression(adapters="topk:0.1"), hidden_size=16, dtype=torch.float32)
         committing.attach(self.device, self.link)
 
@@ -129,6 +129,28 @@ def test_never_more_than_three_are_kept(bert: Base) -> None:
         process.play(round, counted)
         assert len(store.points()) <= 3
     assert store.points() == {3, 4, 5}
+
+
+def test_it_goes_back_as_far_as_the_server_keeps_checkpoints(bert: Base) -> None:
+    store, kept = MemoryStore(), 3
+    process = Process(bert, store, kept)
+    rounds = range(6)
+    for round in rounds:
+        process.play(round, round - 1 if round else None)
+    assert store.points() == {2, 3, 4, 5}
+    last = process.outcome()
+    for back in range(1, kept + 1):  # in the middle of its sixth round, the server began with the fifth's assignment
+        again = Process(bert, _copied(store), kept)
+        for round in rounds[-back:]:
+            again.play(round, round - 1)
+        assert_same(again.outcome(), last)
+
+
+def _copied(store: MemoryStore) -> MemoryStore:
+    made = MemoryStore()
+    for point in store.points():
+        made.save(point, store.load(point))
+    return made
 
 
 @pytest.mark.parametrize("sent", [True, False])

@@ -205,3 +205,25 @@ def test_no_token_stands_for_a_certificate(fleet: Path) -> None:
     with pytest.raises(Refused) as error:
         roster.admit("pi-1", "known")
     assert reason(error) == "wrong-token"
+
+
+def test_who_stands_is_known_without_a_descriptor(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers' connections may have taken all of them; a roster that has changed meanwhile lets nobody in."""
+    roster = Roster(fleet)
+    digest = roster.admit("pi-1", roster.add("pi-1", when=WHEN))
+
+    def none_left(*_given: object, **_named: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as starved:
+        starved.setattr("builtins.open", none_left)
+        roster.standing("pi-1", digest)
+    Roster(fleet).revoke("pi-1", when=LATER)
+    with monkeypatch.context() as starved:
+        starved.setattr("builtins.open", none_left)
+        with pytest.raises(Refused) as error:
+            roster.standing("pi-1", digest)
+        assert reason(error) == "roster-unreadable"
+    with pytest.raises(Refused) as error:
+        roster.standing("pi-1", digest)
+    assert reason(error) == "revoked"

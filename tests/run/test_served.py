@@ -168,3 +168,19 @@ def test_a_server_that_is_stopped_while_it_says_farewell_lets_nobody_stay(
         return door.is_open
 
     assert not asyncio.run(stopped_twice())
+
+
+def test_a_server_goes_on_from_any_checkpoint_that_it_keeps_and_so_do_its_devices(inputs: Path, tmp_path: Path) -> None:
+    """The newer ones are torn; devices have kept what they were then."""
+    values = values_for(inputs, train__rounds=4, wire__adapters="topk:0.5")
+    expected = bytes_of(simulated(values, tmp_path / "simulated"))
+    run = tmp_path / "real"
+    served(values, run)
+    for torn in (1, 2):
+        for name in ("checkpoint", "checkpoint.1")[:torn]:
+            (run / name / "tensors.safetensors").write_bytes(b"")
+        shutil.rmtree(run / "adapter")
+        shutil.rmtree(run / "shares")
+        again = served({**values}, run, resume=True)
+        assert [row["round"] for row in again.rows] == [0, 1, 2, 3]
+        assert bytes_of(again) == expected

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from cutlayer.errors import CheckpointError
-from cutlayer.server.checkpoint import FORMAT, load_checkpoint, save_checkpoint
+from cutlayer import sealed
+from cutlayer.errors import CheckpointError, TornError
+from cutlayer.server.checkpoint import FORMAT, load_checkpoint, read_checkpoint, save_checkpoint
 from cutlayer.state import State, joined
 
 RUN = "0123456789abcdef"
@@ -101,6 +103,72 @@ def test_the_next_one_replaces_it(tmp_path: Path) -> None:
     assert loaded is not None
     assert_same(loaded, tree(1))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def flip(folder: Path) -> None:
+    """A bit of its tensors."""
+    content = bytearray((folder / "tensors.safetensors").read_bytes())
+    content[-3] ^= 1
+    (folder / "tensors.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 5])
+def test_as_many_are_kept_as_are_asked_for(keep: int, tmp_path: Path) -> None:
+    folder, lines = tmp_path / "checkpoint", list[str]()
+    for number in range(5):
+        save_checkpoint(folder, tree(number), RUN, keep=keep)
+    names = ["checkpoint", *(f"checkpoint.{number}" for number in range(1, keep))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for back, name in enumerate(names):
+        loaded = load_checkpoint(folder, RUN, told=lines.append)
+        read = read_checkpoint(folder)
+        assert loaded is not None
+        assert read is not None
+        assert_same(loaded, tree(4 - back))
+        assert_same(read, tree(4 - back))
+        flip(tmp_path / name)
+    with pytest.raises(TornError) as error:
+        load_checkpoint(folder, RUN, told=lines.append)
+    assert str(folder) in message(error), "the newest is what a person should know of"
+    with pytest.raises(TornError):
+        read_checkpoint(folder)
+    said = [line.partition(":")[0].partition(" from ")[0] for line in lines]
+    expected = [word for back in range(1, keep) for word in [*["left out"] * back, "going on"]]
+    assert said == [*expected, *["left out"] * keep]
+
+
+def test_one_that_is_gone_is_passed_over_in_words(tmp_path: Path) -> None:
+    folder, lines = tmp_path / "checkpoint", list[str]()
+    for number in range(3):
+        save_checkpoint(folder, tree(number), RUN, keep=3)
+    shutil.rmtree(folder)
+    loaded = load_checkpoint(folder, RUN, told=lines.append)
+    assert loaded is not None
+    assert_same(loaded, tree(1))
+    assert lines == [f"going on from {folder}.1, an earlier checkpoint: the newest that is whole"]
+
+
+def test_another_runs_is_refused_whatever_was_before_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint", tree(0), RUN, keep=3)
+    save_checkpoint(tmp_path / "checkpoint", tree(1), "another", keep=3)
+    with pytest.raises(CheckpointError, match=f"expected run {RUN}, got another"):
+        load_checkpoint(tmp_path / "checkpoint", RUN)
+
+
+def test_keeping_more_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before are renamed: no byte of them is read or written, and one folder is removed, as where one is kept."""
+    removed, written, remove_tree, save = list[Path](), list[Path](), shutil.rmtree, sealed.save_file
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **how: removed.append(path) or remove_tree(path, **how))
+    monkeypatch.setattr(sealed, "save_file", lambda tensors, path: written.append(path) or save(tensors, path))
+    for keep in (1, 3):
+        folder = tmp_path / str(keep) / "checkpoint"
+        for number in range(4):
+            removed.clear(), written.clear()
+            save_checkpoint(folder, tree(number), RUN, keep=keep)
+        assert len(written) == 1
+        assert [path for path in removed if not path.name.endswith(".tmp")] == [
+            folder.with_name(".checkpoint.old" if keep == 1 else "checkpoint.2")
+        ]
 
 
 def test_before_the_first_round_there_is_none(tmp_path: Path) -> None:

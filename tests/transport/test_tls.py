@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import ssl
 from collections.abc import Awaitable, Callable
@@ -99,9 +100,21 @@ def refused(fleet: Path, credentials: grpc.ChannelCredentials | None, *, require
     return answer == "UNAVAILABLE" and not seen
 
 
-def test_a_renewed_certificate_is_shown_to_whoever_comes_next(fleet: Path) -> None:
+def test_who_comes_by_thousands_a_second_makes_no_file_be_looked_at(
+    fleet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = ServerTls(fleet, require_client_certificate=False, clock=lambda: 5.0)
+    looks: list[int] = []
+    monkeypatch.setattr(tls, "_when_written", lambda: looks.append(1) or tls._written)
+    for _ in range(1000):
+        assert tls._begin() is None
+    assert (len(looks), tls.begun) == (1, 1000)
+
+
+def test_a_renewed_certificate_is_shown_to_whoever_comes_a_second_later(fleet: Path) -> None:
     """One that is half written is not: the old one stays."""
-    tls = ServerTls(fleet, require_client_certificate=False)
+    seconds = itertools.count(1.0)
+    tls = ServerTls(fleet, require_client_certificate=False, clock=lambda: next(seconds))
     shown: list[str] = []
 
     async def look(port: int) -> None:

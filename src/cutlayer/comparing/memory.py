@@ -42,8 +42,3 @@ def _kib(file: Path, key: str) -> int | None:
     """The bytes of a line `key:  12 kB`."""
     found = re.search(rf"^{key}:\s+(\d+) kB$", file.read_text(), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

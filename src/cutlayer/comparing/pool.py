@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cutlayer.comparing.comparison import Run
-from cutlayer.comparing.memory import available_bytes, cores, resident_and_peak_bytes
+from cutlayer.comparing.memory import available_bytes, resident_and_peak_bytes
 from cutlayer.errors import ConfigError, CutlayerError
+from cutlayer.fleet.cores import usable_cores
 from cutlayer.run.inputs import RunInputs
 from cutlayer.types import DevicePlan, Flow
 
@@ -59,9 +60,9 @@ def share_out(num_runs: int, jobs: int | None, inputs: RunInputs) -> Share:
     """
     asked = jobs
     if jobs is None:
-        jobs = cores() if inputs.config.hardware == "cpu" else 1
+        jobs = usable_cores() if inputs.config.hardware == "cpu" else 1
     jobs = min(jobs, num_runs)
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores() // jobs))
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, usable_cores() // jobs))
     train, data = inputs.config.train, inputs.config.data
     whole = DevicePlan("any", cut=inputs.costs.num_blocks, top=inputs.costs.num_blocks)
     step = inputs.costs.model.device(whole, Flow(), train.batch_size, data.max_length).memory_bytes

@@ -5,10 +5,10 @@ is after a round is kept before the first byte of its update leaves, so whatever
 or to the update, the two agree again when the next round begins:
 
     the update came too late, or never       the device goes back: no sample counts that did not count
-    the server goes on from a checkpoint     so does the device, by one round at most
+    the server goes on from a checkpoint     so does the device, by as many rounds as the server keeps checkpoints
     the device was killed                    a new process goes on from what the old one kept
 
-Kept are the point that the server named last, the one before it, and what came after: never more than three.
+Kept are the point that the server named last, those before it to which the server might go back, and what came after.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class CommittingLink(Around):
     Args:
       link: The transport's end.
       store: Where commit points are kept.
+      keep: How many checkpoints the server keeps: it may go on from any of them.
     """
 
-    def __init__(self, link: Link, store: Store) -> None:
+    def __init__(self, link: Link, store: Store, keep: int = 1) -> None:
         super().__init__(link)
+        self._earlier = max(1, keep - 1)
         self._store = store
         self._device: Device | None = None
         self._packing: Keeper | None = None
@@ -75,8 +77,8 @@ class CommittingLink(Around):
             branches = self._store.load(counted).branches()
             self._device.load(branches["device"])
             self._packing.load(State() if assignment.plan.clause(FreshMoments) else branches["packing"])
-        before = [point for point in self._store.points() if _place(point) < _place(counted)]
-        self._store.keep({counted, max(before, key=_place, default=counted)})
+        before = sorted((point for point in self._store.points() if _place(point) < _place(counted)), key=_place)
+        self._store.keep({counted, *before[-self._earlier :]})
         self._at = "unknown"
         self._store.fold(assignment.folds)
         ahead, self._judged_on = self._judged_on - assignment.folds.keys(), set()

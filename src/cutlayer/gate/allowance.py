@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from cutlayer.errors import Refused
 
-MAX_CONNECTIONS = 4096
-"""In all. Four times the largest fleet that is tried; an idle connection takes some tens of KiB and a descriptor."""
 MAX_STRANGERS = 256
 """Connections that have not said hello yet: a fleet that comes back all at once passes in a second or two."""
+MAX_CONNECTIONS = 1024 + MAX_STRANGERS
+"""In all: the largest fleet that is tried, and strangers. An idle one takes 48 KiB and a descriptor, so 60 MiB."""
+STRANGERS_PER_ADDRESS = 64
+"""Of them, from one address: whoever is behind one router with as many others comes in within seconds all the same,
+because it is the oldest that have to go."""
+STRANGER_BYTES = 2**17
+"""That a connection may send before it has proved itself, on the wire: TLS and a call take some thousands."""
+LOOK_SECONDS = 0.25
+"""Between two looks at those that have not proved themselves."""
 CONNECTIONS_PER_DEVICE = 2
 """A device that comes back may be here before its broken connection is noticed. The new one takes the old one's place;
 more than that is two devices that share a name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,18 +14,27 @@ import grpc
 import grpc.aio
 
 from cutlayer.errors import ConfigError, Refused, WireError
-from cutlayer.gate.allowance import CONNECTIONS_PER_DEVICE, HELLO_SECONDS, MAX_CONNECTIONS, MAX_STRANGERS
+from cutlayer.fleet.clock import now
+from cutlayer.gate.allowance import (
+    CONNECTIONS_PER_DEVICE,
+    HELLO_SECONDS,
+    LOOK_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_STRANGERS,
+)
 from cutlayer.gate.hub import PASSING
+from cutlayer.gate.lookout import Lookout
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roster import NAME, Roster
 from cutlayer.transport.carrier import Carrier, CarrierLost
-from cutlayer.transport.grpc_carrier import CLOSE_SECONDS, listen, said_of
+from cutlayer.transport.descriptors import most_sockets
+from cutlayer.transport.grpc_carrier import CLOSE_SECONDS, HANDSHAKE_SECONDS, listen, peer_of, said_of
 from cutlayer.transport.handshake import say
 from cutlayer.transport.tls import ServerTls, proved
 from cutlayer.wire.messages import Refusal
 
-HANDSHAKE_SECONDS = 10.0
-"""From the beginning of a connection to its stream; more is none."""
+_log = logging.getLogger("cutlayer.door")
+
 NO_TLS = (
     "connection: expected a stream over TLS, got none: it was plain text, or one end did not believe the other's "
     "certificate. Give the device this fleet's ca.crt and, where it has a certificate, one that is valid today."
@@ -131,24 +141,26 @@ class GrpcDoor:
     tls: ServerTls | None
     opened: Callable[[int], None]
     _attended: int = field(default=0, init=False)  # streams so far
-    _counting: asyncio.Task[None] | None = field(default=None, init=False)
+    _watching: list[asyncio.Task[None]] = field(default_factory=list, init=False)
+    _lookout: Lookout | None = field(default=None, init=False)
 
     async def open(self, hub: Desk) -> None:
         """See `serve.Door`.
 
         Raises:
-          ConfigError: The address cannot be had.
+          ConfigError: The address cannot be had, or there are too few descriptors.
         """
         connected, turned_away = Counter[str](), set[Carrier]()
 
         async def attend(carrier: Carrier, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
             self._attended += 1
+            peer = peer_of(context)
             try:
                 device = self.admission.admit(context)
                 if connected[device] >= CONNECTIONS_PER_DEVICE:
                     raise Refused("too-many", f"device {device}: expected one connection, got more at a time.")
             except Refused as error:
-                hub.refusals.count(None, error)
+                hub.refusals.count(None, error, peer)
                 if len(turned_away) < MAX_STRANGERS:  # of more than that, nobody is told why
                     turned_away.add(carrier)
                     try:
@@ -158,19 +170,36 @@ class GrpcDoor:
                 carrier.close()
                 return
             connected[device] += 1
+            lookout = self._lookout
+            if lookout is not None:
+                lookout.proved(peer)
+            _log.info("%s is connected from %s", device, peer)
             try:
                 await hub.attend(carrier, device)
             finally:
+                _log.info("%s has gone from %s", device, peer)
                 connected[device] -= 1
+                if lookout is not None:
+                    lookout.ended(peer)
 
         try:
             credentials = None if self.tls is None else self.tls.credentials
-            self._server, port = await listen(attend, self.address, credentials, most_connections=MAX_CONNECTIONS)
+            most = most_sockets(MAX_CONNECTIONS)
+            self._server, port = await listen(attend, self.address, credentials, most_sockets=most)
         except OSError as error:
             raise ConfigError(f"serve: expected a free address, got {error}. Choose another with --port.") from None
+        self._lookout = Lookout(port)
+        self._watching = [asyncio.create_task(self._look_out(self._lookout, hub.refusals))]
         if self.tls is not None:
-            self._counting = asyncio.create_task(self._count_what_tls_refuses(self.tls, hub.refusals))
+            self._watching.append(asyncio.create_task(self._count_what_tls_refuses(self.tls, hub.refusals)))
         self.opened(port)
+
+    async def _look_out(self, lookout: Lookout, refusals: Refusals) -> None:
+        """Ends connections of strangers that take more than a door has for them."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for peer, error in lookout.look(now()):
+                refusals.count(None, error, peer)
 
     async def _count_what_tls_refuses(self, tls: ServerTls, refusals: Refusals) -> None:
         """Connections that never became a stream; one that takes longer to is counted once and made up for."""
@@ -184,8 +213,8 @@ class GrpcDoor:
 
     async def close(self) -> None:
         """See `serve.Door`."""
-        if self._counting is not None:
-            self._counting.cancel()
+        for task in self._watching:
+            task.cancel()
         await self._server.stop(CLOSE_SECONDS)
 
     def standing(self, device: str) -> None:

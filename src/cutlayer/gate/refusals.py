@@ -39,12 +39,13 @@ class Refusals:
         self._names: set[str] = set()
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}  # when, and the count then
 
-    def count(self, device: str | None, error: WireError) -> None:
+    def count(self, device: str | None, error: WireError, peer: str = "") -> None:
         """Something was refused.
 
         Args:
           device: Who sent it, as proved; None for a stranger.
           error: Why; its reason counts.
+          peer: Where the last of them came from, where that is known: for the log.
         """
         name = STRANGER if device is None else self._known(device)
         key = (name, error.reason)
@@ -53,7 +54,8 @@ class Refusals:
         if self._now() - last >= LOG_SECONDS:
             more = self._counts[key] - before
             times = f" ({more} times since the last line)" if more > 1 else ""
-            _log.warning("refused %s, %s%s: %s", *key, times, shown(str(error), MAX_LINE))
+            whence = f" from {peer}" if peer else ""
+            _log.warning("refused %s%s, %s%s: %s", name, whence, error.reason, times, shown(str(error), MAX_LINE))
             self._logged[key] = (self._now(), self._counts[key])
 
     def _known(self, device: str) -> str:

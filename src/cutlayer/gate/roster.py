@@ -208,13 +208,13 @@ class Roster:
             write_atomically(self._path, _as_json(self._entries), private=True)
 
     def _read(self) -> None:
-        """Reads the file if it is another than the one that was read."""
+        """Reads the file if it is another than the one that was read: to look takes no descriptor, of which there may
+        be none left."""
         try:
+            if _when(self._path.stat()) == self._read_at:
+                return
             with open(self._path, encoding="utf-8") as file:
-                stat = os.fstat(file.fileno())
-                read_at = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
-                if read_at == self._read_at:
-                    return
+                read_at = _when(os.fstat(file.fileno()))
                 content = json.load(file)
             self._entries = {name: Entry(**row) for name, row in content["devices"].items()}
         except FileNotFoundError:
@@ -227,6 +227,10 @@ class Roster:
                 "with `cutlayer fleet init`."
             ) from error
         self._read_at = read_at
+
+
+def _when(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _digest(salt: str, token: str) -> str:

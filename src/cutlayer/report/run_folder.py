@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.errors import CheckpointError, ConfigError
-from cutlayer.files import Lock, locked, write_atomically
+from cutlayer.files import Lock, locked, private_folder, write_atomically
 from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
 from cutlayer.report.round_row import records_of
@@ -52,7 +52,7 @@ class RunFolder:
         """
         cls.check_free(path)
         with reading("out", "a folder that can be made and written"):
-            path.mkdir(parents=True, exist_ok=True)
+            private_folder(path)
             with tempfile.TemporaryFile(dir=path):  # now, and not when the first round has been trained
                 pass
         folder = cls(path)

@@ -34,6 +34,7 @@ from cutlayer.data.tasks import Classification, Samples, Task, pad_token_id, tas
 from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError, DataError, ModelError
+from cutlayer.files import for_owner_alone, private_folder
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
@@ -162,7 +163,7 @@ class ServerInputs:
     @property
     def run_id(self) -> str:
         """Names the run by what decides its result: two configs that differ only in where they write are one run."""
-        deciding = self.config.model_dump(mode="json", exclude={"out"})
+        deciding = self.config.model_dump(mode="json", exclude={"out": True, "train": {"checkpoints"}})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
@@ -372,13 +373,14 @@ def write_shares(inputs: RunInputs, folder: Path) -> tuple[dict[str, Path], RunC
     """
     config, tables = inputs.config, _tables(inputs.config)
     columns = columns_of(config)
-    (folder / "devices").mkdir(parents=True, exist_ok=True)
-    if tables.validation is not None:
-        write_rows(folder / "validation.jsonl", tables.validation, inputs.validation, columns, inputs.labels)
-    files = {}
-    for device, part in zip(inputs.fleet.devices, inputs.parts, strict=True):
-        files[device.name] = folder / "devices" / f"{device.name}.jsonl"
-        write_rows(files[device.name], tables.train, inputs.train, columns, inputs.labels, part)
+    files = {device.name: folder / "devices" / f"{device.name}.jsonl" for device in inputs.fleet.devices}
+    with for_owner_alone():
+        private_folder(folder)
+        private_folder(folder / "devices")
+        if tables.validation is not None:
+            write_rows(folder / "validation.jsonl", tables.validation, inputs.validation, columns, inputs.labels)
+        for file, part in zip(files.values(), inputs.parts, strict=True):
+            write_rows(file, tables.train, inputs.train, columns, inputs.labels, part)
     local = {"revision": None, "split": "train", "validation_split": None}
     data = config.data.model_copy(update={"path": str(folder.resolve()), "labels": inputs.labels, **local})
     return files, config.model_copy(update={"data": data})

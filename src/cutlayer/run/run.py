@@ -41,6 +41,7 @@ from cutlayer.server.server import Server
 from cutlayer.server.sites import Sites
 from cutlayer.server.tasks import Tasks
 from cutlayer.state import Keeper, State, joined
+from cutlayer.transport.descriptors import with_descriptors
 from cutlayer.types import Adapter, Event, RoundPlan
 
 LOST_ROUNDS = 2
@@ -304,15 +305,18 @@ class Run:
 
     def _write(self, row: dict[str, Any], events: list[Event], seconds: float) -> None:
         with in_need_of_room(self._folder.path, f"round {row['round']}", "its checkpoint"):
-            self._folder.append_metrics(row)
-            self._folder.append_events(events)
-            self._folder.append_contributions(self._contributions)
+            with_descriptors(lambda: self._folder.append_metrics(row))
+            with_descriptors(lambda: self._folder.append_events(events))
+            with_descriptors(lambda: self._folder.append_contributions(self._contributions))
             self._contributions.clear()
-            self._folder.scalars(row)
+            with_descriptors(lambda: self._folder.scalars(row))
             if self._samples:
-                self._folder.append_samples(self._samples)
+                with_descriptors(lambda: self._folder.append_samples(self._samples))
             self._keep(row)
-            save_checkpoint(self._folder.path / "checkpoint", self._state(seconds), self._inputs.run_id)
+            state, keep = self._state(seconds), self._inputs.config.train.checkpoints
+            with_descriptors(
+                lambda: save_checkpoint(self._folder.path / "checkpoint", state, self._inputs.run_id, keep=keep)
+            )
 
     def _keep(self, row: Mapping[str, Any]) -> None:
         """Keeps the adapter of a round that is the best so far, or the one in so many."""

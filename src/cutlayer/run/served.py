@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from cutlayer.errors import Refused
+from cutlayer.files import for_owner_alone
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.fleet.profile import Fleet
@@ -119,7 +120,8 @@ async def serve(
     life = life or secrets.token_hex(8)
     serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, started, patience)
     try:
-        return await serving.play(resume=resume)
+        with for_owner_alone():
+            return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
 

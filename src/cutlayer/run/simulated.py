@@ -21,6 +21,7 @@ from cutlayer.device.commit import CommittingLink, device_state
 from cutlayer.device.device import Device
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError, DeviceGone
+from cutlayer.files import for_owner_alone
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.modes import speed_mode
@@ -55,6 +56,11 @@ def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = Fals
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
+    with for_owner_alone():
+        return _simulated(inputs, display, resume=resume)
+
+
+def _simulated(inputs: RunInputs, display: ProgressDisplay, *, resume: bool) -> Outcome:
     method, logbook = method_of(inputs.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
     display.stage("counting what steps cost")

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cutlayer.device.token import VARIABLE
 from cutlayer.errors import JoinError
+from cutlayer.files import for_owner_alone, private_folder
+from cutlayer.fleet.cores import usable_cores
 from cutlayer.fleet.profile import Fleet
+from cutlayer.gate.children import Children
 from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.run.ending import Outcome
@@ -48,7 +52,8 @@ async def up(
     """
     folder = Path(inputs.config.out)
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    door = GrpcDoor("127.0.0.1:0", Admission(None), None, port.set_result)
+    children = Children(shares)
+    door = GrpcDoor("127.0.0.1:0", Admission(children), None, port.set_result)
     serving = asyncio.create_task(
         serve(
             inputs,
@@ -67,7 +72,8 @@ async def up(
         if not serving.done():
             address, logs = f"127.0.0.1:{port.result()}", folder / "devices"
             devices = [
-                asyncio.create_task(_device(name, data, address, logs, len(shares))) for name, data in shares.items()
+                asyncio.create_task(_device(name, data, address, logs, len(shares), children.tokens[name]))
+                for name, data in shares.items()
             ]
             everything: list[asyncio.Task[Any]] = [serving, *devices]
             await asyncio.wait(everything, return_when=asyncio.FIRST_EXCEPTION)
@@ -81,18 +87,18 @@ async def up(
         await asyncio.gather(serving, *devices, return_exceptions=True)
 
 
-async def _device(name: str, data: Path, address: str, logs: Path, num_devices: int) -> None:
+async def _device(name: str, data: Path, address: str, logs: Path, num_devices: int, token: str) -> None:
     """One device's process, started again when it dies."""
-    logs.mkdir(exist_ok=True)
+    private_folder(logs)
     words = ["join", address, "--data", str(data), "--name", name, "--folder", str(logs / name), "--leash"]
     for _ in range(MOST_STARTS):
-        with open(logs / f"{name}.log", "ab") as log:
+        with for_owner_alone(), open(logs / f"{name}.log", "ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "cutlayer", *words),
                 stdin=asyncio.subprocess.PIPE,  # which closes with this process, however it ends
                 stdout=log,
                 stderr=log,
-                env=_environment(num_devices),
+                env={**_environment(num_devices), VARIABLE: token},
                 start_new_session=True,  # Ctrl-C is for this process, which tells the others
             )
         try:
@@ -120,5 +126,5 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def _environment(num_devices: int) -> Mapping[str, str]:
     """The processes share the cores; each takes its part, unless somebody has said how many threads it shall have."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return {"OMP_NUM_THREADS": str(max(1, cores // (num_devices + 1)))} | os.environ

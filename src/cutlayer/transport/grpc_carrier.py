@@ -45,8 +45,20 @@ COMMON_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
+HANDSHAKE_SECONDS = 10.0
+"""For TLS and the first frame of HTTP/2; a connection that takes longer is closed."""
+READ_BYTES = 2**16
+"""That one connection's reader takes at a time. Without a limit gRPC reads megabytes ahead of whoever sends fast, for
+each connection, before anybody has proved anything; 2 MiB packets are as fast with it as without."""
+METADATA_BYTES = 2**13
+"""Of a call: a name and a token."""
 SERVER_OPTIONS = (
     *COMMON_OPTIONS,
+    ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
+    ("grpc.max_connection_idle_ms", int(HANDSHAKE_SECONDS * 1000)),  # one without a call: a device has one throughout
+    ("grpc.experimental.tcp_max_read_buffer_size", READ_BYTES),
+    ("grpc.max_metadata_size", METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_EVERY_MS // 2),
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a share of its devices
     ("grpc.max_concurrent_streams", 4),  # of one connection, which is one device
@@ -130,7 +142,7 @@ Attend = Callable[[Carrier, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[N
 
 
 async def listen(
-    attend: Attend, address: str, credentials: grpc.ServerCredentials | None, *, most_connections: int | None = None
+    attend: Attend, address: str, credentials: grpc.ServerCredentials | None, *, most_sockets: int | None = None
 ) -> tuple[grpc.aio.Server, int]:
     """Starts a server.
 
@@ -138,7 +150,7 @@ async def listen(
       attend: Called with each new connection.
       address: `HOST:PORT`; port 0 takes a free one.
       credentials: Of TLS; None for plain text.
-      most_connections: Streams at a time; more are refused by gRPC.
+      most_sockets: Connections at a time, and streams; gRPC closes what is more as soon as it has come.
 
     Returns:
       The server and its port.
@@ -146,7 +158,8 @@ async def listen(
     Raises:
       OSError: The port cannot be had.
     """
-    server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=most_connections)
+    capped = () if most_sockets is None else (("grpc.max_allowed_incoming_connections", most_sockets),)
+    server = grpc.aio.server(options=SERVER_OPTIONS + capped, maximum_concurrent_rpcs=most_sockets)
 
     async def handle(_requests: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         carrier = _Called(context, intact=credentials is not None or _is_here(context.peer()))
@@ -265,9 +278,19 @@ def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:
     return str(metadata.get(NAME_KEY, "")), str(metadata.get(TOKEN_KEY, ""))
 
 
+def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
+    """Where a call comes from, as `HOST:PORT`."""
+    return _plain(context.peer())
+
+
+def _plain(peer: str) -> str:
+    """The address in gRPC's word for a peer (`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`)."""
+    return unquote(peer.partition(":")[2])
+
+
 def _is_here(peer: str) -> bool:
-    """Whether gRPC's word for a peer (`ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`) is of this machine."""
-    return is_loopback(host_of(unquote(peer.partition(":")[2])))
+    """Whether gRPC's word for a peer is of this machine."""
+    return is_loopback(host_of(_plain(peer)))
 
 
 def _reason(code: grpc.StatusCode | None, details: str | None) -> str:

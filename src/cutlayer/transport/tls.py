@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -13,14 +14,17 @@ import grpc
 
 from cutlayer.errors import ConfigError
 
+RENEWED_SECONDS = 1.0
+
 
 class ServerTls:
-    """The server's end, of one port. Connections after its certificate was renewed are shown the new one.
+    """The server's end, of one port. A second after its certificate was renewed, connections are shown the new one.
 
     Args:
       folder: The fleet folder, with server.crt, server.key and ca.crt (`transport/certificates.py`).
       require_client_certificate: Whether nobody is heard who has no certificate of the fleet's authority. False asks
         nobody for one; gRPC knows nothing in between, so a fleet has certificates or tokens.
+      clock: Seconds.
 
     Attributes:
       credentials: gRPC's.
@@ -31,12 +35,14 @@ class ServerTls:
       ConfigError: A file is not there.
     """
 
-    def __init__(self, folder: Path, *, require_client_certificate: bool) -> None:
+    def __init__(
+        self, folder: Path, *, require_client_certificate: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._key, self._certificate, self._authority = (
             folder / name for name in ("server.key", "server.crt", "ca.crt")
         )
         self.begun = 0
-        self._lock = Lock()
+        self._lock, self._clock, self._look_again = Lock(), clock, 0.0
         self._written = self._when_written()
         self.credentials = grpc.dynamic_ssl_server_credentials(
             self._configuration(),
@@ -55,6 +61,9 @@ class ServerTls:
         """A connection, in a thread of gRPC's: a certificate that is new, or None for the one that it has."""
         with self._lock:
             self.begun += 1
+            if self._clock() < self._look_again:  # strangers come by thousands a second, and wait for Python here
+                return None
+            self._look_again = self._clock() + RENEWED_SECONDS
             written = self._when_written()
             if written == self._written:
                 return None

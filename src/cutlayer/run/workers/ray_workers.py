@@ -22,6 +22,7 @@ from typing import Any
 
 from cutlayer.data.tasks import Samples
 from cutlayer.errors import ConfigError, CutlayerError, WorkerLost
+from cutlayer.fleet.cores import usable_cores
 from cutlayer.fleet.profile import Fleet
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.workers.worker import Held, Report, Setup, WorkerProcess
@@ -197,4 +198,4 @@ def _small(setup: Setup) -> bytes:
 def _threads(number: int) -> int:
     """Workers share the cores; each takes its part, unless somebody has said how many threads it shall have."""
     said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdecimal() and int(said) else max(1, len(os.sched_getaffinity(0)) // number)
+    return int(said) if said.isdecimal() and int(said) else max(1, usable_cores() // number)
