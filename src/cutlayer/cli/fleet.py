@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 
 fleet = typer.Typer(no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
 
@@ -95,8 +95,9 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
 def list_devices(folder: FolderOption) -> None:
     """List the devices of a fleet."""
     from cutlayer.gate.roster import Roster
+    from cutlayer.report.listing import Listing
 
-    shown = table("device", "proves itself by", "since", "revoked")
+    shown = Listing("device", "proves itself by", "since", "revoked", most=("revoked",))
     for name, entry in Roster(folder).entries().items():
         shown.add_row(name, entry.kind, entry.since, entry.revoked or "-")
     console().print(shown)

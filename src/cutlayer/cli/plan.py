@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from cutlayer.methods.method import Method
     from cutlayer.policies.plan import Situation
     from cutlayer.policies.stragglers import Stragglers
+    from cutlayer.report.listing import Listing
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.rehearsed import Rehearsed
     from cutlayer.types import RoundPlan
@@ -174,15 +173,16 @@ def typical_tokens(inputs: RunInputs) -> int:
     return round(float(padded.clip(max=inputs.config.data.max_length).mean()))
 
 
-def device_rows(inputs: RunInputs, situation: Situation, plan: RoundPlan, num_tokens: int) -> Table:
+def device_rows(inputs: RunInputs, situation: Situation, plan: RoundPlan, num_tokens: int) -> Listing:
     """One row per device: memory at the longest batch, everything else of one step with `num_tokens` tokens a text."""
     from cutlayer.report.human import human_bytes, human_seconds
+    from cutlayer.report.listing import Listing
     from cutlayer.server.forecast import Forecast
     from cutlayer.types import Cost
 
     costs, forecast = inputs.costs, Forecast(inputs.fleet, inputs.costs, inputs.compression)
     numbers = ("cut", "memory", "of", "up/step", "down/step", "device GFLOP", "server GFLOP", "step")
-    shown = table("device", numbers=numbers)
+    shown = Listing("device", numbers=numbers, most=("cut", "step", "memory", "of"))
     for device in plan.devices:
         shape = (device, device.batch_size, num_tokens)
         work = (costs.device(*shape), Cost(0.0, 0.0, 0) if device.alone else costs.server(*shape))

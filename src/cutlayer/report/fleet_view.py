@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.report.listing import Listing
 from cutlayer.report.live_view import numbers, round_of, times
 from cutlayer.report.run_state import RunState
 
@@ -22,8 +22,9 @@ STYLES: dict[State, str] = {"away": "red", "preparing": "cyan", "ready": "dim", 
 URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready")
 """Where there is no room for all: whom an operator may have to do something about comes first."""
 
-GAP = 3
-"""Columns of the terminal between two of the table."""
+NUMBERS = ("cut", "step", "samples/s", "up", "down", "last seen")
+MOST = ("state", "step", "last seen", "up", "samples/s", "cut", "down")
+"""Headings in the order of their importance."""
 
 LINES_AROUND = 11
 """Of the terminal, for what is not a row: the run's lines, the table's head, the prompt."""
@@ -59,27 +60,6 @@ class DeviceNow:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the table; `worth` says which go first where the terminal is narrow."""
-
-    heading: str
-    worth: int
-    is_number: bool = True
-
-
-COLUMNS = (
-    Column("device", 9, is_number=False),
-    Column("state", 8, is_number=False),
-    Column("cut", 3),
-    Column("step", 7),
-    Column("samples/s", 4),
-    Column("up", 5),
-    Column("down", 2),
-    Column("last seen", 6),
-)
-
-
-@dataclass(frozen=True, slots=True)
 class FleetView:
     """The whole display at one moment; it fits the terminal that it is drawn on.
 
@@ -100,7 +80,7 @@ class FleetView:
         room = max(3, options.size.height - LINES_AROUND)
         shown = self.devices if len(self.devices) <= room else most_urgent(self.devices, room - 1)
         if shown:
-            yield _table(shown, options.max_width)
+            yield _table(shown)
         if len(shown) < len(self.devices):
             yield _rest(self.devices, shown)
 
@@ -152,27 +132,12 @@ def _rest(devices: Sequence[DeviceNow], shown: Sequence[DeviceNow]) -> Text:
     return Text(f"and {len(devices) - len(shown)} more: {what}", style="dim")
 
 
-def _table(devices: Sequence[DeviceNow], width: int) -> Table:
-    """The rows, in as many columns as the width has room for."""
-    rows = [_cells(device) for device in devices]
-    widths = {
-        column: max(len(column.heading), *(len(row[index]) for row in rows)) for index, column in enumerate(COLUMNS)
-    }
-    kept = set(COLUMNS)
-    for column in sorted(COLUMNS, key=lambda column: column.worth):
-        if sum(widths[column] + GAP for column in kept) <= width or len(kept) <= 2:
-            break
-        kept.remove(column)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-    for column in COLUMNS:
-        if column in kept:
-            table.add_column(
-                column.heading, justify="right" if column.is_number else "left", no_wrap=True, overflow="ellipsis"
-            )
-    for device, row in zip(devices, rows, strict=True):
-        cells = [Text(cell) for cell in row]
-        cells[1].stylize(STYLES[device.state])
-        table.add_row(*(cell for column, cell in zip(COLUMNS, cells, strict=True) if column in kept))
+def _table(devices: Sequence[DeviceNow]) -> Listing:
+    """The rows, in as many columns as there is room for."""
+    table = Listing("device", "state", numbers=NUMBERS, most=MOST, drawn_again=True)
+    for device in devices:
+        name, state, *numbers = _cells(device)
+        table.add_row(name, Text(state, STYLES[device.state]), *numbers)
     return table
 
 
