@@ -390,7 +390,8 @@ class RunConfig(Section):
     wire: WireSection = WireSection()
     method: MethodSection = MethodSection()
     fleet: str | dict[str, Any] = "memsfl-six"
-    """A built-in fleet, a fleet file, or the content of one written out here."""
+    """A built-in fleet, a fleet file, or the content of one written out here; on a real fleet also `measured`, the
+    default of `cutlayer serve`: every machine measures itself."""
     hardware: str = "cpu"
     """Where this process computes: cpu, cuda or cuda:N."""
     out: str = "runs/latest"

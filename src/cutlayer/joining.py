@@ -200,7 +200,13 @@ class _Attendance:
         self.session = Session(
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
-        self._link = OwnLink(Told(self.session, config.train.rounds, notice), joining.name, rates, self._before_round)
+        told = Told(self.session, config.train.rounds, notice, lambda: self._costs.num_blocks)
+        self._link = OwnLink(
+            told,
+            joining.name,
+            rates,
+            self._before_round,
+        )
         state = joining.folder / "state" / _as_name(welcome.run)
         self._store = FolderStore(state, run=welcome.run, device=joining.name)
         self._committing = CommittingLink(self._link, self._store)

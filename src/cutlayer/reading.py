@@ -53,6 +53,16 @@ def reading(where: str, expected: str, error: type[UserError] = ConfigError) -> 
         raise error(f"{where}: expected {expected}, got {got}. Check the path and its permissions.") from system
 
 
+def counted(number: int, what: str) -> str:
+    """`1 block`, `2 blocks`.
+
+    Example:
+      >>> counted(1, "block"), counted(2, "block"), counted(1200, "row")
+      ('1 block', '2 blocks', '1,200 rows')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def local(path: str | Path) -> Path:
     """The path, with the home folder for `~`; a name that merely begins with it, as a lock file's may, is itself."""
     given = Path(path)

@@ -22,9 +22,12 @@ def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
     """
     from cutlayer.config import read_config
     from cutlayer.report.run_folder import RunFolder
+    from cutlayer.run.unsaid import on_real_machines
 
     if resume is None:
         config = given.config()
+        if command != "train":
+            config = on_real_machines(config, declared=command == "up")
         RunFolder.check_free(Path(config.out))  # here rather than after the data has been read
         return config
     if given.spelled():
@@ -37,6 +40,24 @@ def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
     return read_config(folder.path / "config.yaml", values={"out": str(resume)})
 
 
+def remarks(outcome: Outcome) -> list[str]:
+    """What of an ended run somebody should not overlook, and how its figures are meant."""
+    from cutlayer.report.human import human_bytes
+    from cutlayer.report.remarks import idle_lines
+
+    *devices, server = outcome.devices
+    blocks = outcome.summary["blocks"]
+    split = server.busy_seconds > 0 and any(row.cut is not None and row.cut < blocks for row in devices)
+    lines = idle_lines(outcome.devices, split=split)
+    if (wire := outcome.summary.get("on_the_wire")) is not None:
+        up, down = human_bytes(wire["bytes_up"]), human_bytes(wire["bytes_down"])
+        lines.append(
+            "up and down above are the rounds' messages, over the whole run; with parts of the model, repeats and "
+            f"signs of life it was {up} up and {down} down since this process began"
+        )
+    return lines
+
+
 def tell(outcome: Outcome, *, quiet: bool) -> None:
     """Says what a run ended with."""
     if quiet:
@@ -46,13 +67,15 @@ def tell(outcome: Outcome, *, quiet: bool) -> None:
     from cutlayer.report.human import human_bytes
 
     terminal = console()
-    terminal.print(device_table(outcome.devices))
+    terminal.print(device_table(outcome.devices, outcome.summary["blocks"]))
     changes = [
         f"{name} {outcome.before[name]:.4g} -> {value:.4g}"
         for name, value in outcome.metrics.items()
         if name != "tokens"  # of the validation set: the same before and after
     ]
     terminal.print(", ".join(changes), soft_wrap=True)
+    for line in remarks(outcome):
+        terminal.print(line, soft_wrap=True)
     saved = outcome.summary["totals"]
     if saved["saved_bytes"]:
         work, sent = f"{saved['saved_flops'] / 1e9:.3g} GFLOP", human_bytes(saved["saved_bytes"])

@@ -11,7 +11,7 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import console, noticing, starting
 from cutlayer.cli.threads import fit_threads
 
 if TYPE_CHECKING:
@@ -120,13 +120,9 @@ def serve(
     def opened(port: int) -> None:
         terminal.print(f"listening on {joined(how.host, port)}, waiting for {how.min_devices} devices", highlight=False)
 
-    def noticed(line: str) -> None:
-        if not quiet:
-            terminal.print(line, soft_wrap=True, markup=False)
-
     with display:
         display.stage("reading the data")
-        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticed)
+        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
 

@@ -7,12 +7,14 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from cutlayer.report.listing import Listing
 
 PIPE_COLUMNS = 10_000
 """In a pipe nothing is wrapped: a row of a table is a line."""
@@ -44,6 +46,21 @@ def console() -> Console:
 
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     return Console(width=width, markup=False, highlight=False)
+
+
+def noticing(terminal: Console, *, quiet: bool) -> Callable[[str | Listing], None]:
+    """What prints that a run tells beside its progress: a line, or a table.
+
+    Args:
+      terminal: Where.
+      quiet: Print nothing.
+    """
+
+    def noticed(told: str | Listing) -> None:
+        if not quiet:
+            terminal.print(told, soft_wrap=isinstance(told, str), markup=False)
+
+    return noticed
 
 
 @contextmanager

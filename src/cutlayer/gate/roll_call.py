@@ -48,9 +48,9 @@ def _device(member: Member, server: Server | None, *, round_seconds: float, now:
         silent_seconds=max(0.0, silent) if silent < math.inf else None,
     )
     part = None if server is None else server.ledger.part(member.name)
-    if part is None:
+    if part is None or server is None:
         return row
-    row = replace(row, cut=part.plan.cut, local_steps=part.plan.local_steps)
+    row = replace(row, cut=part.plan.cut, blocks=server.base.num_blocks, local_steps=part.plan.local_steps)
     if part.done:
         return replace(row, step=part.plan.local_steps)
     samples = part.steps * part.plan.batch_size

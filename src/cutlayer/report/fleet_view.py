@@ -45,6 +45,7 @@ class DeviceNow:
       samples_per_second: in this round; None before the first step.
       bytes_up, bytes_down: device to server, server to device, since this process began.
       silent_seconds: since it was last heard of; None for never.
+      blocks: of the model, of which `cut` are on it; None where nobody knows.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DeviceNow:
     bytes_up: int = 0
     bytes_down: int = 0
     silent_seconds: float | None = None
+    blocks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +148,19 @@ def _cells(device: DeviceNow) -> tuple[str, ...]:
     return (
         device.name,
         device.state,
-        "-" if device.cut is None else str(device.cut),
+        _cut(device),
         step,
         "-" if device.samples_per_second is None else f"{device.samples_per_second:.3g}",
         human_bytes(device.bytes_up),
         human_bytes(device.bytes_down),
         _seen(device),
     )
+
+
+def _cut(device: DeviceNow) -> str:
+    if device.cut is None:
+        return "-"
+    return str(device.cut) if device.blocks is None else f"{device.cut} of {device.blocks}"
 
 
 def _seen(device: DeviceNow) -> str:

@@ -55,6 +55,7 @@ class RunHost:
 
     Attributes:
       hub: The hub that asks; set when there is one.
+      measured: By device, the FLOP/s that it has measured, whatever is declared of it.
     """
 
     hub: Hub
@@ -74,6 +75,7 @@ class RunHost:
     ) -> None:
         self._inputs, self._method, self._declared, self._life = inputs, method, declared, life
         self._machine, self._clock, self._record, self._standing = machine, clock, record, standing
+        self.measured: dict[str, float] = {}
         self._pieces = PieceServer(inputs.model_settings)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
         self._shelf = Shelf(scratch, room_for_kept())
@@ -107,6 +109,7 @@ class RunHost:
 
     def profile(self, ready: Ready) -> DeviceProfile:
         self._check_data(ready)
+        self.measured[ready.device] = ready.flops_per_second
         declared = next((device for device in self._declared.devices if device.name == ready.device), None)
         if declared is not None:
             return declared

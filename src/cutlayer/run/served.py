@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from cutlayer.errors import Refused
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
-from cutlayer.fleet.profile import Fleet
+from cutlayer.fleet.profile import MEASURED, Fleet
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
@@ -33,13 +33,14 @@ from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import WARMING_SECONDS
 from cutlayer.run.desk import RunHost
-from cutlayer.run.ending import Outcome
+from cutlayer.run.ending import Outcome, Real
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.placed import placed
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.start import check_wishes
 from cutlayer.run.state import open_folder
+from cutlayer.run.understood import Noticed, understood, unnoticed
 from cutlayer.run.workers.divided import divisible_methods, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
 from cutlayer.server.forecast import Forecast
@@ -96,6 +97,7 @@ async def serve(
     workers: Workers | None = None,
     started: Mapping[str, Any] = SERVED,
     patience: float | None = None,
+    noticed: Noticed = unnoticed,
 ) -> Outcome:
     """Serves a run to its end and exports.
 
@@ -112,12 +114,15 @@ async def serve(
       workers: Other processes that serve the devices; None where this one does.
       started: See `run.state.open_folder`.
       patience: Seconds after which a device that is away counts as gone; None waits for ever.
+      noticed: Told what the run has understood, before its first round, and what a person should not overlook.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     life = life or secrets.token_hex(8)
-    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, started, patience)
+    serving = _Serving(
+        inputs, fleet, display, door, min_devices, expected, life, machines, workers, started, patience, noticed
+    )
     try:
         return await serving.play(resume=resume)
     except BaseExceptionGroup as group:
@@ -140,8 +145,9 @@ class _Serving:
         workers: Workers | None,
         started: Mapping[str, Any],
         patience: float | None,
+        noticed: Noticed,
     ) -> None:
-        self._started, self._patience = started, patience
+        self._started, self._patience, self._noticed = started, patience, noticed
         self._inputs, self._declared, self._display, self._door = inputs, fleet, display, door
         self._min_devices, self._expected = min_devices, expected
         self._method: Method = method_of(inputs.config)
@@ -149,7 +155,7 @@ class _Serving:
         self._machine = machines(fleet.server.name, self._record_own)
         self._zero = self._round_opened = 0.0
         self._run: Run | None = None
-        host = RunHost(
+        self._host = host = RunHost(
             inputs,
             self._method,
             fleet,
@@ -248,9 +254,15 @@ class _Serving:
             events=self._events,
             devices=self.hub,
             may_leave=True,
+            noticed=self._noticed,
         )
         if checkpoint:
             self._run.load(checkpoint)
+        else:
+            rows = {member.name: member.num_samples for member in self.hub.members.values()}
+            args = (self._inputs, self._method, situation, plan, rows, self._run.server.adapter)
+            for told in await self._machine.aside(lambda: list(understood(*args))):
+                self._noticed(told)
         names = [device.name for device in situation.fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
@@ -259,7 +271,9 @@ class _Serving:
             adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
         finally:
             watching.cancel()
-        outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+        outcome = self._run.finish(
+            adapter, self._fleet(self.hub.everybody), self.hub.refused(), real=Real(self._speeds(), self._on_the_wire())
+        )
         await self.hub.linger()
         return outcome
 
@@ -310,6 +324,21 @@ class _Serving:
         profiles = tuple(member.profile for member in members if member.profile is not None)
         declared = self._declared
         return Fleet(name="real", source="measured", server=declared.server, devices=profiles, spans=declared.spans)
+
+    # ------------------------------------------------------------------ what is real, for the summary
+
+    def _speeds(self) -> dict[str, float]:
+        """FLOP/s that machines have measured, as far as this process knows."""
+        own = {} if self._declared.name != MEASURED else {self._declared.server.name: self._declared.server}
+        named = {device.name for device in self._declared.devices}
+        profiles = {member.name: member.profile for member in self.hub.everybody if member.name not in named}
+        measured = {name: one.flops_per_second for name, one in {**own, **profiles}.items() if one is not None}
+        return measured | self._host.measured
+
+    def _on_the_wire(self) -> tuple[int, int]:
+        """Bytes up and down since this process began, as the display shows them."""
+        rows = self._roll_call()()
+        return sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
 
     # ------------------------------------------------------------------ time
 
