@@ -13,7 +13,7 @@ import torch
 
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.device.agent import Agent, Asking, Prepare, asking
+from cutlayer.device.agent import Agent, Asking, Prepare, Wrong, asking
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.dialled import DialledSpans
@@ -78,6 +78,7 @@ async def join(
     *,
     machines: Machines = RealMachine,
     probe: Callable[[torch.device, torch.dtype], Probed] = probe,
+    wrong: Wrong = lambda: None,
 ) -> None:
     """Takes part in the server's run until it is over.
 
@@ -88,13 +89,14 @@ async def join(
       notice: Told what happens, for a person to read.
       machines: Makes what the device computes on.
       probe: Measures memory and speed.
+      wrong: See `Agent`.
 
     Raises:
       JoinError: The server refuses, or there is none.
       UserError: The data, the model or the hardware are not what the run needs.
     """
     prepare = _preparing(joining, dial, notice, machines, probe)
-    await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
+    await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds, wrong).attend()
 
 
 def _preparing(

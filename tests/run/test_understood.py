@@ -48,7 +48,7 @@ def test_rows_classes_blocks_method_and_what_leaves(here: Path) -> None:
     assert " parameters, LoRA of rank 8 beside " in str(trained)
     assert isinstance(shown, Listing)
     assert [row[0] for row in shown.cells] == ["slow", "quick"]
-    assert [row[shown.headings.index("blocks")] for row in shown.cells] == ["1 of 2", "2 of 2"]
+    assert [row[shown.headings.index("blocks")] for row in shown.cells] == ["1 of 3", "2 of 3"]
     counts = [row[shown.headings.index("classes")] for row in shown.cells]
     rows = [int(row[shown.headings.index("rows")]) for row in shown.cells]
     assert [sum(int(word.split()[-1]) for word in count.split(", ")) for count in counts] == rows
@@ -77,7 +77,7 @@ def test_a_large_fleet_is_a_line(here: Path) -> None:
 def test_where_every_device_holds_everything_it_is_said_loud(here: Path) -> None:
     fleet = {**FLEET, "devices": [{"name": "pc", "tflops": 1, "count": 2}]}
     inputs = inputs_of(here, fleet=fleet)
-    assert any("NOTHING IS SPLIT: every device holds all 2 of 2 blocks" in str(line) for line in told(inputs))
+    assert any("NOTHING IS SPLIT: every device holds all 3 of 3 blocks" in str(line) for line in told(inputs))
     assert not any("NOTHING IS SPLIT" in str(line) for line in told(inputs_of(here)))
     assert not any(
         "NOTHING IS SPLIT" in str(line) for line in told(inputs_of(here, fleet=fleet, method__name="fedlora"))

@@ -14,10 +14,11 @@ from cutlayer.cli.flags import Given
 from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 from cutlayer.methods.described import spelled
+from cutlayer.reading import counted
 from cutlayer.report.human import human_bytes, human_seconds
-from cutlayer.report.listing import Listing
 
 if TYPE_CHECKING:
+    from cutlayer.report.listing import Listing
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.recommended import Choice, Fits, OnDevice, Unfit
 
@@ -68,7 +69,8 @@ def _tell(where: str, inputs: RunInputs, num_tokens: int, fits: Sequence[Fits], 
     def say(line: str) -> None:
         terminal.print(line, soft_wrap=True)
 
-    say(f"{where}; a round of {train.local_steps} steps with batches of {train.batch_size} x {num_tokens} tokens")
+    steps = counted(train.local_steps, "step")
+    say(f"{where}; a round of {steps} with batches of {train.batch_size} x {num_tokens} tokens")
     if fits:
         terminal.print(fits_table(fits))
         for line in _legend(fits):
@@ -158,6 +160,8 @@ WORDS: dict[str, Callable[[Fits], str]] = {
 
 def fits_table(fits: Sequence[Fits]) -> Listing:
     """One row for each choice that fits, in the order given."""
+    from cutlayer.report.listing import Listing
+
     shown = Listing("method", numbers=list(NUMBERS), most=("round", "cut", "leaves", "memory", "up", "down"))
     for heading in WORDS:
         shown.add_column(heading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,29 +16,55 @@ if TYPE_CHECKING:
 
 
 def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
-    """The config of a new run, or of the run that goes on, wherever its folder stands by now.
+    """The config of a new run, or of the run that goes on, wherever its folder stands by now. Imports no torch.
+
+    What can be told without it is told here: a person should not wait for it to hear of a word that is misspelt.
 
     Raises:
-      ConfigError: Something in it cannot be, or something describes a run that is there already.
+      UserError: Something in it cannot be, or something describes a run that is there already.
     """
     from cutlayer.config import read_config
     from cutlayer.report.run_folder import RunFolder
+    from cutlayer.run.longer import free_folder, lengthen
     from cutlayer.run.unsaid import on_real_machines
 
     if resume is None:
         config = given.config()
+        if "out" not in config.model_fields_set:  # nobody named a folder, so the next free one does
+            config = config.model_copy(update={"out": str(free_folder(Path(config.out)))})
+        RunFolder.check_free(Path(config.out))  # here rather than after the data has been read
         if command != "train":
             config = on_real_machines(config, declared=command == "up")
-        RunFolder.check_free(Path(config.out))  # here rather than after the data has been read
+        check_words(config)
         return config
-    if given.spelled():
+    more = given.alone("train.rounds")
+    if more is None and given.spelled():
         raise ConfigError(
-            f"--resume: expected nothing that describes a run beside it, got {', '.join(given.spelled())}. "
+            f"--resume: expected nothing that describes a run beside it but more --rounds, got "
+            f"{', '.join(given.spelled())}. "
             f"The run goes on as {resume / 'config.yaml'} says: leave them out, or start a new run."
         )
     folder = RunFolder.reopen(resume)
     folder.check_command(command)
+    if more is not None and (line := lengthen(folder, more)):
+        print(line, file=sys.stderr)
     return read_config(folder.path / "config.yaml", values={"out": str(resume)})
+
+
+def check_words(config: RunConfig) -> None:
+    """Looks at the words of a config: its method and options, its fleet, and whether its data is where it says.
+
+    Raises:
+      UserError: There is none such.
+    """
+    from cutlayer.data.source import check_place
+    from cutlayer.fleet.profile import MEASURED, load_fleet
+    from cutlayer.methods.table import found
+
+    found(config.method.name, config.method.sha256).check_options(config.method.options)
+    if config.fleet != MEASURED:
+        load_fleet(config.fleet)
+    check_place(config.data.path)
 
 
 def remarks(outcome: Outcome) -> list[str]:

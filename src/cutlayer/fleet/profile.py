@@ -40,7 +40,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cutlayer.errors import ConfigError
-from cutlayer.reading import read_yaml, reading
+from cutlayer.reading import guess, read_yaml, reading
 
 WRITTEN_OUT = "written-out"
 """The name of a fleet that stands in a run file."""
@@ -534,7 +534,7 @@ def _fleet_file(name_or_path: str | Path) -> Path:
     if path.suffix not in (".yaml", ".yml") and not there:
         raise ConfigError(
             f"fleet: expected one of {', '.join(_builtin())}, or a .yaml file, got {str(name_or_path)!r}. "
-            "Name one of these, or write the path of a fleet file."
+            f"{guess(name_or_path, _builtin()) or 'Name one of these, or write the path of a fleet file.'}"
         )
     return path
 

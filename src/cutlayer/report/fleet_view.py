@@ -12,14 +12,22 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cutlayer.reading import counted
 from cutlayer.report.human import human_bytes, human_seconds
 from cutlayer.report.listing import Listing
 from cutlayer.report.live_view import numbers, round_of, times
 from cutlayer.report.run_state import RunState
 
-State = Literal["away", "preparing", "ready", "training", "late"]
-STYLES: dict[State, str] = {"away": "red", "preparing": "cyan", "ready": "dim", "training": "blue", "late": "yellow"}
-URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready")
+State = Literal["away", "preparing", "ready", "training", "late", "done"]
+STYLES: dict[State, str] = {
+    "away": "red",
+    "preparing": "cyan",
+    "ready": "dim",
+    "training": "blue",
+    "late": "yellow",
+    "done": "green",
+}
+URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready", "done")
 """Where there is no room for all: whom an operator may have to do something about comes first."""
 
 NUMBERS = ("cut", "step", "samples/s", "up", "down", "last seen")
@@ -37,7 +45,7 @@ class DeviceNow:
     Attributes:
       name: its name.
       state: `away`: not connected; `preparing`: reading its data and its part of the model; `ready`: nothing to do;
-        `training`; `late`: it has left the round.
+        `training`; `late`: it has left the round; `done`: it knows that the run is over.
       awaited: whether the round under way waits for it.
       cut: blocks on it in this round; None before its first.
       step: local steps of this round that the server knows of; None where it cannot know or there is no round.
@@ -89,7 +97,7 @@ class FleetView:
     def _head(self, width: int) -> Iterator[Text | Table]:
         if self.state is None:
             here = sum(device.state in ("ready", "training", "late") for device in self.devices)
-            yield Text(f"waiting for {self.needed} devices: {here} {'is' if here == 1 else 'are'} here", style="bold")
+            yield Text(f"waiting for {counted(self.needed, 'device')}: {there(here)}", style="bold")
             return
         elapsed = rounds_elapsed(self.state, self.devices)
         head = Table.grid(padding=(0, 2, 0, 0), expand=False)
@@ -100,6 +108,11 @@ class FleetView:
         yield head
         if words := list(numbers(self.state)):
             yield Text("  ".join(words))
+
+
+def there(number: int) -> str:
+    """`nobody is here yet`, `1 is here`, `2 are here`."""
+    return "nobody is here yet" if not number else f"{number} {'is' if number == 1 else 'are'} here"
 
 
 def rounds_elapsed(state: RunState, devices: Sequence[DeviceNow]) -> float:

@@ -347,7 +347,7 @@ class Run:
             "cuts": self._logbook.cuts,
             "wall_seconds": self._wall(),
             "positions": self._folder.positions(),
-            "over": self._logbook.rounds_done >= self._inputs.config.train.rounds or self._best.exhausted,
+            "exhausted": self._best.exhausted,
             "losses": self._losses,
             "metrics": self._logbook.metrics,
             "card": asdict(self._inputs.card),

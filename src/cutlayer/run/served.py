@@ -39,7 +39,7 @@ from cutlayer.run.loop import Logbook
 from cutlayer.run.placed import placed
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.start import check_wishes
-from cutlayer.run.state import open_folder
+from cutlayer.run.state import is_over, open_folder
 from cutlayer.run.understood import Noticed, understood, unnoticed
 from cutlayer.run.workers.divided import divisible_methods, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
@@ -227,10 +227,10 @@ class _Serving:
 
     async def _played(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
         train = self._inputs.config.train
-        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0, "over": False}
+        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0}
         self._zero = now() - so_far["clock_seconds"]
         self._display.fleet_opened(self._roll_call(), self._min_devices)
-        over = so_far["over"]
+        over = checkpoint is not None and is_over(checkpoint, train.rounds)
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
         situation, plan = await placed(
@@ -351,7 +351,9 @@ class _Serving:
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            return roll_call(members, self._expected, server, round_seconds=since, now=time)
+            done = self.hub.told
+            blocks = self._inputs.base.num_blocks
+            return roll_call(members, self._expected, server, round_seconds=since, now=time, done=done, blocks=blocks)
 
         return call
 

@@ -37,7 +37,7 @@ from cutlayer.run.run import Run, first_error, first_plan, situation_of
 from cutlayer.run.sites import SimulatedSites
 from cutlayer.run.spans import SimulatedSpans
 from cutlayer.run.start import check_wishes
-from cutlayer.run.state import open_folder
+from cutlayer.run.state import is_over, open_folder
 from cutlayer.run.understood import Noticed, understood, unnoticed
 from cutlayer.server.tasks import Tasks, first_seconds
 from cutlayer.state import State, joined
@@ -74,7 +74,8 @@ def simulate(
     if checkpoint is None:
         simulation.tell_understood(situation, plan)
     try:
-        return run_virtual(simulation.play(checkpoint), start_seconds=_start_seconds(checkpoint) if checkpoint else 0.0)
+        start_seconds = _start_seconds(checkpoint, inputs) if checkpoint else 0.0
+        return run_virtual(simulation.play(checkpoint), start_seconds=start_seconds)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
@@ -92,11 +93,11 @@ def _check_links(inputs: RunInputs, method: Method) -> None:
         )
 
 
-def _start_seconds(checkpoint: State) -> float:
+def _start_seconds(checkpoint: State, inputs: RunInputs) -> float:
     """The time at which a resumed run begins: that of its commit point, or of the oldest task that is under way."""
     run = checkpoint.branch("run").facts
     clock: float = run["clock_seconds"]
-    if "tasks" not in checkpoint.facts or run["over"]:
+    if "tasks" not in checkpoint.facts or is_over(checkpoint, inputs.config.train.rounds):
         return clock
     return first_seconds(checkpoint.branch("tasks"), clock)
 
@@ -213,7 +214,7 @@ class _Simulation:
             members = _Mustered(
                 self._players, situation, self._waits_for_all, under_way, lambda: self._start_anew(tasks)
             )
-            if checkpoint and under_way and not checkpoint.branch("run").facts["over"]:
+            if checkpoint and under_way and not is_over(checkpoint, train.rounds):
                 self._replaying = True  # what happened before the commit point has been recorded
                 await under_way.replay(members.links, checkpoint.branch("run").facts["clock_seconds"])
                 self._replaying = False

@@ -18,7 +18,7 @@ from cutlayer.files import recover_folder
 from cutlayer.sealed import seal, unseal
 from cutlayer.state import State
 
-FORMAT = 7
+FORMAT = 8
 """Raised by one whenever an older checkpoint would be misread."""
 TRIES = 10
 """Two renames in a row are over long before so many readings are."""
