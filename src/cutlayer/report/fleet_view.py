@@ -90,7 +90,7 @@ class FleetView:
         room = max(3, options.size.height - LINES_AROUND)
         shown = self.devices if len(self.devices) <= room else most_urgent(self.devices, room - 1)
         if shown:
-            yield _table(shown)
+            yield devices_table(shown, drawn_again=True)
         if len(shown) < len(self.devices):
             yield _rest(self.devices, shown)
 
@@ -147,9 +147,14 @@ def _rest(devices: Sequence[DeviceNow], shown: Sequence[DeviceNow]) -> Text:
     return Text(f"and {len(devices) - len(shown)} more: {what}", style="dim")
 
 
-def _table(devices: Sequence[DeviceNow]) -> Listing:
-    """The rows, in as many columns as there is room for."""
-    table = Listing("device", "state", numbers=NUMBERS, most=MOST, drawn_again=True)
+def devices_table(devices: Sequence[DeviceNow], *, drawn_again: bool) -> Listing:
+    """The rows, in as many columns as there is room for.
+
+    Args:
+      devices: In their order.
+      drawn_again: Whether it is a part of the live display.
+    """
+    table = Listing("device", "state", numbers=NUMBERS, most=MOST, drawn_again=drawn_again)
     for device in devices:
         name, state, *numbers = _cells(device)
         table.add_row(name, Text(state, STYLES[device.state]), *numbers)

@@ -252,6 +252,20 @@ class RunFolder:
         """
         self._scalars.add(row)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended: its summary is the last thing that it writes."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def held(self) -> bool:
+        """Whether a process is at work in it."""
+        try:
+            locked(self.path).close()
+        except BlockingIOError:
+            return True
+        return False
+
     def hold(self) -> None:
         """Keeps other processes out, until the folder is closed or this process ends, however it does.
 

@@ -30,6 +30,7 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.spans import check_listening
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.fleet_view import DeviceNow
+from cutlayer.report.here import Saying
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import WARMING_SECONDS
 from cutlayer.run.desk import RunHost
@@ -230,6 +231,21 @@ class _Serving:
         so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0}
         self._zero = now() - so_far["clock_seconds"]
         self._display.fleet_opened(self._roll_call(), self._min_devices)
+        saying = Saying(
+            [folder.path, *([Path(roster)] if (roster := self._started.get("roster")) else [])],
+            folder.path,
+            self._roll_call(),
+            lambda: (self._logbook.rounds_done, train.rounds),
+        )
+        saying.open()
+        try:
+            return await self._with_devices(folder, checkpoint)
+        finally:
+            saying.close()
+
+    async def _with_devices(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
+        """The run, from where devices may come."""
+        train = self._inputs.config.train
         over = checkpoint is not None and is_over(checkpoint, train.rounds)
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)

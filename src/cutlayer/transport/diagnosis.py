@@ -88,12 +88,12 @@ def _after(trusted: ssl.SSLSocket, server: str) -> str | None:
     """What a server says after the handshake to a device whose certificate it misses: nothing else, for a while."""
     trusted.settimeout(PATIENCE_SECONDS)
     try:
-        trusted.recv(1)
+        said = trusted.recv(1)
     except TimeoutError:
         return None
-    except ssl.SSLError:
+    except OSError:  # `ssl.SSLError` too: an alert, or the end without a word
         return _proof(server)
-    return None
+    return None if said else _proof(server)
 
 
 def _proof(server: str) -> str:
