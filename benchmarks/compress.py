@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
+from cutlayer.report.listing import Listing
 from cutlayer.wire.codecs import Codec, codec_by_name
 from cutlayer.wire.frames import encode
 from cutlayer.wire.messages import Activations
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/compress.json"))
     options = parser.parse_args(arguments)
     rows: list[Row] = in_fresh_process(measure, tuple(options.shape), options.turns)
-    table = Table(title=f"a MiB of fp32 activations, {' x '.join(map(str, options.shape))}, one thread")
+    table = Listing(title=f"a MiB of fp32 activations, {' x '.join(map(str, options.shape))}, one thread")
     for column in ("codec", "bytes left", "pack ms", "unpack ms", "frame ms", "pack / copy", "unpack / copy"):
         table.add_column(column, justify="left" if column == "codec" else "right")
     for row in rows:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from safetensors.torch import load_file
 
 from cutlayer.methods.table import build_method
+from cutlayer.report.listing import Listing
 from cutlayer.testing.faults import LIES
 from cutlayer.wire.messages import HeldOut, Hello, Judged, Ready
 from faulty_runs import ROUNDS, Plan, Result, World, liar_of, play, write_inputs
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{setting}: {dict(part.runs[setting])}", flush=True)
             for told, problems in part.failures.items():
                 print(told, *problems, sep="\n  ", flush=True)
-    table = Table("setting", "lies", "came to", title=f"{time.perf_counter() - begun:.0f} s")
+    table = Listing("setting", "lies", "came to", title=f"{time.perf_counter() - begun:.0f} s")
     for setting, said in counts.runs.items():
         table.add_row(setting, str(said.total()), ", ".join(f"{what} {times}" for what, times in said.most_common()))
     publish([table], chosen.json, {"settings": settings, "lies": lies}, vars(counts))

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from rich.table import Table
 
 from cutlayer import __version__
+from cutlayer.report.listing import Listing
 from cutlayer.transport.carrier import Carrier
 from cutlayer.transport.grpc_carrier import dial
 from cutlayer.transport.handshake import hear, say
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     server, *devices = uses.values()
     history = rounds // 4 * chosen.devices * RECORD_BYTES  # from the middle of one quarter to that of the next
     headings = ("process", "MiB at the end", "grown MiB", "history MiB", "descriptors at the end", "grown")
-    table = Table(*headings, title=f"{rounds} rounds")
+    table = Listing(*headings, title=f"{rounds} rounds")
     for what, group, kept in (("server", [server], history), ("devices, the worst", devices, 0)):
         table.add_row(
             what,

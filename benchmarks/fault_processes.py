@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
-
+from cutlayer.report.listing import Listing
 from proxy import Proxy
 from real_fleet import Job, Program, adapter_of, free_port, make_job, write_run_file
 from tables import publish
@@ -235,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1)
 
 
-def tables_of(runs: Sequence[Ended]) -> list[Table]:
+def tables_of(runs: Sequence[Ended]) -> list[Listing]:
     """Verdict, and what was measured."""
-    verdict = Table("runs", "same adapter", "in trouble", "devices unaware of the end", "faults")
+    verdict = Listing("runs", "same adapter", "in trouble", "devices unaware of the end", "faults")
     faults = Counter(fault for ended in runs for fault in ended.faults)
     verdict.add_row(
         str(len(runs)),
@@ -250,7 +249,7 @@ def tables_of(runs: Sequence[Ended]) -> list[Table]:
     for ended in runs:
         for what, seconds in ended.measured.items():
             measured[what] += seconds
-    seconds = Table("seconds", "times", "median", "longest")
+    seconds = Listing("seconds", "times", "median", "longest")
     for what, values in sorted(measured.items()):
         seconds.add_row(what, str(len(values)), f"{statistics.median(values):.2f}", f"{max(values):.2f}")
     return [verdict, seconds]

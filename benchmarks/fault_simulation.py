@@ -26,8 +26,8 @@ from random import Random
 from typing import Any
 
 import torch
-from rich.table import Table
 
+from cutlayer.report.listing import Listing
 from faulty_runs import World, drawn_plan, play, write_inputs
 from tables import publish
 
@@ -195,22 +195,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _tables(counts: Counts, seeds: int, seconds: float) -> list[Table]:
+def _tables(counts: Counts, seeds: int, seconds: float) -> list[Listing]:
     played = f"{seeds:,} seeds in {seconds:.0f} s: {counts.packets:,} packets, {counts.seconds / 3600:.1f} h of fleet"
-    runs = Table("setting", "runs", "how they ended", title=played)
+    runs = Listing("setting", "runs", "how they ended", title=played)
     for name, outcomes in sorted(counts.runs.items()):
         ends = ", ".join(f"{outcome} {count}" for outcome, count in outcomes.most_common())
         runs.add_row(name, str(outcomes.total()), ends)
     methods = sorted(counts.faults)
-    faults = Table("fault", *methods, "in all")
+    faults = Listing("fault", *methods, "in all")
     for kind, count in sum(counts.faults.values(), Counter[str]()).most_common():
         faults.add_row(kind, *(str(counts.faults[method][kind]) for method in methods), str(count))
     struck = [counts.faults[method].total() for method in methods]
     faults.add_row("in all", *map(str, struck), str(sum(struck)))
-    recoveries = Table("recovery", "times")
+    recoveries = Listing("recovery", "times")
     for what, count in counts.recoveries.most_common():
         recoveries.add_row(what, str(count))
-    failures = Table("failed", "seeds")
+    failures = Listing("failed", "seeds")
     failures.add_row(str(len(counts.failures)), ", ".join(map(str, counts.failures)) or "none")
     return [runs, faults, recoveries, failures]
 

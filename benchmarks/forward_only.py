@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from cutlayer.device.talks.seeds import standing_of
 from cutlayer.model.adapter import split_adapter
@@ -42,6 +41,7 @@ from cutlayer.model.trainable import OptimizerSettings, Trainable
 from cutlayer.model.zeroth import lora_fa, mean_terms, projected, two_sided
 from cutlayer.policies.queries import FORMS, Queries
 from cutlayer.policies.seed_search import seed_search
+from cutlayer.report.listing import Listing
 from cutlayer.report.summary import peak_memory_bytes
 from jobs import JOBS, LEARNING_RATE, Job, plain_model, random_batches
 from memory import floor, mib
@@ -230,8 +230,8 @@ def times(job: Job, counts: Sequence[int], turns: int) -> list[Timed]:
     return rows
 
 
-def time_table(model: str, rows: Sequence[Timed]) -> Table:
-    result = Table(title=f"{model}: seconds of processor time of a step, q x batch = {SAMPLES}, and over sequential")
+def time_table(model: str, rows: Sequence[Timed]) -> Listing:
+    result = Listing(title=f"{model}: seconds of processor time of a step, q x batch = {SAMPLES}, and over sequential")
     result.add_column("q", justify="right")
     for form in FORMS:
         result.add_column(form, justify="right")
@@ -242,8 +242,8 @@ def time_table(model: str, rows: Sequence[Timed]) -> Table:
     return result
 
 
-def memory_table(model: str, rows: Sequence[Memory]) -> Table:
-    result = Table(title=f"{model}: peak memory in MiB, net of imports (aim for FedKSeed: at most 1.1 of inference)")
+def memory_table(model: str, rows: Sequence[Memory]) -> Listing:
+    result = Listing(title=f"{model}: peak memory in MiB, net of imports (aim for FedKSeed: at most 1.1 of inference)")
     result.add_column("step")
     for heading in ("net", "over forward only"):
         result.add_column(heading, justify="right")

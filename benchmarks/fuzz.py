@@ -25,7 +25,6 @@ from typing import Any
 
 import msgpack
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from cutlayer.device.shape import Shape
@@ -51,6 +50,7 @@ from cutlayer.policies.prune import Prune
 from cutlayer.policies.queries import Queries
 from cutlayer.policies.repeat import Repeat
 from cutlayer.policies.self_prune import SelfPrune
+from cutlayer.report.listing import Listing
 from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.rounds import hybrid, local, pruned, queries, shrinking, split, stream
 from cutlayer.server.forecast import Forecast
@@ -528,10 +528,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for scene in scenes:
         honest(scene)
     found = fuzz(scenes, chosen.inputs, chosen.seed, first=chosen.first)
-    table = Table("outcome", "inputs", title=f"{chosen.inputs} changed frames, seed {chosen.seed}")
+    table = Listing("outcome", "inputs", title=f"{chosen.inputs} changed frames, seed {chosen.seed}")
     for outcome, count in found.outcomes.most_common():
         table.add_row(outcome, str(count))
-    figures = Table("seconds", "slowest ms", "growth MiB", "peak MiB", "packed forms held")
+    figures = Listing("seconds", "slowest ms", "growth MiB", "peak MiB", "packed forms held")
     figures.add_row(
         f"{found.seconds:.0f}",
         f"{found.slowest_seconds * 1e3:.1f}",

@@ -14,7 +14,8 @@ from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.part import model_inputs
 from cutlayer.model.source import DTYPES
-from cutlayer.types import Adapter, Batch, TaskKind
+from cutlayer.reading import TaskKind
+from cutlayer.types import Adapter, Batch
 from models import model_folder, model_name
 
 LEARNING_RATE = 5e-4

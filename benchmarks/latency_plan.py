@@ -27,7 +27,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from cutlayer.config import read_config
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile, load_fleet
@@ -36,6 +35,7 @@ from cutlayer.policies.cut import cut_at, cut_by_memory
 from cutlayer.policies.latency_plan import cut_by_latency, latency_of
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.select import everyone
+from cutlayer.report.listing import Listing
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
@@ -181,9 +181,9 @@ def random_fleet(seed: int) -> Fleet:
     return Fleet(name=f"random {seed}", source="made up", server=server, devices=devices)
 
 
-def rules_table(rows: Sequence[Row]) -> Table:
+def rules_table(rows: Sequence[Row]) -> Listing:
     """The first table: ratios to cuts by memory."""
-    result = Table(title="seconds of a round, and on the clock over cuts by memory")
+    result = Listing(title="seconds of a round, and on the clock over cuts by memory")
     result.add_column("fleet")
     result.add_column("cuts")
     for heading in ("blocks", "reckoned", "clock", "over reckoned", "over memory", "planned shares", "planning"):
@@ -208,9 +208,9 @@ def rules_table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def regrets_table(regrets: Sequence[Regret]) -> Table:
+def regrets_table(regrets: Sequence[Regret]) -> Listing:
     """The second table: over the best cuts."""
-    result = Table(title=f"random fleets of {DEVICES}: clock over the best of all cuts, mean (worst)")
+    result = Listing(title=f"random fleets of {DEVICES}: clock over the best of all cuts, mean (worst)")
     columns: dict[str, Callable[[Regret], float]] = {
         "by latency": lambda one: one.latency,
         "by memory": lambda one: one.memory,

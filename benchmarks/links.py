@@ -29,9 +29,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from cutlayer.config import RunConfig, read_config
+from cutlayer.report.listing import Listing
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.inputs import prepare, write_shares
 from cutlayer.run.simulated import simulate
@@ -203,13 +202,13 @@ def measure(settings: argparse.Namespace, folder: Path) -> list[Cell]:
     ]
 
 
-def table(cells: Sequence[Cell], settings: argparse.Namespace) -> Table:
+def table(cells: Sequence[Cell], settings: argparse.Namespace) -> Listing:
     """Rows are ways, columns are places."""
     places = list(dict.fromkeys(cell.place for cell in cells))
     shape = (
         f"{settings.model}, batch {settings.batch} x {settings.tokens} tokens, cut {settings.cut}, {DEVICES} devices"
     )
-    shown = Table(title=f"Milliseconds of a local step, and over whole batches in one process\n{shape}")
+    shown = Listing(title=f"Milliseconds of a local step, and over whole batches in one process\n{shape}")
     shown.add_column("")
     for place in places:
         shown.add_column(place, justify="right")

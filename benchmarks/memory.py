@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from cutlayer.data.batches import parts_of
@@ -51,6 +50,7 @@ from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, Trainable
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import longest_tail
+from cutlayer.report.listing import Listing
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes
 from cutlayer.server.arrivals import Arrivals
 from cutlayer.server.evaluate import evaluate
@@ -308,9 +308,9 @@ def mib(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.1f}" if num_bytes < 100 * 2**20 else f"{num_bytes / 2**20:.0f}"
 
 
-def server_table(rows: Sequence[Measured], versus: Measured) -> Table:
+def server_table(rows: Sequence[Measured], versus: Measured) -> Listing:
     """Every server beside SFL-V1."""
-    result = Table(title=f"server: peak memory in MiB (aim at 6 devices: {TARGET:.0%} less than SFL-V1)")
+    result = Listing(title=f"server: peak memory in MiB (aim at 6 devices: {TARGET:.0%} less than SFL-V1)")
     result.add_column("process")
     for heading in ("peak", "net of floor", "peak under SFL-V1", "net under SFL-V1"):
         result.add_column(heading, justify="right")
@@ -320,9 +320,9 @@ def server_table(rows: Sequence[Measured], versus: Measured) -> Table:
     return result
 
 
-def device_table(rows: Sequence[DeviceRow]) -> Table:
+def device_table(rows: Sequence[DeviceRow]) -> Listing:
     """Every depth of a device beside its prediction."""
-    result = Table(title="device: peak memory in MiB, net of a process that has trained a tiny model")
+    result = Listing(title="device: peak memory in MiB, net of a process that has trained a tiny model")
     for heading in ("blocks", "measured", "predicted", "predicted/measured"):
         result.add_column(heading, justify="right")
     for row in rows:
@@ -331,10 +331,10 @@ def device_table(rows: Sequence[DeviceRow]) -> Table:
     return result
 
 
-def whole_table(split: WholeRun, plain: WholeRun, job: Job, steps: int) -> Table:
+def whole_table(split: WholeRun, plain: WholeRun, job: Job, steps: int) -> Listing:
     """A whole run beside plain PEFT's."""
     aims = f"aims: memory {WHOLE[0]}, processor {WHOLE[1]}"
-    result = Table(title=f"{job.model}: whole run of {steps} steps over plain PEFT's ({aims})")
+    result = Listing(title=f"{job.model}: whole run of {steps} steps over plain PEFT's ({aims})")
     for heading in ("process", "peak MiB", "ratio", "processor s", "ratio", "loss before", "after"):
         result.add_column(heading, justify="left" if heading == "process" else "right")
     for row in (plain, split):
@@ -344,9 +344,9 @@ def whole_table(split: WholeRun, plain: WholeRun, job: Job, steps: int) -> Table
     return result
 
 
-def growth_table(per_device: float, bound: float, few: int, many: int) -> Table:
+def growth_table(per_device: float, bound: float, few: int, many: int) -> Listing:
     """What one more device adds."""
-    result = Table(title=f"memsfl server: MiB per added device, from {few} to {many} devices")
+    result = Listing(title=f"memsfl server: MiB per added device, from {few} to {many} devices")
     for heading in ("measured", "bound: adapter + moments + queued activations"):
         result.add_column(heading, justify="right")
     result.add_row(f"{per_device / 2**20:.2f}", f"{bound / 2**20:.2f}")

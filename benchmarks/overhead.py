@@ -29,7 +29,6 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from rich.table import Table
 
 from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
@@ -39,6 +38,7 @@ from cutlayer.model.base import Base
 from cutlayer.model.cost import CostModel
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import longest_tail
+from cutlayer.report.listing import Listing
 from cutlayer.rounds.split import split
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 from cutlayer.types import Batch, DevicePlan, RoundPlan
@@ -211,9 +211,9 @@ def _median_microseconds(calls: Sequence[Callable[[], None]]) -> float:
     return 1e6 * statistics.median(seconds)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row]) -> Listing:
     """The rows as a person reads them."""
-    result = Table(title=f"tokens/s of split over plain PEFT (aim: at least {TARGET}), ms per batch: split/plain")
+    result = Listing(title=f"tokens/s of split over plain PEFT (aim: at least {TARGET}), ms per batch: split/plain")
     for heading in ("model", "against"):
         result.add_column(heading)
     for heading in ("cpu ms", "ratio", "quartiles", "wall ms", "ratio", "tokens/s", "losses"):
@@ -233,9 +233,9 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def swap_table(microseconds: Mapping[str, float]) -> Table:
+def swap_table(microseconds: Mapping[str, float]) -> Listing:
     """The swap's microseconds."""
-    result = Table(title="adapter swap, 8 blocks: cpu microseconds")
+    result = Listing(title="adapter swap, 8 blocks: cpu microseconds")
     for name in microseconds:
         result.add_column(name, justify="right")
     result.add_row(*(f"{value:.0f}" for value in microseconds.values()))

@@ -33,9 +33,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from rich.table import Table
 
 from cutlayer.config import RunConfig
+from cutlayer.report.listing import Listing
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import prepare, write_shares
 from jobs import JOBS, PlainLoop, random_batches
@@ -199,9 +199,9 @@ def measure(settings: argparse.Namespace, folder: Path) -> tuple[dict[str, list[
     return {name: turns[name] for name in (BARE, OURS, BF16, NVFLARE) if name in turns}, starts
 
 
-def table(turns: dict[str, list[Turn]], starts: Sequence[float]) -> Table:
+def table(turns: dict[str, list[Turn]], starts: Sequence[float]) -> Listing:
     """Medians of turns; ratios are medians of those of the same turn."""
-    shown = Table(title="A client batch: nano GPT-2, LoRA r 8, 8 x 64 tokens, cut after block 2, two devices")
+    shown = Listing(title="A client batch: nano GPT-2, LoRA r 8, 8 x 64 tokens, cut after block 2, two devices")
     for heading in ("", "cpu ms", "over bare", "wall ms", "KiB", "over ideal", "device MiB", "server MiB"):
         shown.add_column(heading, justify="right" if heading else "left")
     for name, each in turns.items():

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
+from cutlayer.report.listing import Listing
 from cutlayer.server.steps.schedule import Piece, schedule
 from cutlayer.server.steps.stages import Stages
 from jobs import JOBS, Job, random_batches
@@ -125,9 +125,9 @@ def _row(job: Job, index: int, timed: TimedStages, seconds: list[list[float]], l
     )
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row]) -> Listing:
     """The rows as a person reads them."""
-    result = Table(title="forward and backward of the server side; ratios to the ordinary pass, below 1 is faster")
+    result = Listing(title="forward and backward of the server side; ratios to the ordinary pass, below 1 is faster")
     for heading in ("model", "stages", "micro-batches", "backward"):
         result.add_column(heading)
     for heading in ("here, cpu ms", "ratio", "quartiles", "machines, ms", "ratio", "loss"):

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.device.talks.pruned import SHAPE
@@ -39,6 +38,7 @@ from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.pruned import save_pruned
 from cutlayer.model.trainable import OptimizerSettings, Trainable
 from cutlayer.policies.prune import Prune
+from cutlayer.report.listing import Listing
 from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.types import Batch, DevicePlan, Kept
 from jobs import JOBS, LEARNING_RATE, Job, random_batches
@@ -179,10 +179,10 @@ def measure(job: Job, ratios: Sequence[float], repeats: int) -> list[Row]:
     return rows
 
 
-def table_of(rows: Sequence[Row]) -> Table:
+def table_of(rows: Sequence[Row]) -> Listing:
     """The rows as ratios to the first."""
     numbers = ("infer", "step", "export", "FLOPs", "weights", "mem inf", "mem step")
-    table = Table("", "heads", "FFN", *numbers, title="over the unpruned model")
+    table = Listing("", "heads", "FFN", *numbers, title="over the unpruned model")
     for row in rows:
         shares = [
             getattr(row, name) / getattr(rows[0], name)

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -27,6 +26,7 @@ from cutlayer.data.source import load_validation
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.part import model_inputs
 from cutlayer.model.source import MINILM
+from cutlayer.report.listing import Listing
 from cutlayer.settings import load_tokenizer
 from cutlayer.types import Batch
 from cutlayer.wire.codecs import AsItIs, Codec, Int8
@@ -80,8 +80,8 @@ def read_back(base: Base, batch: Batch, common: Sequence[int], cuts: Sequence[in
     return reads
 
 
-def as_table(reads: Sequence[Read]) -> Table:
-    table = Table("blocks on the device", "tokens", "named", "named, packed as int8")
+def as_table(reads: Sequence[Read]) -> Listing:
+    table = Listing("blocks on the device", "tokens", "named", "named, packed as int8")
     for read in reads:
         table.add_row(str(read.cut), str(read.tokens), *(f"{read.named[codec.name]:.0%}" for codec in CODECS))
     return table

@@ -25,11 +25,11 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rich.table import Table
 
 from cutlayer.api.simulate import simulate
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.robust import change, norm, places_of
+from cutlayer.report.listing import Listing
 from cutlayer.rounds.patience import Patience
 from cutlayer.types import Adapter
 from tables import publish
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="cutlayer-robust-") as folder:
         settings = {"rounds": chosen.rounds, "local_steps": 5, "batch_size": 16, "eval_every": chosen.rounds}
         rows = table_of(Path(folder), methods, policies, chosen.seeds, train=settings)
-    table = Table("method, attack", *policies, title=f"accuracy after {chosen.rounds} rounds, {chosen.seeds} seeds")
+    table = Listing("method, attack", *policies, title=f"accuracy after {chosen.rounds} rounds, {chosen.seeds} seeds")
     for name, found in rows.items():
         table.add_row(name, *(f"{found[robust]:.3f}" for robust in policies))
     publish([table], chosen.json, {"rounds": chosen.rounds, "seeds": chosen.seeds}, rows)

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.table import Table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -29,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from cutlayer.config import read_config
 from cutlayer.data.reviews import generate
 from cutlayer.fleet.profile import load_fleet
+from cutlayer.report.listing import Listing
 from cutlayer.report.progress import NoProgress
 from cutlayer.report.summary import peak_memory_bytes
 from cutlayer.run.inputs import prepare
@@ -101,9 +101,9 @@ def _with_tokenizer(model: str, folder: Path, texts: Sequence[str]) -> Path:
     return folder
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[Row]) -> Listing:
     """Every run on a line."""
-    result = Table(title=f"simulated runs of {METHOD} (aim: phones-1000 below {LIMIT_SECONDS} s and 4 GiB)")
+    result = Listing(title=f"simulated runs of {METHOD} (aim: phones-1000 below {LIMIT_SECONDS} s and 4 GiB)")
     result.add_column("fleet")
     for heading in (
         "devices",

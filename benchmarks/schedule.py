@@ -30,13 +30,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from cutlayer.files import write_atomically
 from cutlayer.fleet.profile import DeviceProfile, Fleet, load_fleet
 from cutlayer.policies.order import ORDERS, Job, Order, carlier, order_by_name, simulate
+from cutlayer.report.listing import Listing
 from cutlayer.state import State
+from tables import terminal
 
 HIDDEN, NUM_BLOCKS, BATCH, TOKENS, RANK = 768, 12, 16, 128, 16
 BLOCK_FLOPS = BATCH * TOKENS * (24 * HIDDEN**2 + 4 * TOKENS * HIDDEN + 16 * HIDDEN * RANK)
@@ -157,9 +156,9 @@ def measure(name: str, steps: Sequence[Sequence[Job]], seed: int) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row], backward: float) -> Table:
+def table(rows: Sequence[Row], backward: float) -> Listing:
     """The rows as a person reads them."""
-    result = Table(title=f"step time over the optimum (backward = {backward:g} x forward)")
+    result = Listing(title=f"step time over the optimum (backward = {backward:g} x forward)")
     result.add_column("instances")
     result.add_column("order")
     for heading in ("mean", "p95", "worst", "optimal in", "gain over fifo", "policy per step"):
@@ -198,7 +197,7 @@ def main() -> None:
     rows = [row for name, steps in groups.items() for row in measure(name, steps, args.seed)]
     unproven = sum(not carlier(jobs).optimal for steps in groups.values() for jobs in steps)
 
-    console = Console()
+    console = terminal()
     console.print(table(rows, args.backward))
     console.print(f"instances whose optimum is not proven: {unproven}")
     settings = {"fleets": args.fleets, "seed": args.seed, "backward": args.backward, "unproven": unproven}

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from cutlayer.config import read_config
 from cutlayer.methods.table import build_method
+from cutlayer.report.listing import Listing
 from cutlayer.run.inputs import prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
@@ -242,8 +242,8 @@ def processes(overrides: Sequence[str], steps: int, kill_every: float) -> list[S
     return rows
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    result = Table(title="local steps a second on the virtual clock, by the probability that a request fails")
+def table_of(rows: Sequence[Row]) -> Listing:
+    result = Listing(title="local steps a second on the virtual clock, by the probability that a request fails")
     result.add_column("recover")
     for probability in PROBABILITIES:
         result.add_column(f"{probability:g}", justify="right")
@@ -252,8 +252,8 @@ def table_of(rows: Sequence[Row]) -> Table:
     return result
 
 
-def process_table(rows: Sequence[Served]) -> Table:
-    result = Table(title="processes on this machine")
+def process_table(rows: Sequence[Served]) -> Listing:
+    result = Listing(title="processes on this machine")
     for heading in ("kills", "seconds", "steps a second", "calls lost", "blocks run again", "same adapter"):
         result.add_column(heading, justify="right")
     for row in rows:

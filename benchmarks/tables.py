@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,10 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from cutlayer.cli.terminal import PIPE_COLUMNS
 from cutlayer.errors import ConfigError
 from cutlayer.files import write_atomically
+from cutlayer.report.listing import Listing
 from cutlayer.report.summary import versions
 
 T = TypeVar("T")
@@ -37,15 +39,14 @@ def require_device(device: str) -> None:
         )
 
 
-def publish(tables: Sequence[Table], path: Path, settings: dict[str, Any], rows: dict[str, Any]) -> None:
-    """Prints the tables and writes the JSON: settings, rows, versions and the load of the machine (1, 5, 15 min).
+def terminal() -> Console:
+    """Standard output; in a pipe a table is as wide as it needs."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, markup=False)
 
-    In a pipe a table is as wide as it needs.
-    """
-    console, load = Console(), os.getloadavg()
-    if not console.is_terminal:
-        wide = Console(width=10_000)
-        console.width = max(wide.measure(table).maximum for table in tables)
+
+def publish(tables: Sequence[Listing], path: Path, settings: dict[str, Any], rows: dict[str, Any]) -> None:
+    """Prints the tables and writes the JSON: settings, rows, versions and the load of the machine (1, 5, 15 min)."""
+    console, load = terminal(), os.getloadavg()
     for table in tables:
         console.print(table)
     console.print(f"load average: {', '.join(f'{value:.1f}' for value in load)} on {os.cpu_count()} cores")

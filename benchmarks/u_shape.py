@@ -23,7 +23,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from cutlayer.config import MethodSection, read_config
 from cutlayer.fleet.profile import Fleet, load_fleet
@@ -34,6 +33,7 @@ from cutlayer.policies.pareto import Tradeoff, found, tradeoff_of
 from cutlayer.policies.pareto_search import SEARCHES, hypervolume, span_of
 from cutlayer.policies.plan import Situation, make_plan
 from cutlayer.policies.select import everyone
+from cutlayer.report.listing import Listing
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
@@ -130,9 +130,9 @@ def qualities(fleet: Fleet, tradeoff: Tradeoff, evaluations: Sequence[int], seed
             yield Quality(fleet.name, search, number, fmean(areas), min(areas), fmean(took[run] for run in runs))
 
 
-def table_of_rounds(rows: Sequence[Round]) -> Table:
+def table_of_rounds(rows: Sequence[Round]) -> Listing:
     """One row per method and place of the labels."""
-    table = Table(title="A round with labels on the server and on the devices")
+    table = Listing(title="A round with labels on the server and on the devices")
     for heading in ("fleet", "method", "labels", "seconds", "up MB", "down MB", "idle"):
         table.add_column(heading)
     for row in rows:
@@ -141,9 +141,9 @@ def table_of_rounds(rows: Sequence[Round]) -> Table:
     return table
 
 
-def table_of_qualities(rows: Sequence[Quality]) -> Table:
+def table_of_qualities(rows: Sequence[Quality]) -> Listing:
     """One row per fleet, search and number of evaluations."""
-    table = Table(title="Hypervolume at equal evaluations, as a part of all that was found")
+    table = Listing(title="Hypervolume at equal evaluations, as a part of all that was found")
     for heading in ("fleet", "search", "evaluations", "mean", "worst", "seconds"):
         table.add_column(heading)
     for row in rows:

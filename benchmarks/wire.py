@@ -32,9 +32,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
+from cutlayer.report.listing import Listing
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.budget import Budget
 from cutlayer.transport.carrier import Carrier, CarrierLost
@@ -298,9 +298,9 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 # ------------------------------------------------------------------ tables
 
 
-def rates_table(rows: Sequence[Row]) -> Table:
+def rates_table(rows: Sequence[Row]) -> Listing:
     """What each carries."""
-    result = Table(title="MiB/s each way (round trips/s; cpu ms per MiB, both ends)")
+    result = Listing(title="MiB/s each way (round trips/s; cpu ms per MiB, both ends)")
     for heading in ("size", "devices", *CONTENDERS):
         result.add_column(heading, justify="right")
     for row in rows:
@@ -312,9 +312,9 @@ def rates_table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def ratios_table(rows: Sequence[Row]) -> Table:
+def ratios_table(rows: Sequence[Row]) -> Listing:
     """What was asked."""
-    result = Table(title="rates of a over b: median (quartiles), and by processor time")
+    result = Listing(title="rates of a over b: median (quartiles), and by processor time")
     result.add_column("size", justify="right")
     result.add_column("devices", justify="right")
     for a, b in PAIRS:

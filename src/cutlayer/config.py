@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +35,8 @@ from cutlayer.policies.robust import SPELLED as ROBUST
 from cutlayer.policies.robust import robust_by_name
 from cutlayer.policies.stragglers import SPELLED as STRAGGLERS
 from cutlayer.policies.stragglers import Late, stragglers_by_name
-from cutlayer.reading import local, read_yaml, reading, yaml_text, yaml_value
-from cutlayer.types import TaskKind
-from cutlayer.wire.codecs import SPELLED, SPELLED_ADAPTERS, codec_by_name
+from cutlayer.reading import TaskKind, guess, local, read_yaml, reading, yaml_text, yaml_value
+from cutlayer.wire.spelled import SPELLED, SPELLED_ADAPTERS, parse_codec
 
 ALSO: dict[str, dict[str, str]] = {
     "": {"output_dir": "out"},
@@ -333,7 +331,7 @@ class WireSection(Section):
     def _is_a_codec(cls, name: str, info: ValidationInfo) -> str:
         rows = info.field_name != "adapters"
         try:
-            codec_by_name(name, rows=rows)
+            parse_codec(name, rows=rows)
         except ConfigError:
             raise PydanticCustomError("codec", SPELLED if rows else SPELLED_ADAPTERS) from None
         return name
@@ -392,7 +390,8 @@ class RunConfig(Section):
     wire: WireSection = WireSection()
     method: MethodSection = MethodSection()
     fleet: str | dict[str, Any] = "memsfl-six"
-    """A built-in fleet, a fleet file, or the content of one written out here."""
+    """A built-in fleet, a fleet file, or the content of one written out here; on a real fleet also `measured`, the
+    default of `cutlayer serve`: every machine measures itself."""
     hardware: str = "cpu"
     """Where this process computes: cpu, cuda or cuda:N."""
     out: str = "runs/latest"
@@ -620,8 +619,7 @@ def _one_line(where: str, error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _known_keys(first["loc"][:-1])
-        guess = get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"Did you mean {guess[0]!r}?" if guess else "Remove it."
+        hint = guess(first["loc"][-1], known) or "Remove it."
         other = NOT_HERE.get(".".join(map(str, first["loc"][:-1])), {}).get(str(first["loc"][-1]))
         if other is not None:
             return f"{where}: {key}: expected a key that has a meaning here, got one that has none: {other}. Remove it."

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.device.agent import Agent, Asking, Prepare, asking
+from cutlayer.device.agent import Agent, Asking, Prepare, Wrong, asking
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.dialled import DialledSpans
@@ -96,6 +96,7 @@ async def join(
     *,
     machines: Machines = RealMachine,
     probe: Callable[[torch.device, torch.dtype], Probed] = probe,
+    wrong: Wrong = lambda: None,
 ) -> None:
     """Takes part in the server's run until it is over.
 
@@ -106,6 +107,7 @@ async def join(
       notice: Told what happens, for a person to read.
       machines: Makes what the device computes on.
       probe: Measures memory and speed.
+      wrong: See `Agent`.
 
     Raises:
       JoinError: The server refuses, or there is none.
@@ -123,7 +125,7 @@ async def join(
     prepare = _preparing(joining, in_time, tell, machines, probe)
     with for_owner_alone():
         private_folder(joining.folder)
-        await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds).attend()
+        await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds, wrong).attend()
 
 
 def _preparing(
@@ -268,7 +270,7 @@ class _Attendance:
         self.session = Session(
             limit_bytes=lambda: FRAME_BYTES, incoming=Budget(IN_FLIGHT_BYTES), outgoing=Budget(IN_FLIGHT_BYTES)
         )
-        told = Told(Lent(self.session, lending), config.train.rounds, notice)
+        told = Told(Lent(self.session, lending), config.train.rounds, notice, lambda: self._costs.num_blocks)
         self._link = OwnLink(told, joining.name, rates, self._before_round)
         self._store = FolderStore(_state_of(joining, welcome), run=welcome.run, device=joining.name)
         self._committing = CommittingLink(self._link, self._store, config.train.checkpoints)

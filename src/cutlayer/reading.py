@@ -8,15 +8,18 @@ so it is a `UserError` and no traceback.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from cutlayer.errors import ConfigError, UserError
 
+TaskKind = Literal["classification", "causal-lm"]
+"""What is learnt, as a person says it."""
 DEEPEST = 50
 """Levels of a YAML file: more are no config, and would exhaust the stack."""
 MERGED = "tag:yaml.org,2002:merge"
@@ -51,6 +54,30 @@ def reading(where: str, expected: str, error: type[UserError] = ConfigError) -> 
         if isinstance(system.filename, str) and system.filename not in where:
             got = f"{_short(system.filename)}: {got}"
         raise error(f"{where}: expected {expected}, got {got}. Check the path and its permissions.") from system
+
+
+def guess(word: object, known: Iterable[str]) -> str:
+    """`Did you mean 'splitlora'?` where one of the known words is near; empty where none is.
+
+    Capitals, hyphens and underscores do not count.
+
+    Example:
+      >>> guess("SplitLoRA", ["splitlora", "sl"]), guess("local-step", ["local_steps"]), guess("x", ["rounds"])
+      ("Did you mean 'splitlora'?", "Did you mean 'local_steps'?", '')
+    """
+    plain = {one.casefold().replace("-", "_"): one for one in known}
+    close = get_close_matches(str(word).casefold().replace("-", "_"), plain, n=1)
+    return f"Did you mean {plain[close[0]]!r}?" if close else ""
+
+
+def counted(number: int, what: str) -> str:
+    """`1 block`, `2 blocks`.
+
+    Example:
+      >>> counted(1, "block"), counted(2, "block"), counted(1200, "row")
+      ('1 block', '2 blocks', '1,200 rows')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def local(path: str | Path) -> Path:

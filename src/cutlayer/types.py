@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -17,8 +17,6 @@ Adapter = dict[str, Tensor]
 Names are those of the exported PEFT file (`base_model.model.<module path>.lora_A.weight`), the same on a
 device, on the server, on disk: joining two sides is a dictionary union, moving a cut moves names.
 """
-
-TaskKind = Literal["classification", "causal-lm"]
 
 
 @dataclass(frozen=True, slots=True)

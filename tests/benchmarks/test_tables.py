@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.table import Table
 
 import tables
+from cutlayer.report.listing import Listing
 
 
 def test_a_table_is_whole_in_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = Table(title="wide")
+    table = Listing(title="wide")
     headings = [f"a long heading, number {index}" for index in range(12)]
     for heading in headings:
         table.add_column(heading)

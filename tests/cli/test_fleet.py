@@ -9,6 +9,8 @@ import pytest
 from commands import run
 from cutlayer.errors import Refused
 from cutlayer.gate.roster import Roster
+from cutlayer.report.fleet_view import DeviceNow
+from cutlayer.report.here import write_here
 
 
 @pytest.fixture
@@ -47,6 +49,39 @@ def test_a_token_is_alone_on_standard_output(fleet: Path) -> None:
     assert token not in ran.err
     assert "ca.crt" in ran.err
     assert all(token.encode() not in path.read_bytes() for path in fleet.rglob("*") if path.is_file())
+
+
+def test_a_token_is_written_for_its_owner_alone_and_the_command_is_whole(fleet: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pi-1.token"
+    ran = run("fleet", "add", "pi-1", "--fleet", fleet, "--out", file)
+    assert (ran.code, ran.out) == (0, "")
+    assert file.stat().st_mode & 0o777 == 0o600
+    Roster(fleet).admit("pi-1", file.read_text().strip())
+    typed = ran.err.splitlines()[-1]
+    assert typed == (
+        "cutlayer join localhost:7070 --name pi-1 --ca ca.crt --token pi-1.token --data DATA --model server"
+    )
+
+
+@pytest.mark.parametrize("words", [["--out", "there"], ["--out", "none/x"], ["--out", "x", "--certificate"]])
+def test_a_token_that_could_not_be_written_is_never_made(
+    words: list[str], fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").touch()
+    ran = run("fleet", "add", "pi-1", "--fleet", fleet, *words)
+    assert (ran.code, "--out" in ran.err) == (2, True)
+    assert Roster(fleet).names() == []
+
+
+def test_the_list_says_who_is_here(fleet: Path, tmp_path: Path) -> None:
+    for name in ("pi-1", "pi-2"):
+        run("fleet", "add", name, "--fleet", fleet)
+    assert "No server of this fleet runs" in run("fleet", "list", "--fleet", fleet).out
+    write_here([fleet], tmp_path / "run", [DeviceNow("pi-1", "training")], rounds_done=1, rounds=2)
+    said = run("fleet", "list", "--fleet", fleet).out
+    assert [line.split()[:2] for line in said.splitlines() if "pi-" in line] == [["pi-1", "training"], ["pi-2", "away"]]
+    assert "1 of 2 rounds done: cutlayer status " in said
 
 
 def test_a_certificate_is_written_for_its_device(fleet: Path) -> None:

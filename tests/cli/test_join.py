@@ -18,6 +18,7 @@ def nobody() -> str:
 
 
 def wrong(folder: Path, *flags: object) -> str:
+    (folder / "reviews.jsonl").touch()
     given = ["--data", folder / "reviews.jsonl", "--name", "pi-1", "--folder", folder / "kept"]
     ran = run("join", *flags, *given)
     assert ran.code == 2, ran.err

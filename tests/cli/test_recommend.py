@@ -102,13 +102,12 @@ def test_in_a_terminal_of_any_width_nothing_is_cut_off(columns: int, world: Worl
     assert isinstance(one, Fits)
     shown, out = fits_table([one]), Terminal()
     with mock.patch.dict("os.environ", {"COLUMNS": str(columns)}), contextlib.redirect_stdout(out):
-        terminal.console(at_least=terminal.width_of(shown)).print(shown)
+        terminal.console().print(shown)
     told = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    heading, _, row = (line for line in told.splitlines() if line.strip())
     assert "…" not in told
-    assert heading.split() == ["method", *NUMBERS, *WORDS]
-    assert row.split()[:2] == ["memsfl:cut=latency", "*"]
-    assert row.rstrip().endswith("round")
+    assert max(len(line.rstrip()) for line in told.splitlines()) <= columns
+    assert "memsfl:cut=latency *" in told
+    assert all(heading in told for heading in (*NUMBERS, *WORDS))
 
 
 def test_where_nothing_fits_each_says_why_and_the_command_fails(world: World, tmp_path: Path) -> None:

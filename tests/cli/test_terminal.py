@@ -8,11 +8,12 @@ import warnings
 
 import pytest
 
-from cutlayer.cli.terminal import LIBRARIES, console, quiet_libraries, table
+from cutlayer.cli.terminal import LIBRARIES, console, quiet_libraries
+from cutlayer.report.listing import Listing
 
 
 def test_a_row_is_a_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = table("name", numbers=["count"])
+    shown = Listing("name", numbers=["count"])
     shown.add_row("x" * 200, "[1]")
     console().print(shown)
     assert f"{'x' * 200}    [1]" in capsys.readouterr().out

@@ -41,7 +41,7 @@ def test_before_the_first_round_it_says_who_is_there_and_who_is_missing() -> Non
     assert shown[0] == "waiting for 3 devices: 1 is here"
     assert [row.split()[:2] for row in shown[3:]] == [["pi-1", "ready"], ["pi-2", "preparing"], ["pi-3", "away"]]
     assert [row.split()[-1] for row in shown[3:]] == ["now", "never", "never"]
-    assert lines(FleetView(None, [], 2, now=0.0)) == ["waiting for 2 devices: 0 are here"]
+    assert lines(FleetView(None, [], 1, now=0.0)) == ["waiting for 1 device: nobody is here yet"]
 
 
 def test_it_says_for_whom_the_round_waits() -> None:

@@ -117,12 +117,12 @@ def test_a_server_with_rows_of_its_own_judges_too(tmp_path: Path) -> None:
     assert row["validation"] == outcome.metrics
     assert row["held_out"]["metrics"] != outcome.metrics
     assert [one.judged.get("samples") for one in outcome.devices] == [4, 4, None]
-    assert [str(column.header) for column in device_table(outcome.devices).columns][-1] == "accuracy"
+    assert device_table(outcome.devices).headings[-1] == "accuracy"
     plain = simulated(
         values_for(folder, data__max_length=16, train__local_steps=1, train__rounds=1), tmp_path / "plain"
     )
     assert plain.rows[0]["held_out"] == {}
-    assert [str(column.header) for column in device_table(plain.devices).columns][-1] == "down"
+    assert device_table(plain.devices).headings[-1] == "down"
 
 
 def test_a_server_that_has_nothing_at_all(unjudged: Path, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from cutlayer.config import RunConfig, changed_config, changes, read_config
 from cutlayer.errors import ConfigError
 from cutlayer.reading import local
+from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import completed
+from cutlayer.run.longer import lengthen
 
 Given = RunConfig | Mapping[str, Any] | str | Path | None
 """A config, its sections by name, a run file, the folder of a run, or None for the defaults."""
@@ -63,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 
 def goes_on(config: RunConfig, *, resume: bool) -> bool:
-    """Whether a run is in its folder and is to go on.
+    """Whether a run is in its folder and is to go on; with more rounds, where the config has more.
 
     Args:
       config: Of the run.
@@ -77,8 +79,11 @@ def goes_on(config: RunConfig, *, resume: bool) -> bool:
         return False
     there = completed(read_config(stored, values={"out": config.out}))
     for key, old, new in changes(there, completed(config)):
+        if key == "train.rounds" and new > old:
+            continue
         raise ConfigError(
             f"resume: expected the config of the run in {config.out}, got one whose {key} is {new!r}, not {old!r}. "
             "Say the same, or use another folder (out)."
         )
+    lengthen(RunFolder.reopen(Path(config.out)), config.train.rounds)
     return True

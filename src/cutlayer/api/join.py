@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import grpc
-
 from cutlayer.api.apart import run_apart
 from cutlayer.device.limits import Limits
 from cutlayer.device.token import read_token
-from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.joining import join as join_run
-from cutlayer.transport.address import parted
 from cutlayer.transport.allocator import ON_A_DEVICE, keep_freed_memory
-from cutlayer.transport.exposure import is_loopback
+from cutlayer.transport.diagnosis import wrong_with
 from cutlayer.transport.grpc_carrier import dialler
-from cutlayer.transport.tls import channel_credentials
+from cutlayer.transport.tls import credentials_for
 
 
 def join(
@@ -142,24 +139,9 @@ def attending(
     Raises:
       UserError: Something cannot be.
     """
-    credentials = _credentials(server, ca, certificate, key, insecure=insecure)
+    credentials = credentials_for(server, ca, certificate, key, insecure=insecure)
     secret = read_token(token, os.environ)
     keep_freed_memory(ON_A_DEVICE)
     dial = dialler(server, name=joining.name, token=secret, credentials=credentials, insecure=insecure)
-    return join_run(joining, dial, Random(joining.name), notice)
-
-
-def _credentials(
-    server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
-) -> grpc.ChannelCredentials | None:
-    host, _ = parted(server, "join")
-    if ca is not None:
-        return channel_credentials(ca, certificate, key)
-    if certificate is not None or key is not None:
-        raise ConfigError("join: expected --ca beside a certificate, got none. Name the fleet's ca.crt.")
-    if not is_loopback(host) and not insecure:
-        raise ConfigError(
-            f"join: expected TLS to a server on another machine, got none for {host}: anybody on the way reads and "
-            "changes activations, labels, adapters and the token. Name the fleet's ca.crt (--ca), or say --insecure."
-        )
-    return None
+    wrong = partial(wrong_with, server, ca, certificate, key)
+    return join_run(joining, dial, Random(joining.name), notice, wrong=wrong)

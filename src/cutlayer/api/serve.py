@@ -12,16 +12,18 @@ from cutlayer.api.given import Given, config_from, goes_on
 from cutlayer.api.told import OnRound, Told
 from cutlayer.config import RunConfig
 from cutlayer.errors import CheckpointError, ConfigError
-from cutlayer.fleet.profile import load_fleet
 from cutlayer.gate.door import door_of
 from cutlayer.gate.roster import Roster
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare_server
+from cutlayer.run.measured import fleet_of
 from cutlayer.run.served import Workers
 from cutlayer.run.served import serve as serve_run
 from cutlayer.run.span_served import serve_span
+from cutlayer.run.understood import Noticed, unnoticed
+from cutlayer.run.unsaid import on_real_machines
 from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import check_exposure
@@ -91,7 +93,7 @@ def serve(
       >>> [list(row["devices"]) for row in outcome.rows], started[0].wait()
       ([['pi-1']], 0)
     """
-    config = config_from(run, sections, "serve")
+    config = on_real_machines(config_from(run, sections, "serve"), declared=False)
     given = {
         "host": host,
         "port": port,
@@ -164,7 +166,7 @@ def serving(
     how: Listening,
     *,
     resume: bool,
-    noticed: Callable[[str], None] = lambda _line: None,
+    noticed: Noticed = unnoticed,
 ) -> Coroutine[Any, Any, Outcome]:
     """Finds what a person got wrong and reads the data, and returns what then serves the run.
 
@@ -184,7 +186,8 @@ def serving(
     expected = [] if roster is None else _names(roster)
     team = _team(how.workers, how.host, how.port, roster)
     keep_freed_memory()
-    inputs, fleet = prepare_server(config), load_fleet(config.fleet)
+    inputs = prepare_server(config)
+    fleet = fleet_of(inputs)
     for line in inputs.notices:
         noticed(line)
     door = door_of(joined(how.host, how.port, "serve"), roster, opened)
@@ -199,6 +202,7 @@ def serving(
         workers=team,
         started=how.started(),
         patience=how.patience,
+        noticed=noticed,
     )
 
 

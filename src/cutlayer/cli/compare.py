@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
     from cutlayer.comparing.comparison import Comparison
     from cutlayer.comparing.results import Results
+    from cutlayer.comparing.tables import Table
+    from cutlayer.report.listing import Listing
 
 DEFAULT_OUT = "runs/compare"
 
@@ -124,10 +126,16 @@ def _tell(results: Results, folder: Path) -> None:
     terminal = console()
     for shown in (target_table(results), budget_table(results)):
         if shown is not None:
-            drawn = table(shown.columns[0], numbers=shown.columns[1:])
-            for row in shown.rows:
-                drawn.add_row(*(f"{cell.whole} *" if cell.best else cell.whole for cell in row))
-            terminal.print(f"{shown.title} (* best)", soft_wrap=True)
-            terminal.print(drawn)
+            terminal.print(listed(shown))
     terminal.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     terminal.print(f"tables: {folder / 'compare.md'}, figures: {folder / 'compare.json'}", soft_wrap=True)
+
+
+def listed(shown: Table) -> Listing:
+    """A table of a comparison, for a terminal."""
+    from cutlayer.report.listing import Listing
+
+    drawn = Listing(shown.columns[0], numbers=shown.columns[1:], title=f"{shown.title} (* best)")
+    for row in shown.rows:
+        drawn.add_row(*(f"{cell.whole} *" if cell.best else cell.whole for cell in row))
+    return drawn

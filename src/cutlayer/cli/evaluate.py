@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 from cutlayer.cli.threads import fit_threads
 from cutlayer.errors import AdapterError, ConfigError, DataError
 
@@ -59,6 +59,7 @@ def evaluate(
     from cutlayer.model.source import DTYPES
     from cutlayer.model.vocabulary import check_ids
     from cutlayer.report.json_lines import to_json
+    from cutlayer.report.listing import Listing
     from cutlayer.report.progress import NoProgress, Progress
     from cutlayer.server import evaluate as evaluation
     from cutlayer.settings import hardware as hardware_named
@@ -101,7 +102,7 @@ def evaluate(
     if as_json:
         print(to_json(metrics))
         return
-    shown = table("metric", numbers=["value"])
+    shown = Listing("metric", numbers=["value"])
     for name, value in metrics.items():
         shown.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     console().print(shown)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 
 
 def families() -> None:
     """List the model families, with LoRA's default targets and the ways of pooling, the default first."""
     from cutlayer.model.families import FAMILIES
+    from cutlayer.report.listing import Listing
 
-    shown = table("family", "tasks", "LoRA targets", "pooling")
+    shown = Listing("family", "tasks", "LoRA targets", "pooling", prose=("tasks", "LoRA targets", "pooling"))
     for row in FAMILIES.values():
         shown.add_row(row.name, ", ".join(row.tasks), ", ".join(row.attention), ", ".join(row.poolings))
     console().print(shown)

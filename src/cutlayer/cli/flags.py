@@ -145,6 +145,11 @@ class Given:
 
         return read_config(self.run, self.overrides, self.values)
 
+    def alone(self, key: str) -> str | bool | None:
+        """What was said of a key, where that is all that was said; else None."""
+        said = [*self.values.items(), *(override.partition("=")[::2] for override in self.overrides)]
+        return said[0][1] if self.run is None and [name for name, _ in said] == [key] else None
+
     def typed(self) -> list[str]:
         """What was given, as words of a command line."""
         words = ["--run", str(self.run)] if self.run else []

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 from cutlayer.shown import shown
 
 fleet = typer.Typer(no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
@@ -59,14 +59,25 @@ def add(
     folder: FolderOption,
     certificate: Annotated[bool, typer.Option("--certificate", help="A certificate in place of a token.")] = False,
     days: Annotated[float, typer.Option(min=1, help="How long a client certificate is valid.")] = 365,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the token there, for its owner alone.", show_default=False),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the server, for the line to type.")] = 7070,
 ) -> None:
-    """Let a device in. Its token is printed once, alone on standard output; no file of the server holds it."""
+    """Let a device in. Its token is written or printed once, alone on standard output; no file of the server holds it.
+
+    Ends with the command that the device types.
+    """
     from datetime import UTC, datetime
 
+    from cutlayer.files import write_atomically
     from cutlayer.gate.roster import Roster
     from cutlayer.transport.certificates import issue_device, write_issued
 
     now, roster = datetime.now(UTC), Roster(folder)
+    if out is not None:
+        _check_out(out, certificate=certificate)
     if certificate:
         issued = issue_device(folder, name, now, days=days)
         roster.add_certificate(name, issued.fingerprint, when=now)
@@ -74,11 +85,20 @@ def add(
         files.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_issued(files / "device.crt", files / "device.key", issued)
         _say(f"Copy {files}/device.crt, {files}/device.key and {folder}/ca.crt to {name}; then delete device.key here.")
+        _say_join(name, folder, port, "--certificate device.crt --key device.key")
         return
     token = roster.add(name, when=now)
+    if out is not None:
+        write_atomically(out, f"{token}\n", private=True)
+        _say(
+            f"Copy {folder}/ca.crt and {out} to {name}, so that only its owner may read it there; then delete it here."
+        )
+        _say_join(name, folder, port, f"--token {out.name}")
+        return
     _say(f"Copy {folder}/ca.crt to {name}, and this token, which is shown only now, into a file there that only its")
     _say("owner may read (chmod 600), or into its CUTLAYER_TOKEN:")
     print(token)
+    _say_join(name, folder, port, f"--token {name}.token")
 
 
 @fleet.command()
@@ -94,13 +114,48 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
 
 @fleet.command("list")
 def list_devices(folder: FolderOption) -> None:
-    """List the devices of a fleet."""
+    """List the devices of a fleet, and where its server runs who is here now."""
     from cutlayer.gate.roster import Roster
+    from cutlayer.reading import counted
+    from cutlayer.report.here import devices_of, read_here
+    from cutlayer.report.listing import Listing
 
-    listed = table("device", "proves itself by", "since", "revoked")
+    here = read_here(folder)
+    now = {device.name: device.state for device in devices_of(here)} if here else {}
+    listed = Listing("device", "now", "proves itself by", "since", "revoked", most=("now", "revoked"))
     for name, entry in Roster(folder).entries().items():
-        listed.add_row(*map(shown, (name, entry.kind, entry.since, entry.revoked or "-")))
-    console().print(listed)
+        state = now.get(name, "away") if here else "-"
+        listed.add_row(*map(shown, (name, state, entry.kind, entry.since, entry.revoked or "-")))
+    terminal = console()
+    terminal.print(listed)
+    if here:
+        terminal.print(
+            f"{here.round} of {counted(here.rounds, 'round')} done: cutlayer status {here.run}", soft_wrap=True
+        )
+    else:
+        terminal.print("No server of this fleet runs, or none has for long enough to say who is here.", soft_wrap=True)
+
+
+def _check_out(out: Path, *, certificate: bool) -> None:
+    """Raises ConfigError for a file that cannot take a token: before the roster knows one that nobody has."""
+    from cutlayer.errors import ConfigError
+
+    if certificate:
+        raise ConfigError("--out: expected none beside --certificate, whose files have their place. Leave one out.")
+    if out.exists():
+        raise ConfigError(f"--out: expected a file that is not there yet, got {out}. Name another, or delete it.")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: expected a folder that is there, got {out.parent}. Make it first.")
+
+
+def _say_join(name: str, folder: Path, port: int, proof: str) -> None:
+    """The whole command that a device types."""
+    from cutlayer.transport.certificates import server_hosts
+
+    hosts = server_hosts(folder)
+    host = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
+    _say(f"On {name}, where DATA is its own data:")
+    _say(f"cutlayer join {host}:{port} --name {name} --ca ca.crt {proof} --data DATA --model server")
 
 
 def _say(line: str) -> None:

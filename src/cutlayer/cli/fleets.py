@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 
 
 def fleets() -> None:
     """List the built-in fleets."""
     from cutlayer.fleet.profile import list_fleets
     from cutlayer.report.human import human_bytes
+    from cutlayer.report.listing import Listing
 
-    shown = table("fleet", "devices", "TFLOP/s", "memory", "server", "source")
+    shown = Listing("fleet", "devices", "TFLOP/s", "memory", "server", "source", prose=("server", "source"))
     for fleet in list_fleets():
         speeds = [device.flops_per_second / 1e12 for device in fleet.devices]
         memories = [device.memory_bytes for device in fleet.devices]

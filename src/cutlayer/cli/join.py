@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +73,18 @@ def join(
     ] = False,
 ) -> None:
     """Join a server's run: measure this machine, train on its data, which stays here; until the run is over."""
+    from cutlayer.data.source import check_place
+    from cutlayer.device.token import read_token
+    from cutlayer.transport.diagnosis import check_authority
+    from cutlayer.transport.tls import credentials_for
+
+    # Seconds of imports come after what can be told without them.
+    credentials_for(server, ca, certificate, key, insecure=insecure)
+    read_token(token, os.environ)
+    check_place(data)
+    if ca is not None:
+        check_authority(ca)
+    print(f"{name}: starting", file=sys.stderr)
     from cutlayer.api.join import attending
     from cutlayer.device.limits import Limits
     from cutlayer.joining import Joining

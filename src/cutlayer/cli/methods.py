@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,20 +23,22 @@ def methods(
 ) -> None:
     """List the methods, with their options and defaults; with a name, show what one is and what its options decide."""
     from cutlayer.methods.table import TABLE, found, offered
+    from cutlayer.report.listing import Listing
 
     if name is not None:
         _show(found(name))
         return
-    shown = table("method", "what it does", "options (-o method.KEY=VALUE)", "paper", "evidence")
+    options = "options (-o method.KEY=VALUE)"
+    shown = Listing("method", "what it does", options, "paper", "evidence", prose=("what it does", options))
     problems = []
     for known in [*TABLE, *offered()]:
         try:
             row = found(known)
-            options = " ".join(f"{key}={option.typed}" for key, option in row.description.options.items())
+            typed = " ".join(f"{key}={option.typed}" for key, option in row.description.options.items())
         except ConfigError as error:
             problems.append(f"{known}: {error}")
         else:
-            shown.add_row(known, row.summary, options, row.paper, row.evidence)
+            shown.add_row(known, row.summary, typed, row.paper, row.evidence)
     console().print(shown)
     for problem in problems:
         console().print(f"offered by an installed package, but no method: {problem}", soft_wrap=True, highlight=False)
@@ -45,6 +47,7 @@ def methods(
 def _show(row: MethodRow) -> None:
     """One method: title, origin, options, notes."""
     from cutlayer.methods.described import spelled
+    from cutlayer.report.listing import Listing
 
     said, terminal = row.description, console()
     for line in (
@@ -54,7 +57,8 @@ def _show(row: MethodRow) -> None:
     ):
         terminal.print(line, soft_wrap=True, highlight=False)
     if said.options:
-        shown = table("option (-o method.KEY=VALUE)", "kind", "default", "what it decides")
+        decides = "what it decides"
+        shown = Listing("option (-o method.KEY=VALUE)", "kind", "default", decides, prose=(decides,), most=(decides,))
         for key, option in said.options.items():
             shown.add_row(key, option.kind, option.typed, option.help)
         terminal.print(shown)

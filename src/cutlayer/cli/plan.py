@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import console
+from cutlayer.reading import counted
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from cutlayer.methods.method import Method
     from cutlayer.policies.plan import Situation
     from cutlayer.policies.stragglers import Stragglers
+    from cutlayer.report.listing import Listing
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.rehearsed import Rehearsed
     from cutlayer.types import RoundPlan
@@ -174,21 +174,22 @@ def typical_tokens(inputs: RunInputs) -> int:
     return round(float(padded.clip(max=inputs.config.data.max_length).mean()))
 
 
-def device_rows(inputs: RunInputs, situation: Situation, plan: RoundPlan, num_tokens: int) -> Table:
+def device_rows(inputs: RunInputs, situation: Situation, plan: RoundPlan, num_tokens: int) -> Listing:
     """One row per device: memory at the longest batch, everything else of one step with `num_tokens` tokens a text."""
     from cutlayer.report.human import human_bytes, human_seconds
+    from cutlayer.report.listing import Listing
     from cutlayer.server.forecast import Forecast
     from cutlayer.types import Cost
 
     costs, forecast = inputs.costs, Forecast(inputs.fleet, inputs.costs, inputs.compression)
     numbers = ("cut", "memory", "of", "up/step", "down/step", "device GFLOP", "server GFLOP", "step")
-    shown = table("device", numbers=numbers)
+    shown = Listing("device", numbers=numbers, most=("cut", "step", "memory", "of"))
     for device in plan.devices:
         shape = (device, device.batch_size, num_tokens)
         work = (costs.device(*shape), Cost(0.0, 0.0, 0) if device.alone else costs.server(*shape))
         shown.add_row(
             device.device,
-            str(device.cut),
+            f"{device.cut} of {costs.num_blocks}",
             human_bytes(situation.device_bytes(device)),
             human_bytes(situation.profile(device.device).memory_bytes),
             *(human_bytes(crossing) for crossing in forecast.crossing_bytes(*shape)),
@@ -208,13 +209,14 @@ def summary_lines(
     adapters = f"{len(rehearsed.owners)} adapter{'s' if len(rehearsed.owners) > 1 else ''} with moments"
     folds = f", {rounds} folds" if rehearsed.fold_bytes else ""
     verdict = "" if need <= server.memory_bytes else ", which is too much"
+    shape = f"{situation.batch_size} x {num_tokens} tokens"
+    parts = f" in {situation.micro_batches} parts" if situation.micro_batches > 1 else ""
 
     return [
         f"server: {human_bytes(need)} of {human_bytes(server.memory_bytes)}{verdict} "
         f"(one base, {adapters}, one step, activations that wait{folds})",
-        f"round:  {taken(rehearsed, 1)} ({situation.local_steps} steps with batches of {situation.batch_size} x "
-        f"{num_tokens} tokens{f' in {situation.micro_batches} parts' if situation.micro_batches > 1 else ''})",
-        f"run:    {taken(rehearsed, rounds)} ({rounds} rounds)",
+        f"round:  {taken(rehearsed, 1)} ({counted(situation.local_steps, 'step')} with batches of {shape}{parts})",
+        f"run:    {taken(rehearsed, rounds)} ({counted(rounds, 'round')})",
     ]
 
 

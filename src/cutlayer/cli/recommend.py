@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, table, width_of
+from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 from cutlayer.methods.described import spelled
+from cutlayer.reading import counted
 from cutlayer.report.human import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from cutlayer.report.listing import Listing
     from cutlayer.run.inputs import RunInputs
     from cutlayer.run.recommended import Choice, Fits, OnDevice, Unfit
 
@@ -64,15 +64,15 @@ def recommend(
 
 
 def _tell(where: str, inputs: RunInputs, num_tokens: int, fits: Sequence[Fits], unfit: Sequence[Unfit]) -> None:
-    train, shown = inputs.config.train, fits_table(fits)
-    terminal = console(at_least=width_of(shown))
+    train, terminal = inputs.config.train, console()
 
     def say(line: str) -> None:
         terminal.print(line, soft_wrap=True)
 
-    say(f"{where}; a round of {train.local_steps} steps with batches of {train.batch_size} x {num_tokens} tokens")
+    steps = counted(train.local_steps, "step")
+    say(f"{where}; a round of {steps} with batches of {train.batch_size} x {num_tokens} tokens")
     if fits:
-        terminal.print(shown)
+        terminal.print(fits_table(fits))
         for line in _legend(fits):
             say(line)
     if unfit:
@@ -158,11 +158,13 @@ WORDS: dict[str, Callable[[Fits], str]] = {
 """Columns of words, by their heading."""
 
 
-def fits_table(fits: Sequence[Fits]) -> Table:
+def fits_table(fits: Sequence[Fits]) -> Listing:
     """One row for each choice that fits, in the order given."""
-    shown = table("method", numbers=list(NUMBERS))
+    from cutlayer.report.listing import Listing
+
+    shown = Listing("method", numbers=list(NUMBERS), most=("round", "cut", "leaves", "memory", "up", "down"))
     for heading in WORDS:
-        shown.add_column(heading, no_wrap=True)
+        shown.add_column(heading)
     for one in fits:
         shown.add_row(_marked(one.choice), *(cell(one) for cell in (*NUMBERS.values(), *WORDS.values())))
     return shown

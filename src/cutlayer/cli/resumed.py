@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +16,73 @@ if TYPE_CHECKING:
 
 
 def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
-    """The config of a new run, or of the run that goes on, wherever its folder stands by now.
+    """The config of a new run, or of the run that goes on, wherever its folder stands by now. Imports no torch.
+
+    What can be told without it is told here: a person should not wait for it to hear of a word that is misspelt.
 
     Raises:
-      ConfigError: Something in it cannot be, or something describes a run that is there already.
+      UserError: Something in it cannot be, or something describes a run that is there already.
     """
     from cutlayer.config import read_config
     from cutlayer.report.run_folder import RunFolder
+    from cutlayer.run.longer import free_folder, lengthen
+    from cutlayer.run.unsaid import on_real_machines
 
     if resume is None:
         config = given.config()
+        if "out" not in config.model_fields_set:  # nobody named a folder, so the next free one does
+            config = config.model_copy(update={"out": str(free_folder(Path(config.out)))})
         RunFolder.check_free(Path(config.out))  # here rather than after the data has been read
+        if command != "train":
+            config = on_real_machines(config, declared=command == "up")
+        check_words(config)
         return config
-    if given.spelled():
+    more = given.alone("train.rounds")
+    if more is None and given.spelled():
         raise ConfigError(
-            f"--resume: expected nothing that describes a run beside it, got {', '.join(given.spelled())}. "
+            f"--resume: expected nothing that describes a run beside it but more --rounds, got "
+            f"{', '.join(given.spelled())}. "
             f"The run goes on as {resume / 'config.yaml'} says: leave them out, or start a new run."
         )
     folder = RunFolder.reopen(resume)
     folder.check_command(command)
+    if more is not None and (line := lengthen(folder, more)):
+        print(line, file=sys.stderr)
     return read_config(folder.path / "config.yaml", values={"out": str(resume)})
+
+
+def check_words(config: RunConfig) -> None:
+    """Looks at the words of a config: its method and options, its fleet, and whether its data is where it says.
+
+    Raises:
+      UserError: There is none such.
+    """
+    from cutlayer.data.source import check_place
+    from cutlayer.fleet.profile import MEASURED, load_fleet
+    from cutlayer.methods.table import found
+
+    found(config.method.name, config.method.sha256).check_options(config.method.options)
+    if config.fleet != MEASURED:
+        load_fleet(config.fleet)
+    check_place(config.data.path)
+
+
+def remarks(outcome: Outcome) -> list[str]:
+    """What of an ended run somebody should not overlook, and how its figures are meant."""
+    from cutlayer.report.human import human_bytes
+    from cutlayer.report.remarks import idle_lines
+
+    *devices, server = outcome.devices
+    blocks = outcome.summary["blocks"]
+    split = server.busy_seconds > 0 and any(row.cut is not None and row.cut < blocks for row in devices)
+    lines = idle_lines(outcome.devices, split=split)
+    if (wire := outcome.summary.get("on_the_wire")) is not None:
+        up, down = human_bytes(wire["bytes_up"]), human_bytes(wire["bytes_down"])
+        lines.append(
+            "up and down above are the rounds' messages, over the whole run; with parts of the model, repeats and "
+            f"signs of life it was {up} up and {down} down since this process began"
+        )
+    return lines
 
 
 def tell(outcome: Outcome, *, quiet: bool) -> None:
@@ -46,13 +94,15 @@ def tell(outcome: Outcome, *, quiet: bool) -> None:
     from cutlayer.report.human import human_bytes
 
     terminal = console()
-    terminal.print(device_table(outcome.devices))
+    terminal.print(device_table(outcome.devices, outcome.summary["blocks"]))
     changes = [
         f"{name} {outcome.before[name]:.4g} -> {value:.4g}"
         for name, value in outcome.metrics.items()
         if name != "tokens"  # of the validation set: the same before and after
     ]
     terminal.print(", ".join(changes), soft_wrap=True)
+    for line in remarks(outcome):
+        terminal.print(line, soft_wrap=True)
     saved = outcome.summary["totals"]
     if saved["saved_bytes"]:
         work, sent = f"{saved['saved_flops'] / 1e9:.3g} GFLOP", human_bytes(saved["saved_bytes"])

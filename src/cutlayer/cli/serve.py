@@ -11,8 +11,9 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import console, noticing, starting
 from cutlayer.cli.threads import fit_threads
+from cutlayer.reading import counted
 
 if TYPE_CHECKING:
     from cutlayer.config import RunConfig
@@ -56,7 +57,7 @@ def serve(
             "--workers",
             min=1,
             metavar="N",
-            help="Serve devices by N processes, each with the model, one per GPU; by Ray (cutlayer[ray]). "
+            help="Serve devices by N processes, each with the model, one per GPU; by Ray (cutlayer\\[ray]). "
             "For methods whose server trains an adapter for each device, or none.",
             show_default=False,
         ),
@@ -104,6 +105,8 @@ def serve(
     terminal = console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "serve")
+        if resume is None:
+            check_door(host or "127.0.0.1", folder, insecure=bool(insecure))
         from cutlayer.api.serve import Listening, serving
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress
@@ -118,17 +121,29 @@ def serve(
     display = NoProgress() if quiet else FleetProgress(terminal)
 
     def opened(port: int) -> None:
-        terminal.print(f"listening on {joined(how.host, port)}, waiting for {how.min_devices} devices", highlight=False)
-
-    def noticed(line: str) -> None:
-        if not quiet:
-            terminal.print(line, soft_wrap=True, markup=False)
+        terminal.print(
+            f"listening on {joined(how.host, port)}, waiting for {counted(how.min_devices, 'device')}", highlight=False
+        )
 
     with display:
         display.stage("reading the data")
-        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticed)
+        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
+
+
+def check_door(host: str, folder: Path | None, *, insecure: bool) -> None:
+    """Looks at where a server is to listen and at its fleet folder, before seconds of imports.
+
+    Raises:
+      ConfigError: It would be open to others by accident, or the folder is none.
+    """
+    from cutlayer.gate.roster import Roster
+    from cutlayer.transport.exposure import check_exposure
+
+    check_exposure(host, tls=folder is not None, authenticated=folder is not None, insecure=insecure)
+    if folder is not None:
+        _ = Roster(folder).kind
 
 
 def _lend(config: RunConfig, span: str, said: Mapping[str, Any]) -> None:

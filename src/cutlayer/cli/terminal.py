@@ -7,15 +7,16 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-PIPE_COLUMNS = 1000
+    from cutlayer.report.listing import Listing
+
+PIPE_COLUMNS = 10_000
 """In a pipe nothing is wrapped: a row of a table is a line."""
 
 LIBRARIES = ("transformers", "datasets", "huggingface_hub", "peft", "torch")
@@ -39,17 +40,27 @@ def quiet_libraries() -> None:
             warnings.filterwarnings("ignore", module=library)
 
 
-def console(*, at_least: int = 0) -> Console:
-    """Standard output, as wide as the terminal is.
-
-    Args:
-      at_least: Columns that it has in any case: a line that is longer than the terminal's goes on in the next, whole.
-    """
+def console() -> Console:
+    """Standard output, as wide as the terminal is."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    made = Console(width=width, markup=False, highlight=False)
-    return made if made.width >= at_least else Console(width=at_least, markup=False, highlight=False)
+    return Console(width=width, markup=False, highlight=False)
+
+
+def noticing(terminal: Console, *, quiet: bool) -> Callable[[str | Listing], None]:
+    """What prints that a run tells beside its progress: a line, or a table.
+
+    Args:
+      terminal: Where.
+      quiet: Print nothing.
+    """
+
+    def noticed(told: str | Listing) -> None:
+        if not quiet:
+            terminal.print(told, soft_wrap=isinstance(told, str), markup=False)
+
+    return noticed
 
 
 @contextmanager
@@ -77,29 +88,3 @@ def starting(terminal: Console, *, quiet: bool = False) -> Iterator[None]:
             yield
         finally:
             lines.close()
-
-
-def width_of(shown: Table) -> int:
-    """The columns that a table needs to be whole."""
-    from rich.measure import Measurement
-
-    widest = console(at_least=PIPE_COLUMNS)
-    return Measurement.get(widest, widest.options, shown).maximum
-
-
-def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """An empty table in the style of the project.
-
-    Args:
-      columns: Headings of columns of text.
-      numbers: Headings of columns of numbers, which follow.
-    """
-    from rich import box
-    from rich.table import Table
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column in columns:
-        made.add_column(column)
-    for column in numbers:
-        made.add_column(column, justify="right", no_wrap=True)
-    return made

@@ -12,7 +12,7 @@ import typer
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import console, noticing, starting
 from cutlayer.cli.threads import fit_threads
 
 
@@ -37,12 +37,12 @@ def train(
         fit_threads()
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
+    noticed = noticing(terminal, quiet=quiet)
     with _interruptible(Path(config.out)), NoProgress() if quiet else Progress(terminal) as display:
         inputs = prepare(config, display.stage)
-        if not quiet:
-            for line in (f"training data: {inputs.train.line}", *inputs.notices):
-                terminal.print(line, soft_wrap=True, markup=False)
-        outcome = simulate(inputs, display, resume=resume is not None)
+        for line in (f"training data: {inputs.train.line}", *inputs.notices):
+            noticed(line)
+        outcome = simulate(inputs, display, resume=resume is not None, noticed=noticed)
     tell(outcome, quiet=quiet)
 
 

@@ -10,7 +10,7 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import console, noticing, starting
 from cutlayer.errors import ConfigError
 
 
@@ -46,18 +46,18 @@ def up(
     keep_freed_memory()
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
+    noticed = noticing(terminal, quiet=quiet)
     with NoProgress() if quiet else FleetProgress(terminal) as display:
         if resume is None:
             simulated = prepare(config, display.stage)
             shares, config = write_shares(simulated, Path(config.out) / "shares")
-            if not quiet:
-                for line in (f"training data: {simulated.train.line}", *simulated.notices):
-                    terminal.print(line, soft_wrap=True, markup=False)
+            for line in (f"training data: {simulated.train.line}", *simulated.notices):
+                noticed(line)
         else:
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
         inputs, fleet = prepare_server(config, display.stage), load_fleet(config.fleet)
         outcome = run_until_signalled(
-            bring_up(inputs, fleet, shares, display, resume=resume is not None),
+            bring_up(inputs, fleet, shares, display, resume=resume is not None, noticed=noticed),
             f"cutlayer up --resume {config.out}",
         )
     tell(outcome, quiet=quiet)

@@ -5,7 +5,8 @@
     compare.json, compare.md, report.html   the outcome, written at the end, of the methods of which no run failed
 
 A run is named by its folder and told by its config, so runs of an earlier command here are kept where their config is
-the one that is asked for: more methods and more seeds can be added to a comparison, one can be taken out.
+the one that is asked for: more methods and more seeds can be added to a comparison, one can be taken out. More rounds
+can be where the learning rate does not hang on how many there are.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from cutlayer.config import MethodSection, RunConfig, changes, differences, read
 from cutlayer.errors import ConfigError, UserError
 from cutlayer.files import locked, write_atomically
 from cutlayer.reading import yaml_text
+from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import RunInputs, completed, method_of, prepare
+from cutlayer.run.longer import keeps_its_rates, lengthen
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import situation_of
 
@@ -139,7 +142,10 @@ class Comparison:
         """Raises ConfigError if the folder holds other runs than these."""
         path = self.folder / "compare.yaml"
         if path.exists():
-            for key, old, new in differences(_shared(read_config(path)), self.shared_content()):
+            stored = read_config(path)
+            for key, old, new in differences(_shared(stored), self.shared_content()):
+                if key == "train.rounds" and self._lengthens(stored, old, new):
+                    continue
                 raise ConfigError(
                     f"--out: expected a folder of this comparison, got {self.folder} whose {key} is {old}, not {new}. "
                     "Use another --out."
@@ -148,13 +154,31 @@ class Comparison:
             if (run.folder / "config.yaml").exists():
                 stored = completed(read_config(run.folder / "config.yaml", values={"out": run.config.out}))
                 for key, old, new in changes(stored, run.config):
+                    if key == "train.rounds" and self._lengthens(stored, old, new):
+                        continue
                     raise ConfigError(
                         f"--out: expected {run.folder} to hold this run, got one whose {key} is {old}, not {new}. "
                         "Use another --out, or remove that folder."
                     )
 
+    def _lengthens(self, stored: RunConfig, old: int, new: int) -> bool:
+        """Whether runs that are there can be given more rounds and be what they would have been with them.
+
+        Raises:
+          ConfigError: More are asked for, and they cannot.
+        """
+        if new <= old:
+            return False
+        if not keeps_its_rates(stored):
+            raise ConfigError(
+                f"--rounds: expected {old}, as the runs in {self.folder} have, got {new}: their learning rate falls to "
+                "the end of the run, so longer runs are others from the beginning. Use another --out, or compare with "
+                "--schedule constant --warmup 0, whose runs can be made longer."
+            )
+        return True
+
     def write(self) -> None:
-        """Writes compare.yaml; from here on the folder holds this comparison.
+        """Writes compare.yaml; from here on the folder holds this comparison, and runs that are there have its rounds.
 
         Raises:
           ConfigError: It cannot be made.
@@ -165,6 +189,9 @@ class Comparison:
             raise ConfigError(
                 f"--out: expected a folder that can be made, got {self.folder} ({error.strerror}). Use another."
             ) from error
+        for run in self.runs():
+            if (run.folder / "config.yaml").exists():
+                lengthen(RunFolder.reopen(run.folder), run.config.train.rounds)
         text = yaml_text(self.shared_content())
         write_atomically(self.folder / "compare.yaml", text)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cutlayer.errors import ConfigError
-from cutlayer.types import TaskKind
+from cutlayer.reading import TaskKind
 
 METRICS: dict[TaskKind, dict[str, bool]] = {
     "classification": {"accuracy": True, "macro_f1": True, "loss": False},

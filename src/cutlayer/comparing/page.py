@@ -18,7 +18,7 @@ from cutlayer.comparing.findings import findings
 from cutlayer.comparing.results import MethodFigures, Point, Results, Stat
 from cutlayer.comparing.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
 from cutlayer.fleet.profile import Fleet
-from cutlayer.reading import yaml_text
+from cutlayer.reading import counted, yaml_text
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
 from cutlayer.types import Event
@@ -95,7 +95,7 @@ def _head(results: Results, fleet: Fleet) -> Iterator[str]:
     facts = [
         f"{_short(shared['model']['name'])} on {_short(data['path'])}, spread {data['spread']}",
         f"{_fleet_name(fleet)}, {len(fleet.devices)} device{'s' if len(fleet.devices) > 1 else ''}",
-        f"{train['rounds']} rounds of {train['local_steps']} steps at batch {train['batch_size']}",
+        f"{counted(train['rounds'], 'round')} of {counted(train['local_steps'], 'step')}, batch {train['batch_size']}",
         "one seed" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}",
     ]
     yield f'<p class="lead">{escape(" · ".join(facts))}</p>'

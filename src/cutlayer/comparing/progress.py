@@ -9,15 +9,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from cutlayer.comparing.comparison import Run
 from cutlayer.report.human import human_seconds
+from cutlayer.report.listing import Listing
 from cutlayer.report.screen import Screen
 
 STYLES = {"done": "green", "kept": "green", "waiting": "dim", "failed": "red"}
+MOST = ("state", "rounds", "value", "bar")
+"""What is shown of a run, in the order of its importance."""
+BAR = 30
+"""Columns of the terminal."""
 
 
 @dataclass(slots=True)
@@ -120,15 +123,23 @@ class Progress:
 
     def view(self) -> RenderableType:
         """The whole display."""
-        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid = Listing("run", "state", "bar", "rounds", "value", most=MOST, drawn_again=True, headed=False)
         for name, state in self._states.items():
             grid.add_row(
-                Text(name),
+                name,
                 Text(state.word, style=STYLES.get(state.word, "")),
-                ProgressBar(total=state.rounds, completed=state.rounds_done, width=30),
+                _bar(state),
                 Text(f"{state.rounds_done}/{state.rounds}", style="dim"),
-                Text("".join(self._value(state))),
+                "".join(self._value(state)),
             )
         ended = sum(not state.open for state in self._states.values())
         line = "  ".join([f"{ended} of {len(self._states)} runs have ended", *self._left()])
         return Group(grid, Text(line, style="bold"))
+
+
+def _bar(state: _State) -> Text:
+    done = BAR * state.rounds_done // state.rounds
+    return Text.assemble(
+        ("\N{BOX DRAWINGS HEAVY HORIZONTAL}" * done, "green"),
+        ("\N{BOX DRAWINGS HEAVY HORIZONTAL}" * (BAR - done), "dim"),
+    )

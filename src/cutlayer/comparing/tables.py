@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from cutlayer.comparing.results import MethodFigures, Results, Stat
+from cutlayer.reading import counted
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
 
 NOT_REACHED = "not reached"
@@ -95,7 +96,8 @@ def budget_table(results: Results) -> Table:
         "device memory": cost(lambda method: _alone(method.device_bytes), whole_bytes),
     }
     train = results.shared["train"]
-    return _table(f"The whole budget: {train['rounds']} rounds of {train['local_steps']} steps", methods, columns)
+    budget = f"{counted(train['rounds'], 'round')} of {counted(train['local_steps'], 'step')}"
+    return _table(f"The whole budget: {budget}", methods, columns)
 
 
 def _metrics(results: Results) -> dict[str, bool]:

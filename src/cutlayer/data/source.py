@@ -97,6 +97,18 @@ def _load_local(path: Path, data: str, splits: Splits) -> Tables | None:
     return None
 
 
+def check_place(data: str) -> None:
+    """Looks whether data that can only be on this machine is there.
+
+    Raises:
+      DataError: It is not.
+    """
+    with reading(f"data {shortened(data)}", READABLE, DataError):
+        here = local(data).exists()
+    if not here and not data.startswith("builtin:") and _looks_like_a_path(data):
+        raise DataError(f"data {data}: expected a folder or a file, got nothing there. Check the path.")
+
+
 NO_DATA = "none"
 """The data of a server that has none of its own."""
 

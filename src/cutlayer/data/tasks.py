@@ -35,7 +35,7 @@ from cutlayer.data.chat import (
 from cutlayer.data.rows import Rows
 from cutlayer.data.source import Columns, require_columns
 from cutlayer.errors import ConfigError, DataError, ModelError
-from cutlayer.types import TaskKind
+from cutlayer.reading import TaskKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

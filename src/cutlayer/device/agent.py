@@ -67,6 +67,9 @@ class Attendance(Protocol):
 
 Prepare = Callable[[Welcome, Asking], Awaitable[Attendance]]
 Notice = Callable[[str], None]
+Wrong = Callable[[], str | None]
+SAID_AGAIN_SECONDS = 60.0
+"""Between two lines that say the same of a server that does not answer."""
 
 
 class _RunOver(Exception):
@@ -83,13 +86,22 @@ class Agent:
       random: For the jitter of waiting: devices that lost one server do not come back all at once.
       notice: Told what happens, for a person to read.
       patience_seconds: How long to try to reach a server that does not answer.
+      wrong: Looks, after a connection that came to nothing, for what only a person can mend; may block for seconds.
     """
 
     def __init__(
-        self, name: str, dial: Dial, prepare: Prepare, random: Random, notice: Notice, patience_seconds: float
+        self,
+        name: str,
+        dial: Dial,
+        prepare: Prepare,
+        random: Random,
+        notice: Notice,
+        patience_seconds: float,
+        wrong: Wrong = lambda: None,
     ) -> None:
         self._name, self._dial, self._prepare, self._random = name, dial, prepare, random
-        self._notice, self._patience_seconds = notice, patience_seconds
+        self._notice, self._patience_seconds, self._wrong = notice, patience_seconds, wrong
+        self._told, self._told_at = "", 0.0
         self._attendance: Attendance | None = None
         self._conversation: asyncio.Task[None] | None = None
         self._run = ""
@@ -116,6 +128,8 @@ class Agent:
                     tries, heard = 0, now()
                 elif now() - before > LONGEST_WAIT_SECONDS:
                     tries = 0
+                if not self._attended and (wrong := await asyncio.to_thread(self._wrong)) is not None:
+                    raise JoinError(wrong)
                 if now() - heard > self._patience_seconds:
                     raise JoinError(
                         f"join: expected an answer of the server within {self._patience_seconds:g} s, got "
@@ -124,12 +138,18 @@ class Agent:
                 tries += 1
                 longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(tries, 10))
                 wait = self._random.uniform(longest / 2, longest)
-                self._notice(f"{lost} Trying again in {wait:.1f} s.")
+                self._say_once(f"{str(lost).rstrip('.')}. Trying again, for up to {self._patience_seconds:g} s.")
                 await asyncio.sleep(wait)
         finally:
             if self._conversation is not None and not self._conversation.done():
                 self._conversation.cancel()
                 await asyncio.gather(self._conversation, return_exceptions=True)
+
+    def _say_once(self, line: str) -> None:
+        """What is the matter, when it begins and then once a minute."""
+        if line != self._told or now() - self._told_at >= SAID_AGAIN_SECONDS:
+            self._told, self._told_at = line, now()
+            self._notice(line)
 
     async def _talk(self, carrier: Carrier, welcome: Welcome) -> None:
         """One connection; returns when the run is over."""
@@ -146,6 +166,7 @@ class Agent:
         ready = replace(attendance.ready, session=mine.name, next_round=mine.round + 1, received=mine.received)
         stand = await _exchange(carrier, ready, Stand)
         self._attended = True
+        self._told = ""
         self._notice("connected")
         standing = Standing(stand.session, stand.next_round - 1, stand.received)
         attached = asyncio.ensure_future(attendance.session.attach(carrier, standing))

@@ -15,7 +15,7 @@ from cutlayer.data.batches import Batches
 from cutlayer.data.held_out import Held, parted
 from cutlayer.data.source import Columns, load_tables
 from cutlayer.data.tasks import Classification, Samples, task_from
-from cutlayer.types import TaskKind
+from cutlayer.reading import TaskKind
 
 
 @dataclass(frozen=True, slots=True)

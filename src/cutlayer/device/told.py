@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cutlayer.reading import counted
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Close, Finish, Gradients, Judged, Message, Update
 
@@ -15,11 +16,14 @@ class Told(Around):
       link: The transport's end.
       rounds: Of the run, in all.
       tell: Takes a line.
+      blocks: Of the model, in all, once it is read; None where nobody knows.
     """
 
-    def __init__(self, link: Link, rounds: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, link: Link, rounds: int, tell: Callable[[str], None], blocks: Callable[[], int] | None = None
+    ) -> None:
         super().__init__(link)
-        self._rounds, self._tell = rounds, tell
+        self._rounds, self._tell, self._blocks = rounds, tell, blocks
         self._losses: list[float] = []
 
     async def send(self, message: Message) -> None:
@@ -29,7 +33,7 @@ class Told(Around):
             # the server computed the losses, or this device did, or, where nothing comes down, nobody knows here
             losses = self._losses or ([message.loss] if message.steps else [])
             told = f", loss {sum(losses) / len(losses):.4f}" if losses else ""
-            self._tell(f"{self._round(message)}: done, {message.samples} samples{told}")
+            self._tell(f"{self._round(message)}: done, {counted(message.samples, 'sample')}{told}")
 
         elif isinstance(message, Judged):
             loss = f", loss {message.loss / message.weight:.4f}" if message.loss and message.weight else ""
@@ -44,7 +48,8 @@ class Told(Around):
             self._losses = []
             plan = message.plan
             self._tell(
-                f"{self._round(message)}: {plan.cut} blocks here, {plan.local_steps} steps of {plan.batch_size} samples"
+                f"{self._round(message)}: {self._here(plan.cut)} here, {counted(plan.local_steps, 'step')} of "
+                f"{counted(plan.batch_size, 'sample')}"
             )
         elif isinstance(message, Gradients):
             self._losses.append(message.loss)
@@ -53,6 +58,9 @@ class Told(Around):
         elif isinstance(message, Finish):
             self._tell(message.reason)
         return message
+
+    def _here(self, cut: int) -> str:
+        return counted(cut, "block") if self._blocks is None else f"{cut} of {counted(self._blocks(), 'block')}"
 
     def _round(self, message: Message) -> str:
         return f"round {message.round + 1}/{self._rounds}"

@@ -40,10 +40,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cutlayer.errors import ConfigError
-from cutlayer.reading import read_yaml, reading
+from cutlayer.reading import guess, read_yaml, reading
 
 WRITTEN_OUT = "written-out"
 """The name of a fleet that stands in a run file."""
+
+MEASURED = "measured"
+"""In a run file, in place of a fleet: every machine of a real fleet measures itself, the server too."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of machines are also names of files and of bars in a chart."""
@@ -240,7 +243,7 @@ class Fleet(_Frozen):
     name: str
     source: str
     server: ServerProfile
-    devices: tuple[DeviceProfile, ...] = Field(min_length=1)
+    devices: tuple[DeviceProfile, ...]
     spans: tuple[SpanProfile, ...] = ()
     sites: tuple[SiteProfile, ...] = ()
 
@@ -311,7 +314,7 @@ def write_out(fleet: str | dict[str, Any]) -> str | dict[str, Any]:
     Raises:
       ConfigError: when there is no such fleet.
     """
-    if isinstance(fleet, str) and fleet not in _builtin():
+    if isinstance(fleet, str) and fleet != MEASURED and fleet not in _builtin():
         path = _fleet_file(fleet)
         _read(path, path.stem)  # says what is wrong with the file while there is a file to name
         return _content(fleet)
@@ -521,12 +524,17 @@ def _builtin() -> dict[str, Traversable]:
 
 def _fleet_file(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
+    if str(name_or_path) == MEASURED:
+        raise ConfigError(
+            f"fleet: expected machines that somebody has described, got {MEASURED}: a real fleet measures itself when "
+            "it is there. Name one of `cutlayer fleets`, or a fleet file (--fleet)."
+        )
     with reading("fleet", f"one of {', '.join(_builtin())}, or a .yaml file"):
         there = path.is_file()
     if path.suffix not in (".yaml", ".yml") and not there:
         raise ConfigError(
             f"fleet: expected one of {', '.join(_builtin())}, or a .yaml file, got {str(name_or_path)!r}. "
-            "Name one of these, or write the path of a fleet file."
+            f"{guess(name_or_path, _builtin()) or 'Name one of these, or write the path of a fleet file.'}"
         )
     return path
 

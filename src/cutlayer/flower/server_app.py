@@ -21,7 +21,6 @@ from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from cutlayer.fleet.profile import load_fleet
 from cutlayer.flower.app_config import Serving, read_serving
 from cutlayer.flower.call import CALL, DECLINED, Call
 from cutlayer.flower.calls import Calls, Reply
@@ -30,7 +29,9 @@ from cutlayer.gate.door import Admission, GrpcDoor
 from cutlayer.report.fleet_progress import FleetProgress
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare_server
+from cutlayer.run.measured import fleet_of
 from cutlayer.run.served import serve
+from cutlayer.run.unsaid import on_real_machines
 from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.certificates import issue_server, make_authority
@@ -50,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
 
 async def _hold(serving: Serving, flower: _Flower) -> Outcome:
     """The run, and beside it the calls."""
-    inputs = prepare_server(serving.config)
+    inputs = prepare_server(on_real_machines(serving.config, declared=False))
     tls, authority = _tls(serving.host)
     guests = Guests()
     port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -59,7 +60,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
         run = asyncio.create_task(
             serve(
                 inputs,
-                load_fleet(serving.config.fleet),
+                fleet_of(inputs),
                 display,
                 door,
                 min_devices=serving.devices,

@@ -19,6 +19,7 @@ from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.gate.allowance import FAREWELL_SECONDS, HELLO_SECONDS, MAX_STRANGERS, Allowance
 from cutlayer.gate.metered import Metered
 from cutlayer.gate.refusals import Refusals
+from cutlayer.reading import counted
 from cutlayer.shown import shown
 from cutlayer.state import State
 from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
@@ -356,7 +357,8 @@ class Hub:
     def _news(self, line: str = "") -> None:
         self._changed.set()
         if line:
-            self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
+            are = "is" if len(self.fleet) == 1 else "are"
+            self._notice(f"{line}: {len(self.here)} of {counted(len(self.fleet), 'device')} {are} here")
 
     def refused(self) -> dict[str, dict[str, int]]:
         """Device -> reason -> how often something was refused."""
@@ -421,6 +423,11 @@ class Hub:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 await self.wait_for(lambda: not self._untold())
+
+    @property
+    def told(self) -> frozenset[str]:
+        """Those who know that the run is over."""
+        return frozenset(self._told)
 
     def _untold(self) -> list[str]:
         return [member.name for member in self.fleet if member.name not in self._told]

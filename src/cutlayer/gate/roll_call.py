@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from cutlayer.gate.hub import Member
@@ -18,6 +18,8 @@ def roll_call(
     *,
     round_seconds: float,
     now: float,
+    done: Collection[str] = (),
+    blocks: int | None = None,
 ) -> list[DeviceNow]:
     """How they all are, in the fleet's order, then those who have never come.
 
@@ -29,20 +31,23 @@ def roll_call(
       server: Knows the round under way; None before the first.
       round_seconds: Since the round under way began.
       now: On the clock of `Session.last_seen`.
+      done: Names of those who know that the run is over.
+      blocks: Of the model; None where nobody knows.
     """
     rows = [
-        _device(member, server, round_seconds=round_seconds, now=now)
+        _device(member, server, round_seconds=round_seconds, now=now, done=member.name in done)
         for member in sorted(members, key=lambda member: member.index)
     ]
+    rows = [replace(row, blocks=blocks) for row in rows]
     come = {row.name for row in rows}
     return rows + [DeviceNow(name, "away") for name in expected if name not in come]
 
 
-def _device(member: Member, server: Server | None, *, round_seconds: float, now: float) -> DeviceNow:
+def _device(member: Member, server: Server | None, *, round_seconds: float, now: float, done: bool) -> DeviceNow:
     session, silent = member.session, now - member.session.last_seen
     row = DeviceNow(
         member.name,
-        "ready" if member.here else "preparing" if member.connecting else "away",
+        "done" if done else "ready" if member.here else "preparing" if member.connecting else "away",
         bytes_up=session.bytes_received,
         bytes_down=session.bytes_sent,
         silent_seconds=max(0.0, silent) if silent < math.inf else None,

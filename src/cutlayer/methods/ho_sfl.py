@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import mean_per_block
-from cutlayer.policies.cut import cut_at, cut_by_memory
+from cutlayer.policies.cut_by_name import cut_by_name
 from cutlayer.policies.directions import along_directions
 from cutlayer.policies.order import fifo
 from cutlayer.policies.select import everyone, random_fraction
@@ -43,7 +43,7 @@ def ho_sfl(
     mu: float = 1e-3,
     scale: float = 1.0,
     at_once: int = 1,
-    cut: int | None = None,
+    cut: int | str | None = "memory",
     least: int = 1,
     weighted: bool = True,
     fraction: float = 1.0,
@@ -55,8 +55,9 @@ def ho_sfl(
       mu: How far along each of them.
       scale: The device's learning rate as a part of the run's.
       at_once: Directions in one forward pass; more need more memory and less time.
-      cut: Blocks on every device; None gives each as many as its memory holds.
-      least: With cut None, the fewest blocks that a device must be able to hold.
+      cut: Blocks on every device; memory, or None, gives each as many as its memory holds; latency as many as make the
+        round short: what a real fleet takes where nobody says.
+      least: With cut memory or latency, the fewest blocks that a device must be able to hold.
       weighted: Whether devices count by what they trained in the mean; False counts them alike.
       fraction: Of the fleet, drawn anew every round.
     """
@@ -65,7 +66,7 @@ def ho_sfl(
             everyone(),
             random_fraction(fraction),
             along_directions(directions, mu, scale, at_once),  # before the cut: memory goes by what a step runs
-            cut_by_memory(least=least) if cut is None else cut_at(cut),
+            cut_by_name("memory" if cut is None else cut, least=least),
         ),
         round=hybrid(server_step=one_device_at_a_time(fifo(), owner=one_for_all)),
         aggregate=mean_per_block(weighted=weighted),

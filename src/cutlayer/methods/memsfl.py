@@ -36,7 +36,7 @@ from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 def memsfl(
     *,
     order: str = "longest_tail",
-    cut: int | str | None = None,
+    cut: int | str | None = "memory",
     least: int = 1,
     labels: str = "server",
     weighted: bool = True,
@@ -49,7 +49,7 @@ def memsfl(
     Args:
       order: Who is served next: fifo, random, longest_tail, ratio, strict_ratio or optimal.
       cut: Blocks on every device; memory, or None, gives each as many as its memory holds; latency as many as make the
-        round short.
+        round short: what a real fleet takes where nobody says.
       least: With cut memory or latency, the fewest blocks that a device must be able to hold.
       labels: Where they are: server (they go up with the activations) or device (they stay there, with the head).
       weighted: Whether devices count by what they trained in the mean; False counts them alike (the 1/U of the

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cutlayer.errors import ConfigError, CutlayerError
 from cutlayer.methods.described import Description, Option, described, kinds_of
 from cutlayer.methods.source import Source, described_error, module_source
-from cutlayer.reading import local
+from cutlayer.reading import guess, local
 
 if TYPE_CHECKING:
     from cutlayer.methods.method import Method
@@ -85,6 +84,21 @@ class MethodRow:
         builder: Callable[..., Method] = getattr(self.source.load(), self.function)
         return builder
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Looks at the options without importing the method.
+
+        Raises:
+          ConfigError: It does not know one, or one is no value of its kind.
+        """
+        known = self.description.options
+        for option, value in options.items():
+            if option not in known:
+                raise ConfigError(
+                    f"method.{option}: expected an option of {self.name} ({', '.join(known) or 'it has none'}), got "
+                    f"{option!r}. {guess(option, known) or 'Remove it or correct its name.'}"
+                )
+            _check_type(self.name, option, value, known[option])
+
     def built(self, options: Mapping[str, Any], seed: int) -> Method:
         """The method, with these options and the defaults of others.
 
@@ -97,14 +111,7 @@ class MethodRow:
         """
         from cutlayer.methods.method import Method
 
-        known = self.description.options
-        for option, value in options.items():
-            if option not in known:
-                raise ConfigError(
-                    f"method.{option}: expected an option of {self.name} ({', '.join(known)}), got {option!r}. "
-                    f"{_guess(option, known) or 'Remove it or correct its name.'}"
-                )
-            _check_type(self.name, option, value, known[option])
+        self.check_options(options)
         given = {**options, **({"seed": seed} if self.description.seeded else {})}
         try:
             method = self.build(**given)
@@ -171,7 +178,7 @@ def _elsewhere(name: str) -> MethodRow:
     form = "Name a function in it: FILE.py:FUNCTION." if name.endswith(".py") else ""
     raise ConfigError(
         f"method.name: expected one of {', '.join(known)}, got {name!r}. "
-        f"{form or _guess(name, known) or 'See `cutlayer methods`, or name a file: ./mine.py:mine.'}"
+        f"{form or guess(name, known) or 'See `cutlayer methods`, or name a file: ./mine.py:mine.'}"
     )
 
 
@@ -182,11 +189,6 @@ def build_method(name: str, options: Mapping[str, Any], seed: int, sha256: str |
       ConfigError: There is no such method, it is another than it was, or it does not know an option.
     """
     return found(name, sha256).built(options, seed)
-
-
-def _guess(word: str, known: Mapping[str, Any] | list[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else ""
 
 
 def _check_type(name: str, option: str, value: Any, known: Option) -> None:

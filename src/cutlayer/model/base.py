@@ -46,7 +46,8 @@ from cutlayer.model.recognised import recognised
 from cutlayer.model.source import DTYPES, ModelFiles, Weights
 from cutlayer.model.standing import Standing
 from cutlayer.model.structure import Structure
-from cutlayer.types import Adapter, Kept, TaskKind
+from cutlayer.reading import TaskKind
+from cutlayer.types import Adapter, Kept
 
 Blocks = frozenset[int] | None
 """Which blocks have an adapter; None for all of them."""

@@ -28,7 +28,8 @@ from cutlayer.model.imagined import Imagined
 from cutlayer.model.loss import Learned
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
 from cutlayer.model.structure import Left
-from cutlayer.types import Kept, TaskKind, adapted_blocks
+from cutlayer.reading import TaskKind
+from cutlayer.types import Kept, adapted_blocks
 
 PROBE_LENGTHS = (16, 32, 48)
 PROBE_SAMPLES = 2

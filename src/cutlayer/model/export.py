@@ -26,6 +26,7 @@ from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
+from cutlayer.model.base_named import base_sentence
 from cutlayer.model.families import FAMILIES, Family, family_of, read_family
 from cutlayer.model.fingerprint import BY_FINGERPRINT, public_name
 from cutlayer.model.pooling import install_pooling
@@ -129,6 +130,8 @@ def fill_adapter(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: 
         inference_mode=True,
     )
     note = NOTE.format(base=named, how=" ".join(how_plain_peft_loads_it(base)))
+    if card.base != BESIDE and (sentence := base_sentence(base.files)):
+        note += f"\n{sentence}. Where the run still is, `cutlayer.load_finetuned(FOLDER)` finds it.\n"
     tensors = {name: adapter[name].detach().float().cpu().contiguous() for name in sorted(adapter)}
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
     (folder / "adapter_config.json").write_text(_json(config.to_dict()))

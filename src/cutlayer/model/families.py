@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from cutlayer.errors import ModelError
-from cutlayer.reading import local, read_yaml
-from cutlayer.types import TaskKind
+from cutlayer.reading import TaskKind, local, read_yaml
 
 Pooling = Literal["pooler", "mean", "cls", "last"]
 BlockOutput = Literal["hidden", "pair"]

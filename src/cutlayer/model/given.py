@@ -29,7 +29,8 @@ from cutlayer.errors import AdapterError
 from cutlayer.model.adapter import PREFIX, LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.low_rank import factor_names
-from cutlayer.types import Adapter, TaskKind
+from cutlayer.reading import TaskKind
+from cutlayer.types import Adapter
 
 UNKNOWN = ("use_dora", "layer_replication", "trainable_token_indices", "alora_invocation_tokens", "lora_bias")
 """Settings of PEFT that add to LoRA what a run does not train."""

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from cutlayer.model.base import Base
+from cutlayer.model.base_named import base_code, base_sentence
 from cutlayer.model.export import POOLED, AdapterCard, how_texts_end
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.portable import refused_by_vllm
@@ -23,8 +24,7 @@ CLASSES = {"causal-lm": "AutoModelForCausalLM", "classification": "AutoModelForS
 ADAPTER = """```python
 from peft import PeftModel
 from transformers import AutoTokenizer, {loader}
-
-base = {loader}.from_pretrained({base!r}{labels})
+{base}
 model = PeftModel.from_pretrained(base, FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 ```
@@ -106,11 +106,11 @@ def model_card(base: Base, card: AdapterCard, training: Training, *, title: str,
         **{name: f"{value:.6g}" for name, value in sorted(training.metrics.items()) if name != "tokens"},
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
-    labels = f", num_labels={len(card.labels)}, ignore_mismatched_sizes=True" if card.labels else ""
+    code = base_code(base.files, CLASSES[task], len(card.labels))
     how = (MERGED if merged else ADAPTER).format(
-        loader=CLASSES[task], base=hub_name or "BASE", labels=labels, pipeline=PIPELINES[task]
+        loader=CLASSES[task], base=code if code.startswith("from") else f"\n{code}", pipeline=PIPELINES[task]
     )
-    notes = [refused_by_vllm(base) if not merged else None, *how_texts_end(base)]
+    notes = [*([] if merged else [base_sentence(base.files), refused_by_vllm(base)]), *how_texts_end(base)]
     if task == "classification" and base.pooling != base.family.poolings[0]:
         notes.append(POOLED.format(pooling=base.pooling))
     said = "".join(f"\nNote: {note[0].upper()}{note[1:].rstrip('.')}.\n" for note in notes if note)

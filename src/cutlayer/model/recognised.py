@@ -23,7 +23,7 @@ from cutlayer.model.cut import keep_device_side, keep_server_side
 from cutlayer.model.families import FAMILIES, Family
 from cutlayer.model.part import fed_inputs
 from cutlayer.model.pooling import install_pooling
-from cutlayer.types import TaskKind
+from cutlayer.reading import TaskKind
 
 SMALL = {
     "vocab_size": 64,

@@ -22,13 +22,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from cutlayer.errors import ConfigError
-from cutlayer.policies.aggregate import Contribution
-from cutlayer.types import Adapter
+
+if TYPE_CHECKING:  # how a person spells a policy is read before torch is imported
+    from torch import Tensor
+
+    from cutlayer.policies.aggregate import Contribution
+    from cutlayer.types import Adapter
 
 SPELLED = "none, clip:FACTOR above 0, median or trimmed:F from 0 to below 0.5"
 
@@ -65,6 +67,8 @@ class Robust:
           contributions: Of those that are averaged with each other.
 
         Example:
+          >>> import torch
+          >>> from cutlayer.policies.aggregate import Contribution
           >>> def of_one(value: float) -> Contribution:
           ...     return Contribution({"w": torch.tensor([value])}, {"w": 1.0})
           >>> parts = [of_one(value) for value in (1.0, 2.0, 90.0)]
@@ -109,6 +113,8 @@ class Robust:
 
     def _centre(self, values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         """The middle of each number, or of the two in the middle the mean; or the mean without the ends."""
+        import torch
+
         sorted_N, order_N = torch.stack([value.double() for value in values]).sort(dim=0)
         count = len(values)
         if self.median:
@@ -176,6 +182,8 @@ def places_of(part: Contribution, name: str) -> tuple[slice | Tensor, ...]:
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """The norm of all of them together; their squares add up in fp64."""
+    import torch
+
     norms = (float(torch.linalg.vector_norm(value, dtype=torch.float64)) for value in tensors.values())
     return math.sqrt(math.fsum(own**2 for own in norms))
 

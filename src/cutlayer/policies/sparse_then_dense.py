@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from cutlayer.errors import ConfigError
 from cutlayer.policies.plan import Planner, Situation
 from cutlayer.types import Clause, RoundPlan
-from cutlayer.wire.codecs import BITS, NONE, Codec, codec_by_name
+from cutlayer.wire.codecs import NONE, Codec, codec_by_name
 from cutlayer.wire.messages import Role
+from cutlayer.wire.spelled import BITS
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 """The notches of the share that is kept; those of the bits are the codec's."""

@@ -17,12 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from rich import box
-from rich.table import Table
-
 from cutlayer.report.activities import COMPUTE, NETWORK, SERVER
 from cutlayer.report.human import human_bytes, human_seconds
 from cutlayer.report.intervals import Interval, length, uncovered, union
+from cutlayer.report.listing import Listing
 from cutlayer.types import Event, StepRecord
 
 MOST_ROWS = 40  # of devices, in a terminal
@@ -127,29 +125,33 @@ class _Log:
         )
 
 
-def device_table(rows: Sequence[DeviceRow]) -> Table:
-    """The ledger for a terminal of 100 columns, the server last with the sums; names give way first.
+def device_table(rows: Sequence[DeviceRow], blocks: int | None = None) -> Listing:
+    """The ledger for a terminal, the server last with the sums; names are whole, and the profile gives way first.
 
     Of a large fleet it shows the devices that were busy longest, and how many others there are. Where somebody was late
     it says in how many rounds; where devices judged, what each has come to on rows that it holds out.
+
+    Args:
+      rows: The ledger.
+      blocks: Of the model, of which a device holds so many; None where nobody knows.
     """
     with_late, metric = any(row.late for row in rows), _metric(rows)
     own = [metric] if metric else []
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("device", overflow="ellipsis")
-    table.add_column("profile", overflow="ellipsis", style="dim")
+    most = ("cut", *["late"] * with_late, *own, "busy", "waiting", "up", "down", "network", "samples", "steps")
+    table = Listing("device", most=most)
+    table.add_column("profile", style="dim")
     for name in ("cut", "samples", "steps", "busy", "waiting", "network", "up", "down", *["late"] * with_late, *own):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     *devices, server = rows
     busiest = {row.device for row in sorted(devices, key=lambda row: row.busy_seconds, reverse=True)[:MOST_ROWS]}
     for row in devices:
         if row.device in busiest:
             said = [f"{row.judged[name]:.3g}" if name in row.judged else "-" for name in own]
-            table.add_row(*_cells(row), *[str(row.late)] * with_late, *said)
+            table.add_row(*_cells(row, blocks), *[str(row.late)] * with_late, *said)
     if len(devices) > MOST_ROWS:
         table.add_row(f"and {len(devices) - MOST_ROWS:,} more", style="dim")
     table.add_section()
-    table.add_row(*_cells(server), *[str(server.late)] * with_late, style="bold")
+    table.add_row(*_cells(server, blocks), *[str(server.late)] * with_late, style="bold")
     return table
 
 
@@ -159,11 +161,11 @@ def _metric(rows: Sequence[DeviceRow]) -> str | None:
     return next((name for name in ("accuracy", "loss") if name in said), None)
 
 
-def _cells(row: DeviceRow) -> tuple[str, ...]:
+def _cells(row: DeviceRow, blocks: int | None) -> tuple[str, ...]:
     return (
         row.device,
         row.profile,
-        "-" if row.cut is None else str(row.cut),
+        "-" if row.cut is None else str(row.cut) if blocks is None else f"{row.cut} of {blocks}",
         f"{row.samples:,}",
         f"{row.steps:,}",
         human_seconds(row.busy_seconds),

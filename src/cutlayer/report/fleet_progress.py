@@ -38,8 +38,6 @@ class FleetProgress(Progress):
     _devices: Callable[[], Sequence[DeviceNow]] = list
     _needed = 0
     _last_round: Set[str] = frozenset()
-    _said = -1.0
-    """Rounds elapsed when the last line said so."""
 
     def fleet_opened(self, devices: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
         """See `FleetDisplay`."""
@@ -62,17 +60,20 @@ class FleetProgress(Progress):
             )
             self._lines.say(Text(f"round {row['round'] + 1} without {few}, in the round before and away now"))
 
-    def _under_way(self, state: RunState, now: float) -> str | None:
-        """Nothing where nothing has come since it was said: devices far away may take an hour."""
+    def _how_far(self, state: RunState) -> object:
+        return rounds_elapsed(state, self._devices())
+
+    def _under_way(self, state: RunState, now: float) -> str:
         elapsed = rounds_elapsed(state, self._devices())
-        if elapsed == self._said:
-            return None
-        self._said = elapsed
         return f"in {round_of(state)}  {times(state, now, elapsed)}"
 
     def _round_text(self, state: RunState, now: float) -> Text:
         elapsed = rounds_elapsed(state, self._devices())
-        words = [f"round {state.rounds_done}/{state.num_rounds}", *numbers(state), left(state, now, elapsed)]
+        words = [
+            f"round {state.rounds_done}/{state.num_rounds}",
+            *numbers(state, last=False),
+            left(state, now, elapsed),
+        ]
         return Text("  ".join(words))
 
     def _view(self) -> Any:

@@ -7,23 +7,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cutlayer.reading import counted
 from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.report.listing import Listing
 from cutlayer.report.live_view import numbers, round_of, times
 from cutlayer.report.run_state import RunState
 
-State = Literal["away", "preparing", "ready", "training", "late"]
-STYLES: dict[State, str] = {"away": "red", "preparing": "cyan", "ready": "dim", "training": "blue", "late": "yellow"}
-URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready")
+State = Literal["away", "preparing", "ready", "training", "late", "done"]
+STYLES: dict[State, str] = {
+    "away": "red",
+    "preparing": "cyan",
+    "ready": "dim",
+    "training": "blue",
+    "late": "yellow",
+    "done": "green",
+}
+URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready", "done")
 """Where there is no room for all: whom an operator may have to do something about comes first."""
 
-GAP = 3
-"""Columns of the terminal between two of the table."""
+NUMBERS = ("cut", "step", "samples/s", "up", "down", "last seen")
+MOST = ("state", "step", "last seen", "up", "samples/s", "cut", "down")
+"""Headings in the order of their importance."""
 
 LINES_AROUND = 11
 """Of the terminal, for what is not a row: the run's lines, the table's head, the prompt."""
@@ -36,7 +45,7 @@ class DeviceNow:
     Attributes:
       name: its name.
       state: `away`: not connected; `preparing`: reading its data and its part of the model; `ready`: nothing to do;
-        `training`; `late`: it has left the round.
+        `training`; `late`: it has left the round; `done`: it knows that the run is over.
       awaited: whether the round under way waits for it.
       cut: blocks on it in this round; None before its first.
       step: local steps of this round that the server knows of; None where it cannot know or there is no round.
@@ -44,6 +53,7 @@ class DeviceNow:
       samples_per_second: in this round; None before the first step.
       bytes_up, bytes_down: device to server, server to device, since this process began.
       silent_seconds: since it was last heard of; None for never.
+      blocks: of the model, of which `cut` are on it; None where nobody knows.
     """
 
     name: str
@@ -56,27 +66,7 @@ class DeviceNow:
     bytes_up: int = 0
     bytes_down: int = 0
     silent_seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the table; `worth` says which go first where the terminal is narrow."""
-
-    heading: str
-    worth: int
-    is_number: bool = True
-
-
-COLUMNS = (
-    Column("device", 9, is_number=False),
-    Column("state", 8, is_number=False),
-    Column("cut", 3),
-    Column("step", 7),
-    Column("samples/s", 4),
-    Column("up", 5),
-    Column("down", 2),
-    Column("last seen", 6),
-)
+    blocks: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +90,14 @@ class FleetView:
         room = max(3, options.size.height - LINES_AROUND)
         shown = self.devices if len(self.devices) <= room else most_urgent(self.devices, room - 1)
         if shown:
-            yield _table(shown, options.max_width)
+            yield devices_table(shown, drawn_again=True)
         if len(shown) < len(self.devices):
             yield _rest(self.devices, shown)
 
     def _head(self, width: int) -> Iterator[Text | Table]:
         if self.state is None:
             here = sum(device.state in ("ready", "training", "late") for device in self.devices)
-            yield Text(f"waiting for {self.needed} devices: {here} {'is' if here == 1 else 'are'} here", style="bold")
+            yield Text(f"waiting for {counted(self.needed, 'device')}: {there(here)}", style="bold")
             return
         elapsed = rounds_elapsed(self.state, self.devices)
         head = Table.grid(padding=(0, 2, 0, 0), expand=False)
@@ -118,6 +108,11 @@ class FleetView:
         yield head
         if words := list(numbers(self.state)):
             yield Text("  ".join(words))
+
+
+def there(number: int) -> str:
+    """`nobody is here yet`, `1 is here`, `2 are here`."""
+    return "nobody is here yet" if not number else f"{number} {'is' if number == 1 else 'are'} here"
 
 
 def rounds_elapsed(state: RunState, devices: Sequence[DeviceNow]) -> float:
@@ -152,27 +147,17 @@ def _rest(devices: Sequence[DeviceNow], shown: Sequence[DeviceNow]) -> Text:
     return Text(f"and {len(devices) - len(shown)} more: {what}", style="dim")
 
 
-def _table(devices: Sequence[DeviceNow], width: int) -> Table:
-    """The rows, in as many columns as the width has room for."""
-    rows = [_cells(device) for device in devices]
-    widths = {
-        column: max(len(column.heading), *(len(row[index]) for row in rows)) for index, column in enumerate(COLUMNS)
-    }
-    kept = set(COLUMNS)
-    for column in sorted(COLUMNS, key=lambda column: column.worth):
-        if sum(widths[column] + GAP for column in kept) <= width or len(kept) <= 2:
-            break
-        kept.remove(column)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-    for column in COLUMNS:
-        if column in kept:
-            table.add_column(
-                column.heading, justify="right" if column.is_number else "left", no_wrap=True, overflow="ellipsis"
-            )
-    for device, row in zip(devices, rows, strict=True):
-        cells = [Text(cell) for cell in row]
-        cells[1].stylize(STYLES[device.state])
-        table.add_row(*(cell for column, cell in zip(COLUMNS, cells, strict=True) if column in kept))
+def devices_table(devices: Sequence[DeviceNow], *, drawn_again: bool) -> Listing:
+    """The rows, in as many columns as there is room for.
+
+    Args:
+      devices: In their order.
+      drawn_again: Whether it is a part of the live display.
+    """
+    table = Listing("device", "state", numbers=NUMBERS, most=MOST, drawn_again=drawn_again)
+    for device in devices:
+        name, state, *numbers = _cells(device)
+        table.add_row(name, Text(state, STYLES[device.state]), *numbers)
     return table
 
 
@@ -181,13 +166,19 @@ def _cells(device: DeviceNow) -> tuple[str, ...]:
     return (
         device.name,
         device.state,
-        "-" if device.cut is None else str(device.cut),
+        _cut(device),
         step,
         "-" if device.samples_per_second is None else f"{device.samples_per_second:.3g}",
         human_bytes(device.bytes_up),
         human_bytes(device.bytes_down),
         _seen(device),
     )
+
+
+def _cut(device: DeviceNow) -> str:
+    if device.cut is None:
+        return "-"
+    return str(device.cut) if device.blocks is None else f"{device.cut} of {device.blocks}"
 
 
 def _seen(device: DeviceNow) -> str:

@@ -47,6 +47,16 @@ def human_bytes(num_bytes: int) -> str:
     return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
 
 
+def human_speed(flops_per_second: float) -> str:
+    """Floating-point operations per second, in powers of a thousand.
+
+    Example:
+      >>> [human_speed(n) for n in (52.2e12, 1.689e12, 38.4e9)]
+      ['52.2 TFLOP/s', '1.69 TFLOP/s', '38.4 GFLOP/s']
+    """
+    return f"{human_flops(flops_per_second)}/s"
+
+
 def human_flops(flops: float) -> str:
     """Floating-point operations, in powers of a thousand.
 

@@ -39,9 +39,8 @@ def live_view(state: RunState, now: float) -> RenderableType:
 
 def round_text(state: RunState, now: float) -> Text:
     """One plain line on the round that has just ended."""
-    return Text(
-        "  ".join([f"round {state.rounds_done}/{state.num_rounds}", *numbers(state, virtual=True), left(state, now)])
-    )
+    words = [f"round {state.rounds_done}/{state.num_rounds}", *numbers(state, virtual=True, last=False)]
+    return Text("  ".join([*words, left(state, now)]))
 
 
 def under_way_text(state: RunState, now: float) -> str:
@@ -71,17 +70,21 @@ def times(state: RunState, now: float, elapsed: float | None = None) -> str:
     return f"{human_seconds(round(now - state.started))} gone, {left(state, now, elapsed)}"
 
 
-def numbers(state: RunState, *, virtual: bool = False) -> Iterator[str]:
+def numbers(state: RunState, *, virtual: bool = False, last: bool = True) -> Iterator[str]:
     """`loss 1.2034  accuracy 0.8125  virtual 3m 20s  120 samples/s`, each as soon as it is known.
 
     Args:
       state: How far the run is.
       virtual: Whether its clock is not the wall's, and worth a word.
+      last: Whether the metrics of an earlier round are told where the last one was not evaluated, with its number.
     """
     if state.last_row is not None and state.last_row["loss"] is not None:
         yield f"loss {state.last_row['loss']:.4f}"
-    for name, value in state.validation.items():
+    now = state.validated == state.rounds_done
+    for name, value in state.validation.items() if now or last else ():
         yield f"{'validation loss' if name == 'loss' else name} {value:.4g}"
+    if state.validation and last and not now:
+        yield f"(after round {state.validated})"
     if virtual:
         yield f"virtual {human_seconds(state.virtual_seconds())}"
     if state.samples_per_second is not None:

@@ -22,6 +22,10 @@ SHOWN = 300
 """Characters of an answer on the screen; samples.jsonl has it whole."""
 
 
+UNCHANGED_SECONDS = 60.0
+"""Until a line about a round is said again of which nothing has come since."""
+
+
 class ProgressDisplay(Protocol):
     """What a run tells while it goes. A context manager, so that the terminal is always given back."""
 
@@ -107,6 +111,8 @@ class Progress:
         self._clock = clock
         self._state: RunState | None = None
         self._stage: Stage | None = None
+        self._said: object = None
+        self._said_at = 0.0
         self._screen = Screen(console, self._drawn)
         self._lines = Lines(console, self._still, clock, pulse)
 
@@ -157,13 +163,23 @@ class Progress:
             self._lines.say(Text.assemble(f"{when}: ", (prompt, "dim"), " -> ", text))
 
     def _still(self, now: float) -> str | None:
-        """How far it is, for a line that is due."""
+        """How far it is, for a line that is due; what has not changed is said again once a minute."""
         stage, state = self._stage, self._state
         if stage is not None:
             return stage.text(now)
-        return None if state is None else self._under_way(state, now)
+        if state is None:
+            return None
+        how_far = self._how_far(state)
+        if how_far == self._said and now - self._said_at < UNCHANGED_SECONDS:
+            return None
+        self._said, self._said_at = how_far, now
+        return self._under_way(state, now)
 
-    def _under_way(self, state: RunState, now: float) -> str | None:
+    def _how_far(self, state: RunState) -> object:
+        """What a line about the round under way goes by."""
+        return state.rounds_done, state.steps_begun()
+
+    def _under_way(self, state: RunState, now: float) -> str:
         """How far the round is that is under way."""
         return under_way_text(state, now)
 

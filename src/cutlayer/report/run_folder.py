@@ -20,15 +20,16 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.files import Lock, locked, private_folder, write_atomically
 from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
-from cutlayer.report.round_row import records_of
 from cutlayer.report.tensorboard import Scalars
-from cutlayer.types import Event, StepRecord
+
+if TYPE_CHECKING:  # a folder that is taken shows before torch is imported
+    from cutlayer.types import Event, StepRecord
 
 
 class RunFolder:
@@ -96,6 +97,11 @@ class RunFolder:
         """Writes config.yaml; from here on the folder holds a run."""
         write_atomically(self.path / "config.yaml", text)
 
+    def lengthen(self, text: str) -> None:
+        """Writes a config with more rounds; the run has not ended any more."""
+        self.write_config(text)
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     def write_started(self, started: Mapping[str, Any]) -> None:
         """Writes by what `command` the run is played, and what no run file says: whoever goes on with it is told."""
         write_atomically(self.path / "started.json", to_json(started, indent=1) + "\n")
@@ -157,6 +163,8 @@ class RunFolder:
         Raises:
           CheckpointError: a line is not a round's.
         """
+        from cutlayer.report.round_row import records_of
+
         for row in self._metrics.read():
             yield from records_of(row)
 
@@ -244,6 +252,20 @@ class RunFolder:
         """
         self._scalars.add(row)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended: its summary is the last thing that it writes."""
+        return (self.path / "summary.json").exists()
+
+    @property
+    def held(self) -> bool:
+        """Whether a process is at work in it."""
+        try:
+            locked(self.path).close()
+        except BlockingIOError:
+            return True
+        return False
+
     def hold(self) -> None:
         """Keeps other processes out, until the folder is closed or this process ends, however it does.
 
@@ -282,6 +304,8 @@ def _event_row(event: Event) -> dict[str, Any]:
 
 
 def _event(row: dict[str, Any]) -> Event | None:
+    from cutlayer.types import Event
+
     try:
         return Event(
             who=row["who"],

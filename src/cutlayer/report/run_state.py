@@ -27,6 +27,7 @@ class RunState:
     samples_per_second: float | None = None
     last_row: Mapping[str, Any] | None = None
     validation: Mapping[str, float] = field(default_factory=dict)
+    validated: int = 0  # rounds done at the last evaluation
     last_event: dict[str, Event | None] = field(init=False)
     last_step: dict[str, Event | None] = field(init=False)
 
@@ -48,6 +49,8 @@ class RunState:
         self.validation = row["validation"] or self.validation  # rounds without one keep showing the last
         self.last_row = row
         self.rounds_done = row["round"] + 1
+        if row["validation"]:
+            self.validated = self.rounds_done
 
     def step_of(self, device: str) -> int:
         """Local steps of the current round that the device has begun."""

@@ -56,6 +56,7 @@ class RunHost:
 
     Attributes:
       hub: The hub that asks; set when there is one.
+      measured: By device, the FLOP/s that it has measured, whatever is declared of it.
     """
 
     hub: Hub
@@ -75,6 +76,7 @@ class RunHost:
     ) -> None:
         self._inputs, self._method, self._declared, self._life = inputs, method, declared, life
         self._machine, self._clock, self._record, self._standing = machine, clock, record, standing
+        self.measured: dict[str, float] = {}
         self._pieces = PieceServer(inputs.model_settings)
         self._entitlement = Entitlement(method.round.shape.reads)
         self._incoming, self._outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
@@ -109,6 +111,7 @@ class RunHost:
 
     def profile(self, ready: Ready) -> DeviceProfile:
         self._check_data(ready)
+        self.measured[ready.device] = ready.flops_per_second
         declared = next((device for device in self._declared.devices if device.name == ready.device), None)
         if declared is not None:
             return declared

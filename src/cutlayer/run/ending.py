@@ -19,6 +19,7 @@ from cutlayer.model.moved import save_moved
 from cutlayer.model.pruned import save_pruned
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
+from cutlayer.report.human import human_speed
 from cutlayer.report.run_folder import RunFolder, keeping_last_round
 from cutlayer.report.summary import peak_cuda_bytes, peak_memory_bytes, versions
 from cutlayer.run.best import BestRound, Result
@@ -66,6 +67,19 @@ class Outcome:
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one for each round."""
         return RunFolder(self.folder).read_rows()
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """What is known of real machines.
+
+    Attributes:
+      speeds: FLOP/s that they measured, by name; of others nothing is said.
+      on_the_wire: bytes up and down since this process began, with all that is no message of a round.
+    """
+
+    speeds: Mapping[str, float]
+    on_the_wire: tuple[int, int]
 
 
 def result_of(server: Server, losses: Mapping[str, float], method: Method) -> Result:
@@ -117,6 +131,7 @@ def write_reports(
     seconds: Mapping[str, float],
     refusals: Mapping[str, Mapping[str, int]],
     best: BestRound,
+    real: Real | None = None,
 ) -> Outcome:
     """Writes the chart and the summary.
 
@@ -126,9 +141,10 @@ def write_reports(
       logbook: What it measured.
       fleet: The machines that took part.
       adapter: The exported folder.
-      seconds: `virtual_seconds` and `wall_seconds` of the whole run.
+      seconds: `wall_seconds` of the whole run, and `virtual_seconds` of a simulated one.
       refusals: By device and reason, how often something of it was refused.
       best: Which round is exported.
+      real: What is known of real machines; None of a simulated fleet.
     """
     held_out, devices = folder.read_judged()
     machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
@@ -136,13 +152,15 @@ def write_reports(
     rows = device_ledger(
         keeping_last_round(folder.read_events(), shown),
         logbook.history.records,
-        profiles={machine.name: _profile(machine) for machine in machines},
+        profiles={machine.name: _profile(machine, real) for machine in machines},
         cuts=logbook.cuts,
         judged=devices,
     )
     summary = _summary(inputs, logbook, rows, seconds, best) | {"refusals": refusals}
     if moved := contributed(folder.read_contributions()):
         summary["contributions"] = moved
+    if real is not None:
+        summary["on_the_wire"] = dict(zip(("bytes_up", "bytes_down"), real.on_the_wire, strict=True))
     if held_out:
         summary["held_out"] = {"metrics": held_out, "devices": devices}
     with in_need_of_room(folder.path, "at its end", "its report"):
@@ -198,23 +216,27 @@ def _summary(
         )
     records = logbook.history.records
     saved = {name: sum(record.facts.get(name, 0) for record in records) for name in ("saved_flops", "saved_bytes")}
-    virtual = {"rounds": logbook.rounds_done, "virtual_seconds": seconds["virtual_seconds"]}
+    virtual = {key: value for key, value in seconds.items() if key == "virtual_seconds"}
     exported = best.best_row if best.best_result is not None else None
     return {
         "metrics": logbook.metrics if exported is None else exported["metrics"],
         "exported_round": logbook.rounds_done - 1 if exported is None else exported["round"],
         "ended_early": best.exhausted,
         "metrics_before": logbook.before,
-        "totals": {**totals, **saved, **virtual},
+        "totals": {**totals, **saved, "rounds": logbook.rounds_done, **virtual},
         "wall_seconds": seconds["wall_seconds"],
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_cuda_bytes": peak_cuda_bytes(),
         "versions": versions(),
         "method": inputs.config.method.model_dump(include={"name", "source"}),
         "seed": inputs.config.train.seed,
+        "blocks": inputs.base.num_blocks,
         "run": inputs.run_id,
     }
 
 
-def _profile(machine: DeviceProfile | ServerProfile) -> str:
-    return f"{machine.flops_per_second / 1e12:g} TFLOP/s"
+def _profile(machine: DeviceProfile | ServerProfile, real: Real | None) -> str:
+    """What a machine reaches: as declared of a simulated one, as measured of a real one."""
+    if real is None:
+        return human_speed(machine.flops_per_second)
+    return human_speed(real.speeds[machine.name]) if machine.name in real.speeds else "not measured"

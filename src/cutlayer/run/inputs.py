@@ -162,8 +162,12 @@ class ServerInputs:
 
     @property
     def run_id(self) -> str:
-        """Names the run by what decides its result: two configs that differ only in where they write are one run."""
-        deciding = self.config.model_dump(mode="json", exclude={"out": True, "train": {"checkpoints"}})
+        """Names the run by what decides its result: two configs that differ only in where they write are one run.
+
+        How many rounds it has is no part of it: a run that is given more (`run/longer.py`) stays the one that it was.
+        """
+        settled = {"out": True, "train": {"checkpoints", "rounds"}}
+        deciding = self.config.model_dump(mode="json", exclude=settled)
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

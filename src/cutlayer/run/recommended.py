@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 from cutlayer.config import MethodSection
 from cutlayer.errors import BudgetError, ConfigError, CutlayerError
-from cutlayer.gate.forms import Forms, walked
 from cutlayer.methods.described import kinds_of, spelled
 from cutlayer.methods.method import Method
 from cutlayer.methods.source import described_error
@@ -30,11 +29,11 @@ from cutlayer.policies.plan import Situation
 from cutlayer.report.human import human_bytes
 from cutlayer.report.intervals import length, union
 from cutlayer.run.inputs import RunInputs, completed, method_of, stragglers_of
+from cutlayer.run.leaving import Text, leaving
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import Rehearsed, rehearse
 from cutlayer.run.run import first_error, first_plan, situation_of
 from cutlayer.types import DevicePlan, Event, RoundPlan
-from cutlayer.wire.messages import Assignment, Message
 
 ALSO: Mapping[str, tuple[str, ...]] = {"cut": ("latency",), "labels": ("device",)}
 """Words that are tried for an option of this name, wherever a method has it and takes the word."""
@@ -44,8 +43,6 @@ ON_THE_LINK = frozenset({"upload", "download"})
 Waits = Literal["step", "round", "deadline", "quorum", "no"]
 """What a device may have to wait for: the slowest in every step, or at the end of the round; or no longer than until a
 deadline or a quorum; or nobody."""
-Text = Literal["as labels", "as embeddings"]
-"""How the text leaves a device: as the tokens that are to be learned, or as embeddings, whose rows are the tokens'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +209,7 @@ def _judged(choice: Choice, inputs: RunInputs, num_tokens: int) -> Fits:
     for device in plan.devices:
         _check_room(device, situation)
     rehearsed = rehearse(inputs, method, plan, num_tokens)
-    said = [message for one in rehearsed.assignments.values() for message in _may_say(one, inputs, method)]
-    labels = any(getattr(message, "labels", None) is not None for message in said)
+    leaves = leaving(rehearsed.assignments, inputs, method)
     return Fits(
         choice=choice,
         seconds=rehearsed.seconds,
@@ -223,8 +219,8 @@ def _judged(choice: Choice, inputs: RunInputs, num_tokens: int) -> Fits:
         devices=_on_devices(plan, situation, rehearsed),
         server_busy=_share(rehearsed.events, inputs.fleet.server.name, rehearsed.seconds),
         server_bytes=_server_bytes(method, plan, situation, rehearsed),
-        labels_leave=labels,
-        text=_text(said, rehearsed.assignments, inputs, labels=labels),
+        labels_leave=leaves.labels,
+        text=leaves.text,
         backward=any(situation.costs.device(device, 1, num_tokens).backward_flops > 0 for device in plan.devices),
         waits=_waits(method, plan, inputs),
     )
@@ -290,32 +286,6 @@ def _part(events: Sequence[Event], seconds: float) -> float:
     """The part of the time that these take up, where it is more than none."""
     covered = length(union((event.start_seconds, event.end_seconds) for event in events))
     return covered / seconds if seconds else 0.0
-
-
-def _may_say(assignment: Assignment, inputs: RunInputs, method: Method) -> Iterator[Message]:
-    """A message of every form that a device may send in a step of this round, and at its end."""
-    assignment = replace(assignment, plan=replace(assignment.plan, local_steps=1))
-    forms = Forms(
-        assignment,
-        inputs.base,
-        hidden_size=inputs.costs.hidden_size,
-        longest_tokens=inputs.config.data.max_length,
-        compression=inputs.compression,
-        holds=method.round.holds,
-    )
-    for options in walked(method.round.script(assignment.plan, forms)):
-        yield from (form.largest() for form in options)
-
-
-def _text(
-    said: Sequence[Message], assignments: Mapping[str, Assignment], inputs: RunInputs, *, labels: bool
-) -> Text | None:
-    """How the text leaves a device, if it does: what a language model is to learn is text, and so are embeddings."""
-    if labels and inputs.config.data.task == "causal-lm":
-        return "as labels"
-    bare = {name for name, assignment in assignments.items() if not assignment.plan.cut}
-    sent = {getattr(message, "device", "") for message in said if getattr(message, "h_BTD", None) is not None}
-    return "as embeddings" if bare & sent else None
 
 
 def _waits(method: Method, plan: RoundPlan, inputs: RunInputs) -> Waits:

@@ -27,6 +27,7 @@ from cutlayer.methods.method import Method
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers, wait_all
+from cutlayer.reading import TaskKind
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.inputs import RunInputs
 from cutlayer.run.judging import Judges
@@ -36,7 +37,7 @@ from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
 from cutlayer.state import Stateless
-from cutlayer.types import Batch, DevicePlan, Event, RoundPlan, TaskKind
+from cutlayer.types import Batch, DevicePlan, Event, RoundPlan
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
 

@@ -24,15 +24,17 @@ from cutlayer.model.export import save_adapter
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.robust import robust_by_name
 from cutlayer.report.progress import ProgressDisplay
+from cutlayer.report.remarks import Watch
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.answers import Answers, answers_of
 from cutlayer.run.best import BestRound
-from cutlayer.run.ending import Outcome, export, in_need_of_room, result_of, write_reports
+from cutlayer.run.ending import Outcome, Real, export, in_need_of_room, result_of, write_reports
 from cutlayer.run.inputs import RunInputs, ServerInputs, asked_stragglers, stragglers_of
 from cutlayer.run.judging import Judges
 from cutlayer.run.loop import Coordinator, Hold, Logbook, Members
 from cutlayer.run.start import starting_adapter
+from cutlayer.run.understood import Noticed, unnoticed
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
 from cutlayer.server.evaluate import evaluate
@@ -140,6 +142,7 @@ class Run:
       devices: Keeps what outlives a round on the devices, as far as this process knows it.
       may_leave: Whether devices may leave a round.
       sites: Their connections; None where there are none.
+      noticed: Told what a person should not overlook.
 
     Attributes:
       server: The server.
@@ -162,7 +165,9 @@ class Run:
         devices: Keeper,
         may_leave: bool = True,
         sites: Sites | None = None,
+        noticed: Noticed = unnoticed,
     ) -> None:
+        self._noticed, self._watch = noticed, Watch()
         self._inputs, self._method, self._folder, self._display = inputs, method, folder, display
         self._logbook, self._clock, self._events, self._devices = logbook, clock, events, devices
         self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
@@ -201,6 +206,7 @@ class Run:
             if self._validation:
                 self._best.check(self._logbook.before)
             self._tell_samples()
+        self._watch = Watch(self._logbook.before.get("loss"))
         coordinator = Coordinator(
             self._method,
             self.server,
@@ -299,6 +305,8 @@ class Run:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""
         seconds = self._clock()
         await self.server.machine.aside(lambda: self._write(row, events, seconds))
+        if (line := self._watch.saw(row["round"], row["loss"], self._inputs.config.train.lr)) is not None:
+            self._noticed(line)
         self._display.round_done(row)
         self._display.answered(self._samples)
         self._samples = []
@@ -343,7 +351,7 @@ class Run:
             "cuts": self._logbook.cuts,
             "wall_seconds": self._wall(),
             "positions": self._folder.positions(),
-            "over": self._logbook.rounds_done >= self._inputs.config.train.rounds or self._best.exhausted,
+            "exhausted": self._best.exhausted,
             "losses": self._losses,
             "metrics": self._logbook.metrics,
             "card": asdict(self._inputs.card),
@@ -381,7 +389,11 @@ class Run:
         return self._wall_before + time.perf_counter() - self._started
 
     def finish(
-        self, adapter: Path, fleet: Fleet, refusals: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+        self,
+        adapter: Path,
+        fleet: Fleet,
+        refusals: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        real: Real | None = None,
     ) -> Outcome:
         """Writes the chart and the summary.
 
@@ -389,10 +401,11 @@ class Run:
           adapter: The exported folder.
           fleet: The machines that took part.
           refusals: By device and reason, how often something of it was refused.
+          real: What is known of real machines; None of a simulated fleet.
         """
-        seconds = {"virtual_seconds": self._clock(), "wall_seconds": self._wall()}
+        seconds = {"wall_seconds": self._wall()} | ({"virtual_seconds": self._clock()} if real is None else {})
         outcome = write_reports(
-            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, self._best
+            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, self._best, real
         )
         shutil.rmtree(self._scratch, ignore_errors=True)
         return outcome

@@ -21,7 +21,7 @@ from cutlayer.errors import Refused
 from cutlayer.files import for_owner_alone
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
-from cutlayer.fleet.profile import Fleet
+from cutlayer.fleet.profile import MEASURED, Fleet
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
@@ -31,16 +31,18 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.spans import check_listening
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.fleet_view import DeviceNow
+from cutlayer.report.here import Saying
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import WARMING_SECONDS
 from cutlayer.run.desk import RunHost
-from cutlayer.run.ending import Outcome
+from cutlayer.run.ending import Outcome, Real
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.placed import placed
 from cutlayer.run.run import Run, first_error, first_plan, situation_with
 from cutlayer.run.start import check_wishes
-from cutlayer.run.state import open_folder
+from cutlayer.run.state import is_over, open_folder
+from cutlayer.run.understood import Noticed, understood, unnoticed
 from cutlayer.run.workers.divided import divisible_methods, holding
 from cutlayer.run.workers.switchboard import Switchboard, Worker
 from cutlayer.server.forecast import Forecast
@@ -97,6 +99,7 @@ async def serve(
     workers: Workers | None = None,
     started: Mapping[str, Any] = SERVED,
     patience: float | None = None,
+    noticed: Noticed = unnoticed,
 ) -> Outcome:
     """Serves a run to its end and exports.
 
@@ -113,12 +116,15 @@ async def serve(
       workers: Other processes that serve the devices; None where this one does.
       started: See `run.state.open_folder`.
       patience: Seconds after which a device that is away counts as gone; None waits for ever.
+      noticed: Told what the run has understood, before its first round, and what a person should not overlook.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     life = life or secrets.token_hex(8)
-    serving = _Serving(inputs, fleet, display, door, min_devices, expected, life, machines, workers, started, patience)
+    serving = _Serving(
+        inputs, fleet, display, door, min_devices, expected, life, machines, workers, started, patience, noticed
+    )
     try:
         with for_owner_alone():
             return await serving.play(resume=resume)
@@ -142,8 +148,9 @@ class _Serving:
         workers: Workers | None,
         started: Mapping[str, Any],
         patience: float | None,
+        noticed: Noticed,
     ) -> None:
-        self._started, self._patience = started, patience
+        self._started, self._patience, self._noticed = started, patience, noticed
         self._inputs, self._declared, self._display, self._door = inputs, fleet, display, door
         self._min_devices, self._expected = min_devices, expected
         self._method: Method = method_of(inputs.config)
@@ -151,7 +158,7 @@ class _Serving:
         self._machine = machines(fleet.server.name, self._record_own)
         self._zero = self._round_opened = 0.0
         self._run: Run | None = None
-        host = RunHost(
+        self._host = host = RunHost(
             inputs,
             self._method,
             fleet,
@@ -223,10 +230,25 @@ class _Serving:
 
     async def _played(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
         train = self._inputs.config.train
-        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0, "over": False}
+        so_far = checkpoint.branch("run").facts if checkpoint else {"clock_seconds": 0.0}
         self._zero = now() - so_far["clock_seconds"]
         self._display.fleet_opened(self._roll_call(), self._min_devices)
-        over = so_far["over"]
+        saying = Saying(
+            [folder.path, *([Path(roster)] if (roster := self._started.get("roster")) else [])],
+            folder.path,
+            self._roll_call(),
+            lambda: (self._logbook.rounds_done, train.rounds),
+        )
+        saying.open()
+        try:
+            return await self._with_devices(folder, checkpoint)
+        finally:
+            saying.close()
+
+    async def _with_devices(self, folder: RunFolder, checkpoint: State | None) -> Outcome:
+        """The run, from where devices may come."""
+        train = self._inputs.config.train
+        over = checkpoint is not None and is_over(checkpoint, train.rounds)
         if not over:  # else the devices know that it is, and do not come again
             await self.hub.wait_for(lambda: len(self.hub.here) >= self._min_devices)
         situation, plan = await placed(
@@ -250,9 +272,15 @@ class _Serving:
             events=self._events,
             devices=self.hub,
             may_leave=True,
+            noticed=self._noticed,
         )
         if checkpoint:
             self._run.load(checkpoint)
+        else:
+            rows = {member.name: member.num_samples for member in self.hub.members.values()}
+            args = (self._inputs, self._method, situation, plan, rows, self._run.server.adapter)
+            for told in await self._machine.aside(lambda: list(understood(*args))):
+                self._noticed(told)
         names = [device.name for device in situation.fleet.devices]
         self._display.run_started(train.rounds, names, train.local_steps, first_round=self._logbook.rounds_done)
         hold = None if self._switchboard is None else holding(self._switchboard, self._clock, self._record)
@@ -261,7 +289,9 @@ class _Serving:
             adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
         finally:
             watching.cancel()
-        outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+        outcome = self._run.finish(
+            adapter, self._fleet(self.hub.everybody), self.hub.refused(), real=Real(self._speeds(), self._on_the_wire())
+        )
         await self.hub.linger()
         return outcome
 
@@ -313,6 +343,21 @@ class _Serving:
         declared = self._declared
         return Fleet(name="real", source="measured", server=declared.server, devices=profiles, spans=declared.spans)
 
+    # ------------------------------------------------------------------ what is real, for the summary
+
+    def _speeds(self) -> dict[str, float]:
+        """FLOP/s that machines have measured, as far as this process knows."""
+        own = {} if self._declared.name != MEASURED else {self._declared.server.name: self._declared.server}
+        named = {device.name for device in self._declared.devices}
+        profiles = {member.name: member.profile for member in self.hub.everybody if member.name not in named}
+        measured = {name: one.flops_per_second for name, one in {**own, **profiles}.items() if one is not None}
+        return measured | self._host.measured
+
+    def _on_the_wire(self) -> tuple[int, int]:
+        """Bytes up and down since this process began, as the display shows them."""
+        rows = self._roll_call()()
+        return sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+
     # ------------------------------------------------------------------ time
 
     def _roll_call(self) -> Callable[[], list[DeviceNow]]:
@@ -324,7 +369,9 @@ class _Serving:
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            return roll_call(members, self._expected, server, round_seconds=since, now=time)
+            done = self.hub.told
+            blocks = self._inputs.base.num_blocks
+            return roll_call(members, self._expected, server, round_seconds=since, now=time, done=done, blocks=blocks)
 
         return call
 

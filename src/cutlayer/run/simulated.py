@@ -38,20 +38,24 @@ from cutlayer.run.run import Run, first_error, first_plan, situation_of
 from cutlayer.run.sites import SimulatedSites
 from cutlayer.run.spans import SimulatedSpans
 from cutlayer.run.start import check_wishes
-from cutlayer.run.state import open_folder
+from cutlayer.run.state import is_over, open_folder
+from cutlayer.run.understood import Noticed, understood, unnoticed
 from cutlayer.server.tasks import Tasks, first_seconds
 from cutlayer.state import State, joined
-from cutlayer.types import Event
+from cutlayer.types import Event, RoundPlan
 from cutlayer.wire.messages import Finish
 
 
-def simulate(inputs: RunInputs, display: ProgressDisplay, *, resume: bool = False) -> Outcome:
+def simulate(
+    inputs: RunInputs, display: ProgressDisplay, *, resume: bool = False, noticed: Noticed = unnoticed
+) -> Outcome:
     """Runs to the end and exports.
 
     Args:
       inputs: What the run is made of.
       display: Told of every event and round.
       resume: Go on from the checkpoint in the run folder.
+      noticed: Told what the run has understood, before its first round, and what a person should not overlook.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
@@ -64,15 +68,20 @@ def _simulated(inputs: RunInputs, display: ProgressDisplay, *, resume: bool) -> 
     method, logbook = method_of(inputs.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
     display.stage("counting what steps cost")
-    ranks = first_plan(inputs, method, situation_of(inputs, logbook)).ranks
+    situation = situation_of(inputs, logbook)
+    plan = first_plan(inputs, method, situation)
+    ranks = plan.ranks
     _check_links(inputs, method)
     display.stage("reading the model")
     inputs.base.whole()
     check_wishes(inputs, method, ranks)
     folder, checkpoint = open_folder(inputs, {"command": "train"}, resume=resume)
-    simulation = _Simulation(inputs, method, ranks, folder, display, logbook)
+    simulation = _Simulation(inputs, method, ranks, folder, display, logbook, noticed)
+    if checkpoint is None:
+        simulation.tell_understood(situation, plan)
     try:
-        return run_virtual(simulation.play(checkpoint), start_seconds=_start_seconds(checkpoint) if checkpoint else 0.0)
+        start_seconds = _start_seconds(checkpoint, inputs) if checkpoint else 0.0
+        return run_virtual(simulation.play(checkpoint), start_seconds=start_seconds)
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     finally:
@@ -90,11 +99,11 @@ def _check_links(inputs: RunInputs, method: Method) -> None:
         )
 
 
-def _start_seconds(checkpoint: State) -> float:
+def _start_seconds(checkpoint: State, inputs: RunInputs) -> float:
     """The time at which a resumed run begins: that of its commit point, or of the oldest task that is under way."""
     run = checkpoint.branch("run").facts
     clock: float = run["clock_seconds"]
-    if "tasks" not in checkpoint.facts or run["over"]:
+    if "tasks" not in checkpoint.facts or is_over(checkpoint, inputs.config.train.rounds):
         return clock
     return first_seconds(checkpoint.branch("tasks"), clock)
 
@@ -151,8 +160,10 @@ class _Simulation:
         folder: RunFolder,
         display: ProgressDisplay,
         logbook: Logbook,
+        noticed: Noticed,
     ) -> None:
         self._inputs, self._method, self._display, self._logbook = inputs, method, display, logbook
+        self._noticed = noticed
         self._events: list[Event] = []
         self._replaying = False
         fleet = inputs.fleet
@@ -184,7 +195,15 @@ class _Simulation:
             devices=self,
             may_leave=may_leave,
             sites=self._sites,
+            noticed=noticed,
         )
+
+    def tell_understood(self, situation: Situation, plan: RoundPlan) -> None:
+        """Tells what the run has understood."""
+        devices = zip(self._inputs.fleet.devices, self._inputs.parts, strict=True)
+        rows = {device.name: len(part) for device, part in devices}
+        for told in understood(self._inputs, self._method, situation, plan, rows, self._run.server.adapter):
+            self._noticed(told)
 
     async def play(self, checkpoint: State | None) -> Outcome:
         train, fleet = self._inputs.config.train, self._inputs.fleet
@@ -201,7 +220,7 @@ class _Simulation:
             members = _Mustered(
                 self._players, situation, self._waits_for_all, under_way, lambda: self._start_anew(tasks)
             )
-            if checkpoint and under_way and not checkpoint.branch("run").facts["over"]:
+            if checkpoint and under_way and not is_over(checkpoint, train.rounds):
                 self._replaying = True  # what happened before the commit point has been recorded
                 await under_way.replay(members.links, checkpoint.branch("run").facts["clock_seconds"])
                 self._replaying = False

@@ -70,6 +70,12 @@ def open_folder(inputs: Began, started: Mapping[str, Any], *, resume: bool) -> t
     return folder, checkpoint
 
 
+def is_over(checkpoint: State, rounds: int) -> bool:
+    """Whether there is nothing left to play: the run has had all its rounds, or enough of them."""
+    run = checkpoint.branch("run").facts
+    return bool(run["exhausted"] or run["rounds_done"] >= rounds)
+
+
 def _check_first_round(folder: RunFolder) -> None:
     """Raises CheckpointError where a checkpoint is gone: each round writes one, right after its line."""
     rounds = folder.num_rows()

@@ -20,6 +20,7 @@ from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.run.served import serve
+from cutlayer.run.understood import Noticed, unnoticed
 
 MOST_STARTS = 3
 """Of a device's process: one that dies as often has something that starting it again does not cure."""
@@ -33,6 +34,7 @@ async def up(
     display: FleetDisplay,
     *,
     resume: bool = False,
+    noticed: Noticed = unnoticed,
 ) -> Outcome:
     """Runs to the end and exports.
 
@@ -45,6 +47,7 @@ async def up(
       shares: Each device's data.
       display: Told of every round.
       resume: Go on from the checkpoint in the run folder.
+      noticed: See `serve`.
 
     Raises:
       JoinError: A device's process ended too often.
@@ -64,6 +67,7 @@ async def up(
             expected=list(shares),
             resume=resume,
             started={"command": "up"},
+            noticed=noticed,
         )
     )
     devices: list[asyncio.Task[None]] = []

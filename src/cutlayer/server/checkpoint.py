@@ -24,7 +24,7 @@ from cutlayer.state import State
 
 _log = logging.getLogger("cutlayer.checkpoint")
 
-FORMAT = 7
+FORMAT = 8
 """Raised by one whenever an older checkpoint would be misread."""
 TRIES = 10
 """Two renames in a row are over long before so many readings are."""

@@ -30,6 +30,7 @@ from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.plan import Planner, Situation, make_plan
 from cutlayer.policies.stragglers import Stragglers, wait_all
+from cutlayer.reading import TaskKind
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.judging import Judges
 from cutlayer.run.loop import Coordinator, Logbook
@@ -42,7 +43,7 @@ from cutlayer.server.tasks import Tasks
 from cutlayer.state import State
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch, tiny_model
-from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan, TaskKind
+from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Event, History, RoundPlan
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Assignment, Finish, Message
 

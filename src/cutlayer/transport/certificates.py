@@ -92,6 +92,26 @@ def issue_server(folder: Path, hosts: Sequence[str], when: datetime, *, days: fl
     _write(folder, "server", _signed(folder, "cutlayer server", ExtendedKeyUsageOID.SERVER_AUTH, names, when, days))
 
 
+def server_hosts(folder: Path) -> list[str]:
+    """The names and addresses of the server's certificate, in the order in which they were given.
+
+    Args:
+      folder: The fleet folder.
+
+    Raises:
+      ConfigError: It has no server's certificate.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise ConfigError(
+            f"fleet: expected a server's certificate (server.crt) in {folder}, got {type(error).__name__}. "
+            "Make one with `cutlayer fleet init`, or `cutlayer fleet renew`."
+        ) from error
+    return [str(name.value) for name in names]
+
+
 def issue_device(folder: Path, name: str, when: datetime, *, days: float = DEVICE_DAYS) -> Issued:
     """A device's certificate. The roster lets it in (`Roster.add_certificate`); the caller writes it where it belongs.
 

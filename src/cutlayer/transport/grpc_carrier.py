@@ -294,5 +294,7 @@ def _is_here(peer: str) -> bool:
 
 
 def _reason(code: grpc.StatusCode | None, details: str | None) -> str:
+    if code is grpc.StatusCode.OK and not details:
+        return "closed by the server"
     words = code.name.lower().replace("_", " ") if code else "ended"
     return f"{words}: {details}" if details else words

@@ -13,6 +13,8 @@ from threading import Lock
 import grpc
 
 from cutlayer.errors import ConfigError
+from cutlayer.transport.address import parted
+from cutlayer.transport.exposure import is_loopback
 
 RENEWED_SECONDS = 1.0
 
@@ -96,6 +98,34 @@ def channel_credentials(
         private_key=None if key is None else _read(key),
         certificate_chain=None if certificate is None else _read(certificate),
     )
+
+
+def credentials_for(
+    server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
+) -> grpc.ChannelCredentials | None:
+    """A device's end, as its owner asks for it; None for plain text.
+
+    Args:
+      server: Where it listens, HOST:PORT.
+      ca: The fleet's ca.crt, without which no server on another machine is talked to.
+      certificate: device.crt.
+      key: device.key.
+      insecure: Whether to do without TLS.
+
+    Raises:
+      ConfigError: It cannot be so.
+    """
+    host, _ = parted(server, "join")
+    if ca is not None:
+        return channel_credentials(ca, certificate, key)
+    if certificate is not None or key is not None:
+        raise ConfigError("join: expected --ca beside a certificate, got none. Name the fleet's ca.crt.")
+    if not is_loopback(host) and not insecure:
+        raise ConfigError(
+            f"join: expected TLS to a server on another machine, got none for {host}: anybody on the way reads and "
+            "changes activations, labels, adapters and the token. Name the fleet's ca.crt (--ca), or say --insecure."
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

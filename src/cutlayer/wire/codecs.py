@@ -31,12 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cutlayer.errors import ConfigError, MalformedMessage
-
-SPELLED = "none, bf16, int8 or topk:FRACTION with a fraction above 0 and at most 1"
-"""What a person may write for a codec."""
-SPELLED_ADAPTERS = f"{SPELLED}, or sparse:FRACTION:BITS with 4, 8, 16 or 32 bits"
-"""The same for that of adapters."""
+from cutlayer.errors import MalformedMessage
+from cutlayer.wire.spelled import parse_codec
 
 SCALE_BYTES = 4
 
@@ -302,9 +298,6 @@ def _uniform(key: str, count: int) -> Tensor:
     return torch.from_numpy(drawn.astype(np.float32) * np.float32(2.0**-24))
 
 
-BITS = (4, 8, 16, 32)
-
-
 @dataclass(frozen=True, slots=True)
 class Sparse:
     """The largest numbers of a tensor in magnitude, in few bits; the others become zero. Of equal ones, the first.
@@ -399,20 +392,9 @@ def codec_by_name(name: str, *, rows: bool = True) -> AsItIs | Bf16 | Int8 | Top
       ConfigError: No codec is spelled like this.
     """
     plain: dict[str, AsItIs | Bf16 | Int8] = {"none": NONE, "bf16": Bf16(), "int8": Int8()}
-    if name in plain:
-        return plain[name]
-    kind, _, text = name.partition(":")
-    bits = 0
-    if kind == "sparse" and not rows:
-        text, _, number = text.partition(":")
-        bits = int(number) if number in map(str, BITS) else 0
-        kind = "topk" if bits else kind
-    try:
-        fraction = float(text) if kind == "topk" else math.nan
-    except ValueError:
-        fraction = math.nan
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"codec: expected {SPELLED if rows else SPELLED_ADAPTERS}, got {name!r}. Change it.")
+    kind, fraction, bits = parse_codec(name, rows=rows)
+    if kind in plain:
+        return plain[kind]
     return Sparse(fraction, bits) if bits else TopK(fraction, rows)
 
 
