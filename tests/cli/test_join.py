@@ -57,6 +57,19 @@ def test_a_certificate_has_a_key_and_an_authority(tmp_path: Path) -> None:
     assert "Name both files" in said
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("--task", "poetry", "expected classification or causal-lm, got 'poetry'"),
+        ("--never", "labels,label", "expected some of labels, counts, activations, got 'label'"),
+        ("--until", "noon", "expected a time such as 2026-12-24T18:00 or 18:00, got 'noon'"),
+        ("--until", "2020-01-01T00:00", "expected no question after 2020-01-01T00:00"),
+    ],
+)
+def test_what_is_no_limit(flag: str, value: str, says: str, nobody: str, tmp_path: Path) -> None:
+    assert says in wrong(tmp_path, nobody, flag, value)
+
+
 def test_a_server_that_is_not_there(nobody: str, tmp_path: Path) -> None:
     said = wrong(tmp_path, nobody, "--patience", 0)
     assert said.startswith("error: join: expected an answer of the server within 0 s")

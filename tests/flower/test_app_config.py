@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from cutlayer.device.limits import Limits
 from cutlayer.errors import ConfigError
-from cutlayer.flower.app_config import read_joining, read_serving
+from cutlayer.flower.app_config import LIMITS, read_joining, read_serving
 from cutlayer.joining import Joining
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "flower-app" / "pyproject.toml"
@@ -81,9 +82,37 @@ def test_a_node_is_a_device_as_join_knows_it() -> None:
     assert read_joining(whole) == Joining("pi", "d", "server", Path("f"), "cuda:1", 2)
 
 
+def test_what_the_owner_of_a_node_allows_is_what_join_knows() -> None:
+    said = {
+        "task": "classification",
+        "text": "review, title",
+        "label": "stars",
+        "least-blocks": 3,
+        "never": "labels,counts",
+        "only": "fedlora",
+        "rounds": 5,
+        "until": "2026-12-24T18:00+00:00",
+    }
+    assert set(said) == set(LIMITS)
+    assert read_joining({"name": "pi", "data": "d", **said}).limits == Limits(
+        task="classification",
+        text=("review", "title"),
+        label=("stars",),
+        least_blocks=3,
+        never=frozenset({"labels", "counts"}),
+        only=("fedlora",),
+        rounds=5,
+        until=1798135200.0,
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"name": "pi", "data": "d", "never": "label"}, "node config: never: expected some of labels"),
+        ({"name": "pi", "data": "d", "never": True}, "never: expected a text"),
+        ({"name": "pi", "data": "d", "least-blocks": 1.5}, "least-blocks: expected a whole number"),
+        ({"name": "pi", "data": "d", "rounds": 0}, "rounds: expected a whole number of at least 1"),
         ({}, "expected the device's name and data, got nothing"),
         ({"name": "pi"}, "expected the device's name and data, got name"),
         ({"name": "pi", "data": "d", "partition-id": 0}, "got partition-id"),
