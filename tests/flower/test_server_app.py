@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -157,14 +159,56 @@ def flower(inputs: Path, shares: Path, tmp_path_factory: pytest.TempPathFactory)
         yield Flower(tmp_path_factory.mktemp("flower"), files, keep)
 
 
+CUTS = {"memsfl": "method.cut=memory", "fedlora": ""}
+"""A real fleet is cut by time where nobody says."""
+
+
 @pytest.mark.parametrize("method", ["memsfl", "fedlora"])
 def test_the_adapter_of_the_simulated_run(
     method: str, flower: Flower, inputs: Path, shares: Path, tmp_path: Path
 ) -> None:
     values = values_for(inputs, data__path=str(shares), data__labels=sorted(CLASSES))
     (tmp_path / "run.yaml").write_text(read_config(None, values=values).to_yaml())
-    flower.run(run=str(tmp_path / "run.yaml"), set=f"method.name={method}", out=str(tmp_path / "real"), devices=2)
+    flower.run(
+        run=str(tmp_path / "run.yaml"),
+        set=f"method.name={method} {CUTS[method]}",
+        out=str(tmp_path / "real"),
+        devices=2,
+    )
     expected = simulated(values_for(inputs, method__name=method), tmp_path / "simulated")
     adapter = tmp_path / "real" / "adapter" / "adapter_model.safetensors"
     assert adapter.is_file(), flower.logs()
     assert adapter.read_bytes() == (expected.adapter / "adapter_model.safetensors").read_bytes()
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
+
+
+def test_the_page_does_it_from_nothing(inputs: Path, tmp_path: Path) -> None:
+    """Its blocks, as they are written, one after the other; with ports that are free, and an app beside the run."""
+    page = PAGE.read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page[page.index("## 9. Flower") :], flags=re.DOTALL)[:4]
+    files, _ = write_shares(prepare(read_config(None, values=values_for(inputs))), tmp_path / "shares")
+    for name, file in zip(("pi-1", "pi-2"), files.values(), strict=True):
+        shutil.copy(file, tmp_path / f"{name}.jsonl")
+    values = values_for(inputs, data__path=str(tmp_path / "shares"), data__labels=sorted(CLASSES))
+    values.pop("fleet", None)
+    (tmp_path / "run.yaml").write_text(read_config(None, values=values).to_yaml())
+    shutil.copytree(APP, tmp_path / "flower-app")
+    script = "\n".join(blocks)
+    ports = dict(zip((8000, 8101, 8102, 7070), free_ports(4), strict=True))
+    for port, free in ports.items():
+        script = script.replace(f":{port}", f":{free}").replace(f"--port {port}", f"--port {free}")
+    wait = f"until (echo > /dev/tcp/localhost/{ports[8000]}) 2>/dev/null; do sleep 1; done"  # a person is slower
+    script = script.replace("# where runs are submitted: which", f"{wait}\n# where runs are submitted: which", 1)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", f"trap 'kill $(jobs -p)' EXIT\n{script}"],
+        cwd=tmp_path,
+        env=os.environ | QUIET | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+    )
+    logs = "\n".join(file.read_text() for file in sorted(tmp_path.glob("*.log")))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file(), done.stdout + done.stderr + logs

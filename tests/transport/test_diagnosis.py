@@ -93,9 +93,10 @@ def test_a_device_that_should_have_a_certificate(tmp_path: Path) -> None:
     fleet = fleet_in(tmp_path / "fleet")
     files = tmp_path / "device.crt", tmp_path / "device.key"
     write_issued(*files, issue_device(fleet, "pi-1", NOW, days=2))
-    server = tls(fleet, certificates=True)
-    assert "--certificate" in str(met(server, of=lambda server: wrong_with(server, fleet / "ca.crt")))
-    assert met(server, of=lambda server: wrong_with(server, fleet / "ca.crt", *files)) is None
+    said = met(tls(fleet, certificates=True), of=lambda server: wrong_with(server, fleet / "ca.crt"))
+    assert "--certificate" in str(said)
+    right = met(tls(fleet, certificates=True), of=lambda server: wrong_with(server, fleet / "ca.crt", *files))
+    assert right is None
 
 
 def test_an_authority_that_is_none(tmp_path: Path) -> None:

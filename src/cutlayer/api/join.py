@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -143,5 +144,5 @@ def attending(
     secret = read_token(token, os.environ)
     keep_freed_memory(ON_A_DEVICE)
     dial = dialler(server, name=joining.name, token=secret, credentials=credentials, insecure=insecure)
-    wrong = partial(wrong_with, server, ca, certificate, key)
+    wrong = partial(asyncio.to_thread, wrong_with, server, ca, certificate, key)
     return join_run(joining, dial, Random(joining.name), notice, wrong=wrong)

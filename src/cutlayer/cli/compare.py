@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import console, starting
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,14 +49,15 @@ def compare(
     Stopped at any moment, the same command goes on; runs that are done are kept. Methods of which a run failed are left
     out of the report, which names them.
     """
-    comparison = _comparison(given, methods, seeds, metric, target)
+    terminal = console()
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
-    from cutlayer.comparing.carried_out import carried_out
-    from cutlayer.comparing.pool import error_of
-    from cutlayer.comparing.progress import Progress
+    with starting(terminal, quiet=not terminal.is_interactive):
+        comparison = _comparison(given, methods, seeds, metric, target)
+        from cutlayer.comparing.carried_out import carried_out
+        from cutlayer.comparing.pool import error_of
+        from cutlayer.comparing.progress import Progress
 
-    terminal = console()
     with _interruptible(comparison.folder):
         results, failed = carried_out(
             comparison,
@@ -79,12 +80,19 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
     """
     if seeds < 1:
         raise ConfigError(f"--seeds: expected at least 1, got {seeds}. Change it.")
-    from cutlayer.comparing.comparison import Comparison
     from cutlayer.comparing.entry import parse_entries
-    from cutlayer.comparing.metric import metric_of
     from cutlayer.config import read_config
+    from cutlayer.methods.table import found
 
     entries, config = parse_entries(methods), given.config()
+    for entry in entries:  # told before torch is imported
+        try:
+            found(entry.method).check_options(entry.options)
+        except ConfigError as error:
+            raise ConfigError(f"compare {entry.label}: {error}") from error
+    from cutlayer.comparing.comparison import Comparison
+    from cutlayer.comparing.metric import metric_of
+
     # a run file's own method and folder are not those of the comparison: only what the command line says of them counts
     said = [pair for pair in given.overrides if pair.startswith(("method.", "out="))]
     told = read_config(None, said, {key: value for key, value in given.values.items() if key == "out"})

@@ -58,12 +58,28 @@ def _show(row: MethodRow) -> None:
         terminal.print(line, soft_wrap=True, highlight=False)
     if said.options:
         decides = "what it decides"
-        shown = Listing("option (-o method.KEY=VALUE)", "kind", "default", decides, prose=(decides,), most=(decides,))
+        shown = Listing("option", "default", "a value is", decides, prose=(decides,), most=("default", decides))
         for key, option in said.options.items():
-            shown.add_row(key, option.kind, option.typed, option.help)
+            shown.add_row(key, option.typed, in_words(option.kind), option.help)
         terminal.print(shown)
+        terminal.print("Set one with -o method.OPTION=VALUE.", highlight=False)
     if said.neutral:
         options = ", ".join(f"{key}={spelled(value)}" for key, value in said.neutral.items())
         terminal.print(f"One device trains as ordinary training does with {options}.", highlight=False)
     for note in said.notes:
         terminal.print(note, highlight=False)
+
+
+KINDS = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false", "None": "null"}
+"""What an option may be, as a person says it."""
+
+
+def in_words(kind: str) -> str:
+    """A kind of option in words.
+
+    Example:
+      >>> in_words("int | str | None")
+      'a whole number, a word or null'
+    """
+    *first, last = [KINDS[word.strip()] for word in kind.split("|")]
+    return f"{', '.join(first)} or {last}" if first else last

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console
+from cutlayer.cli.resumed import check_words
+from cutlayer.cli.terminal import console, starting
 from cutlayer.reading import counted
 
 if TYPE_CHECKING:
@@ -24,14 +25,16 @@ ROUNDS_WITHOUT_BARRIER = 20  # so many are rehearsed, and their mean is shown
 
 def plan(given: Given) -> None:
     """Show each device's cut, memory, bytes, FLOPs and step time, and the time and bytes of the run. Trains nothing."""
-    config = given.config()
-    from cutlayer.device.process import own_bytes
-    from cutlayer.run.inputs import method_of, prepare, stragglers_of
-    from cutlayer.run.loop import Logbook
-    from cutlayer.run.rehearsed import rehearse
-    from cutlayer.run.run import first_plan, situation_of
+    config, terminal = given.config(), console()
+    check_words(config)
+    with starting(terminal, quiet=not terminal.is_interactive):
+        from cutlayer.device.process import own_bytes
+        from cutlayer.run.inputs import method_of, prepare, stragglers_of
+        from cutlayer.run.loop import Logbook
+        from cutlayer.run.rehearsed import rehearse
+        from cutlayer.run.run import first_plan, situation_of
 
-    terminal, own = console(), own_bytes()  # before there is data
+        own = own_bytes()  # before there is data
     with terminal.status("reading the data"):
         inputs = prepare(config)
         method, situation = method_of(config), situation_of(inputs, Logbook())

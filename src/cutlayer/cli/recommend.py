@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console
+from cutlayer.cli.resumed import check_words
+from cutlayer.cli.terminal import console, starting
 from cutlayer.errors import ConfigError
 from cutlayer.methods.described import spelled
 from cutlayer.reading import counted
@@ -36,12 +37,14 @@ def recommend(
     Every method is rehearsed with its default options, the run's own with those of the run file. Reads no weight and
     trains nothing.
     """
-    config = given.config()
-    from cutlayer.cli.plan import typical_tokens
-    from cutlayer.run.inputs import gathered
-    from cutlayer.run.recommended import Fits, Unfit, choices, judged
+    config, terminal = given.config(), console()
+    check_words(config)
+    with starting(terminal, quiet=not terminal.is_interactive):
+        from cutlayer.cli.plan import typical_tokens
+        from cutlayer.run.inputs import gathered
+        from cutlayer.run.recommended import Fits, Unfit, choices, judged
 
-    with console().status("reading the data") as status:
+    with terminal.status("reading the data") as status:
         inputs = gathered(config.self_contained())
         fleet = config.fleet if isinstance(config.fleet, str) else inputs.fleet.name
         num_tokens, found = typical_tokens(inputs), list[Fits | Unfit]()

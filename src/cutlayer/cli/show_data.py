@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console
+from cutlayer.cli.resumed import check_words
+from cutlayer.cli.terminal import console, starting
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -20,12 +21,13 @@ LEARNED = ("\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING D
 
 def show_data(given: Given) -> None:
     """Show the first rows as tokens, those that are learned coloured; lengths, and what is cut off or dropped."""
-    config = given.config()
-    from cutlayer.model.source import ModelFiles
-    from cutlayer.run.inputs import prepare
-    from cutlayer.settings import load_tokenizer
+    config, terminal = given.config(), console()
+    check_words(config)
+    with starting(terminal, quiet=not terminal.is_interactive):
+        from cutlayer.model.source import ModelFiles
+        from cutlayer.run.inputs import prepare
+        from cutlayer.settings import load_tokenizer
 
-    terminal = console()
     with terminal.status("reading the data"):
         inputs = prepare(config)
         tokenizer = load_tokenizer(ModelFiles(inputs.config.model.name, inputs.config.model.revision))

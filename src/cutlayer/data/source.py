@@ -16,6 +16,7 @@ from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, r
 from cutlayer.data.rows import Rows, joined
 from cutlayer.errors import ConfigError, DataError
 from cutlayer.reading import local, reading
+from cutlayer.transport.hub import look_for_hub
 
 BUILTIN = {
     "builtin:reviews": reviews.generate,
@@ -235,6 +236,7 @@ def _load_from_hub(data: str, wanted: Splits) -> Tables:
     import datasets
 
     name, _, config = data.partition(":")
+    look_for_hub()
     with quiet_datasets():
         try:
             splits = datasets.load_dataset(name, config or None, revision=wanted.revision)

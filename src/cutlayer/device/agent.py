@@ -47,6 +47,10 @@ GOODBYE_SECONDS = 5.0
 Asking = Callable[[Ask], Awaitable[Answer]]
 
 
+async def nothing_wrong() -> None:
+    """Looks at nothing."""
+
+
 class Attendance(Protocol):
     """A device that has its data and its part of the model.
 
@@ -67,7 +71,7 @@ class Attendance(Protocol):
 
 Prepare = Callable[[Welcome, Asking], Awaitable[Attendance]]
 Notice = Callable[[str], None]
-Wrong = Callable[[], str | None]
+Wrong = Callable[[], Awaitable[str | None]]
 SAID_AGAIN_SECONDS = 60.0
 """Between two lines that say the same of a server that does not answer."""
 
@@ -86,7 +90,7 @@ class Agent:
       random: For the jitter of waiting: devices that lost one server do not come back all at once.
       notice: Told what happens, for a person to read.
       patience_seconds: How long to try to reach a server that does not answer.
-      wrong: Looks, after a connection that came to nothing, for what only a person can mend; may block for seconds.
+      wrong: Looks, after a connection that came to nothing, for what only a person can mend.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class Agent:
         random: Random,
         notice: Notice,
         patience_seconds: float,
-        wrong: Wrong = lambda: None,
+        wrong: Wrong = nothing_wrong,
     ) -> None:
         self._name, self._dial, self._prepare, self._random = name, dial, prepare, random
         self._notice, self._patience_seconds, self._wrong = notice, patience_seconds, wrong
@@ -128,7 +132,7 @@ class Agent:
                     tries, heard = 0, now()
                 elif now() - before > LONGEST_WAIT_SECONDS:
                     tries = 0
-                if not self._attended and (wrong := await asyncio.to_thread(self._wrong)) is not None:
+                if not self._attended and (wrong := await self._wrong()) is not None:
                     raise JoinError(wrong)
                 if now() - heard > self._patience_seconds:
                     raise JoinError(

@@ -32,6 +32,7 @@ from cutlayer.model.packed import read_note
 from cutlayer.model.quantised import SCALE, Form
 from cutlayer.model.rows import SPELLED, Rows
 from cutlayer.reading import reading
+from cutlayer.transport.hub import look_for_hub
 
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -115,6 +116,7 @@ class ModelFiles:
         import huggingface_hub
         from huggingface_hub import errors
 
+        look_for_hub()
         try:
             return Path(huggingface_hub.hf_hub_download(self.name, filename, revision=self.revision))
         except errors.RemoteEntryNotFoundError:
