@@ -13,17 +13,16 @@ import torch
 
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.device.agent import Agent, Asking, Prepare, asking
+from cutlayer.device.agent import Agent, Asking, Prepare, asking, measure_link
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.dialled import DialledSpans
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
-from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.device.probe import LinkRates, Probed, probe
 from cutlayer.device.shape import shape_by_name
 from cutlayer.device.store import FolderStore
 from cutlayer.device.told import Told
-from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
@@ -42,8 +41,6 @@ FROM_SERVER = "server"
 FRAME_BYTES = 8 * 2**30
 """A device believes its server, but not any number: no adapter and no gradient is longer."""
 IN_FLIGHT_BYTES = 64 * 2**20
-ECHO_BYTES = 2**19
-ECHOES = 3
 CHUNK_BYTES = 2**20
 
 
@@ -107,7 +104,7 @@ def _preparing(
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
         files = _Files(joining, welcome, dial)
         await files.fetch(0, ask=ask)  # what the model is, and how it reads text
-        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, dial, machines, notice)
+        attendance = _Attendance(joining, welcome, await measure_link(ask), files, dial, machines, notice)
         await attendance.machine.aside(lambda: attendance.load(probe))
         return attendance
 
@@ -161,21 +158,6 @@ class _Files:
                 data = bytes(answer.body.numpy())
                 await asyncio.to_thread(store.append, piece, offset, data)
                 offset += len(data)
-
-
-async def _measure_link(ask: Asking) -> LinkRates:
-    """Times a few transfers each way."""
-
-    async def seconds(question: Ask) -> float:
-        start = now()
-        await ask(question)
-        return now() - start
-
-    load = torch.zeros(ECHO_BYTES, dtype=torch.uint8)
-    trips = [await seconds(Ask("echo")) for _ in range(ECHOES)]
-    up = [(ECHO_BYTES, await seconds(Ask("echo", body=load))) for _ in range(ECHOES)]
-    down = [(ECHO_BYTES, await seconds(Ask("echo", length=ECHO_BYTES))) for _ in range(ECHOES)]
-    return link_rates(up, down, trips)
 
 
 class _Attendance:

@@ -114,16 +114,28 @@ def attending(
     Raises:
       UserError: Something cannot be.
     """
-    credentials = _credentials(server, ca, certificate, key, insecure=insecure)
+    credentials = credentials_to(server, ca, certificate, key, insecure=insecure)
     secret = read_token(token, os.environ)
     keep_freed_memory(ON_A_DEVICE)
     dial = dialler(server, name=joining.name, token=secret, credentials=credentials, insecure=insecure)
     return join_run(joining, dial, Random(joining.name), notice)
 
 
-def _credentials(
+def credentials_to(
     server: str, ca: Path | None, certificate: Path | None, key: Path | None, *, insecure: bool
 ) -> grpc.ChannelCredentials | None:
+    """The TLS of a way to a server; None for plain text.
+
+    Args:
+      server: Where it listens, HOST:PORT.
+      ca: The fleet's ca.crt.
+      certificate: The certificate of whoever dials.
+      key: Its key.
+      insecure: Whether to do without TLS.
+
+    Raises:
+      ConfigError: TLS is needed, or a file of it cannot be read.
+    """
     host, _ = parted(server, "join")
     if ca is not None:
         return channel_credentials(ca, certificate, key)

@@ -24,7 +24,7 @@ from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
 from cutlayer.transport.handshake import expect_hello, hear, say, say_goodbye
 from cutlayer.transport.session import Session, Standing
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
+from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, SiteHello, Stand, Welcome
 
 PREPARE_SECONDS = 3_600.0
 """For a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is noticed by
@@ -120,6 +120,9 @@ class Hub:
       places: The place in the fleet of devices whose place is known from the beginning.
       refusals: Counts who is refused.
       notice: Told, for a person to read, who comes and goes.
+
+    Attributes:
+      sites: takes in those who come as sites; None where no round ends at sites.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Hub:
         self._told: set[str] = set()  # who knows that the run is over
         self._strangers = 0
         self._barred: dict[str, tuple[DeviceProfile, Refused]] = {}  # who could be given no part, as it was
+        self.sites: Hub | None = None
 
     # ------------------------------------------------------------------ a connection
 
@@ -148,19 +152,44 @@ class Hub:
           carrier: The connection.
           device: Who it is, as it has proved.
         """
-        metered = Metered(carrier, now)
+        metered, hub = Metered(carrier, now), self
         try:
-            await self._attend(metered, device)
+            hub = self._hub_of(await self._greeted(metered, device))
+            await hub._attend(metered, device)
         except CarrierLost:
             pass  # it will come again
         except WireError as error:
-            self.refusals.count(device, error)
-            await self._refuse(metered, device, error)
+            hub.refusals.count(device, error)
+            await hub._refuse(metered, device, error)
         finally:
             carrier.close()
 
+    def _hub_of(self, hello: Hello | SiteHello) -> Hub:
+        """Who takes in whoever says this."""
+        name, sites = hello.device, self.sites
+        if isinstance(hello, Hello):
+            if sites is not None and name in sites.members:
+                raise Refused(
+                    "wrong-name",
+                    f"device {name}: expected a name that no other machine of the run has, got a site's. Join under "
+                    "another name.",
+                )
+            return self
+        if sites is None:
+            raise Refused(
+                "no-sites",
+                f"site {name}: expected a server whose rounds end at sites, got one whose method has no such rounds. "
+                "Have the site's devices join that server itself.",
+            )
+        if name in self.members:
+            raise Refused(
+                "wrong-name",
+                f"site {name}: expected a name that no other machine of the run has, got a device's. Choose another.",
+            )
+        return sites
+
     async def _attend(self, carrier: Metered, device: str) -> None:
-        await self._greeted(carrier, device)
+        """Of a device that has said hello."""
         if self._over is None:
             await self._take_in(carrier, device)
         else:
@@ -203,7 +232,7 @@ class Hub:
                 member.here, member.carrier, member.away_since = False, None, now()
                 self._news(f"{device} has gone")
 
-    async def _greeted(self, carrier: Carrier, device: str) -> None:
+    async def _greeted(self, carrier: Carrier, device: str) -> Hello | SiteHello:
         """Waits for its hello."""
         if self._strangers >= MAX_STRANGERS:
             raise Refused(
@@ -215,7 +244,7 @@ class Hub:
                 hello = await hear(carrier)
         finally:
             self._strangers -= 1
-        expect_hello(hello, device)
+        return expect_hello(hello, device)
 
     async def _prepared(self, carrier: Carrier, device: str) -> Ready:
         """Gives a device what it needs until it is ready."""
@@ -225,7 +254,7 @@ class Hub:
             self._host.standing(device)
             if isinstance(message, Ready) and message.device == device:
                 return message
-            if isinstance(message, Hello) and message.device == device:
+            if isinstance(message, Hello | SiteHello) and message.device == device:
                 continue  # a carrier may repeat
             if not isinstance(message, Ask):
                 raise Refused("wrong-kind", f"device {device}: expected Ask or Ready, got {type(message).__name__}.")
@@ -257,10 +286,11 @@ class Hub:
     def _member(self, device: str) -> Member:
         if device not in self.members:
             session, link = self._host.session(device)
-            self.members[device] = Member(device, self._place(device), session, link, Allowance(0, now()))
+            self.members[device] = Member(device, self.place(device), session, link, Allowance(0, now()))
         return self.members[device]
 
-    def _place(self, device: str) -> int:
+    def place(self, device: str) -> int:
+        """A device's place in the fleet, for good: the next one where it has none yet."""
         if device not in self._places:
             self._places[device] = max(self._places.values(), default=-1) + 1
         return self._places[device]

@@ -91,13 +91,22 @@ class RunHost:
                 f"device {device}: expected a name that no other machine of the run has, got one of "
                 f"{', '.join(sorted(others))}. Join under another name.",
             )
+        return self.terms(device, index)
+
+    def terms(self, name: str, index: int) -> Welcome:
+        """What whoever comes must know of the run.
+
+        Args:
+          name: Who it is.
+          index: Its place.
+        """
         config = self._inputs.config
         # An adapter to go on from is the server's: devices get it with their assignments.
         config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
         return Welcome(
             run=self._inputs.run_id,
             session=self._life,
-            device=device,
+            device=name,
             index=index,
             config=config.model_dump_json(),
             labels=self._inputs.labels,
@@ -184,16 +193,20 @@ class RunHost:
             holds=self._method.round.holds,
             script=self._method.round.script,
         )
-        session = Session(
-            self._life,
-            limit_bytes=guard.frame_limit,
-            incoming=self._incoming,
-            outgoing=self._outgoing,
-            shelf=self._shelf,
-        )
+        session = self.session_within(guard.frame_limit)
         link = guarded(session, guard, lambda link: inputs.compressed(Timelined(link, self._clock, self._record)))
         return session, Attended(
             link, lambda error: self.hub.eject(device, error), lambda: self.hub.members[device].refused
+        )
+
+    def session_within(self, limit_bytes: Callable[[], int]) -> Session:
+        """A session of this process's.
+
+        Args:
+          limit_bytes: The longest frame that may arrive at this moment.
+        """
+        return Session(
+            self._life, limit_bytes=limit_bytes, incoming=self._incoming, outgoing=self._outgoing, shelf=self._shelf
         )
 
     def standing(self, device: str) -> None:
