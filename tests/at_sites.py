@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,6 +33,19 @@ def fleet_at(*sites: tuple[str, ...]) -> dict[str, Any]:
     return {**FLEET, "devices": rows, "sites": places}
 
 
+class Watching(NoProgress):
+    """A display that tells when rounds are done."""
+
+    def __init__(self) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+        self.news = asyncio.Event()
+
+    def round_done(self, row: Mapping[str, Any]) -> None:
+        """See `ProgressDisplay`."""
+        self.rows.append(row)
+        self.news.set()
+
+
 class World:
     """The processes of a run, as tasks of one.
 
@@ -53,28 +66,23 @@ class World:
         self.tasks: dict[str, asyncio.Task[Any]] = {}
         self.heard: list[str] = []
         self.options: dict[str, Any] = {}
+        self.display = Watching()
 
     def _own_config(self) -> RunConfig:
         """A site's run file: where the model is, and nothing else of the run."""
         return RunConfig.model_validate({"model": {"name": self.config.model.name}, "out": str(self._out)})
 
-    async def play(self, meanwhile: Callable[[World], Awaitable[None]] | None = None) -> Outcome:
+    async def play(self, meanwhile: Callable[[World], Coroutine[Any, Any, None]] | None = None) -> Outcome:
         """The run, to its end."""
         await self.start_server(resume=False)
         for site in self.sites:
             await self.start_site(site)
         for name in self.files:
             await self.start_device(name)
-        trouble = None if meanwhile is None else asyncio.ensure_future(meanwhile(self))
         try:
-            while not self.tasks["server"].done():
-                await asyncio.wait({*self.tasks.values()}, return_when=asyncio.FIRST_COMPLETED)
-                for task in self.tasks.values():
-                    if task.done() and not task.cancelled():
-                        task.result()
-                await asyncio.sleep(0)
-            if trouble is not None:
-                await trouble
+            if meanwhile is not None:
+                await self._unless_one_fails(asyncio.ensure_future(meanwhile(self)))
+            await self._unless_one_fails(self.tasks["server"])
             outcome: Outcome = await self.tasks.pop("server")
             await asyncio.gather(*self.tasks.values())
             return outcome
@@ -83,13 +91,32 @@ class World:
                 task.cancel()
             await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
+    async def _unless_one_fails(self, awaited: asyncio.Future[Any]) -> None:
+        """Waits for something; raises what ends a process before that."""
+        while not awaited.done():
+            under_way = {task for task in self.tasks.values() if not task.done()}
+            await asyncio.wait({awaited, *under_way}, return_when=asyncio.FIRST_COMPLETED)
+            for task in self.tasks.values():
+                if task.done() and not task.cancelled():
+                    task.result()
+        await awaited
+
+    async def start(self, name: str) -> None:
+        """Begins a process again."""
+        if name == "server":
+            await self.start_server(resume=True)
+        elif name in self.sites:
+            await self.start_site(name)
+        else:
+            await self.start_device(name)
+
     async def start_server(self, *, resume: bool) -> None:
         """Begins the server, or begins it again where it has listened."""
         door = self._door("server")
         serving = serve(
             prepare_server(self.config),
             load_fleet(self.config.fleet),
-            NoProgress(),
+            self.display,
             door,
             min_devices=len(self.files),
             machines=self._machines,
@@ -113,6 +140,12 @@ class World:
         joining = Joining(name, str(self.files[name]), "", self._out / "devices" / name, patience_seconds=30.0)
         address = f"127.0.0.1:{await self._ports[at]}"
         self.tasks[name] = asyncio.create_task(device(joining, address, self._machines))
+
+    async def rounds(self, number: int) -> None:
+        """Waits until so many are done."""
+        while len(self.display.rows) < number:
+            self.display.news.clear()
+            await self.display.news.wait()
 
     async def kill(self, name: str) -> None:
         """Ends a process, as by SIGTERM."""
