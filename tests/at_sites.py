@@ -157,4 +157,6 @@ class World:
         before = self._ports.get(name)
         port = before.result() if before is not None else 0
         self._ports[name] = opened = asyncio.get_running_loop().create_future()
-        return GrpcDoor(f"127.0.0.1:{port}", Admission(None), None, lambda port: opened.done() or opened.set_result(port))
+        return GrpcDoor(
+            f"127.0.0.1:{port}", Admission(None), None, lambda port: opened.done() or opened.set_result(port)
+        )

@@ -1,4 +1,4 @@
-"""Law 6 at sites: a server, sites of their own and their devices train the adapter of the simulated run, bit for bit."""
+"""Law 6 at sites: a server, sites of their own and devices train the adapter of the simulated run, bit for bit."""
 
 from __future__ import annotations
 
