@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from at_sites import World, fleet_at
+from cutlayer.config import read_config
+from cutlayer.fleet.profile import load_fleet
 from cutlayer.gate import hub
+from cutlayer.gate.roster import Roster
+from cutlayer.run.inputs import prepare, write_shares
 from cutlayer.run.run import Outcome
 from cutlayer.run.site_served import _Site
+from cutlayer.transport.certificates import issue_server, make_authority
 from real import simulated, values_for
 
 
@@ -118,3 +128,93 @@ def test_whatever_is_killed_the_adapter_is_that_of_the_run_in_which_nothing_was(
     rounds = [sum(row["samples"] for row in one["devices"].values()) for one in real.rows]
     assert len({*rounds}) == 1  # every sample counts once
     assert any("begins again" in line for line in world.heard) == ("server" in victims and "site-1" not in victims)
+
+
+class Processes:
+    """A run of real processes, with TLS and tokens.
+
+    Args:
+      values: Of the run's config.
+      folder: Where everything is.
+    """
+
+    def __init__(self, values: dict[str, Any], folder: Path) -> None:
+        self.folder, self.out = folder, folder / "run"
+        config = read_config(None, values={**values, "out": str(self.out)})
+        self.files, config = write_shares(prepare(config), folder / "shares")
+        self.fleet = load_fleet(config.fleet)
+        (folder / "run.yaml").write_text(config.to_yaml())
+        (folder / "site.yaml").write_text(f"model: {{name: {config.model.name}}}\nout: {folder / 'at-sites'}\n")
+        roster, when = Roster.create(folder / "fleet"), datetime.now(UTC)
+        make_authority(folder / "fleet", when)
+        issue_server(folder / "fleet", ["127.0.0.1"], when)
+        for name in (*self.files, *(site.name for site in self.fleet.sites)):
+            token = folder / f"{name}.token"
+            token.touch(mode=0o600)
+            token.write_text(roster.add(name, when=when))
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.ports: dict[str, str] = {}
+
+    def start(self, name: str) -> None:
+        """Begins a process; or begins it again, where it has listened."""
+        roster = ["--roster", str(self.folder / "fleet"), "--port", self.ports.get(name, "0")]
+        proof = ["--ca", str(self.folder / "fleet" / "ca.crt"), "--token", str(self.folder / f"{name}.token")]
+        if name == "server":
+            run = ["--resume", str(self.out)] if name in self.ports else [str(self.folder / "run.yaml")]
+            words = ["serve", *run, *roster, "--min-devices", str(len(self.files))]
+        elif name in self.files:
+            site = self.fleet.site_of(name)
+            assert site is not None
+            own = ["--name", name, "--data", str(self.files[name]), "--folder", str(self.folder / name)]
+            words = ["join", f"127.0.0.1:{self.ports[site.name]}", *own, *proof]
+        else:
+            own = ["--site-of", f"127.0.0.1:{self.ports['server']}", "--name", name]
+            words = ["serve", str(self.folder / "site.yaml"), *own, *roster, *proof]
+        with open(self.folder / f"{name}.log", "ab") as log:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "cutlayer", *words]
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        if name not in self.files and name not in self.ports:
+            self.until(lambda: "listening on " in self.log(name))
+            self.ports[name] = self.log(name).split("listening on 127.0.0.1:")[1].split(",")[0].split()[0]
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def rounds(self) -> int:
+        path = self.out / "metrics.jsonl"
+        return path.read_text().count("\n") if path.exists() else 0
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Waits for it; fails when somebody has ended first."""
+        while not holds():
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            assert not ended, self.log(ended[0])
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_processes_of_which_a_site_and_the_server_are_killed(inputs: Path, tmp_path: Path) -> None:
+    """By SIGKILL, in the middle of something; with TLS, and tokens by which sites come in as devices do."""
+    values = values_at(inputs, *PAIRS, train__rounds=6)
+    run = Processes(values, tmp_path)
+    try:
+        for name in ("server", "site-0", "site-1", "a", "b", "c", "d"):
+            run.start(name)
+        for victim, rounds in (("site-0", 1), ("server", 3)):
+            run.until(lambda: run.rounds() >= rounds)  # noqa: B023
+            run.kill(victim)
+            run.start(victim)
+        for name, process in run.processes.items():
+            assert process.wait(300) == 0, run.log(name)
+    finally:
+        for process in run.processes.values():
+            process.kill()
+            process.wait()
+    adapter = (run.out / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert adapter == bytes_of(simulated(values, tmp_path / "simulated"))
+    assert sorted(path.name for path in (tmp_path / "at-sites" / "sites").iterdir()) == ["site-0", "site-1"]
