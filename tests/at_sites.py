@@ -38,7 +38,13 @@ class Watching(NoProgress):
 
     def __init__(self) -> None:
         self.rows: list[Mapping[str, Any]] = []
+        self.lines: list[str] = []
         self.news = asyncio.Event()
+
+    def device_news(self, line: str) -> None:
+        """See `FleetDisplay`."""
+        self.lines.append(line)
+        self.news.set()
 
     def round_done(self, row: Mapping[str, Any]) -> None:
         """See `ProgressDisplay`."""
@@ -141,9 +147,9 @@ class World:
         address = f"127.0.0.1:{await self._ports[at]}"
         self.tasks[name] = asyncio.create_task(device(joining, address, self._machines))
 
-    async def rounds(self, number: int) -> None:
-        """Waits until so many are done."""
-        while len(self.display.rows) < number:
+    async def until(self, holds: Callable[[Watching], bool]) -> None:
+        """Waits until the server's display has been told so much."""
+        while not holds(self.display):
             self.display.news.clear()
             await self.display.news.wait()
 

@@ -122,3 +122,30 @@ def test_a_round_of_a_site_as_the_server_has_it() -> None:
         Event("a", "forward", 92.0, 93.0, 2, 7, None, 0, 0.5),
     ]
     assert hub.asked == set()
+
+
+ROW = {
+    "name": "a",
+    "profile": FLEET.devices[0].model_copy(update={"name": "a"}).model_dump(mode="json"),
+    "num_samples": 8,
+    "label_counts": [4, 4],
+}
+
+
+def test_what_is_declared_of_a_device_counts_else_what_its_site_says() -> None:
+    made, checked = host(), list[Any]()
+    made._host = cast(Any, SimpleNamespace(check_data=lambda *said: checked.append(said)))
+    assert made._profile(ROW).name == "a"
+    declared = FLEET.devices[1]
+    assert made._profile({**ROW, "name": declared.name}) is declared
+    assert checked == [("a", 8, [4, 4]), ("device-1", 8, [4, 4])]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"name": 3}, {"name": "b"}, {"num_samples": 0.5}, {"label_counts": [True]}, {"profile": {}}]
+)
+def test_a_row_that_is_none(changed: dict[str, Any]) -> None:
+    made = host()
+    made._host = cast(Any, SimpleNamespace(check_data=lambda *_: None))
+    with pytest.raises(ValueError):  # noqa: PT011
+        made._profile({**ROW, **changed})

@@ -73,6 +73,68 @@ def test_the_adapter_of_the_simulated_run(inputs: Path, tmp_path: Path) -> None:
     assert plain[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"method__fraction": 0.5, "train__rounds": 4}, {"method__prune": 0.0, "wire__adapters": "topk:0.25"}],
+    ids=["a part of the fleet", "packed updates"],
+)
+def test_the_adapter_of_the_simulated_run_whatever_the_plan(
+    changes: dict[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    """A site with nobody in a round reports what it has; what packing an update lost is owed by its device."""
+    values = values_at(inputs, *PAIRS, **changes)
+    real = asyncio.run(World(values, tmp_path / "real").play())
+    assert bytes_of(real) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+@pytest.mark.slow
+def test_one_site_that_prunes_nothing_is_federated_averaging(inputs: Path, tmp_path: Path) -> None:
+    values = values_at(inputs, ("a", "b"), method__prune=0.0)
+    plain = {key: value for key, value in values.items() if not key.startswith("method.")}
+    real = asyncio.run(World(values, tmp_path / "real").play())
+    assert bytes_of(real) == bytes_of(simulated({**plain, "method.name": "fedlora"}, tmp_path / "simulated"))
+
+
+@pytest.mark.slow
+def test_devices_of_no_site_are_at_one_where_the_server_is(inputs: Path, tmp_path: Path) -> None:
+    values = values_at(inputs, *PAIRS)
+    world = World(values, tmp_path / "real", {"a": "site-0", "b": "site-0", "c": "", "d": ""})
+    assert bytes_of(asyncio.run(world.play())) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+@pytest.mark.slow
+def test_a_site_that_stays_away_is_gone_on_without_until_it_comes(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: Callable[[str, int], asyncio.Event]
+) -> None:
+    """What it has done in the round in which it left does not count, and it is given the server's adapter again."""
+    world = World(values_at(inputs, *PAIRS, train__rounds=4), tmp_path / "real")
+    world.options["patience"] = 1.0
+    back, train = asyncio.Event(), _Site._train
+
+    async def waits(self: _Site, *args: Any) -> Any:
+        if self.name == "site-1" and args[-1].round == 2:
+            await back.wait()
+        return await train(self, *args)
+
+    monkeypatch.setattr(_Site, "_train", waits)
+
+    async def away(world: World) -> None:
+        await moment(TRAINED, 1).wait()
+        await world.kill("site-0")
+        await world.until(lambda seen: len(seen.rows) == 2)
+        came = len(world.display.lines)
+        await world.start("site-0")
+        await world.until(lambda seen: any(line.startswith("site-0 has come") for line in seen.lines[came:]))
+        back.set()
+
+    rows = asyncio.run(world.play(away)).rows
+    samples = [[one["devices"].get(name, {"samples": 0})["samples"] for name in "abcd"] for one in rows]
+    some = samples[0][0]
+    assert samples == [[some] * 4, [0, 0, some, some], [0, 0, some, some], [some] * 4]
+    assert any("not waited for any more" in line for line in world.display.lines)
+
+
 @pytest.fixture
 def moment(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], asyncio.Event]:
     """Set when a site is at this point of this round for the first time."""

@@ -22,7 +22,7 @@ from cutlayer.fleet.profile import DeviceProfile, SiteProfile
 from cutlayer.gate.allowance import Allowance
 from cutlayer.gate.hub import Host, Hub, Member
 from cutlayer.gate.roster import NAME
-from cutlayer.server.sites import MOST_COUNT, DeviceRow
+from cutlayer.server.sites import DeviceRow
 from cutlayer.state import State
 from cutlayer.wire.messages import Finish
 
@@ -141,13 +141,13 @@ class CloudHub:
                 "server. Join there, or under another name.",
             )
 
-    def told(self, site: str, text: str, profile: Callable[[str, Mapping[str, Any]], DeviceProfile]) -> None:
+    def told(self, site: str, text: str, profile: Callable[[Mapping[str, Any]], DeviceProfile]) -> None:
         """A site tells who is there.
 
         Args:
           site: The site.
           text: JSON: `members`, rows of those of whom there is news (`Hub.rows`), and `here`, names of all who are.
-          profile: What planners may know of a device, of its name and what it says of itself.
+          profile: What planners may know of a device, of its row; raises Refused where it cannot take part.
 
         Raises:
           Refused: It is none of that.
@@ -158,7 +158,7 @@ class CloudHub:
             if len(rows) > MOST_MEMBERS or len(here) > MOST_MEMBERS:
                 raise ValueError
             for row in rows:
-                self._learn(site, row, profile(str(row["name"]), row["profile"]))
+                self._learn(site, row, profile(row))
         except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
             raise Refused(
                 "wrong-claims", f"site {site}: expected who is there, got something else. Do both ends run one version?"
@@ -171,8 +171,6 @@ class CloudHub:
     def _learn(self, site: str, row: Mapping[str, Any], profile: DeviceProfile) -> None:
         name, samples, counts, refused = row["name"], row["num_samples"], row["label_counts"], row["refused"]
         index = self.place(site, name)
-        if not all(type(number) is int and 0 <= number <= MOST_COUNT for number in (samples, *counts)):
-            raise ValueError
         member = self._member(name, index)
         member.profile, member.num_samples, member.label_counts = profile, samples, tuple(counts)
         why = f"device {name}: expected it to come again, got nothing of it since its site refused it."

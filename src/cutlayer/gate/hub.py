@@ -120,6 +120,7 @@ class Hub:
       places: The place in the fleet of devices whose place is known from the beginning.
       refusals: Counts who is refused.
       notice: Told, for a person to read, who comes and goes.
+      called: What it calls those who come.
 
     Attributes:
       sites: takes in those who come as sites; None where no round ends at sites.
@@ -132,7 +133,9 @@ class Hub:
         places: Mapping[str, int],
         refusals: Refusals,
         notice: Callable[[str], None] = lambda _: None,
+        called: str = "devices",
     ) -> None:
+        self._called = called
         self.name, self._host, self.refusals, self._notice = name, host, refusals, notice
         self.members: dict[str, Member] = {}
         self._places = dict(places)
@@ -384,7 +387,7 @@ class Hub:
     def _news(self, line: str = "") -> None:
         self._changed.set()
         if line:
-            self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} devices are here")
+            self._notice(f"{line}: {len(self.here)} of {len(self.fleet)} {self._called} are here")
 
     def refused(self) -> dict[str, dict[str, int]]:
         """Device -> reason -> how often something was refused."""

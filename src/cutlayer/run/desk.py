@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -115,7 +115,13 @@ class RunHost:
         )
 
     def profile(self, ready: Ready) -> DeviceProfile:
-        self._check_data(ready)
+        self.check_data(ready.device, ready.num_samples, ready.label_counts)
+        if len(ready.max_blocks) > 1:
+            raise Refused(
+                "wrong-claims",
+                f"device {ready.device}: expected at most one number of blocks that are lent, got "
+                f"{len(ready.max_blocks)}. Do both ends run one version?",
+            )
         declared = next((device for device in self._declared.devices if device.name == ready.device), None)
         if declared is not None:
             return declared
@@ -136,25 +142,23 @@ class RunHost:
                 "wrong-profile", f"device {ready.device}: expected {field['msg']}, got {field['loc']}. Measure again."
             ) from None
 
-    def _check_data(self, ready: Ready) -> None:
-        """Raises Refused for samples that cannot be, and for classes that are not the run's."""
-        counts, samples = ready.label_counts, ready.num_samples
+    def check_data(self, device: str, samples: int, counts: Sequence[int]) -> None:
+        """Raises Refused for samples that cannot be, and for classes that are not the run's.
+
+        Args:
+          device: Who says so.
+          samples: That it has.
+          counts: Of each class.
+        """
         known = 0 if self._method.round.shape.labels_stay else len(self._inputs.labels)
         if not 1 <= samples <= MOST_SAMPLES:
             raise Refused(
-                "wrong-claims",
-                f"device {ready.device}: expected 1 to {MOST_SAMPLES} samples, got {samples}. Give it data.",
-            )
-        if len(ready.max_blocks) > 1:
-            raise Refused(
-                "wrong-claims",
-                f"device {ready.device}: expected at most one number of blocks that are lent, got "
-                f"{len(ready.max_blocks)}. Do both ends run one version?",
+                "wrong-claims", f"device {device}: expected 1 to {MOST_SAMPLES} samples, got {samples}. Give it data."
             )
         if len(counts) != known or (known and (min(counts) < 0 or sum(counts) != samples)):
             raise Refused(
                 "wrong-claims",
-                f"device {ready.device}: expected how many of {samples} samples are of each of {known} classes, got "
+                f"device {device}: expected how many of {samples} samples are of each of {known} classes, got "
                 f"{reprlib.repr(counts)}. Do both ends run one version?",
             )
 

@@ -114,10 +114,17 @@ class SiteHost:
             return await self._host.answer(device, ask)
         raise Refused("wrong-kind", f"site {device}: expected to be asked for echo, members or place, got {ask.what}.")
 
-    def _profile(self, name: str, said: Mapping[str, Any]) -> DeviceProfile:
-        """What is declared of a device, else what its site says."""
+    def _profile(self, row: Mapping[str, Any]) -> DeviceProfile:
+        """What is declared of a device, else what its site says. Raises Refused, or ValueError for what is no row."""
+        name, samples, counts = row["name"], row["num_samples"], row["label_counts"]
+        if not isinstance(name, str) or not all(type(number) is int for number in (samples, *counts)):
+            raise ValueError
+        self._host.check_data(name, samples, counts)
         declared = next((one for one in self._declared.devices if one.name == name), None)
-        return declared or DeviceProfile.model_validate(said)
+        profile = declared or DeviceProfile.model_validate(row["profile"])
+        if profile.name != name:
+            raise ValueError
+        return profile
 
     def session(self, device: str) -> tuple[Session, Link]:
         inputs = self._inputs
@@ -229,6 +236,6 @@ def cloud_hub(
         site_host.cloud.stir()
         notice(line)
 
-    sites = Hub(near.name, site_host, {}, refusals, news)
+    sites = Hub(near.name, site_host, {}, refusals, news, called="sites")
     site_host.cloud = CloudHub(near, sites, host, declared.sites)
     return site_host.cloud
