@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cutlayer.config import RunConfig
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.device.agent import Agent, Asking, Prepare, Wrong, asking, nothing_wrong
+from cutlayer.device.agent import Agent, Asking, Prepare, Wrong, asking, measure_link, nothing_wrong
 from cutlayer.device.commit import CommittingLink
 from cutlayer.device.device import Device
 from cutlayer.device.dialled import DialledSpans
@@ -22,14 +22,13 @@ from cutlayer.device.lent import Lending, Lent, LentSpans
 from cutlayer.device.limits import EVERYTHING, Limits
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.own_link import OwnLink
-from cutlayer.device.probe import LinkRates, Probed, link_rates, probe
+from cutlayer.device.probe import LinkRates, Probed, probe
 from cutlayer.device.sent_log import SentLog
 from cutlayer.device.shape import shape_by_name
 from cutlayer.device.store import FolderStore
 from cutlayer.device.told import Told
 from cutlayer.errors import JoinError
 from cutlayer.files import for_owner_alone, private_folder
-from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
@@ -58,8 +57,6 @@ FROM_SERVER = "server"
 FRAME_BYTES = 8 * 2**30
 """A device believes its server, but not any number: no adapter and no gradient is longer."""
 IN_FLIGHT_BYTES = 64 * 2**20
-ECHO_BYTES = 2**19
-ECHOES = 3
 CHUNK_BYTES = 2**20
 
 
@@ -141,7 +138,7 @@ def _preparing(
         lending = _lending(joining, welcome, notice, taken)
         files = _Files(joining, welcome, dial)
         await files.fetch(0, ask=ask)  # what the model is, and how it reads text
-        attendance = _Attendance(joining, welcome, await _measure_link(ask), files, lending, dial, machines, notice)
+        attendance = _Attendance(joining, welcome, await measure_link(ask), files, lending, dial, machines, notice)
         await attendance.machine.aside(lambda: attendance.load(probe))
         return attendance
 
@@ -230,21 +227,6 @@ class _Files:
                 data = bytes(answer.body.numpy())
                 await asyncio.to_thread(store.append, piece, offset, data)
                 offset += len(data)
-
-
-async def _measure_link(ask: Asking) -> LinkRates:
-    """Times a few transfers each way."""
-
-    async def seconds(question: Ask) -> float:
-        start = now()
-        await ask(question)
-        return now() - start
-
-    load = torch.zeros(ECHO_BYTES, dtype=torch.uint8)
-    trips = [await seconds(Ask("echo")) for _ in range(ECHOES)]
-    up = [(ECHO_BYTES, await seconds(Ask("echo", body=load))) for _ in range(ECHOES)]
-    down = [(ECHO_BYTES, await seconds(Ask("echo", length=ECHO_BYTES))) for _ in range(ECHOES)]
-    return link_rates(up, down, trips)
 
 
 class _Attendance:

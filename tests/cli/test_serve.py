@@ -48,6 +48,23 @@ def test_a_machine_that_runs_blocks_is_not_open_to_others_by_accident_and_needs_
     assert not world.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--site-of", "127.0.0.1:9"], "--name: expected the site's name beside --site-of"),
+        (["--name", "ward"], "--name: expected --site-of beside it"),
+        (["--token", "file"], "--token: expected --site-of beside it"),
+        (["--site-of", "example.org:7070", "--name", "ward"], "expected TLS to a server on another machine"),
+        (["--site-of", "127.0.0.1:9", "--name", "ward", "--host", "0.0.0.0"], "without TLS"),
+        (["--site-of", "127.0.0.1:9", "--name", "ward", "--workers", "2"], "--workers: expected 1 at a site"),
+        (["--site-of", "nowhere", "--name", "ward"], "HOST:PORT"),
+    ],
+)
+def test_a_site_says_whose_it_is_and_comes_as_safely_as_a_device(words: list[str], told: str, world: World) -> None:
+    wrong(run("serve", *world.classification(), *words), told)
+    assert not world.out.exists()
+
+
 def test_a_port_that_is_taken(world: World) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ran = run("serve", *world.classification(), "--port", taken.getsockname()[1])

@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import cutlayer.run.up as bring_up
-from commands import World, run
+from commands import FLEET, World, run
 from cutlayer.config import read_config
 from cutlayer.gate.children import Children
 
@@ -85,3 +87,21 @@ def test_on_a_gguf_file_too(dtype: str, world: World, monkeypatch: pytest.Monkey
         assert ran.code == 0, ran.err
         adapters.append((world.folder / command / "adapter" / "adapter_model.safetensors").read_bytes())
     assert adapters[0] == adapters[1]
+
+
+@pytest.mark.slow
+def test_sites_are_processes_too(world: World, tmp_path: Path) -> None:
+    """And devices join where the fleet file says that they are; with another method, the server itself."""
+    line = {"up_mbit": 20, "down_mbit": 50, "latency_ms": 15}
+    sites = [{"name": "ward", "devices": ["slow"], **line}, {"name": "office", "devices": ["quick"], **line}]
+    rows = [{key: value for key, value in row.items() if key != "max_blocks"} for row in FLEET["devices"]]
+    fleet = tmp_path / "sites.yaml"
+    fleet.write_text(yaml.safe_dump({**FLEET, "devices": rows, "sites": sites}))
+    adapters = []
+    for command in ("train", "up"):
+        flags = [*world.causal_lm(), "--fleet", fleet, "--method", "hfl_prune"]
+        ran = run(command, *flags, "--out", world.folder / command, "--quiet")
+        assert ran.code == 0, ran.err
+        adapters.append((world.folder / command / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
+    assert "slow has come" in (world.folder / "up" / "sites" / "ward.log").read_text()

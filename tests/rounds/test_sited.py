@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
+from cutlayer.errors import DeviceGone
 from cutlayer.fleet.profile import Fleet, SiteProfile
 from cutlayer.methods.table import build_method
 from cutlayer.policies.aggregate import Contribution, mean_per_block
@@ -15,12 +17,13 @@ from cutlayer.policies.prune import Prune
 from cutlayer.policies.sites import AtSite
 from cutlayer.rounds.local import local
 from cutlayer.rounds.sited import sited
-from cutlayer.server.sites import SamePlace
+from cutlayer.server.ledger import Ledger
+from cutlayer.server.sites import DeviceRow, Held, SamePlace
 from cutlayer.state import State, joined
 from cutlayer.testing.playground import Played, fleet_of, play, streams_for, tiny_base
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.frames import frame_bytes
-from cutlayer.wire.messages import Assignment, Update
+from cutlayer.wire.messages import Assignment, SiteRound, Update
 
 STEPS = 2
 
@@ -185,3 +188,99 @@ def test_in_the_same_place_nothing_travels() -> None:
     told = Assignment("run", 0, "a", DevicePlan("a"), (0.0,), {})
     assert asyncio.run(SamePlace().report(update)) is update
     assert asyncio.run(SamePlace().tell(told)) is told
+
+
+# ------------------------------------------------------------------ sites that are processes of their own
+
+
+class Far:
+    """A site that has trained so much in each round, and reports its own number; or is gone."""
+
+    def __init__(self, name: str, weight: int, value: float) -> None:
+        self.name, self.weight, self.value = name, weight, value
+        self.told: list[SiteRound] = []
+        self.gone = False
+
+    async def hold(self, told: SiteRound) -> Held:
+        self.told.append(told)
+        if self.gone:
+            raise DeviceGone(f"site {self.name}: away", device=self.name, reason="away")
+        rows = [
+            DeviceRow(
+                name=plan.device, stayed=True, steps=1, samples=1, weight=self.weight, loss_sum=0.5, late=False,
+                dropped_messages=0, facts={}, bytes_up=1, bytes_down=1,
+            )
+            for plan in told.plans
+        ]  # fmt: skip
+        weight = told.weight + self.weight * len(rows)
+        adapter = {"w": torch.full((1,), self.value, dtype=torch.float64)} if told.reports and weight else {}
+        return Held(adapter, weight, rows, 10, 100)
+
+
+class Cloud:
+    """As much of a server as sites need that are not here."""
+
+    run, base = "run", SimpleNamespace(device=torch.device("cpu"))
+
+    def __init__(self, *sites: Far) -> None:
+        self.sites = SimpleNamespace(far={site.name: site for site in sites})
+        self.ledger, self.adapter = Ledger(), {"w": torch.zeros(1)}
+        self.round = sited(local())
+
+    def begin(self, plan: RoundPlan, _owner: object) -> None:
+        assert not plan.devices, "nobody is here"
+
+    def hold(self, round: int, *, reports: bool, **devices: str) -> list[Contribution]:
+        plans = tuple(DevicePlan(name).having(AtSite(site, reports)) for name, site in devices.items())
+        return asyncio.run(self.round.server_end(cast(Any, self), {}, RoundPlan(round, plans)))
+
+
+def test_a_far_site_is_given_the_adapter_once_and_reports_when_it_is_time() -> None:
+    one, other = Far("one", 3, 0.5), Far("other", 5, 0.25)
+    cloud = Cloud(one, other)
+    trained = cloud.hold(0, reports=False, b="one", a="other")
+    assert [(part.device, part.adapter) for part in trained] == [("a", {}), ("b", {})]
+    assert cloud.ledger.take_tallies()["a"].facts == {"cloud_bytes_up": 20, "cloud_bytes_down": 200}
+    reported = cloud.hold(1, reports=True, b="one")  # the other has nobody in it, and owes what it has trained
+    assert [(part.device, part.adapter["w"].item(), part.weights) for part in reported] == [
+        ("one", 0.5, {"w": 6.0}),
+        ("other", 0.25, {"w": 5.0}),
+    ]
+    cloud.hold(2, reports=False, b="one")
+    told = [(told.round, bool(told.adapter), told.weight, told.counted) for told in one.told]
+    assert told == [(0, True, 0, None), (1, False, 3, 0), (2, True, 0, 1)]
+    assert [[plan.device for plan in told.plans] for told in other.told] == [["a"], []]
+    assert cloud.ledger.counted == {"one": 2, "other": 1}
+
+
+def test_nothing_of_a_site_that_is_gone_counts_and_it_is_told_again() -> None:
+    one, other = Far("one", 3, 0.5), Far("other", 5, 0.25)
+    cloud = Cloud(one, other)
+    other.gone = True
+    assert [part.device for part in cloud.hold(0, reports=False, b="one", a="other")] == ["b"]
+    tallies = cloud.ledger.take_tallies()
+    assert (tallies["a"].samples, tallies["a"].late, tallies["b"].samples) == (0, True, 1)
+    other.gone = False
+    cloud.hold(1, reports=False, b="one", a="other")
+    assert [(bool(told.adapter), told.counted) for told in other.told] == [(True, None), (True, None)]
+    one.gone = other.gone = True
+    assert cloud.hold(2, reports=True, b="one", a="other") == []
+    assert cloud.round.state().branch("sites").facts == {"one": {"weight": 6}, "other": {"weight": 5}}
+
+
+def test_what_is_kept_of_far_sites_is_how_much_they_have_trained() -> None:
+    cloud, again = Cloud(Far("one", 3, 0.5)), Cloud(one := Far("one", 3, 0.5))
+    cloud.hold(0, reports=False, a="one")
+    again.round.load(cloud.round.state())
+    again.hold(1, reports=False, a="one")
+    assert (one.told[0].adapter, one.told[0].weight) == ({}, 3)
+
+
+def test_a_site_reports_its_mean_before_it_is_rounded_or_what_it_had() -> None:
+    end = sited(local()).of_a_site("ward")
+    assert (end.weight, end.report()) == (0, {})
+    end.give({"w": torch.full((1,), 0.1)})
+    assert end.report() == {}
+    end.load(joined({"inner": State(), "sites": joined({"ward": State({"weight": 7}, end.adapter)})}))
+    assert end.weight == 7
+    assert end.report()["w"].item() == torch.full((1,), 0.1).double().item()

@@ -37,6 +37,8 @@ from cutlayer.wire.messages import (
     Measured,
     Message,
     Recall,
+    SiteReport,
+    SiteRound,
     SpanAnswer,
     SpanCall,
     Update,
@@ -532,6 +534,8 @@ ONE_OF_EACH = [
     Judged("run", 3, "phone", 4, 4, 0.5, torch.ones(3, 2, dtype=torch.int64)),
     SpanCall("run", 0, 1, "phone", 2, 4, torch.ones(1, 2, 2), torch.ones(1, 2) > 0, torch.ones(1, 2, 2), True, ADAPTER),
     SpanAnswer("run", 0, 1, "phone", None, torch.ones(1, 2, 2), ADAPTER),
+    SiteRound("run", 2, "clinic", (DevicePlan("phone", cut=2), DevicePlan("tablet")), (), None, True, ADAPTER, 7, 1),
+    SiteReport("run", 2, "clinic", {}, 9, 0.5, "[]", ("phone",), ("forward",), torch.zeros(1, 7, dtype=torch.float64)),
     Finish("run", 9, "done"),
 ]
 

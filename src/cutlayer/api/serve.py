@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from cutlayer.api.apart import run_apart
 from cutlayer.api.given import Given, config_from, goes_on
 from cutlayer.api.told import OnRound, Told
 from cutlayer.config import RunConfig
+from cutlayer.device.token import read_token
 from cutlayer.errors import CheckpointError, ConfigError
-from cutlayer.gate.door import door_of
+from cutlayer.gate.children import Children
+from cutlayer.gate.door import Admission, GrpcDoor, door_of
 from cutlayer.gate.roster import Roster
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.run_folder import RunFolder
@@ -21,12 +25,15 @@ from cutlayer.run.inputs import prepare_server
 from cutlayer.run.measured import fleet_of
 from cutlayer.run.served import Workers
 from cutlayer.run.served import serve as serve_run
+from cutlayer.run.site_served import Siting, serve_site
 from cutlayer.run.span_served import serve_span
 from cutlayer.run.understood import Noticed, unnoticed
 from cutlayer.run.unsaid import on_real_machines
 from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import check_exposure
+from cutlayer.transport.grpc_carrier import dialler
+from cutlayer.transport.tls import credentials_for
 
 DEFAULT_PORT = 7070
 
@@ -227,6 +234,60 @@ def lending(
     check_exposure(how.host, tls=roster is not None, authenticated=roster is not None, insecure=how.insecure)
     keep_freed_memory()
     return serve_span(prepare_server(config), blocks, door_of(joined(how.host, how.port, "serve"), roster, opened))
+
+
+@dataclass(frozen=True, slots=True)
+class SiteOf:
+    """How a site comes to the server of the run, as a device does (`cutlayer join`).
+
+    Attributes:
+      server: where that listens, HOST:PORT.
+      name: of the site.
+      ca, token, certificate, key: files, as of `join`.
+    """
+
+    server: str
+    name: str
+    ca: Path | None = None
+    token: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+def siting(
+    config: RunConfig,
+    site: SiteOf,
+    opened: Callable[[int], None],
+    how: Listening,
+    notice: Callable[[str], None],
+) -> Coroutine[Any, Any, None]:
+    """Finds what a person got wrong, and returns what then serves a site's devices until the run is over.
+
+    Args:
+      config: Of this site: where the model is, what this process computes on, and `out`, in which its state goes.
+      site: How the site comes to the server of the run.
+      opened: Called with the port, as soon as devices may come.
+      how: How this process is there for its devices.
+      notice: Told what happens.
+
+    Raises:
+      UserError: Something cannot be.
+    """
+    roster, children = how.roster, Children.given(os.environ)
+    check_exposure(how.host, tls=roster is not None, authenticated=roster is not None, insecure=how.insecure)
+    if how.workers != 1:
+        raise ConfigError(f"--workers: expected 1 at a site, got {how.workers}. Leave --workers out.")
+    credentials = credentials_for(site.server, site.ca, site.certificate, site.key, insecure=how.insecure)
+    secret = read_token(site.token, os.environ)
+    keep_freed_memory()
+    dial = dialler(site.server, name=site.name, token=secret, credentials=credentials, insecure=how.insecure)
+    folder = Path(config.out) / "sites" / site.name
+    address = joined(how.host, how.port, "serve")
+    if roster is None and children is not None:
+        door = GrpcDoor(address, Admission(children), None, opened)
+    else:
+        door = door_of(address, roster, opened)
+    return serve_site(Siting(site.name, config, folder, how.patience), dial, door, Random(site.name), notice)
 
 
 def _team(workers: int, host: str, port: int, roster: Path | None) -> Workers | None:

@@ -13,6 +13,7 @@ from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import console, noticing, starting
 from cutlayer.cli.threads import fit_threads
+from cutlayer.errors import ConfigError
 from cutlayer.reading import counted
 
 if TYPE_CHECKING:
@@ -87,6 +88,31 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    site_of: Annotated[
+        str | None,
+        typer.Option(
+            "--site-of",
+            metavar="HOST:PORT",
+            help="Be a site of the run that is served there: devices join here, and only means go on (hfl_prune).",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the site.", show_default=False)] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="Of a site: its server's ca.crt.", show_default=False),
+    ] = None,
+    token: Annotated[
+        Path | None,
+        typer.Option("--token", metavar="FILE", help="Of a site: holds its token; or CUTLAYER_TOKEN does."),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", metavar="FILE", help="Of a site: device.crt, in place of a token.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Of a site: device.key.")] = None,
+    leash: Annotated[
+        bool, typer.Option("--leash", hidden=True, help="End when standard input closes: whoever started this is gone.")
+    ] = False,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -102,6 +128,13 @@ def serve(
     if span is not None:  # the run's folder is the other process's
         _lend(given.config(), span, {"host": host, "port": port, "roster": folder, "insecure": insecure})
         return
+    way = {"ca": ca, "token": token, "certificate": certificate, "key": key}
+    if site_of is not None:
+        said = {"host": host, "port": port, "roster": folder, "insecure": insecure, "workers": workers}
+        _site(given.config(), site_of, name, way, {**said, "patience": patience}, leash=leash)
+        return
+    if words := [f"--{word}" for word, value in {"name": name, **way}.items() if value is not None]:
+        raise ConfigError(f"{words[0]}: expected --site-of beside it, got none. Say whose site it is, or leave it out.")
     terminal = console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "serve")
@@ -130,6 +163,36 @@ def serve(
         work = serving(config, display, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
+
+
+def _site(
+    config: RunConfig,
+    server: str,
+    name: str | None,
+    way: Mapping[str, Path | None],
+    said: Mapping[str, Any],
+    *,
+    leash: bool,
+) -> None:
+    """Serves a site's devices until the run is over."""
+    from cutlayer.api.serve import Listening, SiteOf, siting
+    from cutlayer.transport.address import joined
+
+    if name is None:
+        raise ConfigError("--name: expected the site's name beside --site-of, got none. Add --name SITE.")
+    terminal = console()
+    fit_threads()
+    how = Listening.of(said, None)
+
+    def opened(port: int) -> None:
+        terminal.print(f"{name}: listening on {joined(how.host, port)}", highlight=False)
+
+    def notice(line: str) -> None:
+        terminal.print(f"{name}: {line}", soft_wrap=True, markup=False, highlight=False)
+
+    work = siting(config, SiteOf(server, name, **way), opened, how, notice)
+    run_until_signalled(work, "the same command", leash=leash)
+    notice("the run is over")
 
 
 def check_door(host: str, folder: Path | None, *, insecure: bool) -> None:

@@ -27,7 +27,8 @@ def up(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
-    """Start a server and a process for each device on this machine, over a real network; ends with a PEFT adapter."""
+    """Start a server and a process for each device and site on this machine, over a real network; ends with a PEFT
+    adapter."""
     terminal = console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "up")

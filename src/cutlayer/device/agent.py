@@ -15,7 +15,10 @@ from dataclasses import replace
 from random import Random
 from typing import Protocol, TypeVar
 
+import torch
+
 from cutlayer import __version__
+from cutlayer.device.probe import LinkRates, link_rates
 from cutlayer.errors import Declined, JoinError, WireError
 from cutlayer.fleet.clock import now
 from cutlayer.transport.carrier import Carrier, CarrierLost, Dial
@@ -31,6 +34,7 @@ from cutlayer.wire.messages import (
     Message,
     Ready,
     Refusal,
+    SiteHello,
     Stand,
     Welcome,
 )
@@ -43,6 +47,8 @@ LONGEST_WAIT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
 """For an answer of the handshake: a piece of a model over a slow link takes the longest."""
 GOODBYE_SECONDS = 5.0
+ECHO_BYTES = 2**19
+ECHOES = 3
 
 Asking = Callable[[Ask], Awaitable[Answer]]
 
@@ -91,6 +97,7 @@ class Agent:
       notice: Told what happens, for a person to read.
       patience_seconds: How long to try to reach a server that does not answer.
       wrong: Looks, after a connection that came to nothing, for what only a person can mend.
+      hello: What it says first; None for a device's.
     """
 
     def __init__(
@@ -102,7 +109,9 @@ class Agent:
         notice: Notice,
         patience_seconds: float,
         wrong: Wrong = nothing_wrong,
+        hello: SiteHello | None = None,
     ) -> None:
+        self._hello = hello or Hello(name, __version__)
         self._name, self._dial, self._prepare, self._random = name, dial, prepare, random
         self._notice, self._patience_seconds, self._wrong = notice, patience_seconds, wrong
         self._told, self._told_at = "", 0.0
@@ -122,7 +131,7 @@ class Agent:
             while True:
                 before, self._attended = now(), False
                 try:
-                    async with _welcomed(self._name, self._dial) as (carrier, welcome):
+                    async with _welcomed(self._hello, self._dial) as (carrier, welcome):
                         return await self._talk(carrier, welcome)
                 except _RunOver:
                     return None
@@ -225,12 +234,11 @@ async def _until_closed(carrier: Carrier) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _welcomed(name: str, dial: Dial) -> AsyncIterator[tuple[Carrier, Welcome]]:
+async def _welcomed(hello: Hello | SiteHello, dial: Dial) -> AsyncIterator[tuple[Carrier, Welcome]]:
     """A connection on which the device is welcome: to the server, or to where the server sends it on to.
 
     A device comes to the server itself every time, which knows where it belongs by then.
     """
-    hello = Hello(name, __version__)
     carrier = await dial()
     try:
         answer: Welcome | Elsewhere = await _exchange(carrier, hello, Welcome, Elsewhere)
@@ -271,11 +279,35 @@ async def _exchange(carrier: Carrier, message: Handshake, *expected: type[T]) ->
 
 
 @contextlib.asynccontextmanager
-async def asking(name: str, dial: Dial) -> AsyncIterator[Asking]:
+async def asking(name: str, dial: Dial, hello: SiteHello | None = None) -> AsyncIterator[Asking]:
     """A connection for questions alone, beside the one on which the device attends.
+
+    Args:
+      name: The device's.
+      dial: Opens a connection.
+      hello: As of `Agent`.
 
     Raises:
       CarrierLost: None can be had, or it was lost.
     """
-    async with _welcomed(name, dial) as (carrier, _):
+    async with _welcomed(hello or Hello(name, __version__), dial) as (carrier, _):
         yield lambda ask: _exchange(carrier, ask, Answer)
+
+
+async def measure_link(ask: Asking) -> LinkRates:
+    """Times a few transfers each way.
+
+    Args:
+      ask: Asks the server.
+    """
+
+    async def seconds(question: Ask) -> float:
+        start = now()
+        await ask(question)
+        return now() - start
+
+    load = torch.zeros(ECHO_BYTES, dtype=torch.uint8)
+    trips = [await seconds(Ask("echo")) for _ in range(ECHOES)]
+    up = [(ECHO_BYTES, await seconds(Ask("echo", body=load))) for _ in range(ECHOES)]
+    down = [(ECHO_BYTES, await seconds(Ask("echo", length=ECHO_BYTES))) for _ in range(ECHOES)]
+    return link_rates(up, down, trips)

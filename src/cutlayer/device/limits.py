@@ -26,7 +26,8 @@ from typing import get_args
 from cutlayer.data.source import Columns
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError, Declined
-from cutlayer.types import DevicePlan, TaskKind
+from cutlayer.reading import TaskKind
+from cutlayer.types import DevicePlan
 
 NEVER = ("labels", "counts", "activations")
 """What may be said never to leave."""

@@ -7,12 +7,16 @@ made for this process's life, which it finds in its environment: no command line
 from __future__ import annotations
 
 import hmac
+import json
 import reprlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from cutlayer.errors import Refused
 from cutlayer.gate.roster import TOKEN_BYTES
+
+VARIABLE = "CUTLAYER_CHILDREN"
+"""Where a site that `cutlayer up` starts finds the tokens of the devices that come to it."""
 
 
 class Children:
@@ -27,6 +31,27 @@ class Children:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.tokens = {name: secrets.token_urlsafe(TOKEN_BYTES) for name in names}
+
+    def passed_on(self, names: Collection[str]) -> dict[str, str]:
+        """The environment of a process of this program that lets these in.
+
+        Args:
+          names: Of those of its children that come to it.
+        """
+        return {VARIABLE: json.dumps({name: token for name, token in self.tokens.items() if name in names})}
+
+    @classmethod
+    def given(cls, environment: Mapping[str, str]) -> Children | None:
+        """Those of whom the process was told that has started this one; None where it was told of none.
+
+        Args:
+          environment: Of this process.
+        """
+        if VARIABLE not in environment:
+            return None
+        children = cls(())
+        children.tokens = json.loads(environment[VARIABLE])
+        return children
 
     def admit(self, name: str, token: str) -> str:
         """Checks a device's token. A process has one for its life, so nothing is left to check later.

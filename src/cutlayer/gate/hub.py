@@ -26,7 +26,7 @@ from cutlayer.transport.carrier import Carrier, CarrierLost, most_telling
 from cutlayer.transport.handshake import DECLINED, expect_hello, hear, say, say_goodbye
 from cutlayer.transport.session import Session, Standing
 from cutlayer.wire.link import Link
-from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, Stand, Welcome
+from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, SiteHello, Stand, Welcome
 
 PREPARE_SECONDS = 3_600.0
 """For a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is noticed by
@@ -122,6 +122,10 @@ class Hub:
       places: The place in the fleet of devices whose place is known from the beginning.
       refusals: Counts who is refused.
       notice: Told, for a person to read, who comes and goes.
+      called: What it calls one of those who come.
+
+    Attributes:
+      sites: takes in those who come as sites; None where no round ends at sites.
     """
 
     def __init__(
@@ -131,7 +135,9 @@ class Hub:
         places: Mapping[str, int],
         refusals: Refusals,
         notice: Callable[[str], None] = lambda _: None,
+        called: str = "device",
     ) -> None:
+        self._called = called
         self.name, self._host, self.refusals = name, host, refusals
         self._notice: Callable[[str], None] = lambda line: notice(shown(line))
         self.members: dict[str, Member] = {}
@@ -141,6 +147,7 @@ class Hub:
         self._told: set[str] = set()  # who knows that the run is over
         self._strangers = 0
         self._barred: dict[str, tuple[DeviceProfile, Refused]] = {}  # who could be given no part, as it was
+        self.sites: Hub | None = None
 
     # ------------------------------------------------------------------ a connection
 
@@ -151,19 +158,44 @@ class Hub:
           carrier: The connection.
           device: Who it is, as it has proved.
         """
-        metered = Metered(carrier, now)
+        metered, hub = Metered(carrier, now), self
         try:
-            await self._attend(metered, device)
+            hub = self._hub_of(await self._greeted(metered, device))
+            await hub._attend(metered, device)
         except CarrierLost:
             pass  # it will come again
         except WireError as error:
-            self.refusals.count(device, error)
-            await self._refuse(metered, device, error)
+            hub.refusals.count(device, error)
+            await hub._refuse(metered, device, error)
         finally:
             carrier.close()
 
+    def _hub_of(self, hello: Hello | SiteHello) -> Hub:
+        """Who takes in whoever says this."""
+        name, sites = hello.device, self.sites
+        if isinstance(hello, Hello):
+            if sites is not None and name in sites.members:
+                raise Refused(
+                    "wrong-name",
+                    f"device {name}: expected a name that no other machine of the run has, got a site's. Join under "
+                    "another name.",
+                )
+            return self
+        if sites is None:
+            raise Refused(
+                "no-sites",
+                f"site {name}: expected a server whose rounds end at sites, got one whose method has no such rounds. "
+                "Have the site's devices join that server itself.",
+            )
+        if name in self.members:
+            raise Refused(
+                "wrong-name",
+                f"site {name}: expected a name that no other machine of the run has, got a device's. Choose another.",
+            )
+        return sites
+
     async def _attend(self, carrier: Metered, device: str) -> None:
-        await self._greeted(carrier, device)
+        """Of a device that has said hello."""
         if self._over is None:
             await self._take_in(carrier, device)
         else:
@@ -206,7 +238,7 @@ class Hub:
                 member.here, member.carrier, member.away_since = False, None, now()
                 self._news(f"{device} has gone")
 
-    async def _greeted(self, carrier: Carrier, device: str) -> None:
+    async def _greeted(self, carrier: Carrier, device: str) -> Hello | SiteHello:
         """Waits for its hello."""
         if self._strangers >= MAX_STRANGERS:
             raise Refused(
@@ -218,7 +250,7 @@ class Hub:
                 hello = await hear(carrier)
         finally:
             self._strangers -= 1
-        expect_hello(hello, device)
+        return expect_hello(hello, device)
 
     async def _prepared(self, carrier: Carrier, device: str) -> Ready:
         """Gives a device what it needs until it is ready."""
@@ -228,7 +260,7 @@ class Hub:
             self._host.standing(device)
             if isinstance(message, Ready) and message.device == device:
                 return message
-            if isinstance(message, Hello) and message.device == device:
+            if isinstance(message, Hello | SiteHello) and message.device == device:
                 continue  # a carrier may repeat
             if not isinstance(message, Ask):
                 raise Refused("wrong-kind", f"device {device}: expected Ask or Ready, got {type(message).__name__}.")
@@ -260,10 +292,11 @@ class Hub:
     def _member(self, device: str) -> Member:
         if device not in self.members:
             session, link = self._host.session(device)
-            self.members[device] = Member(device, self._place(device), session, link, Allowance(0, now()))
+            self.members[device] = Member(device, self.place(device), session, link, Allowance(0, now()))
         return self.members[device]
 
-    def _place(self, device: str) -> int:
+    def place(self, device: str) -> int:
+        """A device's place in the fleet, for good: the next one where it has none yet."""
         if device not in self._places:
             self._places[device] = max(self._places.values(), default=-1) + 1
         return self._places[device]
@@ -358,7 +391,7 @@ class Hub:
         self._changed.set()
         if line:
             are = "is" if len(self.fleet) == 1 else "are"
-            self._notice(f"{line}: {len(self.here)} of {counted(len(self.fleet), 'device')} {are} here")
+            self._notice(f"{line}: {len(self.here)} of {counted(len(self.fleet), self._called)} {are} here")
 
     def refused(self) -> dict[str, dict[str, int]]:
         """Device -> reason -> how often something was refused."""

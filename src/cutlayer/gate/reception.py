@@ -12,7 +12,7 @@ from cutlayer.errors import DeviceGone, MalformedMessage, Refused, WireError
 from cutlayer.types import Event, Recorder
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Around, Link
-from cutlayer.wire.messages import Assignment, Judge, Measured, Message
+from cutlayer.wire.messages import Assignment, Judge, Measured, Message, SiteRound
 
 
 class Timelined(Around):
@@ -83,7 +83,7 @@ class Attended(Around):
         Raises:
           DeviceGone: A round would begin with a device that was refused since it was planned.
         """
-        gone = self._refused() if isinstance(message, Assignment | Judge) else None
+        gone = self._refused() if isinstance(message, Assignment | Judge | SiteRound) else None
         if gone is not None:
             raise gone
         await self._link.send(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -95,13 +95,22 @@ class RunHost:
                 f"device {device}: expected a name that no other machine of the run has, got one of "
                 f"{', '.join(sorted(others))}. Join under another name.",
             )
+        return self.terms(device, index)
+
+    def terms(self, name: str, index: int) -> Welcome:
+        """What whoever comes must know of the run.
+
+        Args:
+          name: Who it is.
+          index: Its place.
+        """
         config = self._inputs.config
         # An adapter to go on from is the server's: devices get it with their assignments.
         config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": None})})
         return Welcome(
             run=self._inputs.run_id,
             session=self._life,
-            device=device,
+            device=name,
             index=index,
             config=config.model_dump_json(),
             labels=self._inputs.labels,
@@ -110,7 +119,13 @@ class RunHost:
         )
 
     def profile(self, ready: Ready) -> DeviceProfile:
-        self._check_data(ready)
+        self.check_data(ready.device, ready.num_samples, ready.label_counts)
+        if len(ready.max_blocks) > 1:
+            raise Refused(
+                "wrong-claims",
+                f"device {ready.device}: expected at most one number of blocks that are lent, got "
+                f"{len(ready.max_blocks)}. Do both ends run one version?",
+            )
         self.measured[ready.device] = ready.flops_per_second
         declared = next((device for device in self._declared.devices if device.name == ready.device), None)
         if declared is not None:
@@ -132,25 +147,23 @@ class RunHost:
                 "wrong-profile", f"device {ready.device}: expected {field['msg']}, got {field['loc']}. Measure again."
             ) from None
 
-    def _check_data(self, ready: Ready) -> None:
-        """Raises Refused for samples that cannot be, and for classes that are not the run's."""
-        counts, samples = ready.label_counts, ready.num_samples
+    def check_data(self, device: str, samples: int, counts: Sequence[int]) -> None:
+        """Raises Refused for samples that cannot be, and for classes that are not the run's.
+
+        Args:
+          device: Who says so.
+          samples: That it has.
+          counts: Of each class.
+        """
         known = 0 if self._method.round.shape.labels_stay else len(self._inputs.labels)
         if not 1 <= samples <= MOST_SAMPLES:
             raise Refused(
-                "wrong-claims",
-                f"device {ready.device}: expected 1 to {MOST_SAMPLES} samples, got {samples}. Give it data.",
-            )
-        if len(ready.max_blocks) > 1:
-            raise Refused(
-                "wrong-claims",
-                f"device {ready.device}: expected at most one number of blocks that are lent, got "
-                f"{len(ready.max_blocks)}. Do both ends run one version?",
+                "wrong-claims", f"device {device}: expected 1 to {MOST_SAMPLES} samples, got {samples}. Give it data."
             )
         if len(counts) != known or (known and (min(counts) < 0 or sum(counts) != samples)):
             raise Refused(
                 "wrong-claims",
-                f"device {ready.device}: expected how many of {samples} samples are of each of {known} classes, got "
+                f"device {device}: expected how many of {samples} samples are of each of {known} classes, got "
                 f"{reprlib.repr(counts)}. Do both ends run one version?",
             )
 
@@ -191,18 +204,22 @@ class RunHost:
             holds=self._method.round.holds,
             script=self._method.round.script,
         )
-        session = Session(
-            self._life,
-            limit_bytes=guard.frame_limit,
-            incoming=self._incoming,
-            outgoing=self._outgoing,
-            shelf=self._shelf,
-        )
+        session = self.session_within(guard.frame_limit)
         link = guarded(session, guard, lambda link: inputs.compressed(Timelined(link, self._clock, self._record)))
         return session, Attended(
             self._entitlement.granting(link, device),
             lambda error: self.hub.eject(device, error),
             lambda: self.hub.members[device].refused,
+        )
+
+    def session_within(self, limit_bytes: Callable[[], int]) -> Session:
+        """A session of this process's.
+
+        Args:
+          limit_bytes: The longest frame that may arrive at this moment.
+        """
+        return Session(
+            self._life, limit_bytes=limit_bytes, incoming=self._incoming, outgoing=self._outgoing, shelf=self._shelf
         )
 
     def standing(self, device: str) -> None:

@@ -166,8 +166,8 @@ class ServerInputs:
 
         How many rounds it has is no part of it: a run that is given more (`run/longer.py`) stays the one that it was.
         """
-        settled = {"out": True, "train": {"checkpoints", "rounds"}}
-        deciding = self.config.model_dump(mode="json", exclude=settled)
+        without_effect = {"checkpoints", "rounds"}
+        deciding = self.config.model_dump(mode="json", exclude={"out": True, "train": without_effect})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

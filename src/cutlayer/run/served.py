@@ -2,7 +2,8 @@
 
 device  <- gRPC ->  hub, with a session each  <-  guard  <-  unpacking  <-  the round
 
-With several workers (`run/workers/`) the hub only sends devices on, and each worker has a part of the round.
+With several workers (`run/workers/`) the hub only sends devices on, and each worker has a part of the round. Where
+rounds end at sites, devices may come to sites that are processes of their own (`site_served.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cutlayer.files import for_owner_alone
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.machine import Machines, RealMachine
 from cutlayer.fleet.profile import MEASURED, Fleet
+from cutlayer.gate.cloud_hub import CloudHub
 from cutlayer.gate.hub import Hub, Member
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roll_call import roll_call
@@ -34,8 +36,10 @@ from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.here import Saying
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import WARMING_SECONDS
+from cutlayer.rounds.sited import Sited
 from cutlayer.run.desk import RunHost
 from cutlayer.run.ending import Outcome, Real
+from cutlayer.run.far_sites import FarSites, cloud_hub
 from cutlayer.run.inputs import ServerInputs, method_of, stragglers_of
 from cutlayer.run.loop import Logbook
 from cutlayer.run.placed import placed
@@ -166,7 +170,7 @@ class _Serving:
             self._machine,
             clock=self._clock,
             record=self._record,
-            standing=door.standing,
+            standing=self._standing,
             scratch=Path(inputs.config.out) / "scratch",
         )
         places = {device.name: index for index, device in enumerate(fleet.devices)}
@@ -175,14 +179,17 @@ class _Serving:
         refusals, news = Refusals(now), display.device_news
         self._workers = workers
         self._switchboard: Switchboard | None = None
+        self._cloud: CloudHub | None = None
         if workers is None:
-            self.hub = Hub(life, host, places, refusals, news)
+            host.hub = Hub(life, host, places, refusals, self._news)
+            if isinstance(self._method.round, Sited):
+                self._cloud = cloud_hub(inputs, host.hub, host, fleet, stragglers, refusals, news)
         else:
             check_held_out_at_one(inputs.config.data.hold_out)
             check_patience(patience)
             check_workers(inputs.config.method.name, self._method.round, stragglers, divisible_methods)
-            self.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
-        host.hub = self.hub
+            host.hub = self._switchboard = Switchboard(life, host, places, refusals, news, workers.number)
+        self._near, self.hub = host.hub, self._cloud or host.hub
 
     async def play(self, *, resume: bool) -> Outcome:
         async with contextlib.AsyncExitStack() as stack:
@@ -198,7 +205,7 @@ class _Serving:
         if self._switchboard is not None:
             await self._switchboard.ready()
         if not resume:
-            await self._door.open(self.hub)
+            await self._door.open(self._near)
         try:
             folder, checkpoint = open_folder(self._inputs, self._started, resume=resume)
         except BaseException:
@@ -208,7 +215,7 @@ class _Serving:
         try:
             if resume:  # whoever comes finds the fleet that there was
                 self.hub.load(checkpoint.branch("devices") if checkpoint else State({"members": []}))
-                await self._door.open(self.hub)
+                await self._door.open(self._near)
             return await self._play(folder, checkpoint)
         finally:
             folder.close()
@@ -272,6 +279,7 @@ class _Serving:
             events=self._events,
             devices=self.hub,
             may_leave=True,
+            sites=None if self._cloud is None else FarSites(self._cloud, self._clock, self._record),
             noticed=self._noticed,
         )
         if checkpoint:
@@ -294,6 +302,18 @@ class _Serving:
         )
         await self.hub.linger()
         return outcome
+
+    def _news(self, line: str) -> None:
+        """A device has come or gone."""
+        if self._cloud is not None:
+            self._cloud.stir()
+        self._display.device_news(line)
+
+    def _standing(self, device: str) -> None:
+        """Whether a device, or a site, may still be here. Raises Refused."""
+        self._door.standing(device)
+        if self._cloud is not None:
+            self._cloud.check_near(device)
 
     # ------------------------------------------------------------------ members, for the coordinator
 
@@ -341,7 +361,10 @@ class _Serving:
     def _fleet(self, members: Sequence[Member]) -> Fleet:
         profiles = tuple(member.profile for member in members if member.profile is not None)
         declared = self._declared
-        return Fleet(name="real", source="measured", server=declared.server, devices=profiles, spans=declared.spans)
+        real = Fleet(name="real", source="measured", server=declared.server, devices=profiles, spans=declared.spans)
+        if self._cloud is None:
+            return real
+        return real.model_copy(update={"sites": self._cloud.places([one.name for one in profiles])})
 
     # ------------------------------------------------------------------ what is real, for the summary
 

@@ -61,10 +61,10 @@ def simulate(
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     with for_owner_alone():
-        return _simulated(inputs, display, resume=resume)
+        return _simulated(inputs, display, resume=resume, noticed=noticed)
 
 
-def _simulated(inputs: RunInputs, display: ProgressDisplay, *, resume: bool) -> Outcome:
+def _simulated(inputs: RunInputs, display: ProgressDisplay, *, resume: bool, noticed: Noticed) -> Outcome:
     method, logbook = method_of(inputs.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
     display.stage("counting what steps cost")

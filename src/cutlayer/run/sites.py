@@ -7,9 +7,13 @@ any other round                  device -- server, through the connection of its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from cutlayer.fleet.link import Gateway, modelled_link
 from cutlayer.fleet.presence import Hours
 from cutlayer.fleet.profile import DeviceProfile, Fleet, ServerProfile, SiteProfile
+from cutlayer.server.sites import FarSite
 from cutlayer.types import Recorder
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Update
@@ -25,7 +29,10 @@ class SimulatedSites:
 
     Attributes:
       gateway: the server's connection.
+      far: nothing: this process plays all sites.
     """
+
+    far: Mapping[str, FarSite] = MappingProxyType({})
 
     def __init__(self, fleet: Fleet, record: Recorder, *, at_sites: bool) -> None:
         self.gateway = Gateway(fleet.server)

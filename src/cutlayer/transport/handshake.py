@@ -15,7 +15,7 @@ from cutlayer.errors import Refused, WireError
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.packets import PIECE_BYTES, Kind, Packet, pack, unpack
 from cutlayer.wire.frames import decode, encode
-from cutlayer.wire.messages import Handshake, Hello, Message
+from cutlayer.wire.messages import Handshake, Hello, Message, SiteHello
 
 DECLINED = "declined"
 """The reason under which a server counts a device whose owner does not allow what it is asked for."""
@@ -51,12 +51,17 @@ def part(packet: Packet) -> None:
         raise Refused(DECLINED, f"it declines: {_words(packet)}")
 
 
-def expect_hello(message: Message | Handshake, device: str) -> None:
-    """Raises Refused unless a device that has proved who it is says hello, in its own name."""
-    if not isinstance(message, Hello):
+def expect_hello(message: Message | Handshake, device: str) -> Hello | SiteHello:
+    """The hello of a device or a site.
+
+    Raises:
+      Refused: It is none, or not in the name that was proved.
+    """
+    if not isinstance(message, Hello | SiteHello):
         raise Refused("wrong-kind", f"device {device}: expected its hello, got {type(message).__name__}.")
     if message.device != device:
         raise Refused("wrong-name", f"device {device}: expected a hello in its own name, got another's. Use its own.")
+    return message
 
 
 async def say_goodbye(carrier: Carrier, reason: str, *, declined: bool = False) -> None:

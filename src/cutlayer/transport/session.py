@@ -14,7 +14,8 @@ again: it is given all of them again, and its own repeated ones are dropped by t
 the update a device is a function of what it receives, so what it sends again is what it sent before. A server that was
 killed begins the round again under another name, and every device with it.
 
-A round opens with the server's first message in it: `Assignment`, or `Finish`; or, before either of them, `Judge`.
+A round opens with the server's first message in it: `Assignment`, to a site `SiteRound`, or `Finish`; or, before any of
+them, `Judge`.
 """
 
 from __future__ import annotations
@@ -45,14 +46,20 @@ from cutlayer.wire.messages import (
     Judge,
     Judged,
     Message,
+    SiteReport,
+    SiteRound,
     Update,
     passes_in_rounds,
 )
 
-OPENING = Judge, Assignment, Finish
+OPENING = Judge, Assignment, SiteRound, Finish
 """What may be the first message of a round."""
 JUDGING = Judge, HeldOut, Judged
 """What belongs to the judging before a round (`rounds/judging.py`)."""
+ASKING = Judge, Assignment, SiteRound
+"""Those of them that are answered."""
+CLOSING = Update, Judged, SiteReport
+"""What answers them at the end: nothing more comes of that round."""
 UNDER_WAY = Activations, HeldOut, Hidden, HiddenGradients, Gradients
 """What whoever sends it need not wait for: it may be on its way still."""
 HEARTBEAT_SECONDS = 1.0
@@ -159,7 +166,7 @@ class Session:
         if self._heard != self._turns or not self._is_of_this_turn(message):
             self.counts["stale"] += 1
             return
-        if not self._is_server and isinstance(message, Update | Judged):
+        if not self._is_server and isinstance(message, CLOSING):
             self._answered = True
         frame, sent = parts(message), self._sent
         number = sent.add(frame)
@@ -354,11 +361,11 @@ class Session:
         self._told += packet.total
         if self._told >= ACK_BYTES:
             self._news.set()
-        if isinstance(message, Assignment | Judge):
+        if isinstance(message, ASKING):
             self._answered, self._run = False, message.run
         if isinstance(message, Close) and not message.wanted:
             self._answered = True  # nothing is to come
-        if self._is_server and isinstance(message, Update | Judged):
+        if self._is_server and isinstance(message, CLOSING):
             self._sent.forget()  # the round is done: a device that begins again begins the next
         self._inbox.append((message, packet.total))
         self._arrival.set()

@@ -323,6 +323,67 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteRound:
+    """Server to site, opening a round: the part of it that the site holds with its devices.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it opens.
+      device: the site.
+      plans: of the devices that are there.
+      ranks, deadline_seconds: as of the round's plan (`types.RoundPlan`).
+      reports: whether the site sends its adapter at the end.
+      adapter: the full adapter from which the site begins, by global name; none where it goes on from its own.
+      weight: what was trained at the site since it was last given an adapter, before this round.
+      counted: the last round of this site whose report counted, None if there is none: it begins from where it was
+        after that one.
+      members: JSON, what the server knows of these devices, of which a site that was begun again knows nothing.
+    """
+
+    run: str
+    round: int
+    device: str
+    plans: tuple[DevicePlan, ...]
+    ranks: tuple[int, ...]
+    deadline_seconds: float | None
+    reports: bool
+    adapter: Adapter
+    weight: int
+    counted: int | None = None
+    members: str = "[]"
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReport:
+    """Site to server, closing its part of a round.
+
+    Attributes:
+      run: the run's identifier.
+      round: the round that it closes.
+      device: the site.
+      adapter: fp64, the mean over the site's devices before it is rounded; none where the site does not report, or
+        nothing was trained there since it was last given an adapter.
+      weight: what was trained there since, this round included.
+      seconds: how long the site was at it.
+      rows: JSON, what the site saw of each of its devices (`server.sites.DeviceRow`).
+      names, whats: the devices and the words of the events.
+      events_E7: fp64, what devices did; start and end in seconds since the site had the round, local step (-1: none),
+        bytes, FLOPs, and the places of the device and of the word.
+    """
+
+    run: str
+    round: int
+    device: str
+    adapter: Adapter
+    weight: int
+    seconds: float
+    rows: str
+    names: tuple[str, ...]
+    whats: tuple[str, ...]
+    events_E7: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class SpanCall:
     """Device to server, one that runs blocks for whoever asks: all that it needs for a pass over some of its blocks.
 
@@ -443,6 +504,19 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteHello:
+    """Site to server, in place of `Hello`: it serves devices of its own (`cutlayer serve --site-of`).
+
+    Attributes:
+      device: the site's name.
+      software: as of `Hello`.
+    """
+
+    device: str
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """Server to device, the answer to `Hello`: what the run is, as far as a device must know.
 
@@ -502,11 +576,12 @@ class Ask:
     """Device to server: something that it needs before it can begin.
 
     Attributes:
-      what: `echo` (answer with some bytes), `files` (list the pieces of the model up to a cut), or `piece`.
-      name: of the piece; of files, `head` for what follows the last block as well.
+      what: `echo` (answer with some bytes), `files` (list the pieces of the model up to a cut), or `piece`; of a site,
+        `members` (who is there) or `place` (of a device in the fleet).
+      name: of the piece; of files, `head` for what follows the last block as well; of a place, the device.
       number: the cut; or the offset in the piece.
       length: bytes to answer with; of files with the `head`, the first block of the tail that goes with it.
-      body: uint8; carried and thrown away, for the rate of the link; None elsewhere.
+      body: uint8; carried and thrown away, for the rate of the link; of members, JSON; None elsewhere.
     """
 
     what: str
@@ -588,6 +663,8 @@ Message = (
     | Judge
     | HeldOut
     | Judged
+    | SiteRound
+    | SiteReport
     | Finish
     | SpanCall
     | SpanAnswer
@@ -598,7 +675,7 @@ their own, and which nobody keeps."""
 FromDevice = Activations | Recall | HiddenGradients | Facts | Measured | Update | HeldOut | Judged
 """What a device sends in rounds."""
 
-Handshake = Hello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
+Handshake = Hello | SiteHello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
 """What passes on a new connection before messages of rounds do."""
 
 

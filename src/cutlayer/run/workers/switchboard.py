@@ -72,7 +72,7 @@ class Switchboard(Hub):
 
     def worker_of(self, device: str) -> int:
         """The number of the worker that serves a device."""
-        return self._place(device) % self._num_workers
+        return self.place(device) % self._num_workers
 
     @contextlib.asynccontextmanager
     async def staffed(self, workers: AbstractAsyncContextManager[Sequence[Worker]]) -> AsyncIterator[None]:
@@ -127,7 +127,7 @@ class Switchboard(Hub):
     def roll_call(self, expected: Sequence[str]) -> list[DeviceNow]:
         """How all devices are, in the fleet's order, then those who have never come; for any thread."""
         rows = {row.name: row for report in list(self._reports.values()) for row in report.rows}
-        come = sorted({*rows, *list(self.members)}, key=self._place)
+        come = sorted({*rows, *list(self.members)}, key=self.place)
         names = [*come, *(name for name in expected if name not in come)]
         return [rows.get(name, DeviceNow(name, "away")) for name in names]
 
@@ -143,7 +143,7 @@ class Switchboard(Hub):
 
     async def _take_in(self, carrier: Metered, device: str) -> None:
         try:
-            address = await self.workers[self.worker_of(device)].expect(device, self._place(device))
+            address = await self.workers[self.worker_of(device)].expect(device, self.place(device))
         except WorkerLost as error:  # whereupon the run ends
             raise CarrierLost(str(error)) from None
         await say(carrier, Elsewhere(address))
