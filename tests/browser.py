@@ -1,4 +1,4 @@
-"""A headless browser that opens pages: driven over a pipe, by the few commands of the DevTools protocol that tests need.
+"""A headless browser that opens pages: driven over a pipe, by the few commands of DevTools that tests need.
 
 Nothing of it is slept for: `until` waits in the page, from frame to frame, for what is expected there.
 """
@@ -32,7 +32,9 @@ QUIET = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-PLUMBED = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+PLUMBED = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 """The browser reads from the third of its files and writes to the fourth."""
 HIGH = 20
 UNTIL = """new Promise((found, not) => {
@@ -140,7 +142,8 @@ class Page:
     def click(self, selector: str) -> None:
         """Clicks the first element that a selector finds, where it is, as a pointer does."""
         place = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'});"
             " const box = e.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):

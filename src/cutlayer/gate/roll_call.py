@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from cutlayer.gate.hub import Member
 from cutlayer.report.fleet_view import DeviceNow, State
@@ -18,6 +19,7 @@ def roll_call(
     *,
     round_seconds: float,
     now: float,
+    refusals: Mapping[str, int] = MappingProxyType({}),
 ) -> list[DeviceNow]:
     """How they all are, in the fleet's order, then those who have never come.
 
@@ -29,13 +31,15 @@ def roll_call(
       server: Knows the round under way; None before the first.
       round_seconds: Since the round under way began.
       now: On the clock of `Session.last_seen`.
+      refusals: By device, how often something of it was refused.
     """
     rows = [
-        _device(member, server, round_seconds=round_seconds, now=now)
+        replace(_device(member, server, round_seconds=round_seconds, now=now), refusals=refusals.get(member.name, 0))
         for member in sorted(members, key=lambda member: member.index)
     ]
     come = {row.name for row in rows}
-    return rows + [DeviceNow(name, "away") for name in expected if name not in come]
+    away = [name for name in expected if name not in come]
+    return rows + [DeviceNow(name, "away", refusals=refusals.get(name, 0)) for name in away]
 
 
 def _device(member: Member, server: Server | None, *, round_seconds: float, now: float) -> DeviceNow:

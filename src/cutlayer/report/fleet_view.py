@@ -44,6 +44,7 @@ class DeviceNow:
       samples_per_second: in this round; None before the first step.
       bytes_up, bytes_down: device to server, server to device, since this process began.
       silent_seconds: since it was last heard of; None for never.
+      refusals: how often something of it was refused.
     """
 
     name: str
@@ -56,6 +57,7 @@ class DeviceNow:
     bytes_up: int = 0
     bytes_down: int = 0
     silent_seconds: float | None = None
+    refusals: int = 0
 
 
 @dataclass(frozen=True, slots=True)

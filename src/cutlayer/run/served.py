@@ -322,7 +322,8 @@ class _Serving:
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            return roll_call(members, self._expected, server, round_seconds=since, now=time)
+            refusals = self.hub.refusals.by_device()
+            return roll_call(members, self._expected, server, round_seconds=since, now=time, refusals=refusals)
 
         return call
 
