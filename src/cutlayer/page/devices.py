@@ -30,6 +30,10 @@ class Passed:
         return 8 * self.num_bytes / self.seconds if self.seconds > 0 else None
 
 
+def _nothing() -> dict[str, Passed]:
+    return {"upload": Passed(), "download": Passed()}
+
+
 @dataclass(slots=True)
 class DeviceSoFar:
     """One device over the rounds so far.
@@ -74,12 +78,12 @@ class DeviceSoFar:
     seen_seconds: float | None = None
     judged: Mapping[str, float] = field(default_factory=dict)
     _history: dict[str, Thinned] = field(default_factory=lambda: {key: Thinned(MOST_POINTS) for key in HISTORY})
-    _passed: dict[str, Passed] = field(default_factory=dict)
+    _passed: dict[str, Passed] = field(default_factory=_nothing)
 
     def seen(self, event: Event) -> None:
         """Takes an event of its own."""
-        if event.what in ("upload", "download"):
-            passed = self._passed.setdefault(event.what, Passed())
+        passed = self._passed.get(event.what)
+        if passed is not None:
             passed.num_bytes += event.num_bytes
             passed.seconds += event.end_seconds - event.start_seconds
 
@@ -90,12 +94,8 @@ class DeviceSoFar:
         self.steps, self.last_steps = self.steps + measured["steps"], measured["steps"]
         self.samples, self.late = self.samples + measured["samples"], self.late + measured["late"]
         self.bytes_up, self.bytes_down = self.bytes_up + measured["bytes_up"], self.bytes_down + measured["bytes_down"]
-        for what, passed in self._passed.items():
-            if what == "upload":
-                self.up_rate = passed.rate
-            else:
-                self.down_rate = passed.rate
-        self._passed = {}
+        self.up_rate, self.down_rate = self._passed["upload"].rate, self._passed["download"].rate
+        self._passed = _nothing()
         took = measured["busy_seconds"] + measured["network_seconds"] + measured["waiting_seconds"]
         self.samples_per_second = measured["samples"] / took if took > 0 else None
         loss = measured["loss"]
@@ -127,13 +127,18 @@ class DevicesSoFar:
 
     def of(self, name: str) -> DeviceSoFar:
         """One of them."""
-        return self.by_name.setdefault(name, DeviceSoFar(name))
+        found = self.by_name.get(name)
+        if found is None:
+            found = self.by_name[name] = DeviceSoFar(name)
+        return found
 
     def seen(self, event: Event) -> None:
         """Takes an event, of the server too."""
         if event.who != SERVER:
             self.of(event.who).seen(event)
-            self._last[event.round] = max(self._last.get(event.round, (-math.inf, "")), (event.end_seconds, event.who))
+            last = self._last.get(event.round)
+            if last is None or event.end_seconds >= last[0]:
+                self._last[event.round] = event.end_seconds, event.who
 
     def finished(self, row: Mapping[str, Any]) -> None:
         """Takes a line of metrics.jsonl."""

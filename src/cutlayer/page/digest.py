@@ -144,7 +144,7 @@ class Digest:
 
     def tiles(self) -> list[list[str]]:
         """What stands above all: [what, figure, and than] each."""
-        shown = [["round", f"{self.rounds_done} of {self.rounds}", self._ended_early()]]
+        shown = [["round", f"{self.rounds_done:,} of {self.rounds:,}", self._ended_early()]]
         row = self.last_row
         if row is None:
             return shown
@@ -187,7 +187,7 @@ class Digest:
         slowest = max(self._devices(), key=lambda device: device.held_up, default=None)
         if slowest is None or not slowest.held_up:
             return ""
-        return f"Last to finish most often: {slowest.name}, in {slowest.held_up} of {self.rounds_done} rounds."
+        return f"Last to finish most often: {slowest.name}, in {slowest.held_up:,} of {self.rounds_done:,} rounds."
 
     def round_span(self) -> list[float]:
         """Seconds at which the last round began, and the last thing ended."""

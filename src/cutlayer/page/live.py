@@ -41,7 +41,7 @@ class Live:
         self._stage, self._over, self._failed = "", False, ""
         self._call: Callable[[], Sequence[DeviceNow]] | None = None
         self._needed = 0
-        self._tail: Iterator[dict[str, Any]] = iter(())
+        self._tail: Iterator[dict[str, Any] | None] = iter(())
         self._rows: list[list[Any]] = []  # as they were last sent
         self._round_over = False  # since something was last sent
 
@@ -196,7 +196,7 @@ def _awaited(devices: Sequence[DeviceNow], state: RunState | None) -> tuple[str,
     return f"{round_of(state).capitalize()} waits for {names}{more}.", False
 
 
-def _growing(path: Path) -> Iterator[Any]:
+def _growing(path: Path) -> Iterator[dict[str, Any] | None]:
     """The lines of a file that grows, from its begin, and None each time that there is no further whole one."""
     with open(path, "rb") as file:
         while True:

@@ -426,9 +426,11 @@ function showLanes() {
 
 function roundsIn() {
   const ends = numbers.flatMap((one) => one.lines).reduce((most, line) => (line.points.length > most.length ? line.points : most), []);
-  const inside = ends.filter((point, place) => point[1] > view.from && (ends[place - 1]?.[1] ?? 0) < view.to);
-  if (!inside.length) return "";
-  const [low, high] = [inside[0][0], inside.at(-1)[0]];
+  const first = ends.findIndex((point) => point[1] > view.from);
+  if (first < 0) return "";
+  let last = first;
+  while (last + 1 < ends.length && ends[last][1] < view.to) last += 1;
+  const [low, high] = [(ends[first - 1]?.[0] ?? 0) + 1, ends[last][0]].map((round) => round.toLocaleString("en"));
   return low === high ? `, round ${low}` : `, rounds ${low} to ${high}`;
 }
 

@@ -80,7 +80,7 @@ def whole(digest: Digest) -> dict[str, Any]:
 def _status(digest: Digest) -> str:
     if digest.ended is not None:
         return "The run has ended."
-    done = f"{digest.rounds_done} of {digest.rounds} rounds" if digest.rounds_done != 1 else "one round"
+    done = f"{digest.rounds_done:,} of {digest.rounds:,} rounds" if digest.rounds_done != 1 else "one round"
     return f"As far as it was when this page was written: {done}."
 
 
@@ -109,7 +109,7 @@ def _head(digest: Digest) -> Iterator[str]:
     facts = [
         f"{_short(str(config['model']['name']))} on {_short(str(data['path']))}, spread {data['spread']}",
         f"fleet {_fleet(config['fleet'])}",
-        f"{train['rounds']} rounds of {train['local_steps']} steps at batch {train['batch_size']}",
+        f"{train['rounds']:,} rounds of {train['local_steps']} steps at batch {train['batch_size']}",
         f"seed {train['seed']}",
     ]
     yield f'<p class="lead">{escape(" · ".join(facts))}</p>'

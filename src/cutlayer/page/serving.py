@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import socket
 import threading
 import time
@@ -35,9 +36,10 @@ from cutlayer.page.live import Live
 from cutlayer.report.json_lines import to_json
 from cutlayer.transport.address import host_of
 
-SHARE = 0.005
-"""Of a core that serving may take, once what has changed needs more than a second of it in 200."""
-EVERY_SECONDS = 1.0
+SHARE = 0.006
+"""Of a core that the thread may take: the more a look at what has changed costs, the longer the pause after it."""
+EVERY_SECONDS, SELDOM_SECONDS = 1.0, 30.0
+"""Between two looks, at least and at most."""
 MOST_WATCHERS = 32
 MOST_CONNECTIONS = 128
 MOST_UNREAD = 16
@@ -184,12 +186,12 @@ class PageServer:
         if self._loop is not None and self._wake is not None:
             self._loop.call_soon_threadsafe(self._wake.set)
         self._thread.join(END_SECONDS)
-        self._socket.close()
 
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        asyncio.run(self._serve())
+        with self._socket:
+            asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         self._wake, self._loop = asyncio.Event(), asyncio.get_running_loop()
@@ -208,7 +210,8 @@ class PageServer:
             except TimeoutError:
                 self._look()
             self.busy_seconds = time.thread_time()
-            pause, before = max(self._every, (self.busy_seconds - before) / SHARE), self.busy_seconds
+            cost, before = self.busy_seconds - before, self.busy_seconds
+            pause = min(max(self._every, cost / SHARE), SELDOM_SECONDS)
         self._look()
         for watcher in self._watchers:
             put(watcher, None)
@@ -259,7 +262,11 @@ class PageServer:
 
 
 def _event(piece: object) -> bytes:
-    return f"data: {to_json(piece)}\n\n".encode()
+    try:
+        text = json.dumps(piece, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # something is not finite: seldom, and looking for it costs more than all the rest
+        text = to_json(piece)
+    return f"data: {text}\n\n".encode()
 
 
 def put(watcher: asyncio.Queue[bytes | None], event: bytes | None) -> bool:

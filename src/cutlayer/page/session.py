@@ -55,8 +55,9 @@ def page_beside(
             "pip install 'cutlayer[page]'"
         ) from error
     host, port = parted(address, "--page") if address else (DEFAULT_HOST, DEFAULT_PORT)
+    names: Set[str] = HERE | {host}
     if is_loopback(host):
-        secured, names = None, HERE | {host}
+        secured = None
     else:
         certificate, key = _files(tls, host)
         secured, names = Secured(certificate, key, _token()), _names(certificate, host)

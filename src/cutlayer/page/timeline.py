@@ -18,6 +18,9 @@ from cutlayer.types import Event
 
 KINDS = (*COLOURS, "other")
 """Of bars, by number."""
+NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
+LANES = {**dict.fromkeys(COMPUTE, 0), **dict.fromkeys(NETWORK, 1)}
+"""Of a machine's two strips, by what it does."""
 MOST_CELLS = 512
 MOST_BARS = 24_000
 FIRST_CELL_SECONDS = 2.0**-20
@@ -64,9 +67,9 @@ class Timeline:
         while self.end_seconds > MOST_CELLS * self.cell_seconds:
             self._double()
         machine = self.number(event.who)
-        if event.what in COMPUTE or event.what in NETWORK:
-            self._fill(self._cells[machine][event.what in NETWORK], event.start_seconds, event.end_seconds)
-        kind = KINDS.index(event.what) if event.what in COLOURS else len(KINDS) - 1
+        lane, kind = LANES.get(event.what), NUMBERS.get(event.what, len(KINDS) - 1)
+        if lane is not None:
+            self._fill(self._cells[machine][lane], event.start_seconds, event.end_seconds)
         peer = -1 if event.peer is None else self.number(event.peer)
         bar = (machine, kind, event.start_seconds, event.end_seconds, event.round)
         self._bars.append(whole := (*bar, -1 if event.step is None else event.step, peer, event.num_bytes))
@@ -82,7 +85,11 @@ class Timeline:
         first, last = int(start / size), min(int(end / size), MOST_CELLS - 1)
         if len(cells) <= last:
             cells.extend([0.0] * (last + 1 - len(cells)))
-        self._changed = first if self._changed is None else min(self._changed, first)
+        if self._changed is None or first < self._changed:
+            self._changed = first
+        if first == last:
+            cells[first] += end - start
+            return
         for place in range(first, last + 1):
             cells[place] += max(0.0, min(end, (place + 1) * size) - max(start, place * size))
 
@@ -116,7 +123,7 @@ class Timeline:
             "from": self.bars_from,
             "first": first,
             "strips": strips,
-            "bars": [[*bar[:2], _figures(bar[2]), _figures(bar[3]), *bar[4:]] for bar in bars],
+            "bars": [(a, b, round(start, 9), round(end, 9), *more) for a, b, start, end, *more in bars],
         }
 
     def _strip(self, cells: array[float], first: int) -> str:
@@ -125,8 +132,3 @@ class Timeline:
             LEVELS[min(most, max(1, round(seconds / self.cell_seconds * most)))] if seconds > 0 else "0"
             for seconds in cells[first:]
         )
-
-
-def _figures(seconds: float) -> float:
-    """As many as tell a nanosecond or, of a long run, a millionth of it."""
-    return float(f"{seconds:.10g}")
