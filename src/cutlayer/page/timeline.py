@@ -3,14 +3,17 @@
 A cell says which part of its time a machine computed, and which it sent and received. Cells are as long as a run of
 `MOST_CELLS` of them needs, so they grow with the run. A bar is one event; where there are too many, the oldest go, and
 what they said is in the strips.
+
+Shapes: M machines, L lanes (work, transfer), C cells.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from cutlayer.report.activities import COMPUTE, NETWORK, SERVER, WAIT
 from cutlayer.report.gantt import COLOURS
@@ -26,6 +29,7 @@ MOST_BARS = 24_000
 FIRST_CELL_SECONDS = 2.0**-20
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"
 """How full a cell is: a letter from none to all."""
+LETTERS, FULL = np.frombuffer(LEVELS.encode("ascii"), np.uint8), len(LEVELS) - 1
 Bar = tuple[int, int, float, float, int, int, int, int]
 """(machine, kind, start and end in seconds, round, step, peer, bytes); -1 where there is no step or peer."""
 
@@ -44,7 +48,7 @@ class Timeline:
         self.names: list[str] = []
         self.cell_seconds, self.end_seconds, self.bars_from = FIRST_CELL_SECONDS, 0.0, 0.0
         self._numbers: dict[str, int] = {}
-        self._cells: list[tuple[array[float], array[float]]] = []  # seconds of work and of transfer, by machine
+        self._cells_MLC = np.zeros((16, 2, MOST_CELLS))  # seconds; more machines than there are
         self._bars: deque[Bar] = deque()
         self._news: list[Bar] = []
         self._changed: int | None = 0  # the first cell that has changed since somebody asked
@@ -56,7 +60,8 @@ class Timeline:
         if name not in self._numbers:
             self._numbers[name] = len(self.names)
             self.names.append(name)
-            self._cells.append((array("d"), array("d")))
+            if len(self.names) > len(self._cells_MLC):
+                self._cells_MLC = np.concatenate([self._cells_MLC, np.zeros_like(self._cells_MLC)])
         return self._numbers[name]
 
     def add(self, event: Event) -> None:
@@ -69,7 +74,7 @@ class Timeline:
         machine = self.number(event.who)
         lane, kind = LANES.get(event.what), NUMBERS.get(event.what, len(KINDS) - 1)
         if lane is not None:
-            self._fill(self._cells[machine][lane], event.start_seconds, event.end_seconds)
+            self._fill(machine, lane, event.start_seconds, event.end_seconds)
         peer = -1 if event.peer is None else self.number(event.peer)
         bar = (machine, kind, event.start_seconds, event.end_seconds, event.round)
         self._bars.append(whole := (*bar, -1 if event.step is None else event.step, peer, event.num_bytes))
@@ -79,28 +84,26 @@ class Timeline:
         if len(self._news) > MOST_BARS:
             del self._news[: len(self._news) // 2]
 
-    def _fill(self, cells: array[float], start: float, end: float) -> None:
+    def _fill(self, machine: int, lane: int, start: float, end: float) -> None:
         """Adds a stretch of time to the cells that it is in."""
         size = self.cell_seconds
         first, last = int(start / size), min(int(end / size), MOST_CELLS - 1)
-        if len(cells) <= last:
-            cells.extend([0.0] * (last + 1 - len(cells)))
         if self._changed is None or first < self._changed:
             self._changed = first
-        if first == last:
-            cells[first] += end - start
+        if first >= last:
+            self._cells_MLC[machine, lane, last] += end - start
             return
-        for place in range(first, last + 1):
-            cells[place] += max(0.0, min(end, (place + 1) * size) - max(start, place * size))
+        cells_C = self._cells_MLC[machine, lane]
+        cells_C[first] += (first + 1) * size - start
+        cells_C[first + 1 : last] += size
+        cells_C[last] += end - last * size
 
     def _double(self) -> None:
         self.cell_seconds *= 2
         self._changed = 0
-        for pair in self._cells:
-            for cells in pair:
-                if len(cells) % 2:
-                    cells.append(0.0)
-                cells[:] = array("d", map(sum, zip(cells[::2], cells[1::2], strict=True)))
+        cells_MLC, half = self._cells_MLC, MOST_CELLS // 2
+        cells_MLC[:, :, :half] = cells_MLC[:, :, ::2] + cells_MLC[:, :, 1::2]
+        cells_MLC[:, :, half:] = 0
 
     def whole(self) -> dict[str, Any]:
         """All of it, for a page that has nothing yet."""
@@ -115,20 +118,20 @@ class Timeline:
         return self._piece(0 if changed is None else changed, bars, cells=changed is not None)
 
     def _piece(self, first: int, bars: Sequence[Bar], *, cells: bool = True) -> dict[str, Any]:
-        strips = [[self._strip(part, first) for part in pair] for pair in self._cells] if cells else []
         return {
             "names": self.names,
             "cell": self.cell_seconds,
             "end": self.end_seconds,
             "from": self.bars_from,
             "first": first,
-            "strips": strips,
+            "strips": self._strips(first) if cells else [],
             "bars": [(a, b, round(start, 9), round(end, 9), *more) for a, b, start, end, *more in bars],
         }
 
-    def _strip(self, cells: array[float], first: int) -> str:
-        most = len(LEVELS) - 1
-        return "".join(
-            LEVELS[min(most, max(1, round(seconds / self.cell_seconds * most)))] if seconds > 0 else "0"
-            for seconds in cells[first:]
-        )
+    def _strips(self, first: int) -> list[list[str]]:
+        """Two for each machine, from a cell on; what is missing at the end is empty."""
+        used = min(int(self.end_seconds / self.cell_seconds) + 1, MOST_CELLS)
+        filled_MLC = self._cells_MLC[: len(self.names), :, first:used] / self.cell_seconds
+        levels_MLC = np.clip(np.rint(filled_MLC * FULL), 1, FULL).astype(np.uint8)
+        letters_MLC = np.where(filled_MLC > 0, LETTERS[levels_MLC], LETTERS[0])
+        return [[lane_C.tobytes().decode("ascii").rstrip("0") for lane_C in pair_LC] for pair_LC in letters_MLC]
