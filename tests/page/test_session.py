@@ -83,7 +83,7 @@ def test_others_can_connect_over_tls_and_by_the_token_alone(
 
 
 def test_without_tls_others_cannot(tmp_path: Path, fleet: Path) -> None:
-    for address in ("0.0.0.0:0", "fleet.example.org:7071", "[::]:0"):
+    for address in ("0.0.0.0:0", "fleet.example.org:7072", "[::]:0"):
         with (
             pytest.raises(ConfigError, match="--page: expected TLS where others can connect"),
             page_beside(config(tmp_path, 1), address, None, print, simulated=False),

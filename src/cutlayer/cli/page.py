@@ -22,7 +22,7 @@ PageOption = Annotated[
     typer.Option(
         "--page",
         metavar="[HOST:PORT]",
-        help="Serve a page of the run while it goes (cutlayer[page]), by default at http://127.0.0.1:7071 or a free "
+        help="Serve a page of the run while it goes (cutlayer[page]), by default at http://127.0.0.1:7072 or a free "
         "port. Where others can connect, over TLS and with a token that is printed.",
         rich_help_panel=PANEL,
         show_default=False,
@@ -44,8 +44,8 @@ def with_address(arguments: Sequence[str]) -> list[str]:
     """The words of a command line in which `--page` may stand without an address: then it gets an empty one.
 
     Example:
-      >>> with_address(["train", "--page", "run.yaml"]), with_address(["train", "--page", "[::1]:7071", "--quiet"])
-      (['train', '--page=', 'run.yaml'], ['train', '--page', '[::1]:7071', '--quiet'])
+      >>> with_address(["train", "--page", "run.yaml"]), with_address(["train", "--page", "[::1]:7072", "--quiet"])
+      (['train', '--page=', 'run.yaml'], ['train', '--page', '[::1]:7072', '--quiet'])
     """
     given = list(arguments)
     for place, word in enumerate(given):

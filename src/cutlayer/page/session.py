@@ -26,7 +26,7 @@ from cutlayer.transport.exposure import is_loopback
 TOKEN = "CUTLAYER_PAGE_TOKEN"
 """In the environment: a token that stays the same when the run goes on in another process."""
 TOKEN_BYTES, SHORTEST = 32, 32
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7071
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7072
 HERE = frozenset({"localhost", "127.0.0.1", "::1"})
 EVERYWHERE = frozenset({"0.0.0.0", "::"})
 
@@ -39,7 +39,7 @@ def page_beside(
 
     Args:
       config: Of the run.
-      address: HOST:PORT; empty for this machine's port 7071 or, where that is taken, a free one.
+      address: HOST:PORT; empty for this machine's port 7072 or, where that is taken, a free one.
       tls: A folder with server.crt and server.key.
       said: Told the address to open.
       simulated: Whether the run's time is that of a modelled fleet.
