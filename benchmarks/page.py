@@ -38,12 +38,16 @@ from tables import in_fresh_process, publish
 
 TARGET = 0.01
 STEPS, SAMPLES, NUM_BYTES = 2, 8, 40_000
+WARM_ROUNDS = 2
+"""That are not measured: who has just come has been sent everything."""
 WATCHER = """
 import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
 connection.request("GET", "/events")
 answer, total = connection.getresponse(), 0
 while piece := answer.read1(65536):
+    if not total:
+        print("here", flush=True)
     total += len(piece)
 print(total)
 """
@@ -130,10 +134,16 @@ def _measured(case: Case, out: Path) -> Cost:
     server.start()
     command = [sys.executable, "-c", WATCHER, str(port)]
     watching = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(case.watchers)]
+    for process in watching:
+        assert process.stdout is not None, "it is a pipe"
+        process.stdout.readline()
     page = asked(port)
     told, telling, round = 0, 0.0, 0
-    before, busy_before = time.monotonic(), server.busy_seconds
+    opened = before = time.monotonic()
+    busy_before = 0.0
     while time.monotonic() - before < case.seconds:
+        if round == WARM_ROUNDS:
+            before, busy_before = time.monotonic(), server.busy_seconds
         events = events_of(round, who, case.round_seconds)
         started = time.perf_counter()
         for event in events:
@@ -142,7 +152,7 @@ def _measured(case: Case, out: Path) -> Cost:
         folder.append_contributions(contribution(round, name) for name in who)
         live.finished(row_of(round, who, case.round_seconds))
         round += 1
-        time.sleep(max(0.0, before + round * case.round_seconds - time.monotonic()))
+        time.sleep(max(0.0, opened + round * case.round_seconds - time.monotonic()))
     passed, busy = time.monotonic() - before, server.busy_seconds - busy_before
     live.end("")
     server.close()

@@ -118,8 +118,11 @@ def test_it_says_what_it_ended_with(tmp_path: Path) -> None:
     play(live, folder, 0)
     live.drain()
     folder.write_summary({"peak_memory_bytes": 2**30})
+    live.opened(lambda: [DeviceNow(name, "away") for name in WHO], 1)
+    assert [one[1] for _, one in live.news()["rows"]] == ["away"] * 3
     live.end("")
     piece = live.news()
+    assert [one[1] for _, one in piece["rows"]] == ["done"] * 3, "who has done its part and gone is not away"
     assert piece["over"]
     assert piece["status"].startswith("The run has ended.")
     assert ["memory, measured", "1.0 GiB", "peak of the server's process"] in piece["tiles"]

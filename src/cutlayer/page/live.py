@@ -146,11 +146,14 @@ class Live:
         return self._digest.rows(self._devices(), None if self._state is None else self._state.virtual_seconds())
 
     def _devices(self) -> Sequence[DeviceNow]:
-        """How they are: as the door knows or, of a modelled fleet, as their events say."""
+        """How they are: as the door knows or, of a modelled fleet, as their events say; at the end as rounds say, for
+        who has done its part and gone is not away."""
+        if self._over:
+            return ()
         if self._call is not None:
             return self._call()
         state = self._state
-        if state is None or self._over or state.rounds_done >= state.num_rounds:
+        if state is None or state.rounds_done >= state.num_rounds:
             return ()
         return [_by_events(name, state) for name in state.devices]
 

@@ -243,9 +243,11 @@ class PageServer:
         watcher: asyncio.Queue[bytes | None] = asyncio.Queue(MOST_UNREAD)
         if not self._watchers:
             self._live.news()  # of which nobody has had the earlier ones
-        if self._whole is None:
+        if self._whole is None or self._ending.is_set():
             self._whole = _event(self._live.whole())
         watcher.put_nowait(self._whole)
+        if self._ending.is_set():  # who comes at the last moment
+            watcher.put_nowait(None)
         self._watchers.add(watcher)
         try:
             while True:
