@@ -63,6 +63,21 @@ def test_of_too_many_bars_the_oldest_go_and_it_says_from_when_they_are_all_there
     assert whole["from"] == 14.5
 
 
+def test_of_too_many_at_once_the_newest_are_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeline, "MOST_NEW_BARS", 3)
+    line = Timeline()
+    for number in range(5):
+        line.add(Event("pi", "step", float(number), number + 0.5, 0, None))
+    piece = line.news()
+    assert piece is not None
+    assert [bar[2] for bar in piece["bars"]] == [2.0, 3.0, 4.0]
+    assert piece["from"] == 1.5, "from when on they are all there"
+    line.add(Event("pi", "step", 5.0, 5.5, 0, None))
+    later, whole = line.news(), line.whole()
+    assert later is not None
+    assert (later["from"], whole["from"], len(whole["bars"])) == (0.0, 0.0, 6)
+
+
 def test_waits_are_the_background_and_other_words_have_a_kind() -> None:
     line = Timeline()
     line.add(Event("pi", "wait", 0.0, 1.0, 0))

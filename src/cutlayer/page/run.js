@@ -303,7 +303,7 @@ const lanes = find("lanes"), laneRows = find("lane-rows");
 function takeTime(piece, whole) {
   if (whole || piece.cell !== time.cell) time.strips = [];
   if (whole) Object.assign(time, { bars: [], count: 0 });
-  Object.assign(time, { names: piece.names, cell: piece.cell, end: piece.end, from: piece.from });
+  Object.assign(time, { names: piece.names, cell: piece.cell, end: piece.end, from: whole ? piece.from : Math.max(time.from, piece.from) });
   piece.strips.forEach((pair, machine) => {
     const before = time.strips[machine] ?? ["", ""];
     time.strips[machine] = pair.map((tail, lane) => before[lane].slice(0, piece.first).padEnd(tail ? piece.first : 0, "0") + tail);

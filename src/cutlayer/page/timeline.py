@@ -10,7 +10,7 @@ Shapes: M machines, L lanes (work, transfer), C cells.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 LANES = {**dict.fromkeys(COMPUTE, 0), **dict.fromkeys(NETWORK, 1)}
 """Of a machine's two strips, by what it does."""
 MOST_CELLS = 512
-MOST_BARS = 24_000
+MOST_BARS, MOST_NEW_BARS = 24_000, 3_000
+"""That are kept, and that a page is sent at once: a fleet that does more in a moment is seen in the strips."""
 FIRST_CELL_SECONDS = 2.0**-20
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"
 """How full a cell is: a letter from none to all."""
@@ -50,7 +51,8 @@ class Timeline:
         self._numbers: dict[str, int] = {}
         self._cells_MLC = np.zeros((16, 2, MOST_CELLS))  # seconds; more machines than there are
         self._bars: deque[Bar] = deque()
-        self._news: list[Bar] = []
+        self._news: deque[Bar] = deque()
+        self._unsent = 0.0  # the latest end of a bar that was left out of the news
         self._changed: int | None = 0  # the first cell that has changed since somebody asked
         for name in (SERVER, *devices):
             self.number(name)
@@ -76,13 +78,14 @@ class Timeline:
         if lane is not None:
             self._fill(machine, lane, event.start_seconds, event.end_seconds)
         peer = -1 if event.peer is None else self.number(event.peer)
-        bar = (machine, kind, event.start_seconds, event.end_seconds, event.round)
-        self._bars.append(whole := (*bar, -1 if event.step is None else event.step, peer, event.num_bytes))
-        self._news.append(whole)
+        step, start, end = -1 if event.step is None else event.step, event.start_seconds, event.end_seconds
+        bar = (machine, kind, start, end, event.round, step, peer, event.num_bytes)
+        self._bars.append(bar)
+        self._news.append(bar)
         if len(self._bars) > MOST_BARS:
             self.bars_from = max(self.bars_from, self._bars.popleft()[3])
-        if len(self._news) > MOST_BARS:
-            del self._news[: len(self._news) // 2]
+        if len(self._news) > MOST_NEW_BARS:
+            self._unsent = max(self._unsent, self._news.popleft()[3])
 
     def _fill(self, machine: int, lane: int, start: float, end: float) -> None:
         """Adds a stretch of time to the cells that it is in."""
@@ -107,22 +110,22 @@ class Timeline:
 
     def whole(self) -> dict[str, Any]:
         """All of it, for a page that has nothing yet."""
-        return self._piece(0, list(self._bars))
+        return self._piece(0, self._bars, self.bars_from)
 
     def news(self) -> dict[str, Any] | None:
         """What has changed since this was last asked; None where nothing has."""
-        bars, changed = self._news, self._changed
+        bars, changed, since = self._news, self._changed, max(self.bars_from, self._unsent)
         if changed is None and not bars:
             return None
-        self._news, self._changed = [], None
-        return self._piece(0 if changed is None else changed, bars, cells=changed is not None)
+        self._news, self._changed, self._unsent = deque(), None, 0.0
+        return self._piece(0 if changed is None else changed, bars, since, cells=changed is not None)
 
-    def _piece(self, first: int, bars: Sequence[Bar], *, cells: bool = True) -> dict[str, Any]:
+    def _piece(self, first: int, bars: Iterable[Bar], since: float, *, cells: bool = True) -> dict[str, Any]:
         return {
             "names": self.names,
             "cell": self.cell_seconds,
             "end": self.end_seconds,
-            "from": self.bars_from,
+            "from": since,
             "first": first,
             "strips": self._strips(first) if cells else [],
             "bars": [(a, b, round(start, 9), round(end, 9), *more) for a, b, start, end, *more in bars],
