@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 
+from browser import Browser, open_browser
 from commands import FLEET, World, run
 from cutlayer.testing import tiny
 
@@ -38,6 +39,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless browser; skips where there is none."""
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from browser import open_page
+from browser import Browser
 from commands import Ran, World, run
 
 ROUNDS = 3
@@ -97,13 +96,13 @@ def test_both_had_the_same_data_and_the_same_start(compared: tuple[Path, Ran]) -
     assert summaries[0]["totals"]["samples"] == summaries[1]["totals"]["samples"]
 
 
-def test_a_browser_opens_the_report(compared: tuple[Path, Ran], tmp_path: Path) -> None:
+def test_a_browser_opens_the_report(compared: tuple[Path, Ran], browser: Browser) -> None:
     out, _ = compared
-    opened = open_page(out / "report.html", tmp_path / "profile")
+    opened = browser.open((out / "report.html").as_uri())
     assert opened.console == []
-    assert len(re.findall(r'<polyline class="line"', opened.dom)) == 3 * 2
-    assert opened.dom.count('class="scroll gantt"') == 2
-    assert "memsfl, after round 3" in opened.dom
+    assert opened.value("document.querySelectorAll('polyline.line').length") == 3 * 2
+    assert opened.value("document.querySelectorAll('.scroll.gantt').length") == 2
+    assert "memsfl, after round 3" in opened.value("document.getElementById('points').textContent")
 
 
 def test_what_is_done_is_kept_and_more_may_be_asked(compared: tuple[Path, Ran], made_once: World) -> None:

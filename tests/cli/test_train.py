@@ -109,6 +109,7 @@ def test_its_config_gives_the_same_adapter_from_elsewhere(
 def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
     out = trained.out
     assert {path.name for path in out.iterdir()} == {
+        "about.json",
         "adapter",
         "checkpoint",
         "checkpoint.1",
@@ -116,6 +117,7 @@ def test_the_run_folder_holds_what_it_promises(trained: World) -> None:
         "contributions.jsonl",
         "events.jsonl",
         "metrics.jsonl",
+        "report.html",
         "report.svg",
         "started.json",
         "summary.json",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import open_page
+from browser import Browser
 from cutlayer.comparing.page import CHARTS, report_html
 from cutlayer.comparing.results import Results, stat
 from cutlayer.fleet.profile import Fleet
@@ -122,53 +122,58 @@ def test_values_that_are_not_finite_leave_the_line() -> None:
     assert [len(line.split()) for line in lines] == [2, 2, 2]
 
 
-SCRIPT = """<script>
+FOUND = """(() => {
 const lines = [...document.querySelectorAll("svg.curves .line")];
 const bounds = lines.map((line) => line.getBoundingClientRect());
 const at = lines[4].points[1].matrixTransform(lines[4].getScreenCTM());
 const near = {clientX: at.x + 2, clientY: at.y, bubbles: true};
+const tip = document.getElementById("tip"), found = {};
 lines[4].ownerSVGElement.dispatchEvent(new PointerEvent("pointermove", near));
-document.body.dataset.tip = document.getElementById("tip").textContent;
-document.body.dataset.shown = !document.getElementById("tip").hidden;
+found.tip = tip.textContent;
+found.shown = !tip.hidden;
 lines[4].ownerSVGElement.dispatchEvent(new PointerEvent("pointerleave"));
-document.body.dataset.gone = document.getElementById("tip").hidden;
+found.gone = tip.hidden;
 document.querySelectorAll(".legend button")[1].click();
-document.body.dataset.hidden = document.querySelectorAll(".series.hidden").length;
-document.body.dataset.visible = bounds.filter((box) => box.width > 50).length;
-document.body.dataset.requests = performance.getEntriesByType("resource").length;
-document.body.dataset.overflow = document.documentElement.scrollWidth > innerWidth;
-document.body.dataset.own = getComputedStyle(lines[1]).stroke !== getComputedStyle(lines[0]).stroke;
-</script>"""
+found.hidden = document.querySelectorAll(".series.hidden").length;
+found.visible = bounds.filter((box) => box.width > 50).length;
+found.bar = document.querySelector(".bar").getBoundingClientRect().width > 20;
+found.overflow = document.documentElement.scrollWidth > innerWidth;
+found.own = getComputedStyle(lines[1]).stroke !== getComputedStyle(lines[0]).stroke;
+return found;
+})()"""
 
 
-def test_a_browser_is_content_with_it(page: str, tmp_path: Path) -> None:
+def test_a_browser_is_content_with_it(page: str, tmp_path: Path, browser: Browser) -> None:
     file = tmp_path / "report.html"
-    file.write_text(page.replace("</body>", SCRIPT + "</body>"))
-    opened = open_page(file, tmp_path / "profile")
+    file.write_text(page)
+    opened = browser.open(file.as_uri(), height=2000)
+    found = opened.value(FOUND)
     assert opened.console == []
-    assert opened.attribute("visible") == "9"
-    assert opened.attribute("own") == "true", "methods have colours of their own"
-    assert opened.attribute("tip").startswith("vanilla, after round 1\naccuracy 0.35 (0.3 to 0.4)\n")
-    assert (opened.attribute("shown"), opened.attribute("gone")) == ("true", "true")
-    assert opened.attribute("hidden") == "3", "a method is taken out of every chart"
-    assert opened.attribute("requests") == "0"
-    assert opened.attribute("overflow") == "false"
+    assert opened.requests == [file.as_uri()]
+    assert found.pop("tip").startswith("vanilla, after round 1\naccuracy 0.35 (0.3 to 0.4)\n")
+    a_method_in_every_chart = 3
+    assert found == {
+        "visible": 9,
+        "bar": True,
+        "own": True,  # methods have colours of their own
+        "shown": True,
+        "gone": True,
+        "hidden": a_method_in_every_chart,
+        "overflow": False,
+    }
 
 
-FITS = """<script>
-const wide = [...document.querySelectorAll(".findings li")].filter((tile) => tile.scrollWidth > tile.clientWidth);
-document.body.dataset.wide = wide.length;
-document.body.dataset.overflow = document.documentElement.scrollWidth > innerWidth;
-document.body.dataset.cut = [...document.querySelectorAll(".findings .who")].some((who) => who.clientHeight > 80);
-</script>"""
+FITS = """[
+[...document.querySelectorAll(".tiles li")].filter((tile) => tile.scrollWidth > tile.clientWidth).length,
+document.documentElement.scrollWidth > innerWidth,
+[...document.querySelectorAll(".tiles .who")].some((who) => who.clientHeight > 80)]"""
 
 
-def test_long_labels_stay_in_their_tiles(tmp_path: Path) -> None:
+def test_long_labels_stay_in_their_tiles(tmp_path: Path, browser: Browser) -> None:
     """All of a label is in the tile's title."""
     words = ("memsfl:order=longest_tail,momentum=0.5,cut=2,other=value", f"vanilla:cut={'1' * 60}")
     page = page_of(results_of({words[0]: [[0.2, 0.6]], words[1]: [[0.2, 0.9]]}))
     assert f'<span class="who" title="{words[0]}">' in page
     file = tmp_path / "report.html"
-    file.write_text(page.replace("</body>", FITS + "</body>"))
-    opened = open_page(file, tmp_path / "profile")
-    assert (opened.attribute("wide"), opened.attribute("overflow"), opened.attribute("cut")) == ("0", "false", "false")
+    file.write_text(page)
+    assert browser.open(file.as_uri()).value(FITS) == [0, False, False]

@@ -17,6 +17,7 @@ def test_each_is_counted_by_device_and_reason() -> None:
     refusals.count("pi-1", MalformedMessage("no"))
     refusals.count(None, Refused("wrong-token", "no"))
     assert refusals.as_dict() == {STRANGER: {"wrong-token": 1}, "pi-1": {"malformed": 1, "not-finite": 3}}
+    assert refusals.by_device() == {STRANGER: 1, "pi-1": 4}
 
 
 def test_a_line_comes_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

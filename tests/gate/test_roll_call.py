@@ -54,6 +54,13 @@ def test_its_part_of_the_round(here: bool, done: bool, gone: bool, state: str, a
     assert row.samples_per_second == (None if done else 8.0)
 
 
+def test_refusals_are_of_whoever_has_come_or_should() -> None:
+    rows = roll_call(
+        [member("pi", 0, here=True)], ["pi", "gone"], None, round_seconds=0.0, now=0.0, refusals={"pi": 2, "gone": 1}
+    )
+    assert {row.name: row.refusals for row in rows} == {"pi": 2, "gone": 1}
+
+
 def test_steps_that_the_server_cannot_see_are_not_made_up() -> None:
     """Those of a device that holds the head and so trains alone."""
     part = Part(replace(PLAN, top=PLAN.cut), 0, done=False, gone=False)

@@ -147,6 +147,19 @@ def test_the_summary_is_sorted_json_without_nan(tmp_path: Path) -> None:
     assert text.index('"metrics"') < text.index('"seed"')
 
 
+def test_what_only_people_are_shown_may_be_absent_or_damaged(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    assert (folder.read_about(), folder.read_summary()) == ({}, {})
+    folder.write_about({"blocks": 6})
+    folder.write_summary({"seed": 1})
+    folder.write_page("<!doctype html>")
+    assert (folder.read_about(), folder.read_summary()) == ({"blocks": 6}, {"seed": 1})
+    assert (tmp_path / "report.html").read_text() == "<!doctype html>"
+    (tmp_path / "about.json").write_text("[1]")
+    (tmp_path / "summary.json").write_text('{"torn')
+    assert (folder.read_about(), folder.read_summary()) == ({}, {})
+
+
 def test_the_report_and_the_scalars_are_in_the_folder(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path)
     folder.write_report("<svg/>")

@@ -124,6 +124,7 @@ def test_a_run_ends_with_its_figures(outcome: Outcome) -> None:
     assert outcome.metrics != outcome.before
     assert summary["refusals"] == {}
     assert (outcome.folder / "report.svg").read_text().startswith("<svg")
+    assert (outcome.folder / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_devices_of_their_own_end_with_an_adapter_each(outcome: Outcome) -> None:

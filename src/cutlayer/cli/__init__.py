@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from reprlib import repr as shortened
 
 from cutlayer.cli.app import app
+from cutlayer.cli.page import with_address
 from cutlayer.cli.terminal import quiet_libraries
 from cutlayer.errors import CutlayerError, UserError
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     quiet_libraries()
     try:
-        app([argument for argument in given if argument != "--debug"], prog_name="cutlayer")
+        app(with_address([argument for argument in given if argument != "--debug"]), prog_name="cutlayer")
     except CutlayerError as error:
         if "--debug" in given:
             traceback.print_exc()

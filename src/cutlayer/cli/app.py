@@ -20,6 +20,7 @@ from cutlayer.cli.join import join
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
 from cutlayer.cli.recommend import recommend
+from cutlayer.cli.report import report
 from cutlayer.cli.serve import serve
 from cutlayer.cli.show_data import show_data
 from cutlayer.cli.status import status
@@ -36,7 +37,7 @@ comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
 for command in (
     *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, takes_flags(show_data), *real),
-    *(status, evaluate, export, generate, methods, check, fleets, families),
+    *(status, report, evaluate, export, generate, methods, check, fleets, families),
 ):
     app.command(name=command.__name__.replace("_", "-"))(command)
 app.add_typer(fleet, name="fleet")

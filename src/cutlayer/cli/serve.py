@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.flags import Given
+from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import console, noticing, starting
@@ -122,6 +123,8 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    page: PageOption = None,
+    page_tls: PageTlsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Serve a run to devices that join by network; ends with a PEFT adapter and a report of what each device did."""
@@ -158,9 +161,10 @@ def serve(
             f"listening on {joined(how.host, port)}, waiting for {counted(how.min_devices, 'device')}", highlight=False
         )
 
-    with display:
-        display.stage("reading the data")
-        work = serving(config, display, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
+    tls = page_tls if page is None else page_tls or how.roster
+    with shown_beside(display, config, page, tls) as watched:
+        watched.stage("reading the data")
+        work = serving(config, watched, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
     tell(outcome, quiet=quiet)
 

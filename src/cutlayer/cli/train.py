@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli.flags import Given
+from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.terminal import console, noticing, starting
 from cutlayer.cli.threads import fit_threads
@@ -23,6 +24,8 @@ def train(
         Path | None,
         typer.Option("--resume", metavar="RUN_DIR", help="Go on with the run in this folder.", show_default=False),
     ] = None,
+    page: PageOption = None,
+    page_tls: PageTlsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Fine-tune a model on a fleet; ends with a PEFT adapter and a report of what each device did."""
@@ -38,7 +41,8 @@ def train(
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     noticed = noticing(terminal, quiet=quiet)
-    with _interruptible(Path(config.out)), NoProgress() if quiet else Progress(terminal) as display:
+    beside = NoProgress() if quiet else Progress(terminal)
+    with _interruptible(Path(config.out)), shown_beside(beside, config, page, page_tls, simulated=True) as display:
         inputs = prepare(config, display.stage)
         for line in (f"training data: {inputs.train.line}", *inputs.notices):
             noticed(line)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli.flags import Given
+from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import console, noticing, starting
@@ -25,6 +26,8 @@ def up(
         Path | None,
         typer.Option("--resume", metavar="RUN_DIR", help="Go on with the run in this folder.", show_default=False),
     ] = None,
+    page: PageOption = None,
+    page_tls: PageTlsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Start a server and a process for each device and site on this machine, over a real network; ends with a PEFT
@@ -48,7 +51,7 @@ def up(
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     noticed = noticing(terminal, quiet=quiet)
-    with NoProgress() if quiet else FleetProgress(terminal) as display:
+    with shown_beside(NoProgress() if quiet else FleetProgress(terminal), config, page, page_tls) as display:
         if resume is None:
             simulated = prepare(config, display.stage)
             shares, config = write_shares(simulated, Path(config.out) / "shares")

@@ -1,4 +1,4 @@
-"""report.html: the whole comparison on one page that needs nothing else, no network, no library.
+"""report.html: the whole comparison on one page that needs nothing else, no network, no library (`page/document.py`).
 
 `page.css` and `page.js` beside this file are put into it. Colours are the page's (`s0` to `s7`, dashed from the ninth
 method on), so it can be dark or light and can be printed.
@@ -6,18 +6,18 @@ method on), so it can be dark or light and can be printed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from cutlayer.comparing.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
 from cutlayer.comparing.findings import findings
 from cutlayer.comparing.results import MethodFigures, Point, Results, Stat
 from cutlayer.comparing.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
 from cutlayer.fleet.profile import Fleet
+from cutlayer.page.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
+from cutlayer.page.document import html_page
 from cutlayer.reading import counted, yaml_text
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
@@ -25,7 +25,6 @@ from cutlayer.types import Event
 
 HERE = Path(__file__).parent
 MOST_ROWS = 12  # devices in a Gantt chart
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 CHARTS: tuple[tuple[str, str, Units], ...] = (
     ("virtual_seconds", "time of the fleet", SECONDS),
@@ -56,28 +55,14 @@ def report_html(results: Results, fleet: Fleet, rounds: Mapping[str, Sequence[Ev
             *_how(results, fleet, command),
         ]
     )
-    points = json.dumps([_tips(method, results.metric) for method in results.methods]).replace("<", "\\u003c")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(_title(results))}</title>
-<style>
-{(HERE / "page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<div id="tip" role="status" hidden></div>
-<script id="points" type="application/json">{points}</script>
-<script>
-{(HERE / "page.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
+    return html_page(
+        _title(results),
+        body,
+        styles=[(HERE / "page.css").read_text(encoding="utf-8")],
+        scripts=[(HERE / "page.js").read_text(encoding="utf-8")],
+        data={"points": [_tips(method, results.metric) for method in results.methods]},
+        more_policy="; style-src-attr 'unsafe-inline'",  # the lengths of bars
+    )
 
 
 # ------------------------------------------------------------------ what it is
@@ -126,7 +111,7 @@ def _fleet_name(fleet: Fleet) -> str:
 def _findings(results: Results) -> Iterator[str]:
     if len(results.methods) < 2:
         return
-    yield '<ul class="findings">'
+    yield '<ul class="tiles">'
     for finding in findings(results):
         colour = "" if finding.method is None else _colour(finding.method)
         yield (

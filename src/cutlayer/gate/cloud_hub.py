@@ -21,6 +21,7 @@ from cutlayer.fleet.clock import now
 from cutlayer.fleet.profile import DeviceProfile, SiteProfile
 from cutlayer.gate.allowance import Allowance
 from cutlayer.gate.hub import Host, Hub, Member
+from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roster import NAME
 from cutlayer.server.sites import DeviceRow
 from cutlayer.state import State
@@ -83,6 +84,11 @@ class CloudHub:
     def here(self) -> list[Member]:
         """See `Hub.here`; devices of a site that is away are away."""
         return [one for one in self._at_one_of(self.sites.here, self.everybody) if one.here]
+
+    @property
+    def refusals(self) -> Refusals:
+        """See `Hub`."""
+        return self._near.refusals
 
     @property
     def told(self) -> frozenset[str]:

@@ -64,6 +64,13 @@ class Refusals:
         self._names.add(device)
         return device
 
+    def by_device(self) -> Counter[str]:
+        """How often something of each device was refused; for any thread."""
+        found = Counter[str]()
+        for (device, _), times in list(self._counts.items()):
+            found[device] += times
+        return found
+
     def as_dict(self) -> dict[str, dict[str, int]]:
         """Device -> reason -> how often, for a run's summary."""
         found: dict[str, dict[str, int]] = {}

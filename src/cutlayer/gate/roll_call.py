@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from cutlayer.gate.hub import Member
 from cutlayer.report.fleet_view import DeviceNow, State
@@ -20,6 +21,7 @@ def roll_call(
     now: float,
     done: Collection[str] = (),
     blocks: int | None = None,
+    refusals: Mapping[str, int] = MappingProxyType({}),
 ) -> list[DeviceNow]:
     """How they all are, in the fleet's order, then those who have never come.
 
@@ -33,14 +35,19 @@ def roll_call(
       now: On the clock of `Session.last_seen`.
       done: Names of those who know that the run is over.
       blocks: Of the model; None where nobody knows.
+      refusals: By device, how often something of it was refused.
     """
     rows = [
-        _device(member, server, round_seconds=round_seconds, now=now, done=member.name in done)
+        replace(
+            _device(member, server, round_seconds=round_seconds, now=now, done=member.name in done),
+            blocks=blocks,
+            refusals=refusals.get(member.name, 0),
+        )
         for member in sorted(members, key=lambda member: member.index)
     ]
-    rows = [replace(row, blocks=blocks) for row in rows]
     come = {row.name for row in rows}
-    return rows + [DeviceNow(name, "away") for name in expected if name not in come]
+    away = [name for name in expected if name not in come]
+    return rows + [DeviceNow(name, "away", refusals=refusals.get(name, 0)) for name in away]
 
 
 def _device(member: Member, server: Server | None, *, round_seconds: float, now: float, done: bool) -> DeviceNow:

@@ -54,6 +54,7 @@ class DeviceNow:
       bytes_up, bytes_down: device to server, server to device, since this process began.
       silent_seconds: since it was last heard of; None for never.
       blocks: of the model, of which `cut` are on it; None where nobody knows.
+      refusals: how often something of it was refused.
     """
 
     name: str
@@ -67,6 +68,7 @@ class DeviceNow:
     bytes_down: int = 0
     silent_seconds: float | None = None
     blocks: int | None = None
+    refusals: int = 0
 
 
 @dataclass(frozen=True, slots=True)

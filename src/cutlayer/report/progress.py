@@ -162,6 +162,12 @@ class Progress:
             prompt, text = (shorten(sample[key], SHOWN, placeholder=" ...") for key in ("prompt", "text"))
             self._lines.say(Text.assemble(f"{when}: ", (prompt, "dim"), " -> ", text))
 
+    def fleet_opened(self, devices: Callable[[], Sequence[Any]], needed: int) -> None:
+        """See `FleetDisplay`; a display of rounds alone."""
+
+    def device_news(self, line: str) -> None:
+        """See `FleetDisplay`."""
+
     def _still(self, now: float) -> str | None:
         """How far it is, for a line that is due; what has not changed is said again once a minute."""
         stage, state = self._stage, self._state

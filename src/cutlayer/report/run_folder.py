@@ -2,6 +2,7 @@
 
     started.json    the command that plays the run, and what it was told beside config.yaml
     config.yaml     the complete configuration; its presence says that the folder holds a run
+    about.json      what config.yaml only names: the model's blocks, the method in a sentence, versions
     metrics.jsonl   one line per round (`round_row.py`), with all that a planner may learn of it
     events.jsonl    one line per thing a machine did, in virtual seconds
     contributions.jsonl   one line per device and round: how far it moved the adapter (`server/contributions.py`)
@@ -9,6 +10,7 @@
     tensorboard/    the same scalars, step = round
     summary.json    the result, written at the end
     report.svg      the Gantt chart of one round
+    report.html     the run on one page (`page/run_page.py`)
 
 Text files appear whole or not at all; the .jsonl files grow, and a checkpoint remembers how far they
 were (`positions`), so that a resumed run cuts off (`rewind`) what the killed one wrote after it.
@@ -125,6 +127,19 @@ class RunFolder:
                 "that command and all of its flags."
             ) from None
 
+    def write_about(self, about: Mapping[str, Any]) -> None:
+        """Writes about.json: what a page says of the run and no other file does."""
+        write_atomically(self.path / "about.json", to_json(about, indent=1) + "\n")
+
+    def read_about(self) -> dict[str, Any]:
+        """See `write_about`; empty where there is none that can be read, for nothing but what people are shown depends
+        on it."""
+        return _object(self.path / "about.json")
+
+    def read_summary(self) -> dict[str, Any]:
+        """See `write_summary`; empty where the run has not ended."""
+        return _object(self.path / "summary.json")
+
     def check_command(self, command: str) -> None:
         """Refuses to go on by another command than the run was started by.
 
@@ -151,7 +166,11 @@ class RunFolder:
         Raises:
           CheckpointError: a line is not a round's.
         """
-        return list(self._metrics.read())
+        return list(self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """As `read_rows`, one by one."""
+        return self._metrics.read()
 
     def num_rows(self) -> int:
         """How many rounds have a whole line."""
@@ -195,7 +214,11 @@ class RunFolder:
         Raises:
           CheckpointError: a line is not one of them.
         """
-        return list(self._contributions.read())
+        return list(self.contributions())
+
+    def contributions(self) -> Iterator[dict[str, Any]]:
+        """As `read_contributions`, one by one."""
+        return self._contributions.read()
 
     def append_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds one line per answer: `rounds` of training before it, `prompt` and `text`."""
@@ -245,6 +268,10 @@ class RunFolder:
         """Writes report.svg (`gantt_svg`)."""
         write_atomically(self.path / "report.svg", svg)
 
+    def write_page(self, html: str) -> None:
+        """Writes report.html."""
+        write_atomically(self.path / "report.html", html)
+
     def scalars(self, row: Mapping[str, Any]) -> None:
         """Adds one round's numbers to TensorBoard.
 
@@ -286,6 +313,14 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _event_row(event: Event) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cutlayer.methods.method import Method
 from cutlayer.model.export import save_adapter
 from cutlayer.model.moved import save_moved
 from cutlayer.model.pruned import save_pruned
+from cutlayer.page.run_page import digest_of, finished_page
 from cutlayer.report.devices import DeviceRow, device_ledger
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.human import human_speed
@@ -133,7 +134,7 @@ def write_reports(
     best: BestRound,
     real: Real | None = None,
 ) -> Outcome:
-    """Writes the chart and the summary.
+    """Writes the chart, the summary and the page.
 
     Args:
       folder: The run folder.
@@ -149,8 +150,9 @@ def write_reports(
     held_out, devices = folder.read_judged()
     machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
     names, shown = [device.name for device in fleet.devices], list[Event]()
+    digest = digest_of(folder)
     rows = device_ledger(
-        keeping_last_round(folder.read_events(), shown),
+        keeping_last_round(digest.reading(folder), shown),
         logbook.history.records,
         profiles={machine.name: _profile(machine, real) for machine in machines},
         cuts=logbook.cuts,
@@ -167,6 +169,7 @@ def write_reports(
         last = shown[-1].round if shown else logbook.rounds_done - 1
         folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
         folder.write_summary(summary)
+        folder.write_page(finished_page(digest, summary))
     return Outcome(folder.path, adapter, logbook.before, summary["metrics"], rows, summary)
 
 

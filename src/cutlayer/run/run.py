@@ -21,6 +21,7 @@ from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.model.export import save_adapter
+from cutlayer.page.digest import about
 from cutlayer.policies.plan import Situation
 from cutlayer.policies.robust import robust_by_name
 from cutlayer.report.progress import ProgressDisplay
@@ -186,6 +187,7 @@ class Run:
         self._aggregation = Aggregation(method.aggregate, robust_by_name(train.robust))
         self._contributions: list[dict[str, Any]] = []  # of the round under way, until they are on the disk
         self.tasks = Tasks()
+        folder.write_about(about(inputs.config, inputs.base.num_blocks))
 
     async def play(self, members: Members, hold: Hold | None = None, *, warming_seconds: float = 0.0) -> Path:
         """Holds the rounds that are left and exports; returns the adapter's folder.

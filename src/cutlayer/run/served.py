@@ -392,9 +392,17 @@ class _Serving:
         def call() -> list[DeviceNow]:
             server, time = self._run.server if self._run else None, loop.time()
             members, since = list(self.hub.members.values()), time - self._round_opened
-            done = self.hub.told
-            blocks = self._inputs.base.num_blocks
-            return roll_call(members, self._expected, server, round_seconds=since, now=time, done=done, blocks=blocks)
+            blocks, done, refusals = self._inputs.base.num_blocks, self.hub.told, self.hub.refusals.by_device()
+            return roll_call(
+                members,
+                self._expected,
+                server,
+                round_seconds=since,
+                now=time,
+                done=done,
+                blocks=blocks,
+                refusals=refusals,
+            )
 
         return call
 

@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 
 import pytest
 
-from cutlayer.comparing.curves import (
+from cutlayer.page.curves import (
     BYTES,
     HEIGHT,
     SECONDS,
