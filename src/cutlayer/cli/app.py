@@ -22,6 +22,7 @@ from cutlayer.cli.plan import plan
 from cutlayer.cli.recommend import recommend
 from cutlayer.cli.serve import serve
 from cutlayer.cli.show_data import show_data
+from cutlayer.cli.trace import trace
 from cutlayer.cli.train import train
 from cutlayer.cli.up import up
 
@@ -35,7 +36,7 @@ comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
 for command in (
     *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, takes_flags(show_data), *real),
-    *(evaluate, export, generate, methods, check, fleets, families),
+    *(evaluate, export, generate, trace, methods, check, fleets, families),
 ):
     app.command(name=command.__name__.replace("_", "-"))(command)
 app.add_typer(fleet, name="fleet")

@@ -161,8 +161,9 @@ class ServerInputs:
 
     @property
     def run_id(self) -> str:
-        """Names the run by what decides its result: two configs that differ only in where they write are one run."""
-        deciding = self.config.model_dump(mode="json", exclude={"out"})
+        """Names the run by what decides its result: two configs that differ only in where they write and to what they
+        report are one run."""
+        deciding = self.config.model_dump(mode="json", exclude={"out": True, "train": {"report_to"}})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

@@ -163,6 +163,7 @@ class Run:
         sites: Sites | None = None,
     ) -> None:
         self._inputs, self._method, self._folder, self._display = inputs, method, folder, display
+        folder.report_to(inputs.config.train.report_to, inputs.config.model_dump(mode="json"))
         self._logbook, self._clock, self._events, self._devices = logbook, clock, events, devices
         self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
         self._validation = inputs.validation_batches()
@@ -298,6 +299,7 @@ class Run:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""
         seconds = self._clock()
         await self.server.machine.aside(lambda: self._write(row, events, seconds))
+        self._folder.on_round(row)
         self._display.round_done(row)
         self._display.answered(self._samples)
         self._samples = []

@@ -1,0 +1,36 @@
+"""Trackio (`cutlayer[trackio]`): runs are kept on this machine, TRACKIO_SPACE_ID and its kin are the library's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import trackio
+
+from cutlayer.report.trackers.tracker import PROJECT, TrackedRun, results_of
+
+
+class Trackio:
+    """One run of Trackio, found again by its name. The step is the round."""
+
+    def __init__(self) -> None:
+        self._run: Any = None
+
+    def open(self, run: TrackedRun) -> None:
+        self._run = trackio.init(
+            project=PROJECT,
+            name=run.name,
+            resume="allow",
+            config=dict(run.settings),
+            embed=False,
+            auto_log_cpu=False,
+            auto_log_gpu=False,
+        )
+
+    def on_round(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log(dict(scalars), step=step)
+
+    def close(self, summary: Mapping[str, Any] | None) -> None:
+        if summary is not None:
+            self._run.log(results_of(summary), step=summary["totals"]["rounds"])
+        self._run.finish()
