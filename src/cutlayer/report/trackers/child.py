@@ -53,8 +53,7 @@ class Teller:
                 self._tell(run)
         if self._pending:
             self._tell(run)
-        if self._tracker is not None:
-            self._tried(lambda tracker=self._tracker: tracker.close(summary))
+        self._tried(lambda: self._close(summary))
 
     def _tell(self, run: TrackedRun | None) -> None:
         assert run is not None, "the first line"
@@ -68,6 +67,10 @@ class Teller:
         while self._pending:
             self._tracker.on_round(*self._pending[0])
             del self._pending[0]
+
+    def _close(self, summary: Mapping[str, Any] | None) -> None:
+        if self._tracker is not None:
+            self._tracker.close(summary)
 
     def _tried(self, what: Callable[[], None]) -> None:
         try:

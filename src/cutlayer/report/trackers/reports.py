@@ -23,7 +23,7 @@ from cutlayer.report.json_lines import to_json
 from cutlayer.report.scalars import scalars_of, settings_of, step_of
 from cutlayer.report.trackers.tracker import TrackedRun
 
-CLOSING_SECONDS = 30.0
+CLOSING_SECONDS = 60.0
 """At the end of a run, for what a tracker has not sent yet; the run is on the disk already."""
 SHOWN = 300
 """Characters of what a tracker says went wrong."""
