@@ -195,12 +195,12 @@ class Pages:
 
     @property
     def homes(self) -> list[str]:
-        """Of the pages, without the files that they link to."""
+        """Addresses of the pages, without the files that they link to."""
         return [home for home in self._homes.values() if home.endswith(".md") and not home.startswith("files/")]
 
 
 def page_of(origin: Path) -> str:
-    """The Markdown of a page: of a notebook its cells, of another file its text, of a folder those of its files."""
+    """The Markdown of a page: the cells of a notebook, the text of another file, those of the files of a folder."""
     if origin.is_dir():
         files = sorted(path for path in origin.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         shown = [f"## {file.relative_to(origin)}\n\n{_fenced(file)}" for file in files]
@@ -320,7 +320,7 @@ class _Asked(HTMLParser):
 
 
 def asked_of_others(site: Path) -> dict[str, list[str]]:
-    """By page, what it asks another host for; and by stylesheet."""
+    """Addresses at other hosts that a page or a stylesheet makes a browser fetch, by its name."""
     asked: dict[str, list[str]] = {}
     for page in site.rglob("*.html"):
         reader = _Asked()

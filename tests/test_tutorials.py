@@ -94,8 +94,8 @@ def test_the_tutorial_of_a_fleet(tmp_path: Path, shell: dict[str, str]) -> None:
 def test_the_tutorial_of_a_method(tmp_path: Path, shell: dict[str, str]) -> None:
     _, compared, read, _, simulated = play("tutorial-method.md", tmp_path, shell)
     assert (tmp_path / "compared" / "report.html").exists()
-    assert "fedlora" in compared
-    assert read.count("seed0") == 3
+    assert "memsfl" in compared
+    assert read.count("-seed0 ") == 2
     assert 0 <= float(simulated.split()[-2]) <= 1
 
 

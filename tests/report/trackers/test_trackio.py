@@ -1,5 +1,6 @@
 """The real library, on this machine alone; skipped where it is not installed."""
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,8 @@ def test_a_run_and_its_resume_are_one_run(
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for first, summary in ((0, None), (1, SUMMARY)):
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"round": first, **ROW}) + "\n")
         reports = Reports(["trackio"], tmp_path, {"train": {"lr": 0.1}}, closing_seconds=300)
         reports.on_round({"round": first, **ROW})
         reports.close(summary)
@@ -30,5 +33,5 @@ def test_a_run_and_its_resume_are_one_run(
         rows = store.execute("select run_id, step, metrics from metrics order by step, id").fetchall()
     assert len({run for run, _, _ in rows}) == 1
     assert [step for _, step, _ in rows] == [1, 2, 2]
-    assert "train/loss" in rows[0][2]
-    assert "final/accuracy" in rows[2][2]
+    assert b"train/loss" in rows[0][2]
+    assert b"final/accuracy" in rows[2][2]

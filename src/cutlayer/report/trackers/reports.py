@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from cutlayer.errors import ConfigError
 from cutlayer.files import write_atomically
-from cutlayer.report.json_lines import to_json
+from cutlayer.report.json_lines import JsonLines, to_json
 from cutlayer.report.scalars import scalars_of, settings_of, step_of
 from cutlayer.report.trackers.tracker import TrackedRun
 
@@ -68,17 +68,24 @@ class Reports:
         self._processes: list[_Process] = []
 
     def on_round(self, row: Mapping[str, Any]) -> None:
-        """Hands a round's row on; returns at once, whatever becomes of it."""
+        """Hands a round's row on; returns at once, whatever becomes of it.
+
+        The first of a process comes with those before it in metrics.jsonl: what a run that was stopped could not tell.
+        """
+        rows = [row]
         if self._names and not self._processes:
+            told = JsonLines(self._folder / "metrics.jsonl").read()
+            rows = [*(earlier for earlier in told if earlier["round"] < row["round"]), row]
             try:
                 run = tracked_run(self._folder, self._config)
                 self._processes = [_Process(name, run) for name in self._names]
             except OSError as error:
                 _log.warning("%s: could not be started: %s; the run goes on", ", ".join(self._names), error)
                 self._names = ()
-        line = to_json({"step": step_of(row), "scalars": scalars_of(row)})
-        for process in self._processes:
-            process.tell(line)
+        for one in rows if self._processes else ():
+            line = to_json({"step": step_of(one), "scalars": scalars_of(one)})
+            for process in self._processes:
+                process.tell(line)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Ends them; `summary` as in summary.json, None where the run did not come to its end."""

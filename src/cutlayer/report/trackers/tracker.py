@@ -34,7 +34,8 @@ class Tracker(Protocol):
         """Begins the tracker's run, or goes on with the one that has this id."""
 
     def on_round(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Tells of the round `step`, counted from 1; see `scalars.scalars_of`."""
+        """Tells of the round `step`, counted from 1; see `scalars.scalars_of`. One that it knows already is left out:
+        a run that goes on is told from its beginning."""
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
         """Ends the tracker's run; `summary` as in summary.json, None of a run that was stopped or has failed."""

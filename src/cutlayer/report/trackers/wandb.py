@@ -14,7 +14,8 @@ OPENING_SECONDS = 20
 
 
 class Wandb:
-    """One run of W&B, whose files are in `wandb/` of the run folder. The step is the round; a repeated one is left."""
+    """One run of W&B, whose files are in `wandb/` of the run folder. The step is the round; the library itself
+    leaves out a step that is not after the last."""
 
     def __init__(self) -> None:
         self._run: Any = None
