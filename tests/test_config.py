@@ -295,3 +295,26 @@ def test_a_template_stands_in_the_config_that_stands_alone(tmp_path: Path) -> No
     for name, says in (("none.jinja", "expected a Jinja template in "), ("absent.jinja", "Check the path")):
         with pytest.raises(ConfigError, match=says):
             read_config(None, values={"data.template": str(tmp_path / name)}).self_contained()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, ("tensorboard",)),
+        ("none", ()),
+        ([], ()),
+        ("wandb", ("wandb",)),
+        ("tensorboard, mlflow", ("tensorboard", "mlflow")),
+        (["trackio", "wandb"], ("trackio", "wandb")),
+    ],
+)
+def test_trackers_are_a_list_or_names_with_commas(given: object, told: tuple[str, ...]) -> None:
+    train = {} if given is None else {"report_to": given}
+    assert RunConfig.model_validate({"train": train}).train.report_to == told
+
+
+def test_a_tracker_that_there_is_not_is_refused_by_its_key() -> None:
+    with pytest.raises(
+        ConfigError, match=r"train\.report_to\.1: expected 'tensorboard', 'wandb', 'mlflow' or 'trackio'"
+    ):
+        read_config(None, values={"train.report_to": "wandb,tensorbord"})

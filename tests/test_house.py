@@ -43,6 +43,8 @@ TESTED_IN = {
     "data/words.py": "data/test_reviews.py",
     "model/counting.py": "model/test_cost.py",
     "report/stage.py": "report/test_progress.py",
+    "report/trackers/child.py": "report/trackers/test_reports.py",  # a process that reports.py starts
+    "report/trackers/tracker.py": "report/trackers/test_reports.py",  # an interface
     "run/desk.py": "run/test_served.py",
     "joining.py": "run/test_served.py",  # a server and its devices, over loopback
     "settings.py": "run/test_inputs.py",

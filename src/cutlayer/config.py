@@ -267,6 +267,15 @@ class TrainSection(Section):
     new_tokens: int = Field(128, ge=1)
     """The longest answer for train.samples and train.metrics."""
     seed: int = Field(0, ge=0)
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Trackers that are told of every round (docs/watching.md); none of them ends a run. [] tells nobody."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers_with_commas_between(cls, given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        return () if given == "none" else tuple(name.strip() for name in given.split(",") if name.strip())
 
     @field_validator("schedule", mode="before")
     @classmethod

@@ -243,3 +243,50 @@ def test_a_sample_of_the_validation_rows(world: World) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert re.search(r"^evaluating on 5 of \d+ validation rows  0/5$", ran.out, re.MULTILINE)
     assert json.loads((world.out / "adapter" / "cutlayer.json").read_text())["eval_rows"] == 5
+
+
+def test_a_tracker_is_told_of_every_round_of_a_run_that_was_stopped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way, from the flag to a library, which is a file of the test's."""
+    said = tmp_path / "said.txt"
+    (tmp_path / "wandb.py").write_text(
+        f"class Settings:\n    def __init__(self, **settings): pass\n"
+        f"def init(**asked):\n"
+        f"    say = lambda *what: open({str(said)!r}, 'a').write(' '.join(map(str, what)) + chr(10))\n"
+        f"    say('run', asked['id'])\n"
+        f"    log = lambda self, scalars, step: say('step', step, sorted({{tag.split('/')[0] for tag in scalars}}))\n"
+        f"    finish = lambda self, exit_code: say('exit', exit_code)\n"
+        f"    return type('Run', (), {{'log': log, 'finish': finish, 'summary': {{}}}})()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stopped_after_a_round("train", *world.classification(), "--report-to", "wandb")
+    assert run("train", "--resume", world.out).code == 0
+    groups = ["fleet", "time", "train", "validation"]
+    assert said.read_text().splitlines() == [
+        f"run {json.loads((world.out / 'trackers.json').read_text())['id']}",
+        f"step 1 {groups}",  # which was on the disk, and could not be told
+        f"step 2 {groups}",
+        "exit 0",
+    ]
+    assert not (world.out / "tensorboard").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cutlayer.report.trackers.reports.importlib.util.find_spec", lambda name: None)
+    ran = run("train", *world.classification(), "--report-to", "mlflow")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "pip install 'cutlayer[mlflow]'" in ran.err
+    assert not world.out.exists()
+
+
+def test_to_whom_a_run_reports_decides_nothing_of_it(world: World) -> None:
+    assert run("train", *world.classification(), "--report-to", "none").code == 0
+    reported = files(world.out)
+    assert not any(name.startswith("tensorboard") for name in reported)
+    assert run("train", *world.classification(), "--out", world.folder / "again").code == 0
+    told = [json.loads((world.folder / name / "summary.json").read_text())["run"] for name in ("run", "again")]
+    assert told[0] == told[1]
+    assert files(world.out / "adapter") == files(world.folder / "again" / "adapter")

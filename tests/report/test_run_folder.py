@@ -163,10 +163,32 @@ def test_what_only_people_are_shown_may_be_absent_or_damaged(tmp_path: Path) -> 
 def test_the_report_and_the_scalars_are_in_the_folder(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path)
     folder.write_report("<svg/>")
+    folder.report_to(["tensorboard"], {})
     folder.scalars({"round": 0, "loss": 1.0})
     folder.close()
     assert (tmp_path / "report.svg").read_text() == "<svg/>"
     assert [path.name.split(".")[2] for path in (tmp_path / "tensorboard").iterdir()] == ["tfevents"]
+
+
+def test_who_reports_to_nobody_has_no_file_of_a_tracker(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path)
+    folder.report_to([], {})
+    folder.scalars({"round": 0, "loss": 1.0})
+    folder.on_round({"round": 0, "loss": 1.0})
+    folder.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensorboard_that_fails_is_told_once_and_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder.create(tmp_path)
+    (tmp_path / "tensorboard").write_text("no folder")
+    folder.report_to(["tensorboard"], {})
+    for round in (0, 1):
+        folder.scalars({"round": round, "loss": 1.0})
+    folder.close()
+    assert [message.startswith("tensorboard: ") for message in caplog.messages] == [True]
 
 
 def test_the_last_round_of_which_there_are_events() -> None:

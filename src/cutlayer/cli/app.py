@@ -24,6 +24,7 @@ from cutlayer.cli.report import report
 from cutlayer.cli.serve import serve
 from cutlayer.cli.show_data import show_data
 from cutlayer.cli.status import status
+from cutlayer.cli.trace import trace
 from cutlayer.cli.train import train
 from cutlayer.cli.up import up
 
@@ -37,7 +38,7 @@ comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
 real = (takes_flags(serve), join, takes_flags(up))
 for command in (
     *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, takes_flags(show_data), *real),
-    *(status, report, evaluate, export, generate, methods, check, fleets, families),
+    *(status, report, trace, evaluate, export, generate, methods, check, fleets, families),
 ):
     app.command(name=command.__name__.replace("_", "-"))(command)
 app.add_typer(fleet, name="fleet")

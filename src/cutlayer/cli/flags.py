@@ -105,6 +105,7 @@ FLAGS = (
     Flag("--eval-every", "train.eval_every", "N", "Rounds between two evaluations."),
     Flag("--eval-rows", "train.eval_rows", "N", "Validation rows to evaluate on, drawn by the seed; by default all."),
     Flag("--seed", "train.seed", "N", "Same seed, same adapter."),
+    Flag("--report-to", "train.report_to", "tensorboard|wandb|mlflow|trackio", "Trackers, with commas, or none."),
     Flag("--compress-activations", "wire.activations", "none|bf16|int8|topk:FRACTION", "How devices pack activations."),
     Flag("--compress-gradients", "wire.gradients", "none|bf16|int8|topk:FRACTION", "How the server packs gradients."),
     Flag(

@@ -31,7 +31,10 @@ def along_directions(count: int, mu: float, scale: float, at_once: int) -> Plann
     """Every device looks along so many directions.
 
     Args:
-      count, mu, scale, at_once: See `Directions`.
+      count: Random directions in each local step.
+      mu: How far along each of them a device looks.
+      scale: Of its learning rate, as a part of the run's.
+      at_once: Directions in one forward pass.
 
     Raises:
       ConfigError: A number out of its range.

@@ -42,7 +42,9 @@ def asking(count: int, epsilon: float, form: str, *, share_batch: bool) -> Plann
     """Every device asks so often.
 
     Args:
-      count, epsilon, form: See `Queries`.
+      count: Random directions in each local step.
+      epsilon: How far along each of them it looks.
+      form: One of `FORMS`.
       share_batch: Whether a step's queries share the samples of the run's batch, so that what a step costs is the same
         for every count.
 

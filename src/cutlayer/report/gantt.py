@@ -64,7 +64,7 @@ def gantt_svg(
         raise ConfigError(
             f"gantt: expected events of round {round}, got none among {len(events)}. Choose a round that was run."
         )
-    names = sorted({event.who for event in shown}, key=_row_order(order))
+    names = sorted({event.who for event in shown}, key=row_order(order))
     left = 28 + LETTER * min(max(map(len, names)), MAX_NAME)
     scale = _Scale(shown[0].start_seconds, end, left, width - RIGHT)
     height = TOP + ROW * len(names) + BOTTOM
@@ -111,7 +111,7 @@ def _choose(events: Sequence[Event], round: int, first_steps: int | None) -> tup
     return end, sorted(chosen, key=lambda e: (e.start_seconds, e.end_seconds, e.who, e.what))
 
 
-def _row_order(order: Sequence[str]) -> Callable[[str], tuple[bool, int, list[tuple[int, str]]]]:
+def row_order(order: Sequence[str]) -> Callable[[str], tuple[bool, int, list[tuple[int, str]]]]:
     """The server, the devices in the given order, then the others as people count: pi-2 before pi-10."""
     places = {name: place for place, name in enumerate(order)}
 

@@ -7,7 +7,8 @@
     events.jsonl    one line per thing a machine did, in virtual seconds
     contributions.jsonl   one line per device and round: how far it moved the adapter (`server/contributions.py`)
     samples.jsonl   one line per prompt of `train.samples` and evaluation: what the model answered
-    tensorboard/    the same scalars, step = round
+    tensorboard/    the same as scalars (`scalars.py`), step = round counted from 1, with the config
+    trackers.json   by which id other trackers (`trackers/`) know the run, where it reports to any
     summary.json    the result, written at the end
     report.svg      the Gantt chart of one round
     report.html     the run on one page (`page/run_page.py`)
@@ -19,8 +20,9 @@ were (`positions`), so that a resumed run cuts off (`rewind`) what the killed on
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +31,15 @@ from cutlayer.files import Lock, locked, private_folder, write_atomically
 from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
 from cutlayer.report.tensorboard import Scalars
+from cutlayer.report.trackers.reports import Reports
 
 if TYPE_CHECKING:  # a folder that is taken shows before torch is imported
     from cutlayer.types import Event, StepRecord
+
+TENSORBOARD = "tensorboard"
+"""Of `train.report_to`, the one whose files are a part of the folder."""
+
+_log = logging.getLogger("cutlayer.trackers")
 
 
 class RunFolder:
@@ -43,7 +51,9 @@ class RunFolder:
         self._events = JsonLines(path / "events.jsonl", only_shown=True)
         self._samples = JsonLines(path / "samples.jsonl", only_shown=True)
         self._contributions = JsonLines(path / "contributions.jsonl", only_shown=True)
-        self._scalars = Scalars(path / "tensorboard")
+        self._scalars: Scalars | None = None
+        self._reports = Reports((), path, {})
+        self._summary: Mapping[str, Any] | None = None
         self._lock: Lock | None = None
 
     @classmethod
@@ -263,6 +273,7 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json: sorted keys, null for a number that is not finite."""
         write_atomically(self.path / "summary.json", to_json(summary, indent=2) + "\n")
+        self._summary = summary
 
     def write_report(self, svg: str) -> None:
         """Writes report.svg (`gantt_svg`)."""
@@ -272,12 +283,28 @@ class RunFolder:
         """Writes report.html."""
         write_atomically(self.path / "report.html", html)
 
+    def report_to(self, names: Sequence[str], config: Mapping[str, Any]) -> None:
+        """Says which trackers are told of the rounds (`train.report_to`), and of what config."""
+        if TENSORBOARD in names:
+            self._scalars = Scalars(self.path / "tensorboard", config)
+        self._reports = Reports([name for name in names if name != TENSORBOARD], self.path, config)
+
     def scalars(self, row: Mapping[str, Any]) -> None:
-        """Adds one round's numbers to TensorBoard.
+        """Adds one round's numbers to TensorBoard, before the round's checkpoint.
 
         What an earlier process wrote for this round and later ones is purged.
         """
-        self._scalars.add(row)
+        if self._scalars is None:
+            return
+        try:
+            self._scalars.add(row)
+        except Exception as error:  # a full disk too: the round's checkpoint says so
+            self._scalars = None
+            _log.warning("%s: %s: %s; the run goes on", TENSORBOARD, type(error).__name__, error)
+
+    def on_round(self, row: Mapping[str, Any]) -> None:
+        """Tells the other trackers of a round, whose checkpoint is on the disk; whatever they do, the run goes on."""
+        self._reports.on_round(row)
 
     @property
     def ended(self) -> bool:
@@ -308,8 +335,10 @@ class RunFolder:
             ) from None
 
     def close(self) -> None:
-        """Closes TensorBoard's file and lets others in; everything else is already on the disk."""
-        self._scalars.close()
+        """Closes TensorBoard's file, ends the trackers and lets others in; everything else is already on the disk."""
+        if self._scalars is not None:
+            self._scalars.close()
+        self._reports.close(self._summary)
         if self._lock is not None:
             self._lock.close()
             self._lock = None

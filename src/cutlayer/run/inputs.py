@@ -162,11 +162,12 @@ class ServerInputs:
 
     @property
     def run_id(self) -> str:
-        """Names the run by what decides its result: two configs that differ only in where they write are one run.
+        """Names the run by what decides its result: configs that differ only in where they write and to what they report
+        are one run.
 
         How many rounds it has is no part of it: a run that is given more (`run/longer.py`) stays the one that it was.
         """
-        without_effect = {"checkpoints", "rounds"}
+        without_effect = {"checkpoints", "report_to", "rounds"}
         deciding = self.config.model_dump(mode="json", exclude={"out": True, "train": without_effect})
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -170,6 +170,7 @@ class Run:
     ) -> None:
         self._noticed, self._watch = noticed, Watch()
         self._inputs, self._method, self._folder, self._display = inputs, method, folder, display
+        folder.report_to(inputs.config.train.report_to, inputs.config.model_dump(mode="json"))
         self._logbook, self._clock, self._events, self._devices = logbook, clock, events, devices
         self._scratch = folder.path / "scratch"  # what a run keeps on the disk while it lasts
         self._validation = inputs.validation_batches()
@@ -309,6 +310,7 @@ class Run:
         await self.server.machine.aside(lambda: self._write(row, events, seconds))
         if (line := self._watch.saw(row["round"], row["loss"], self._inputs.config.train.lr)) is not None:
             self._noticed(line)
+        self._folder.on_round(row)
         self._display.round_done(row)
         self._display.answered(self._samples)
         self._samples = []

@@ -8,6 +8,7 @@ from cutlayer.errors import AdapterError, ConfigError
 from cutlayer.methods.method import Method
 from cutlayer.model.export import read_card
 from cutlayer.model.given import read_given
+from cutlayer.report.trackers.reports import check_installed
 from cutlayer.run.answers import answers_of
 from cutlayer.run.inputs import ServerInputs
 from cutlayer.types import Adapter
@@ -61,6 +62,7 @@ def check_wishes(inputs: ServerInputs, method: Method, ranks: tuple[int, ...] | 
             f"{train.keep} and {train.save_every}. Leave both out, or choose a method that trains an adapter."
         )
     answers_of(inputs)
+    check_installed(train.report_to)
     if ranks is not None:
         starting_adapter(inputs, method, ranks)
     elif inputs.config.model.adapter is not None:
