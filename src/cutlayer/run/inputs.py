@@ -162,8 +162,8 @@ class ServerInputs:
 
     @property
     def run_id(self) -> str:
-        """Names the run by what decides its result: configs that differ only in where they write and to what they report
-        are one run.
+        """Names the run by what decides its result: configs that differ only in where they write and report
+        to are one run.
 
         How many rounds it has is no part of it: a run that is given more (`run/longer.py`) stays the one that it was.
         """
