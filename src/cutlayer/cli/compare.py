@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.log import say
+from cutlayer.cli.terminal import console, progress_console, table
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def compare(
     from cutlayer.comparing.pool import error_of
     from cutlayer.comparing.progress import Progress
 
-    terminal = console()
+    terminal = progress_console()
     with _interruptible(comparison.folder):
         results, failed = carried_out(
             comparison,
@@ -114,7 +114,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (folder / "compare.yaml").exists():
-            print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
+            say(f"interrupted: the same command goes on; what was done is in {folder}")
         raise
 
 

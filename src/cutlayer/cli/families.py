@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import AsJson, console, print_json, table
 
 
-def families() -> None:
+def families(*, as_json: AsJson = False) -> None:
     """List the model families, with LoRA's default targets and the ways of pooling, the default first."""
     from cutlayer.model.families import FAMILIES
+
+    if as_json:
+        fields = {"family": "name", "tasks": "tasks", "lora_targets": "attention", "pooling": "poolings"}
+        print_json([{key: getattr(row, field) for key, field in fields.items()} for row in FAMILIES.values()])
+        return
 
     shown = table("family", "tasks", "LoRA targets", "pooling")
     for row in FAMILIES.values():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console, table
+from cutlayer.cli.terminal import AsJson, console, print_json, table
 
 fleet = typer.Typer(no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
 
@@ -92,10 +92,14 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
 
 
 @fleet.command("list")
-def list_devices(folder: FolderOption) -> None:
+def list_devices(folder: FolderOption, *, as_json: AsJson = False) -> None:
     """List the devices of a fleet."""
     from cutlayer.gate.roster import Roster
 
+    if as_json:
+        entries = Roster(folder).entries().items()
+        print_json([{"device": n, "kind": e.kind, "since": e.since, "revoked": e.revoked or None} for n, e in entries])
+        return
     shown = table("device", "proves itself by", "since", "revoked")
     for name, entry in Roster(folder).entries().items():
         shown.add_row(name, entry.kind, entry.since, entry.revoked or "-")

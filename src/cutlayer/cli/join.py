@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cutlayer.cli.log import say
 from cutlayer.cli.signals import run_until_signalled
 
 
@@ -71,7 +71,7 @@ def join(
         certificate,
         key,
         insecure=insecure,
-        notice=lambda line: print(f"{name}: {line}", file=sys.stderr),
+        notice=lambda line: say(f"{name}: {line}"),
     )
     run_until_signalled(work, "the same command", leash=leash)
-    print(f"{name}: the run is over", file=sys.stderr)
+    say(f"{name}: the run is over")

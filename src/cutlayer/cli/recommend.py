@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, table, width_of
+from cutlayer.cli.terminal import console, progress_console, table, width_of
 from cutlayer.errors import ConfigError
 from cutlayer.methods.described import spelled
 from cutlayer.report.human import human_bytes, human_seconds
@@ -41,7 +41,7 @@ def recommend(
     from cutlayer.run.inputs import gathered
     from cutlayer.run.recommended import Fits, Unfit, choices, judged
 
-    with console().status("reading the data") as status:
+    with progress_console().status("reading the data") as status:
         inputs = gathered(config.self_contained())
         fleet = config.fleet if isinstance(config.fleet, str) else inputs.fleet.name
         num_tokens, found = typical_tokens(inputs), list[Fits | Unfit]()

@@ -11,7 +11,7 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import progress_console, starting
 from cutlayer.cli.threads import fit_threads
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def serve(
     if span is not None:  # the run's folder is the other process's
         _lend(given.config(), span, {"host": host, "port": port, "roster": folder, "insecure": insecure})
         return
-    terminal = console()
+    terminal = progress_console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "serve")
         from cutlayer.api.serve import Listening, serving
@@ -137,7 +137,7 @@ def _lend(config: RunConfig, span: str, said: Mapping[str, Any]) -> None:
     from cutlayer.fleet.profile import parse_blocks
     from cutlayer.transport.address import joined
 
-    terminal = console()
+    terminal = progress_console()
     first, end = parse_blocks(span, "--span")
     how = Listening.of(said, None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import console, progress_console
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -26,7 +26,7 @@ def show_data(given: Given) -> None:
     from cutlayer.settings import load_tokenizer
 
     terminal = console()
-    with terminal.status("reading the data"):
+    with progress_console().status("reading the data"):
         inputs = prepare(config)
         tokenizer = load_tokenizer(ModelFiles(inputs.config.model.name, inputs.config.model.revision))
     for sample in range(min(ROWS, len(inputs.train))):

@@ -9,11 +9,18 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutlayer.cli.log import progress_stream
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print every figure as JSON, in place of tables and sentences.")]
+"""Of each command that lists something."""
 
 PIPE_COLUMNS = 1000
 """In a pipe nothing is wrapped: a row of a table is a line."""
@@ -50,6 +57,22 @@ def console(*, at_least: int = 0) -> Console:
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     made = Console(width=width, markup=False, highlight=False)
     return made if made.width >= at_least else Console(width=at_least, markup=False, highlight=False)
+
+
+def progress_console() -> Console:
+    """Standard error, where progress is: results, on standard output, may go into a pipe."""
+    from rich.console import Console
+
+    stream = progress_stream()
+    width = None if stream.isatty() else PIPE_COLUMNS
+    return Console(file=stream, width=width, markup=False, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One value, for a program that reads standard output."""
+    from cutlayer.report.json_lines import to_json
+
+    print(to_json(value, indent=1))
 
 
 @contextmanager

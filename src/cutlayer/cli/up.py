@@ -10,7 +10,7 @@ import typer
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import progress_console, starting
 from cutlayer.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def up(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Start a server and a process for each device on this machine, over a real network; ends with a PEFT adapter."""
-    terminal = console()
+    terminal = progress_console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "up")
         from cutlayer.fleet.profile import first_devices, load_fleet

@@ -381,7 +381,11 @@ class Run:
         return self._wall_before + time.perf_counter() - self._started
 
     def finish(
-        self, adapter: Path, fleet: Fleet, refusals: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+        self,
+        adapter: Path,
+        fleet: Fleet,
+        refusals: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        lost: Mapping[str, str] = MappingProxyType({}),
     ) -> Outcome:
         """Writes the chart and the summary.
 
@@ -389,10 +393,11 @@ class Run:
           adapter: The exported folder.
           fleet: The machines that took part.
           refusals: By device and reason, how often something of it was refused.
+          lost: By device that took part and was no more at the end, why.
         """
         seconds = {"virtual_seconds": self._clock(), "wall_seconds": self._wall()}
         outcome = write_reports(
-            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, self._best
+            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, lost, self._best
         )
         shutil.rmtree(self._scratch, ignore_errors=True)
         return outcome

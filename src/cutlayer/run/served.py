@@ -151,6 +151,7 @@ class _Serving:
         self._machine = machines(fleet.server.name, self._record_own)
         self._zero = self._round_opened = 0.0
         self._run: Run | None = None
+        self._lost: Mapping[str, str] = {}
         host = RunHost(
             inputs,
             self._method,
@@ -261,7 +262,7 @@ class _Serving:
             adapter = await self._run.play(self, hold, warming_seconds=WARMING_SECONDS)
         finally:
             watching.cancel()
-        outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused())
+        outcome = self._run.finish(adapter, self._fleet(self.hub.everybody), self.hub.refused(), self._lost)
         await self.hub.linger()
         return outcome
 
@@ -296,6 +297,7 @@ class _Serving:
         return True
 
     async def dismiss(self, finish: Finish) -> None:
+        self._lost = self.hub.lost()
         await self.hub.dismiss(finish)
 
     @property

@@ -6,8 +6,8 @@
     checkpoint.1, checkpoint.2       those of the rounds before
 
 Each branch is what a keeper says of itself (`state.py`); this file knows none of them. The folder appears whole or not
-at all, and a torn or a foreign one is refused (`sealed.py`): a run goes on from the newest that is whole. What rounds measured is in metrics.jsonl, which only
-grows: a checkpoint that held it too would be longer with every round.
+at all, and a torn or a foreign one is refused (`sealed.py`): a run goes on from the newest that is whole. What rounds
+measured is in metrics.jsonl, which only grows: a checkpoint that held it too would be longer with every round.
 """
 
 from __future__ import annotations
