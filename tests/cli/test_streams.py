@@ -11,12 +11,18 @@ from unittest import mock
 
 import pytest
 
-from commands import World, run
+import commands
+from commands import Ran, World
 from cutlayer.cli.resumed import tell
 from cutlayer.methods.table import TABLE
 from cutlayer.run.ending import Outcome
 
 PROGRESS = ("starting", "round ", "training data", "reading", "counting", "listening", "evaluating on", "exporting")
+
+
+def run(*words: object) -> Ran:
+    """With progress where a user has it."""
+    return commands.run(*words, apart=False)
 
 
 @pytest.fixture(autouse=True)
