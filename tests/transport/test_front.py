@@ -112,8 +112,8 @@ def test_a_device_passes_and_a_stranger_does_not(tmp_path: Path) -> None:
             await carrier.send(b"still here")
             assert await carrier.receive() == b"still here"
             other = await dial(address, name="pi-1", token="another", credentials=credentials)
-            with pytest.raises(CarrierLost):
-                for _ in range(9):
+            with suppress(CarrierLost):
+                while True:
                     await other.receive()
             assert desk.refusals.as_dict() == {"(stranger)": {"wrong-token": 1}}
             for one in (carrier, other):
