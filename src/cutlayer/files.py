@@ -115,7 +115,7 @@ def write_folder_atomically(path: Path, fill: Callable[[Path], None], *, retire:
         fill(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
-                with open(file, "rb") as handle:
+                with open(file, "r+b") as handle:  # Windows writes out what may be written
                     os.fsync(handle.fileno())
         sync_folder(temporary)
         if path.exists():

@@ -51,9 +51,9 @@ def test_it_ends_with_tables_and_files(compared: tuple[Path, Ran]) -> None:
         "runs",
     }
     assert {path.name for path in (out / "runs").iterdir()} == {"memsfl-seed0", "vanilla-cut=2-seed0"}
-    lines = ran.out.splitlines()
-    assert sum(line.endswith(" begins") for line in lines) == 2
-    assert sum(" is done  accuracy " in line for line in lines) == 2
+    lines, progress = ran.out.splitlines(), ran.progress.splitlines()
+    assert sum(line.endswith(" begins") for line in progress) == 2
+    assert sum(" is done  accuracy " in line for line in progress) == 2
     assert "To accuracy ≥ 0.3 (* best)" in lines
     files = [out / name for name in ("report.html", "compare.md", "compare.json")]
     assert lines[-2:] == [f"report: {files[0]}", f"tables: {files[1]}, figures: {files[2]}"]
@@ -111,7 +111,7 @@ def test_what_is_done_is_kept_and_more_may_be_asked(compared: tuple[Path, Ran], 
     times = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
     ran = run("compare", *flags(made_once, out))
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.splitlines()[0] == "2 of 2 runs are done already and kept"
+    assert ran.progress.splitlines()[0] == "2 of 2 runs are done already and kept"
     assert (out / "compare.json").read_bytes() == before
     ran = run("compare", "vanilla:cut=2", *flags(made_once, out)[2:], "--metric", "loss", "--target", 0.001)
     assert ran.code == 0
@@ -137,7 +137,7 @@ def test_stopped_half_way_and_begun_again_it_comes_to_the_same(
     assert not (out / "compare.json").exists()
     again = run("compare", *flags(made_once, out))
     assert (again.code, again.err) == (0, "")
-    assert any(" goes on after round " in line for line in again.out.splitlines())
+    assert any(" goes on after round " in line for line in again.progress.splitlines())
     assert (out / "compare.json").read_bytes() == (whole / "compare.json").read_bytes()
     assert (out / "compare.md").read_bytes() == (whole / "compare.md").read_bytes()
 
@@ -171,7 +171,7 @@ def test_a_run_that_fails_leaves_a_report_of_the_others(made_once: World, tmp_pa
     assert "expected a finite loss, got nan. Lower &lt;the&gt; rate." in (out / "report.html").read_text()
     again = run("compare", *asked)
     assert (again.code, again.err) == (0, "")
-    assert again.out.splitlines()[0] == "3 of 4 runs are done already and kept"
+    assert again.progress.splitlines()[0] == "3 of 4 runs are done already and kept"
     assert (len(figures(out)["methods"]), figures(out)["failed"]) == (2, {})
     assert "failed" not in (out / "compare.md").read_text()
 

@@ -17,6 +17,7 @@ from cutlayer.cli.fleet import fleet
 from cutlayer.cli.fleets import fleets
 from cutlayer.cli.generate import generate
 from cutlayer.cli.join import join
+from cutlayer.cli.log import FORMATS, LEVELS
 from cutlayer.cli.methods import methods
 from cutlayer.cli.plan import plan
 from cutlayer.cli.recommend import recommend
@@ -58,5 +59,17 @@ def _global_options(
     _debug: Annotated[  # `main` has taken it out: it may stand anywhere
         bool, typer.Option("--debug", help="Print the traceback of an error; may stand behind any command.")
     ] = False,
+    _log_level: Annotated[  # `cli/log.py` has taken these out likewise
+        str | None,
+        typer.Option(
+            "--log-level", metavar="|".join(LEVELS), help="Of the log; or CUTLAYER_LOG_LEVEL.", show_default="warning"
+        ),
+    ] = None,
+    _log_format: Annotated[
+        str | None,
+        typer.Option(
+            "--log-format", metavar="|".join(FORMATS), help="Of the log; or CUTLAYER_LOG_FORMAT.", show_default="text"
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune one large language model with LoRA on private data that stays on many weak, unequal devices."""

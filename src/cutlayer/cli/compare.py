@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.log import say
+from cutlayer.cli.terminal import console, progress_console, starting
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def compare(
     Stopped at any moment, the same command goes on; runs that are done are kept. Methods of which a run failed are left
     out of the report, which names them.
     """
-    terminal = console()
+    terminal = progress_console()
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs: expected at least 1, got {jobs}. Change it.")
     with starting(terminal, quiet=not terminal.is_interactive):
@@ -124,7 +124,7 @@ def _interruptible(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (folder / "compare.yaml").exists():
-            print(f"interrupted: the same command goes on; what was done is in {folder}", file=sys.stderr)
+            say(f"interrupted: the same command goes on; what was done is in {folder}")
         raise
 
 

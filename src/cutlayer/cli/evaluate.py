@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import console, progress_console
 from cutlayer.cli.threads import fit_threads
 from cutlayer.errors import AdapterError, ConfigError, DataError
 
@@ -91,7 +91,7 @@ def evaluate(
     base = Base(settings, device)
     batches = evaluation_batches(samples, batch_size, card.pad_id)
     fit_threads()
-    with NoProgress() if as_json else Progress(console()) as display:
+    with NoProgress() if as_json else Progress(progress_console()) as display:
         display.stage("evaluating", 0, len(samples))
         metrics = evaluation.evaluate(
             base,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console
+from cutlayer.cli.log import say
+from cutlayer.cli.terminal import console, progress_console
 from cutlayer.errors import ConfigError
 
 Source = Annotated[
@@ -59,18 +60,18 @@ def export(
         exported.check_hub_name(push)
     logging.disable_progress_bar()  # of transformers, as it loads the merged model again
     terminal = console()
-    with terminal.status("reading the adapter and its base"):
+    with progress_console().status("reading the adapter and its base"):
         trained = opened(source, model=model, where=hardware, round=round)
     title = push.partition("/")[2] if push else out.resolve().name
     if merged:
-        with terminal.status("merging"):
+        with progress_console().status("merging"):
             found, what = exported.export_merged(trained, out, title, dtype=dtype or "bf16")
         terminal.print(f"checked against base + adapter on {what}: {found}", soft_wrap=True)
     else:
         exported.export_adapter(trained, out, title)
         refused = refused_by_vllm(trained.base)
         if refused:
-            terminal.print(f"note: {refused}", soft_wrap=True)
+            say(f"note: {refused}")
     terminal.print(f"{'model' if merged else 'adapter'}: {out}", soft_wrap=True)
     if push is not None:
         terminal.print(f"pushed: {exported.push(out, push, public=public)}", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import AsJson, console, print_json
 from cutlayer.shown import shown
 
 fleet = typer.Typer(no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
@@ -113,7 +113,7 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
 
 
 @fleet.command("list")
-def list_devices(folder: FolderOption) -> None:
+def list_devices(folder: FolderOption, *, as_json: AsJson = False) -> None:
     """List the devices of a fleet, and where its server runs who is here now."""
     from cutlayer.gate.roster import Roster
     from cutlayer.reading import counted
@@ -122,6 +122,15 @@ def list_devices(folder: FolderOption) -> None:
 
     here = read_here(folder)
     now = {device.name: device.state for device in devices_of(here)} if here else {}
+    if as_json:
+        print_json(
+            [
+                {"device": name, "now": now.get(name, "away") if here else None, "kind": entry.kind}
+                | {"since": entry.since, "revoked": entry.revoked or None}
+                for name, entry in Roster(folder).entries().items()
+            ]
+        )
+        return
     listed = Listing("device", "now", "proves itself by", "since", "revoked", most=("now", "revoked"))
     for name, entry in Roster(folder).entries().items():
         state = now.get(name, "away") if here else "-"

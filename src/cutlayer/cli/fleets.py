@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import AsJson, console, print_json
 
 
-def fleets() -> None:
+def fleets(*, as_json: AsJson = False) -> None:
     """List the built-in fleets."""
     from cutlayer.fleet.profile import list_fleets
     from cutlayer.report.human import human_bytes
     from cutlayer.report.listing import Listing
 
+    if as_json:
+        print_json([fleet.model_dump(mode="json", exclude_none=True) for fleet in list_fleets()])
+        return
     shown = Listing("fleet", "devices", "TFLOP/s", "memory", "server", "source", prose=("server", "source"))
     for fleet in list_fleets():
         speeds = [device.flops_per_second / 1e12 for device in fleet.devices]

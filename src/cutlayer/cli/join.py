@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cutlayer.cli.log import say
 from cutlayer.cli.signals import run_until_signalled
 
 ALLOWED = "What the server is allowed"
@@ -84,7 +84,7 @@ def join(
     check_place(data)
     if ca is not None:
         check_authority(ca)
-    print(f"{name}: starting", file=sys.stderr)
+    say(f"{name}: starting")
     from cutlayer.api.join import attending
     from cutlayer.device.limits import Limits
     from cutlayer.joining import Joining
@@ -116,7 +116,7 @@ def join(
         certificate,
         key,
         insecure=insecure,
-        notice=lambda line: print(f"{name}: {line}", file=sys.stderr),
+        notice=lambda line: say(f"{name}: {line}"),
     )
     run_until_signalled(work, "the same command", leash=leash)
-    print(f"{name}: the run is over", file=sys.stderr)
+    say(f"{name}: the run is over")

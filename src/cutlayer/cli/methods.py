@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import AsJson, console, print_json
 from cutlayer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,17 +20,22 @@ def methods(
             metavar="[METHOD]", help="Show this one: a name, FILE.py:FUNCTION or MODULE:FUNCTION.", show_default=False
         ),
     ] = None,
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """List the methods, with their options and defaults; with a name, show what one is and what its options decide."""
     from cutlayer.methods.table import TABLE, found, offered
     from cutlayer.report.listing import Listing
 
+    if name is not None and as_json:
+        print_json(_figures(found(name), name))
+        return
     if name is not None:
         _show(found(name))
         return
     options = "options (-o method.KEY=VALUE)"
     shown = Listing("method", "what it does", options, "paper", "evidence", prose=("what it does", options))
-    problems = []
+    problems, rows = [], []
     for known in [*TABLE, *offered()]:
         try:
             row = found(known)
@@ -39,9 +44,31 @@ def methods(
             problems.append(f"{known}: {error}")
         else:
             shown.add_row(known, row.summary, typed, row.paper, row.evidence)
+            rows.append(_figures(row, known))
+    if as_json:
+        print_json(rows)
+        return
     console().print(shown)
     for problem in problems:
         console().print(f"offered by an installed package, but no method: {problem}", soft_wrap=True, highlight=False)
+
+
+def _figures(row: MethodRow, name: str) -> dict[str, object]:
+    """One method, for a program."""
+    said = row.description
+    options = {
+        key: {"kind": option.kind, "default": option.typed, "help": option.help} for key, option in said.options.items()
+    }
+    return {
+        "method": name,
+        "summary": row.summary,
+        "title": said.title,
+        "paper": said.paper,
+        "evidence": said.evidence,
+        "options": options,
+        "notes": list(said.notes),
+        "sha256": row.source.sha256,
+    }
 
 
 def _show(row: MethodRow) -> None:

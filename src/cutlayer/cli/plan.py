@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import check_words
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import AsJson, console, print_json, progress_console, starting
 from cutlayer.reading import counted
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ TOKENS_MULTIPLE = 8  # what batches are padded to
 ROUNDS_WITHOUT_BARRIER = 20  # so many are rehearsed, and their mean is shown
 
 
-def plan(given: Given) -> None:
+def plan(given: Given, *, as_json: AsJson = False) -> None:
     """Show each device's cut, memory, bytes, FLOPs and step time, and the time and bytes of the run. Trains nothing."""
-    config, terminal = given.config(), console()
+    config, terminal, progress = given.config(), console(), progress_console()
     check_words(config)
-    with starting(terminal, quiet=not terminal.is_interactive):
+    with starting(progress, quiet=not progress.is_interactive):
         from cutlayer.device.process import own_bytes
         from cutlayer.run.inputs import method_of, prepare, stragglers_of
         from cutlayer.run.loop import Logbook
@@ -35,7 +35,7 @@ def plan(given: Given) -> None:
         from cutlayer.run.run import first_plan, situation_of
 
         own = own_bytes()  # before there is data
-    with terminal.status("reading the data"):
+    with progress.status("reading the data"):
         inputs = prepare(config)
         method, situation = method_of(config), situation_of(inputs, Logbook())
         first_round = first_plan(inputs, method, situation)
@@ -48,11 +48,15 @@ def plan(given: Given) -> None:
         deadlines = planned_deadlines(method, situation, first_round)
         comings = comings_and_goings(inputs, method, situation, rehearsed, num_tokens, policy, how)
         judging = judging_lines(inputs, method, first_round, num_tokens)
-    terminal.print(device_rows(inputs, situation, first_round, num_tokens))
     need = (
         method.round.server_bytes(first_round, situation.costs, situation.num_tokens)
         + rehearsed.fold_bytes * situation.rounds
     )
+    if as_json:
+        notes = [*judging, *deadlines, *without_barrier(policy, len(first_round.devices)), *comings]
+        print_json(figures(inputs, situation, first_round, need, rehearsed, num_tokens, own) | {"notes": notes})
+        return
+    terminal.print(device_rows(inputs, situation, first_round, num_tokens))
     lines = summary_lines(inputs, situation, need, rehearsed, num_tokens)
     for line in [
         process_line(inputs, situation, first_round, own),
@@ -63,6 +67,61 @@ def plan(given: Given) -> None:
         *comings,
     ]:
         terminal.print(line, soft_wrap=True)
+
+
+def figures(
+    inputs: RunInputs,
+    situation: Situation,
+    plan: RoundPlan,
+    need: int,
+    rehearsed: Rehearsed,
+    num_tokens: int,
+    own: int,
+) -> dict[str, Any]:
+    """What the table and the sentences say, in bytes, FLOPs and seconds.
+
+    Args:
+      inputs: What the run is made of.
+      situation: Of the whole fleet.
+      plan: Of the first round.
+      need: Bytes of the server.
+      rehearsed: A round.
+      num_tokens: Of every text.
+      own: Bytes of a process that has imported what a device imports.
+    """
+    from cutlayer.server.forecast import Forecast
+
+    costs, forecast, rounds = inputs.costs, Forecast(inputs.fleet, inputs.costs, inputs.compression), situation.rounds
+    devices = []
+    for device in plan.devices:
+        shape = (device, device.batch_size, num_tokens)
+        up, down = forecast.crossing_bytes(*shape)
+        here, there = costs.device(*shape), None if device.alone else costs.server(*shape)
+        devices.append(
+            {
+                "device": device.device,
+                "cut": device.cut,
+                "memory_bytes": situation.device_bytes(device),
+                "of_bytes": situation.profile(device.device).memory_bytes,
+                "step_bytes_up": up,
+                "step_bytes_down": down,
+                "step_flops_device": here.forward_flops + here.backward_flops,
+                "step_flops_server": there.forward_flops + there.backward_flops if there else 0.0,
+                "step_seconds": forecast.local_step(*shape),
+            }
+        )
+    one = {"seconds": rehearsed.seconds, "bytes_up": rehearsed.bytes_up, "bytes_down": rehearsed.bytes_down}
+    return {
+        "method": inputs.config.method.name,
+        "model": inputs.config.model.name,
+        "fleet": inputs.fleet.name,
+        "batch": {"size": situation.batch_size, "tokens": num_tokens, "micro_batches": situation.micro_batches},
+        "devices": devices,
+        "process_bytes": own,
+        "server": {"memory_bytes": need, "of_bytes": inputs.fleet.server.memory_bytes},
+        "round": {"local_steps": situation.local_steps, **one},
+        "run": {"rounds": rounds, **{key: rounds * value for key, value in one.items()}},
+    }
 
 
 def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: int) -> str:

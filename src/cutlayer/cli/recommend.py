@@ -12,7 +12,7 @@ import typer
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import check_words
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import console, progress_console, starting
 from cutlayer.errors import ConfigError
 from cutlayer.methods.described import spelled
 from cutlayer.reading import counted
@@ -37,14 +37,14 @@ def recommend(
     Every method is rehearsed with its default options, the run's own with those of the run file. Reads no weight and
     trains nothing.
     """
-    config, terminal = given.config(), console()
+    config, progress = given.config(), progress_console()
     check_words(config)
-    with starting(terminal, quiet=not terminal.is_interactive):
+    with starting(progress, quiet=not progress.is_interactive):
         from cutlayer.cli.plan import typical_tokens
         from cutlayer.run.inputs import gathered
         from cutlayer.run.recommended import Fits, Unfit, choices, judged
 
-    with terminal.status("reading the data") as status:
+    with progress.status("reading the data") as status:
         inputs = gathered(config.self_contained())
         fleet = config.fleet if isinstance(config.fleet, str) else inputs.fleet.name
         num_tokens, found = typical_tokens(inputs), list[Fits | Unfit]()

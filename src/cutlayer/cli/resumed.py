@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from cutlayer.cli.flags import Given
+from cutlayer.cli.log import say
 from cutlayer.cli.terminal import console
 from cutlayer.errors import ConfigError
 
@@ -51,6 +54,10 @@ def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
     return read_config(folder.path / "config.yaml", values={"out": str(resume)})
 
 
+LOST = 3
+"""The exit code of a run that ended as it should, but for devices that took part and were lost."""
+
+
 def check_words(config: RunConfig) -> None:
     """Looks at the words of a config: its method and options, its fleet, and whether its data is where it says.
 
@@ -86,10 +93,21 @@ def remarks(outcome: Outcome) -> list[str]:
 
 
 def tell(outcome: Outcome, *, quiet: bool) -> None:
-    """Says what a run ended with."""
+    """Says what a run ended with.
+
+    Raises:
+      typer.Exit: With `LOST`, where devices were lost.
+    """
     if quiet:
         print(outcome.adapter)
-        return
+    else:
+        _tell(outcome)
+    if outcome.lost:
+        say("lost: " + ", ".join(f"{device} ({why})" for device, why in outcome.lost.items()))
+        raise typer.Exit(LOST)
+
+
+def _tell(outcome: Outcome) -> None:
     from cutlayer.report.devices import device_table
     from cutlayer.report.human import human_bytes
 

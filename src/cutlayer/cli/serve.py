@@ -12,7 +12,7 @@ from cutlayer.cli.flags import Given
 from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, noticing, starting
+from cutlayer.cli.terminal import noticing, progress_console, starting
 from cutlayer.cli.threads import fit_threads
 from cutlayer.errors import ConfigError
 from cutlayer.reading import counted
@@ -138,7 +138,7 @@ def serve(
         return
     if words := [f"--{word}" for word, value in {"name": name, **way}.items() if value is not None]:
         raise ConfigError(f"{words[0]}: expected --site-of beside it, got none. Say whose site it is, or leave it out.")
-    terminal = console()
+    terminal = progress_console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "serve")
         if resume is None:
@@ -184,7 +184,7 @@ def _site(
 
     if name is None:
         raise ConfigError("--name: expected the site's name beside --site-of, got none. Add --name SITE.")
-    terminal = console()
+    terminal = progress_console()
     fit_threads()
     how = Listening.of(said, None)
 
@@ -219,7 +219,7 @@ def _lend(config: RunConfig, span: str, said: Mapping[str, Any]) -> None:
     from cutlayer.fleet.profile import parse_blocks
     from cutlayer.transport.address import joined
 
-    terminal = console()
+    terminal = progress_console()
     first, end = parse_blocks(span, "--span")
     how = Listening.of(said, None)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.resumed import check_words
-from cutlayer.cli.terminal import console, starting
+from cutlayer.cli.terminal import console, progress_console, starting
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -21,14 +21,14 @@ LEARNED = ("\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING D
 
 def show_data(given: Given) -> None:
     """Show the first rows as tokens, those that are learned coloured; lengths, and what is cut off or dropped."""
-    config, terminal = given.config(), console()
+    config, terminal, progress = given.config(), console(), progress_console()
     check_words(config)
-    with starting(terminal, quiet=not terminal.is_interactive):
+    with starting(progress, quiet=not progress.is_interactive):
         from cutlayer.model.source import ModelFiles
         from cutlayer.run.inputs import prepare
         from cutlayer.settings import load_tokenizer
 
-    with terminal.status("reading the data"):
+    with progress.status("reading the data"):
         inputs = prepare(config)
         tokenizer = load_tokenizer(ModelFiles(inputs.config.model.name, inputs.config.model.revision))
     for sample in range(min(ROWS, len(inputs.train))):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from threading import Thread
 from typing import Any, TypeVar
+
+from cutlayer.cli.log import say
 
 T = TypeVar("T")
 
 SIGNALLED = 128
 """What an exit code begins from that says a signal ended the process: 130 for Ctrl-C, 143 for SIGTERM."""
+
+
+def _when_let_go(loop: asyncio.AbstractEventLoop, stop: Callable[[int], None]) -> None:
+    """Waits until whoever holds standard input lets go of it, then stops as SIGTERM does."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    with contextlib.suppress(RuntimeError):  # the loop is over
+        loop.call_soon_threadsafe(stop, signal.SIGTERM)
 
 
 def run_until_signalled(work: Coroutine[Any, Any, T], go_on_with: str, *, leash: bool = False) -> T:
@@ -37,7 +49,7 @@ def run_until_signalled(work: Coroutine[Any, Any, T], go_on_with: str, *, leash:
             if told is not None:
                 os._exit(SIGNALLED + number)
             told = number
-            print(f"stopping; once more ends at once. Go on with: {go_on_with}", file=sys.stderr)
+            say(f"stopping; once more ends at once. Go on with: {go_on_with}")
             task.cancel()
 
         def let_go() -> None:
@@ -47,9 +59,15 @@ def run_until_signalled(work: Coroutine[Any, Any, T], go_on_with: str, *, leash:
                     stop(signal.SIGTERM)
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop, number)
+            try:
+                loop.add_signal_handler(number, stop, number)
+            except NotImplementedError:  # Windows, whose event loop knows no signals
+                signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(stop, got))
         if leash:
-            loop.add_reader(sys.stdin.fileno(), let_go)
+            try:
+                loop.add_reader(sys.stdin.fileno(), let_go)
+            except NotImplementedError:  # Windows, whose event loop reads no pipes: a thread that waits does
+                Thread(target=_when_let_go, args=(loop, stop), name="leash", daemon=True).start()
         return await task
 
     try:

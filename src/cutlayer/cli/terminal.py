@@ -9,12 +9,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cutlayer.cli.log import progress_stream
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cutlayer.report.listing import Listing
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print every figure as JSON, in place of tables and sentences.")]
+"""Of each command that lists something."""
 
 PIPE_COLUMNS = 10_000
 """In a pipe nothing is wrapped: a row of a table is a line."""
@@ -61,6 +68,22 @@ def noticing(terminal: Console, *, quiet: bool) -> Callable[[str | Listing], Non
             terminal.print(told, soft_wrap=isinstance(told, str), markup=False)
 
     return noticed
+
+
+def progress_console() -> Console:
+    """Standard error, where progress is: results, on standard output, may go into a pipe."""
+    from rich.console import Console
+
+    stream = progress_stream()
+    width = None if stream.isatty() else PIPE_COLUMNS
+    return Console(file=stream, width=width, markup=False, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One value, for a program that reads standard output."""
+    from cutlayer.report.json_lines import to_json
+
+    print(to_json(value, indent=1))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli.flags import Given
+from cutlayer.cli.log import say
 from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
 from cutlayer.cli.resumed import config_of, tell
-from cutlayer.cli.terminal import console, noticing, starting
+from cutlayer.cli.terminal import noticing, progress_console, starting
 from cutlayer.cli.threads import fit_threads
 
 
@@ -29,7 +29,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Fine-tune a model on a fleet; ends with a PEFT adapter and a report of what each device did."""
-    terminal = console()
+    terminal = progress_console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "train")
         from cutlayer.report.progress import NoProgress, Progress
@@ -57,5 +57,5 @@ def _interruptible(out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (out / "config.yaml").exists():
-            print(f"interrupted: go on with cutlayer train --resume {out}", file=sys.stderr)
+            say(f"interrupted: go on with cutlayer train --resume {out}")
         raise

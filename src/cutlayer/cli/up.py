@@ -11,7 +11,7 @@ from cutlayer.cli.flags import Given
 from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
-from cutlayer.cli.terminal import console, noticing, starting
+from cutlayer.cli.terminal import noticing, progress_console, starting
 from cutlayer.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def up(
 ) -> None:
     """Start a server and a process for each device and site on this machine, over a real network; ends with a PEFT
     adapter."""
-    terminal = console()
+    terminal = progress_console()
     with starting(terminal, quiet=quiet):
         config = config_of(resume, given, "up")
         from cutlayer.fleet.profile import first_devices, load_fleet

@@ -5,11 +5,10 @@ Arguments of a process can be read by everybody on its machine, and shells remem
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from cutlayer.device.rights import open_to_others
 from cutlayer.errors import ConfigError
 
 VARIABLE = "CUTLAYER_TOKEN"
@@ -45,11 +44,11 @@ def read_token(path: Path | None, environment: Mapping[str, str]) -> str | None:
 def _read(path: Path) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            found = open_to_others(path, file.fileno())
+            if found is not None:
                 raise ConfigError(
-                    f"{path}: expected a file that only its owner may read, got mode {mode & 0o777:o}. "
-                    f"Run `chmod 600 {path}`, and have a new token made if others use this machine."
+                    f"{path}: expected a file that only its owner may read, got {found.what}. Run `{found.mend}`, and "
+                    "have a new token made if others use this machine."
                 )
             return file.read(MOST_CHARACTERS)
     except OSError as error:

@@ -90,6 +90,15 @@ class CloudHub:
         """See `Hub`."""
         return self._near.refusals
 
+    def lost(self) -> dict[str, str]:
+        """See `Hub.lost`; devices of a site that is away, or was refused, are lost."""
+        here = {member.name for member in self.here}
+        return {
+            member.name: "away" if member.refused is None else member.refused.reason
+            for member in self.everybody
+            if member.name not in here
+        }
+
     @property
     def told(self) -> frozenset[str]:
         """See `Hub.told`; devices of a site that knows are told by it."""

@@ -449,6 +449,14 @@ class Hub:
                 await self.wait_for(lambda: not self.here)  # a device leaves when it has read it
         self._told |= {member.name for member in here if not member.here}
 
+    def lost(self) -> dict[str, str]:
+        """Devices that took part and are no more: away, or why they were refused. Once they are dismissed, all are."""
+        return {
+            member.name: "away" if member.refused is None else member.refused.reason
+            for member in self.everybody
+            if member.refused is not None or not member.here
+        }
+
     async def linger(self) -> None:
         """Waits a while for those who were away when the run ended: else they would try to reach it in vain."""
         if away := self._untold():

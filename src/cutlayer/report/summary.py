@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import platform
 import re
-import resource
 import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
 import cutlayer
+
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 PACKAGES = ("torch", "transformers", "peft", "datasets", "safetensors")
 
@@ -34,7 +41,9 @@ def peak_memory_bytes() -> int:
     mark = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
     if mark is not None:
         return int(mark[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if resource is None:
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB, macOS bytes
 
 

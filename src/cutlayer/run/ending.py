@@ -65,6 +65,11 @@ class Outcome:
     summary: dict[str, Any]
 
     @property
+    def lost(self) -> dict[str, str]:
+        """Devices that took part and were no more when the run ended, and why: `away`, or why they were refused."""
+        return dict(self.summary.get("lost", {}))
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one for each round."""
         return RunFolder(self.folder).read_rows()
@@ -131,6 +136,7 @@ def write_reports(
     adapter: Path,
     seconds: Mapping[str, float],
     refusals: Mapping[str, Mapping[str, int]],
+    lost: Mapping[str, str],
     best: BestRound,
     real: Real | None = None,
 ) -> Outcome:
@@ -144,6 +150,7 @@ def write_reports(
       adapter: The exported folder.
       seconds: `wall_seconds` of the whole run, and `virtual_seconds` of a simulated one.
       refusals: By device and reason, how often something of it was refused.
+      lost: By device that was no more at the end, why: of those that had taken part the summary says so.
       best: Which round is exported.
       real: What is known of real machines; None of a simulated fleet.
     """
@@ -163,6 +170,9 @@ def write_reports(
         summary["contributions"] = moved
     if real is not None:
         summary["on_the_wire"] = dict(zip(("bytes_up", "bytes_down"), real.on_the_wire, strict=True))
+    took_part = {record.device for record in logbook.history.records}
+    if gone := {device: why for device, why in lost.items() if device in took_part}:
+        summary["lost"] = gone
     if held_out:
         summary["held_out"] = {"metrics": held_out, "devices": devices}
     with in_need_of_room(folder.path, "at its end", "its report"):

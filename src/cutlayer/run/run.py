@@ -397,6 +397,7 @@ class Run:
         adapter: Path,
         fleet: Fleet,
         refusals: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+        lost: Mapping[str, str] = MappingProxyType({}),
         real: Real | None = None,
     ) -> Outcome:
         """Writes the chart and the summary.
@@ -405,11 +406,12 @@ class Run:
           adapter: The exported folder.
           fleet: The machines that took part.
           refusals: By device and reason, how often something of it was refused.
+          lost: By device that took part and was no more at the end, why.
           real: What is known of real machines; None of a simulated fleet.
         """
         seconds = {"wall_seconds": self._wall()} | ({"virtual_seconds": self._clock()} if real is None else {})
         outcome = write_reports(
-            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, self._best, real
+            self._folder, self._inputs, self._logbook, fleet, adapter, seconds, refusals, lost, self._best, real
         )
         shutil.rmtree(self._scratch, ignore_errors=True)
         return outcome

@@ -162,6 +162,7 @@ class _Serving:
         self._machine = machines(fleet.server.name, self._record_own)
         self._zero = self._round_opened = 0.0
         self._run: Run | None = None
+        self._lost: Mapping[str, str] = {}
         self._host = host = RunHost(
             inputs,
             self._method,
@@ -298,7 +299,11 @@ class _Serving:
         finally:
             watching.cancel()
         outcome = self._run.finish(
-            adapter, self._fleet(self.hub.everybody), self.hub.refused(), real=Real(self._speeds(), self._on_the_wire())
+            adapter,
+            self._fleet(self.hub.everybody),
+            self.hub.refused(),
+            self._lost,
+            Real(self._speeds(), self._on_the_wire()),
         )
         await self.hub.linger()
         return outcome
@@ -346,6 +351,7 @@ class _Serving:
         return True
 
     async def dismiss(self, finish: Finish) -> None:
+        self._lost = self.hub.lost()
         await self.hub.dismiss(finish)
 
     @property

@@ -156,7 +156,7 @@ async def _process(
       words: Of its command, each time.
       logged: Where what it says goes.
       environment: Its environment.
-      heard: Told each line of its standard output; None where that goes to the log alone.
+      heard: Told each line that it says; None where that goes to the log alone.
     """
     for _ in range(MOST_STARTS):
         with for_owner_alone(), open(logged, "ab") as log:
@@ -164,7 +164,7 @@ async def _process(
                 *(sys.executable, "-m", "cutlayer", *words()),
                 stdin=asyncio.subprocess.PIPE,  # which closes with this process, however it ends
                 stdout=log if heard is None else asyncio.subprocess.PIPE,
-                stderr=log,
+                stderr=log if heard is None else asyncio.subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which tells the others
             )

@@ -32,7 +32,10 @@ def keep_freed_memory(most_bytes: int = THRESHOLD_BYTES) -> str | None:
     Returns:
       None where they are set, else why not, for a log: other C libraries have none to set.
     """
-    libc = ctypes.CDLL(None)
+    try:
+        libc = ctypes.CDLL(None)
+    except TypeError:  # Windows, where a process is no library
+        return "this system's C library is not glibc: freed message buffers go back to the kernel"
     if not hasattr(libc, "gnu_get_libc_version"):
         return "this system's C library is not glibc: freed message buffers go back to the kernel"
     mapping = any(libc.mallopt(MMAP_THRESHOLD, most) for most in (most_bytes, OLD_MOST_BYTES))
