@@ -116,7 +116,6 @@ def stage(tmp_path: Path) -> Callable[..., Stage]:
         ("local", Limits.read(never="counts"), judge(cut=4, top=4, classes=3)),
         ("split", Limits(until=10.0, clock=lambda: 10.0), assignment(cut=2)),
     ],
-    ids=str,
 )
 def test_a_question_beyond_never_reaches_the_device(
     shape: str, limits: Limits, asked: Assignment | Judge, stage: Callable[..., Stage]
@@ -168,7 +167,6 @@ def test_a_plan_that_changes_in_the_middle_of_a_run(stage: Callable[..., Stage])
         ("u-shape", assignment(cut=1, top=3), activations(labels=True)),
         ("u-shape", judge(cut=1, top=3), held_out(labels=True)),
     ],
-    ids=str,
 )
 def test_a_fault_of_our_own_sends_no_more_than_the_plan_lets(
     shape: str, asked: Message, message: Message, stage: Callable[..., Stage]
