@@ -112,10 +112,10 @@ def test_a_token_that_somebody_has_chosen_is_long(tmp_path: Path, fleet: Path, m
         assert short not in str(raised.value)
 
 
-def test_a_certificate_that_names_nobody_is_told(tmp_path: Path, fleet: Path) -> None:
+def test_a_certificate_that_is_none_is_told(tmp_path: Path, fleet: Path) -> None:
     (fleet / "server.crt").write_text("no certificate")
     with (
-        pytest.raises(ConfigError, match=r"--page-tls: expected in .* a certificate that names the server"),
+        pytest.raises(ConfigError, match=r"--page-tls: expected in .* a certificate and its key, got "),
         page_beside(config(tmp_path, 1), "0.0.0.0:0", fleet, print, simulated=False),
     ):
         pass

@@ -78,6 +78,13 @@ def test_of_too_many_at_once_the_newest_are_news(monkeypatch: pytest.MonkeyPatch
     assert (later["from"], whole["from"], len(whole["bars"])) == (0.0, 0.0, 6)
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.0, float("inf")), (float("nan"), 1.0), (-1.0, 1.0), (2.0, 1.0)])
+def test_times_that_cannot_be_are_left_out(start: float, end: float) -> None:
+    line = Timeline()
+    line.add(Event("pi", "step", start, end, 0))
+    assert (line.whole()["bars"], line.end_seconds) == ([], 0.0)
+
+
 def test_waits_are_the_background_and_other_words_have_a_kind() -> None:
     line = Timeline()
     line.add(Event("pi", "wait", 0.0, 1.0, 0))

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cutlayer.config import read_config
+from cutlayer.config import RunConfig, read_config
 from cutlayer.page.digest import COLUMNS, Digest
 from cutlayer.page.document import html_page
 from cutlayer.page.figures import AXES
@@ -24,13 +24,17 @@ HERE = Path(__file__).parent
 LIVE_POLICY = "; connect-src 'self'"
 
 
-def digest_of(folder: RunFolder) -> Digest:
+def digest_of(folder: RunFolder, config: RunConfig | None = None) -> Digest:
     """A digest of a run of which nothing has been read yet.
+
+    Args:
+      folder: of the run.
+      config: of the run; None for what config.yaml says.
 
     Raises:
       ConfigError: config.yaml cannot be read.
     """
-    config = read_config(folder.path / "config.yaml")
+    config = config or read_config(folder.path / "config.yaml")
     simulated = folder.read_started().get("command", "train") == "train"
     return Digest(config.model_dump(mode="json"), folder.read_about(), folder.path, simulated=simulated)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ def _files(tls: Path | None, host: str) -> tuple[Path, Path]:
                 f"--page-tls: expected a folder with server.crt and server.key, got {tls} without {file.name}. "
                 "`cutlayer fleet init` makes one."
             )
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)
+    except OSError as error:  # `ssl.SSLError` too
+        raise ConfigError(
+            f"--page-tls: expected in {tls} a certificate and its key, got {error}. `cutlayer fleet init` makes a pair."
+        ) from error
     return files
 
 

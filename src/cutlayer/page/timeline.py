@@ -27,6 +27,8 @@ LANES = {**dict.fromkeys(COMPUTE, 0), **dict.fromkeys(NETWORK, 1)}
 MOST_CELLS = 512
 MOST_BARS, MOST_NEW_BARS = 24_000, 3_000
 """That are kept, and that a page is sent at once: a fleet that does more in a moment is seen in the strips."""
+MOST_SECONDS = 1e12
+"""Later is a line that was damaged."""
 FIRST_CELL_SECONDS = 2.0**-20
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"
 """How full a cell is: a letter from none to all."""
@@ -67,8 +69,8 @@ class Timeline:
         return self._numbers[name]
 
     def add(self, event: Event) -> None:
-        """Takes an event."""
-        if event.what == WAIT:
+        """Takes an event; one at a time that cannot be is left out."""
+        if event.what == WAIT or not 0 <= event.start_seconds <= event.end_seconds < MOST_SECONDS:
             return
         self.end_seconds = max(self.end_seconds, event.end_seconds)
         while self.end_seconds > MOST_CELLS * self.cell_seconds:

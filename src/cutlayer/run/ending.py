@@ -157,7 +157,7 @@ def write_reports(
     held_out, devices = folder.read_judged()
     machines: list[DeviceProfile | ServerProfile] = [*fleet.devices, fleet.server]
     names, shown = [device.name for device in fleet.devices], list[Event]()
-    digest = digest_of(folder)
+    digest = digest_of(folder, inputs.config)
     rows = device_ledger(
         keeping_last_round(digest.reading(folder), shown),
         logbook.history.records,
