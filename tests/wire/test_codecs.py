@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cutlayer.errors import ConfigError, MalformedMessage
 from cutlayer.wire.codecs import (
-    BITS,
     NONE,
     AsItIs,
     Bf16,
@@ -27,6 +26,7 @@ from cutlayer.wire.codecs import (
     codec_by_name,
     packed_form,
 )
+from cutlayer.wire.spelled import BITS
 
 few = settings(max_examples=150, deadline=None, derandomize=True)
 many = settings(max_examples=400, deadline=None, derandomize=True)
