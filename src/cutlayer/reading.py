@@ -3,16 +3,26 @@
 A door is a `with reading(...)` around all that touches the disk for one thing that was given: whatever the system says
 of a path (a name too long, no permission, a folder where a file was meant, a disk that fails) is the person's to mend,
 so it is a `UserError` and no traceback.
+
+The hub is a door too: its client tries a network that is not there again and again, for a minute, so it is asked first
+whether there is one (`look_for_hub`).
 """
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import sys
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -20,6 +30,8 @@ from cutlayer.errors import ConfigError, UserError
 
 TaskKind = Literal["classification", "causal-lm"]
 """What is learnt, as a person says it."""
+HUB_SECONDS = 3.0
+"""For a connection to the hub, and for its name to be looked up."""
 DEEPEST = 50
 """Levels of a YAML file: more are no config, and would exhaust the stack."""
 MERGED = "tag:yaml.org,2002:merge"
@@ -68,6 +80,51 @@ def guess(word: object, known: Iterable[str]) -> str:
     plain = {one.casefold().replace("-", "_"): one for one in known}
     close = get_close_matches(str(word).casefold().replace("-", "_"), plain, n=1)
     return f"Did you mean {plain[close[0]]!r}?" if close else ""
+
+
+@cache
+def look_for_hub() -> None:
+    """Tells the hub's client, once in a process, to do without a hub where none can be reached: what it has fetched
+    before is there all the same, and of anything else it says at once that it is not.
+
+    Behind a proxy, and where a person has said `HF_HUB_OFFLINE`, nothing is changed.
+    """
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies() or address.hostname is None:
+        return
+    port = address.port or (443 if address.scheme == "https" else 80)
+    if reachable(address.hostname, port):
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later, and for other processes
+    constants.HF_HUB_OFFLINE = True
+    if (of_datasets := sys.modules.get("datasets.config")) is not None:
+        of_datasets.HF_HUB_OFFLINE = of_datasets.HF_DATASETS_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def reachable(host: str, port: int, patience_seconds: float = HUB_SECONDS) -> bool:
+    """Whether somebody takes a connection there.
+
+    Args:
+      host: Its name or address; the system may take long to look a name up, and is not waited for.
+      port: Where.
+      patience_seconds: For that, and as long again for the connection.
+    """
+    found: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), patience_seconds).close()
+        except OSError:
+            found.append(False)
+        else:
+            found.append(True)
+
+    thread = Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(patience_seconds * 4 / 3)
+    return found == [True]
 
 
 def counted(number: int, what: str) -> str:

@@ -53,7 +53,7 @@ def test_every_device_has_a_row_of_what_the_models_say(task: str, world: World) 
         work = [side(device, 4, tokens) for side in (costs.device, costs.server)]
         crossing = human_bytes(4 * tokens * 16 * 4)
         assert cells(ran.out)[device.device] == [
-            {"slow": "1", "quick": "2"}[device.device],
+            {"slow": "1 of 3", "quick": "2 of 3"}[device.device],
             human_bytes(costs.device(device, 4, 16).memory_bytes),
             "1.0 GiB",
             crossing,

@@ -12,7 +12,7 @@ import yaml
 from cutlayer.comparing.comparison import Comparison, alone
 from cutlayer.comparing.entry import parse_entries
 from cutlayer.comparing.metric import Metric
-from cutlayer.config import RunConfig
+from cutlayer.config import RunConfig, read_config
 from cutlayer.errors import ConfigError
 from cutlayer.methods.table import TABLE
 from cutlayer.testing.tiny import save_inputs
@@ -71,8 +71,33 @@ def test_two_words_for_one_method(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_comparison(tmp_path: Path) -> None:
     comparison(tmp_path, "memsfl", train={"rounds": 5}).write()
-    with pytest.raises(ConfigError, match=r"whose train\.rounds is 5, not 6\. Use another --out\."):
-        comparison(tmp_path, "memsfl", train={"rounds": 6}).check()
+    with pytest.raises(ConfigError, match=r"whose train\.rounds is 5, not 4\. Use another --out\."):
+        comparison(tmp_path, "memsfl", train={"rounds": 4}).check()
+
+
+def test_runs_get_more_rounds_where_their_rate_does_not_fall(tmp_path: Path) -> None:
+    flat = {"schedule": "constant", "warmup": 0}
+    first = comparison(tmp_path, "memsfl", train={"rounds": 5, **flat})
+    first.write()
+    (run,) = first.runs()
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text(run.config.to_yaml())
+    (run.folder / "summary.json").write_text("{}")
+    more = comparison(tmp_path, "memsfl", train={"rounds": 6, **flat})
+    more._check_folder(more.runs())
+    more.write()
+    (longer,) = more.runs()
+    assert not longer.done
+    assert read_config(run.folder / "config.yaml").train.rounds == 6
+    with pytest.raises(ConfigError, match=r"whose train\.rounds is 6, not 5"):
+        first._check_folder(first.runs())
+
+
+def test_runs_whose_rate_falls_get_no_more_rounds(tmp_path: Path) -> None:
+    comparison(tmp_path, "memsfl", train={"rounds": 5}).write()
+    more = comparison(tmp_path, "memsfl", train={"rounds": 6})
+    with pytest.raises(ConfigError, match="--schedule constant --warmup 0"):
+        more._check_folder(more.runs())
 
 
 def test_methods_seeds_and_targets_may_be_added(tmp_path: Path) -> None:

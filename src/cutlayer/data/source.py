@@ -15,8 +15,7 @@ from cutlayer.data import extraction, meanings, reviews
 from cutlayer.data.readers import KNOWN, SUFFIXES, first_line, quiet_datasets, read_file
 from cutlayer.data.rows import Rows, joined
 from cutlayer.errors import ConfigError, DataError
-from cutlayer.reading import local, reading
-from cutlayer.transport.hub import look_for_hub
+from cutlayer.reading import local, look_for_hub, reading
 
 BUILTIN = {
     "builtin:reviews": reviews.generate,

@@ -31,8 +31,7 @@ from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
 from cutlayer.model.packed import read_note
 from cutlayer.model.quantised import SCALE, Form
 from cutlayer.model.rows import SPELLED, Rows
-from cutlayer.reading import reading
-from cutlayer.transport.hub import look_for_hub
+from cutlayer.reading import look_for_hub, reading
 
 MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

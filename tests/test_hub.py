@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 from huggingface_hub import constants
 
-from cutlayer.transport import hub
-from cutlayer.transport.hub import look_for_hub, reachable
+from cutlayer import reading
+from cutlayer.reading import look_for_hub, reachable
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +54,6 @@ def test_behind_a_proxy_nobody_knows(closed: int, monkeypatch: pytest.MonkeyPatc
 
 def test_a_name_that_takes_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     held = mock.Mock(side_effect=lambda *_words: mock.DEFAULT)
-    monkeypatch.setattr(hub.socket, "create_connection", held)
-    monkeypatch.setattr(hub, "Thread", lambda **_words: mock.Mock())
+    monkeypatch.setattr(reading.socket, "create_connection", held)
+    monkeypatch.setattr(reading, "Thread", lambda **_words: mock.Mock())
     assert not reachable("a-name", 443, 0.0)
