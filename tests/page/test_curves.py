@@ -105,4 +105,4 @@ def test_units_and_marks() -> None:
 
 
 def test_control_characters_cannot_break_the_picture() -> None:
-    assert of_class(draw(line("a\x00<b>", [0, 1], [0.1, 0.2])), "name")[0].text == "a\N{REPLACEMENT CHARACTER}<b>"
+    assert of_class(draw(line("a\x00<b>", [0, 1], [0.1, 0.2])), "name")[0].text == r"a\x00<b>"
