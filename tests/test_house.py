@@ -70,7 +70,7 @@ TESTED_IN = {
     "run/run.py": "run/test_simulated.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns
     "rounds/round.py": "rounds/test_split.py",  # an interface
-    "server/sites.py": "rounds/test_sited.py",  # an interface, and nothing
+    "server/sites.py": "rounds/test_sited.py",  # an interface, and what passes through it
     "server/owners.py": "server/test_server.py",  # of whole steps
     "server/steps/weigh.py": "rounds/test_weighing.py",  # both ends, held to each other
     "server/steps/step.py": "server/steps/test_one_at_a_time.py",  # an interface
@@ -450,6 +450,8 @@ HANDED = {
     ): "of a part, which is somewhere else while it is counted; the name of a keeper's too",
     ("run/served.py", "forecast"): "of the devices that have come, which nobody knows before",
     ("run/workers/worker.py", "forecast"): "the same, in a worker",
+    ("run/site_served.py", "forecast"): "the same, at a site",
+    ("run/site_served.py", "adapter"): "of the site, with which its devices begin a round",
     ("run/workers/switchboard.py", "here"): "of a member; a keeper has an attribute of the same name",
     ("server/server.py", "shared"): "the adapters are the server's, in whose state theirs is a branch",
     (

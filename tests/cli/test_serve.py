@@ -58,6 +58,8 @@ def test_a_machine_that_runs_blocks_is_not_open_to_others_by_accident_and_needs_
         (["--site-of", "127.0.0.1:9", "--name", "ward", "--host", "0.0.0.0"], "without TLS"),
         (["--site-of", "127.0.0.1:9", "--name", "ward", "--workers", "2"], "--workers: expected 1 at a site"),
         (["--site-of", "nowhere", "--name", "ward"], "HOST:PORT"),
+        (["--site-of", "127.0.0.1:9", "--name", "ward", "--min-devices", "2"], "--min-devices: expected none beside"),
+        (["--site-of", "127.0.0.1:9", "--name", "ward", "--span", "0:2"], "--span: expected none beside"),
     ],
 )
 def test_a_site_says_whose_it_is_and_comes_as_safely_as_a_device(words: list[str], told: str, world: World) -> None:

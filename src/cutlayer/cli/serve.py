@@ -128,13 +128,18 @@ def serve(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the adapter's path and nothing else.")] = False,
 ) -> None:
     """Serve a run to devices that join by network; ends with a PEFT adapter and a report of what each device did."""
-    if span is not None:  # the run's folder is the other process's
-        _lend(given.config(), span, {"host": host, "port": port, "roster": folder, "insecure": insecure})
-        return
     way = {"ca": ca, "token": token, "certificate": certificate, "key": key}
     if site_of is not None:
+        theirs = {"--span": span, "--min-devices": min_devices, "--resume": resume}
+        if words := [word for word, value in theirs.items() if value is not None]:
+            raise ConfigError(
+                f"{words[0]}: expected none beside --site-of, got one. A site goes on by the same command."
+            )
         said = {"host": host, "port": port, "roster": folder, "insecure": insecure, "workers": workers}
-        _site(given.config(), site_of, name, way, {**said, "patience": patience}, leash=leash)
+        _site(given.config(), site_of, name, way, {**said, "patience": patience}, leash=leash, quiet=quiet)
+        return
+    if span is not None:  # the run's folder is the other process's
+        _lend(given.config(), span, {"host": host, "port": port, "roster": folder, "insecure": insecure})
         return
     if words := [f"--{word}" for word, value in {"name": name, **way}.items() if value is not None]:
         raise ConfigError(f"{words[0]}: expected --site-of beside it, got none. Say whose site it is, or leave it out.")
@@ -165,7 +170,7 @@ def serve(
     with shown_beside(display, config, page, tls) as watched:
         watched.stage("reading the data")
         work = serving(config, watched, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
-        outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}")
+        outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}", leash=leash)
     tell(outcome, quiet=quiet)
 
 
@@ -177,6 +182,7 @@ def _site(
     said: Mapping[str, Any],
     *,
     leash: bool,
+    quiet: bool,
 ) -> None:
     """Serves a site's devices until the run is over."""
     from cutlayer.api.serve import Listening, SiteOf, siting
@@ -192,7 +198,8 @@ def _site(
         terminal.print(f"{name}: listening on {joined(how.host, port)}", highlight=False)
 
     def notice(line: str) -> None:
-        terminal.print(f"{name}: {line}", soft_wrap=True, markup=False, highlight=False)
+        if not quiet:
+            terminal.print(f"{name}: {line}", soft_wrap=True, markup=False, highlight=False)
 
     work = siting(config, SiteOf(server, name, **way), opened, how, notice)
     run_until_signalled(work, "the same command", leash=leash)

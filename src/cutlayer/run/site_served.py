@@ -232,12 +232,12 @@ class _Life:
         self.at: Point | str = None
         self.last: int | None = None
 
-    def state(self) -> State:
+    def commit_point(self) -> State:
         """What outlives a round here."""
         return joined({"round": self.round.state(), "ledger": self.server.ledger.state()})
 
-    def load(self, state: State) -> None:
-        """Goes on from a `state`."""
+    def go_back(self, state: State) -> None:
+        """Goes on from a `commit_point`."""
         branches = state.moved(self.server.base.device).branches()
         self.round.load(branches["round"])
         self.server.ledger.load(branches["ledger"])
@@ -425,7 +425,7 @@ class _Site:
             self._notice(f"round {told.round + 1} begins again")
             life = self._life
         if life.last is None and told.counted is not None:
-            await self.machine.aside(lambda: life.load(self._store.load(told.counted)))
+            await self.machine.aside(lambda: life.go_back(self._store.load(told.counted)))
         life.last, life.at = told.round, "unknown"
         return life
 
@@ -459,7 +459,7 @@ class _Site:
 
     def _keep(self, life: _Life, told: SiteRound) -> None:
         """The commit point."""
-        self._store.save(told.round, life.state())
+        self._store.save(told.round, life.commit_point())
         earlier = [point for point in self._store.points() if _place(point) < _place(told.counted)]
         self._store.keep({told.round, told.counted, max(earlier, key=_place, default=told.counted)})
         life.at = told.round
