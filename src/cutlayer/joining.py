@@ -96,7 +96,6 @@ async def join(
     """
     prepare = _preparing(joining, dial, notice, machines, probe)
     with for_owner_alone():
-        private_folder(joining.folder)
         await Agent(joining.name, dial, prepare, random, notice, joining.patience_seconds).attend()
 
 
@@ -108,6 +107,7 @@ def _preparing(
     probe: Callable[[torch.device, torch.dtype], Probed],
 ) -> Prepare:
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
+        private_folder(joining.folder)  # not before a server has answered
         files = _Files(joining, welcome, dial)
         await files.fetch(0, ask=ask)  # what the model is, and how it reads text
         attendance = _Attendance(joining, welcome, await _measure_link(ask), files, dial, machines, notice)
