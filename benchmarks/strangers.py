@@ -48,6 +48,8 @@ from tables import publish
 DEVICES = 2
 MANY_ROUNDS = 1_000_000
 START_SECONDS = 180.0
+SETTLED_ROUNDS = 20
+"""The first rounds take memory of their own."""
 SAMPLE_SECONDS = 0.1
 REST_SECONDS = 3.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -215,7 +217,7 @@ def measured(kinds: Sequence[str], seconds: float, descriptors: int) -> dict[str
             tokens = {name: roster.add(name, when=now) for name in job.shares}
             served = Served(folder, job, fleet, tokens, descriptors)
             try:
-                served.wait_for(3)
+                served.wait_for(SETTLED_ROUNDS)
                 costs[kind] = cost_of(kind, served, fleet, seconds)
             finally:
                 served.close()

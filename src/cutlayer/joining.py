@@ -121,7 +121,6 @@ async def join(
 
     prepare = _preparing(joining, in_time, tell, machines, probe)
     with for_owner_alone():
-        private_folder(joining.folder)
         await Agent(joining.name, in_time, prepare, random, tell, joining.patience_seconds, wrong).attend()
 
 
@@ -135,6 +134,7 @@ def _preparing(
     taken = set[tuple[str, int]]()  # rounds, of all runs
 
     async def prepare(welcome: Welcome, ask: Asking) -> _Attendance:
+        private_folder(joining.folder)  # not before a server has answered
         lending = _lending(joining, welcome, notice, taken)
         files = _Files(joining, welcome, dial)
         await files.fetch(0, ask=ask)  # what the model is, and how it reads text
