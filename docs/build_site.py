@@ -119,6 +119,7 @@ signature_crossrefs = true
 CSS = """.md-grid { max-width: 74rem; }
 .md-typeset table:not([class]) { font-size: .7rem; }
 .md-typeset table:not([class]) th { min-width: 0; }
+.md-typeset td:first-child code { white-space: nowrap; }
 .md-typeset pre > code { font-size: .72rem; }
 """
 

@@ -60,6 +60,11 @@ def test_settings_have_no_paths(given: str, told: str) -> None:
     assert settings_of({"data": {"path": given}, "out": given}) == {"data.path": told, "out": told}
 
 
+def test_what_says_nothing_is_no_setting() -> None:
+    config = {"train": {"seed": 0, "samples": [], "stragglers": None, "answer_pattern": "", "overlap": False}}
+    assert settings_of(config) == {"train.seed": 0, "train.overlap": False}
+
+
 def test_a_fleet_is_told_as_its_size() -> None:
     assert settings_of({"fleet": {"devices": [{}, {}]}}) == {"fleet": "2 devices"}
     assert settings_of({"fleet": "memsfl-six"}) == {"fleet": "memsfl-six"}

@@ -83,7 +83,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str | float | bool]:
 
 
 def _says_something(value: object) -> bool:
-    return value is not None and not isinstance(value, Mapping)
+    return not isinstance(value, Mapping) and value not in (None, "", (), [])
 
 
 def _plain(value: Any) -> str | float | bool:
