@@ -98,7 +98,7 @@ def test_load_finetuned_installs_the_pooling(family: str, pooling: str, tiny_mod
     assert model.config.id2label == {0: "sad", 1: "so-so", 2: "glad"}
     assert model.config.label2id["glad"] == 2
     note = (tmp_path / "adapter" / "README.md").read_text()
-    assert ("load_finetuned" in note) == (pooling != "pooler")
+    assert ("load it with `cutlayer.load_finetuned" in note) == (pooling != "pooler")
     assert public_name(base.files) in note
     assert str(tmp_path.parent) not in "".join(p.read_text() for p in (tmp_path / "adapter").glob("*.[jm]*[nd]"))
 
