@@ -95,7 +95,7 @@ def _rooms(svg: ET.Element, layers: list[str], top: float) -> None:
     words = "the rooms of src/cutlayer: each imports only from those to its right"
     text(svg, MARGIN, top, words, size=13, fill=FAINT, bold=True)
     columns = [layer.split(", ") for layer in layers]
-    gap, letter = 10.0, (WIDTH - 2 * MARGIN - 10.0 * (len(columns) - 1)) / sum(_width(column) for column in columns)
+    gap, letter = 6.0, (WIDTH - 2 * MARGIN - 6.0 * (len(columns) - 1)) / sum(_width(column) for column in columns)
     x = float(MARGIN)
     for column in columns:
         width = _width(column) * letter
@@ -103,14 +103,14 @@ def _rooms(svg: ET.Element, layers: list[str], top: float) -> None:
         for room in column:
             fill, edge = FILL.get(room, "#f3f5f7"), EDGE.get(room, "#aab4bf")
             rect(svg, x, y, width, 28, fill, radius=4, stroke=edge)
-            text(svg, x + width / 2, y + 18, room, size=11, anchor="middle")
+            text(svg, x + width / 2, y + 18, room, size=10, anchor="middle")
             y += 34
         x += width + gap
 
 
 def _width(column: list[str]) -> float:
     """In letters, with some air."""
-    return max(map(len, column)) + 2.5
+    return max(map(len, column)) + 1.5
 
 
 def _arrowhead(svg: ET.Element) -> None:
