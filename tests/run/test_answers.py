@@ -38,7 +38,7 @@ def test_samples_and_metrics_of_a_run_stopped_or_not(world: World) -> None:
     assert [(row["rounds"], row["prompt"]) for row in samples(world)] == [
         (rounds, prompt) for rounds in (0, 1, 2) for prompt in ("n1 n2", "n3 n4")
     ]
-    shown = [line for line in ran.out.splitlines() if " -> " in line and ": n" in line]
+    shown = [line for line in ran.progress.splitlines() if " -> " in line and ": n" in line]
     assert [line.partition(":")[0] for line in shown[::2]] == ["before training", "after round 1", "after round 2"]
 
 

@@ -73,7 +73,7 @@ def test_what_a_site_asks() -> None:
         told.append((site, device))
         return 4
 
-    made.cloud = cast(CloudHub, SimpleNamespace(place=place, told=lambda site, text, _: told.append((site, text))))
+    made.cloud = cast(CloudHub, SimpleNamespace(place=place, hears=lambda site, text, _: told.append((site, text))))
 
     async def asked(ask: Ask) -> Any:
         return json.loads(bytes((await made.answer("clinic", ask)).body.numpy()))
