@@ -25,13 +25,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from cutlayer.config import RunConfig
 from cutlayer.page.digest import Digest
 from cutlayer.page.live import Live
 from cutlayer.page.serving import PageServer
 from cutlayer.report.fleet_view import DeviceNow
+from cutlayer.report.listing import Listing
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.types import Event
 from tables import in_fresh_process, publish
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     cases = [Case(devices, who, given.seconds, given.round) for devices in given.devices for who in given.watchers]
     costs = [in_fresh_process(measured, case) for case in cases]
-    shown = Table("devices", "watchers", "share", "aim", "telling µs", "KiB/s each", "page KiB")
+    shown = Listing("devices", "watchers", "share", "aim", "telling µs", "KiB/s each", "page KiB")
     for case, cost in zip(cases, costs, strict=True):
         shown.add_row(
             *(f"{case.devices:,}", str(case.watchers), f"{cost.share:.2%}", f"{TARGET:.0%}"),

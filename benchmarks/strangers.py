@@ -38,9 +38,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-from rich.table import Table
 
 from cutlayer.gate.roster import Roster
+from cutlayer.report.listing import Listing
 from cutlayer.transport.certificates import issue_server, make_authority
 from real_fleet import Job, free_port, make_job, write_run_file
 from tables import publish
@@ -233,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/strangers.json"))
     chosen = parser.parse_args(arguments)
     costs = measured(chosen.only.split(","), chosen.seconds, chosen.descriptors)
-    table = Table("attack", "threads", "grown MB", "rounds/s, of before", "after", "descriptors", "log bytes")
+    table = Listing("attack", "threads", "grown MB", "rounds/s, of before", "after", "descriptors", "log bytes")
     for kind, cost in costs.items():
         table.add_row(
             kind,
