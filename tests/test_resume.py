@@ -337,13 +337,15 @@ def test_a_real_kill(inputs: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cutlayer", "train"]
     flags = [part for override in overrides_for(inputs, tmp_path / "killed") for part in ("-o", override)]
-    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    for line in process.stdout:
+    process = subprocess.Popen(
+        [*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
         if line.startswith("round 2/"):
             process.send_signal(signal.SIGKILL)
             break
-    process.stdout.close()
+    process.stderr.close()
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "adapter").exists()
     subprocess.run([*command, "--resume", str(tmp_path / "killed")], check=True, env=environment, capture_output=True)

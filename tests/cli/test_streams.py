@@ -104,7 +104,7 @@ def test_devices_of_a_fleet(tmp_path: Path) -> None:
 
 def test_a_plan(world: World) -> None:
     told, shown = listed("plan", *world.classification()), run("plan", *world.classification()).out
-    rows = {words[0]: words[1] for line in shown.splitlines() if (words := line.split())}
+    rows = {words[0]: words[1] for line in shown.splitlines() if len(words := line.split()) > 1}
     assert told["devices"]
     assert all(rows[row["device"]] == str(row["cut"]) for row in told["devices"])
     assert told["run"] == {
@@ -127,9 +127,10 @@ def test_a_run_that_lost_devices_says_so_and_ends_with_3(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cutlayer.report.devices.device_table", lambda _rows: "")
+    monkeypatch.setattr("cutlayer.report.devices.device_table", lambda *_: "")
+    monkeypatch.setattr("cutlayer.cli.resumed.remarks", lambda _: [])
     totals = {"saved_bytes": 0, "rounds": 2}
-    summary = {"totals": totals, "exported_round": 1, **({"lost": lost} if lost else {})}
+    summary = {"totals": totals, "exported_round": 1, "blocks": 2, **({"lost": lost} if lost else {})}
     outcome = Outcome(tmp_path, tmp_path / "adapter", {"loss": 2.0}, {"loss": 1.0}, [], summary)
     try:
         tell(outcome, quiet=quiet)

@@ -47,11 +47,9 @@ def test_it_ends_with_the_devices_the_metrics_and_the_adapter(world: World) -> N
     said = [line.split("  ")[0] for line in begun if line.strip() and not line.startswith(notices)]
     assert said[: len(stages) + 1] == [*stages, "evaluating"], "before the first round, and at its end"
     assert [line for line in said if line.startswith("round ")] == ["round 1/2", "round 2/2"]
-    lines = ran.out.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith((" slow", " quick", " server"))] == [
-        *("slow", "quick"),  # what was understood, and what they did
-        *("slow", "quick", "server"),
-    ]
+    machines, lines = (" slow", " quick", " server"), ran.out.splitlines()
+    assert [line.split()[0] for line in begun if line.startswith(machines)] == ["slow", "quick"], "as understood"
+    assert [line.split()[0] for line in lines if line.startswith(machines)] == ["slow", "quick", "server"]
     assert re.search(r"^accuracy \S+ -> \S+, macro_f1 \S+ -> \S+, loss \S+ -> \S+$", ran.out, re.MULTILINE)
     assert lines[-2:] == [f"adapter: {world.out / 'adapter'}", f"run folder: {world.out}"]
 

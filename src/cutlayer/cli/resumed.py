@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ def config_of(resume: Path | None, given: Given, command: str) -> RunConfig:
     folder = RunFolder.reopen(resume)
     folder.check_command(command)
     if more is not None and (line := lengthen(folder, more)):
-        print(line, file=sys.stderr)
+        say(line)
     return read_config(folder.path / "config.yaml", values={"out": str(resume)})
 
 
