@@ -46,7 +46,7 @@ def test_what_arrived_wrong_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(methods_command, "console", broken)
     ran = run("methods")
-    assert (ran.code, ran.err) == (1, "error: frame: expected a magic, got none. Drop it.\n")
+    assert (ran.code, ran.err) == (1, "error: frame: expected a magic,\\ngot none. Drop it.\n")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

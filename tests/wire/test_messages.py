@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from cutlayer.types import Adapter
-from cutlayer.wire.messages import ROLES, Finish, Judge, Message
+from cutlayer.wire.messages import ROLES, Finish, Judge, Message, SiteReport, SiteRound
 
 KINDS = get_args(Message)
 EXACT = {"facts", "folds", "kept", "tensors", "gradients"}
@@ -26,7 +26,7 @@ def test_its_docstring_says_the_direction_and_each_field(kind: type[Any]) -> Non
     text = kind.__doc__ or ""
     told = re.findall(r"^ {6}(\w+): ", text, flags=re.MULTILINE)
     assert told == [field.name for field in dataclasses.fields(kind)]
-    assert text.startswith(("Server to device", "Device to server", "Either way"))
+    assert text.startswith(("Server to device", "Device to server", "Server to site", "Site to server", "Either way"))
 
 
 def test_is_frozen_and_has_no_other_attributes() -> None:
@@ -41,6 +41,7 @@ def test_hidden_states_and_adapters_may_travel_packed_and_nothing_else(kind: typ
     hints = get_type_hints(kind)
     hidden = {name for name, hint in hints.items() if hint in (Tensor, Tensor | None) and name.endswith("D")}
     adapters = {name for name, hint in hints.items() if hint == Adapter} - EXACT
-    adapters -= {"adapter"} if kind is Judge else set()  # it is judged, and not what packing leaves of it
+    # it is judged, and not what packing leaves of it; a mean of means is the mean as long as nobody rounds it
+    adapters -= {"adapter"} if kind in (Judge, SiteReport, SiteRound) else set()
     assert ROLES.get(kind, {}).keys() == hidden | adapters
     assert all((ROLES[kind][name] in ("activations", "gradients")) == (name in hidden) for name in ROLES.get(kind, {}))

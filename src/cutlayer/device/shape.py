@@ -8,6 +8,7 @@ in the group `cutlayer.shapes` of what is installed on it: a server never names 
 from __future__ import annotations
 
 import pkgutil
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -97,7 +98,7 @@ def shape_by_name(name: str) -> Shape:
         if isinstance(found, Shape) and found.name == name:
             return found
     raise JoinError(
-        f"join: expected one of the shapes {', '.join(sorted({*own, *installed}))}, got {name!r}. "
+        f"join: expected one of the shapes {', '.join(sorted({*own, *installed}))}, got {reprlib.repr(name)}. "
         "Install the server's version of cutlayer, and the package that the shape belongs to."
     )
 

@@ -331,7 +331,8 @@ class SiteRound:
       round: the round that it opens.
       device: the site.
       plans: of the devices that are there.
-      ranks, deadline_seconds: as of the round's plan (`types.RoundPlan`).
+      ranks: as of the round's plan (`types.RoundPlan`).
+      deadline_seconds: likewise.
       reports: whether the site sends its adapter at the end.
       adapter: the full adapter from which the site begins, by global name; none where it goes on from its own.
       weight: what was trained at the site since it was last given an adapter, before this round.
@@ -366,7 +367,8 @@ class SiteReport:
       weight: what was trained there since, this round included.
       seconds: how long the site was at it.
       rows: JSON, what the site saw of each of its devices (`server.sites.DeviceRow`).
-      names, whats: the devices and the words of the events.
+      names: the devices of the events.
+      whats: their words.
       events_E7: fp64, what devices did; start and end in seconds since the site had the round, local step (-1: none),
         bytes, FLOPs, and the places of the device and of the word.
     """
