@@ -455,7 +455,7 @@ def _files(run: Path) -> dict[str, bytes]:
     """What a run leaves and does not say how long it took, or where it is."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     told = {str(path.relative_to(run)): path for path in files}
-    timed = ("config.yaml", "metrics.jsonl", "summary.json", "tensorboard/", "checkpoint")
+    timed = ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "tensorboard/", "checkpoint")
     return {name: _content(path) for name, path in told.items() if not name.startswith(timed)}
 
 
