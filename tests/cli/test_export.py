@@ -118,7 +118,7 @@ def test_plain_pefts_adapter_too(writer: World, tmp_path: Path) -> None:
 
 def test_a_classifier(trained: World, tmp_path: Path) -> None:
     ran = run("export", trained.out, "--adapter", "--out", tmp_path / "mine")
-    assert (ran.code, "vLLM refuses" in ran.progress) == (0, True)
+    assert (ran.code, "vLLM refuses" in ran.err) == (0, True)
     assert run("export", trained.out, "--merged", "--out", tmp_path / "whole").code == 0
     said = run("generate", trained.out, "--prompt", "why")
     assert (said.code, "writes no text" in said.err) == (2, True)
