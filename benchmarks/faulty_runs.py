@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cutlayer import joining
 from cutlayer.config import RunConfig, read_config
-from cutlayer.device import own_link
+from cutlayer.device import agent, own_link
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.probe import Probed
 from cutlayer.errors import JoinError, StragglersError, UserError
@@ -636,7 +636,7 @@ def _patches(stage: _Stage) -> Iterator[Any]:
     yield patch.object(joining, "cost_model", cost_model)
     yield patch.object(joining, "load_tokenizer", _tokenizer)
     yield patch.object(joining, "read_own_data", _own_data)
-    yield patch.object(joining, "ECHO_BYTES", 1000)
+    yield patch.object(agent, "ECHO_BYTES", 1000)
     yield patch.object(session, "PIECE_BYTES", plan.piece_bytes)
     yield patch.object(hosting, "room_for_kept", lambda: plan.kept_bytes)
     yield patch.object(os, "fsync", lambda _: None)  # nothing is killed that the kernel would not outlive

@@ -201,6 +201,23 @@ def test_where_nobody_answers_it_gives_up_after_its_patience() -> None:
     run_virtual(run())
 
 
+def test_what_only_a_person_can_mend_is_told_when_it_was_found_twice() -> None:
+    async def run() -> None:
+        stage = Stage()
+        stage.reachable = False
+        found = iter(["join: it hung up", None, "join: it hung up", "join: another ca.crt", "join: another ca.crt"])
+
+        async def wrong() -> str | None:
+            return next(found)
+
+        stage.agent = Agent("pi", stage.dial, stage.prepare, Random(0), stage.notices.append, PATIENCE_SECONDS, wrong)
+        with pytest.raises(JoinError, match=r"another ca\.crt"):
+            await stage.agent.attend()
+        assert stage.dialled == 5
+
+    run_virtual(run())
+
+
 def test_after_a_break_it_says_how_it_stands() -> None:
     async def run() -> None:
         stage = Stage(lambda: asyncio.sleep(30.0))

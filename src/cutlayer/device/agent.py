@@ -96,7 +96,8 @@ class Agent:
       random: For the jitter of waiting: devices that lost one server do not come back all at once.
       notice: Told what happens, for a person to read.
       patience_seconds: How long to try to reach a server that does not answer.
-      wrong: Looks, after a connection that came to nothing, for what only a person can mend.
+      wrong: Looks, after a connection that came to nothing, for what only a person can mend; believed when it says
+        the same twice in a row.
       hello: What it says first; None for a device's.
     """
 
@@ -127,6 +128,7 @@ class Agent:
           UserError: Something else that a person must change.
         """
         tries, heard = 0, now()
+        suspected: str | None = None
         try:
             while True:
                 before, self._attended = now(), False
@@ -141,8 +143,10 @@ class Agent:
                     tries, heard = 0, now()
                 elif now() - before > LONGEST_WAIT_SECONDS:
                     tries = 0
-                if not self._attended and (wrong := await self._wrong()) is not None:
+                wrong = None if self._attended else await self._wrong()
+                if wrong is not None and wrong == suspected:
                     raise JoinError(wrong)
+                suspected = wrong  # for now: a server that dies at that moment hangs up as well
                 if now() - heard > self._patience_seconds:
                     raise JoinError(
                         f"join: expected an answer of the server within {self._patience_seconds:g} s, got "
