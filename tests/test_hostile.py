@@ -265,8 +265,8 @@ def tls_counts(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """Set when a server counts what TLS has refused, which it looks for often from now on."""
     counted, count = asyncio.Event(), Refusals.count
 
-    def noticed(self: Refusals, device: str | None, error: WireError) -> None:
-        count(self, device, error)
+    def noticed(self: Refusals, device: str | None, error: WireError, peer: str = "") -> None:
+        count(self, device, error, peer)
         if error.reason == "no-tls":
             counted.set()
 
