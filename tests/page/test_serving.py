@@ -197,13 +197,13 @@ def test_a_browser_sees_a_run_go(tmp_path: Path, browser: Browser) -> None:
     with served(live) as port:
         page = browser.open(f"http://127.0.0.1:{port}/")
         page.until("document.getElementById('status').innerText === 'Round 1/4 is under way.'")
-        assert page.text("#count") == "3 devices"
+        page.until("document.getElementById('count').innerText === '3 devices'")
         assert page.value("document.querySelectorAll('svg.curves').length") == 0
         for round in range(2):
             play(live, folder, round)
             page.until(f"document.querySelector('#tiles .figure').innerText === '{round + 1} of 4'")
         page.until("document.querySelectorAll('.charts:not([hidden]) svg.curves .line').length === 3")
-        assert page.value("document.querySelector('svg.curves .line').getBoundingClientRect().width") > 50
+        page.until("document.querySelector('svg.curves .line').getBoundingClientRect().width > 50")
         page.until("document.getElementById('view').innerText === '0 s to 20 s of 20 s, rounds 1 to 2'")
         page.click("#rows tbody th button")
         page.until("document.querySelectorAll('#device svg.spark').length === 3")
