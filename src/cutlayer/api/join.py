@@ -17,6 +17,7 @@ from cutlayer.device.token import read_token
 from cutlayer.joining import Joining
 from cutlayer.joining import join as join_run
 from cutlayer.transport.allocator import ON_A_DEVICE, keep_freed_memory
+from cutlayer.transport.carrier import Dial
 from cutlayer.transport.diagnosis import wrong_with
 from cutlayer.transport.grpc_carrier import dialler
 from cutlayer.transport.tls import credentials_for
@@ -140,9 +141,36 @@ def attending(
     Raises:
       UserError: Something cannot be.
     """
-    credentials = credentials_for(server, ca, certificate, key, insecure=insecure)
-    secret = read_token(token, os.environ)
+    dial = way_to(server, joining.name, ca, token, certificate, key, insecure=insecure)
     keep_freed_memory(ON_A_DEVICE)
-    dial = dialler(server, name=joining.name, token=secret, credentials=credentials, insecure=insecure)
     wrong = partial(asyncio.to_thread, wrong_with, server, ca, certificate, key)
     return join_run(joining, dial, Random(joining.name), notice, wrong=wrong)
+
+
+def way_to(
+    server: str,
+    name: str,
+    ca: Path | None,
+    token: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    *,
+    insecure: bool,
+) -> Dial:
+    """The way of a device, or of a site, to a server.
+
+    Args:
+      server: Where it listens; see `join`, as for the others.
+      name: Who dials.
+      ca: The fleet's ca.crt.
+      token: A file with the token.
+      certificate: device.crt.
+      key: device.key.
+      insecure: Whether to do without TLS.
+
+    Raises:
+      UserError: Something cannot be.
+    """
+    credentials = credentials_for(server, ca, certificate, key, insecure=insecure)
+    secret = read_token(token, os.environ)
+    return dialler(server, name=name, token=secret, credentials=credentials, insecure=insecure)

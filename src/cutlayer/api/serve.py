@@ -11,9 +11,9 @@ from typing import Any
 
 from cutlayer.api.apart import run_apart
 from cutlayer.api.given import Given, config_from, goes_on
+from cutlayer.api.join import way_to
 from cutlayer.api.told import OnRound, Told
 from cutlayer.config import RunConfig
-from cutlayer.device.token import read_token
 from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.gate.children import Children
 from cutlayer.gate.door import Admission, GrpcDoor, door_of
@@ -32,8 +32,6 @@ from cutlayer.run.unsaid import on_real_machines
 from cutlayer.transport.address import joined
 from cutlayer.transport.allocator import keep_freed_memory
 from cutlayer.transport.exposure import check_exposure
-from cutlayer.transport.grpc_carrier import dialler
-from cutlayer.transport.tls import credentials_for
 
 DEFAULT_PORT = 7070
 
@@ -277,10 +275,8 @@ def siting(
     check_exposure(how.host, tls=roster is not None, authenticated=roster is not None, insecure=how.insecure)
     if how.workers != 1:
         raise ConfigError(f"--workers: expected 1 at a site, got {how.workers}. Leave --workers out.")
-    credentials = credentials_for(site.server, site.ca, site.certificate, site.key, insecure=how.insecure)
-    secret = read_token(site.token, os.environ)
+    dial = way_to(site.server, site.name, site.ca, site.token, site.certificate, site.key, insecure=how.insecure)
     keep_freed_memory()
-    dial = dialler(site.server, name=site.name, token=secret, credentials=credentials, insecure=how.insecure)
     folder = Path(config.out) / "sites" / site.name
     address = joined(how.host, how.port, "serve")
     if roster is None and children is not None:

@@ -159,12 +159,12 @@ def _check_out(out: Path, *, certificate: bool) -> None:
 
 def _say_join(name: str, folder: Path, port: int, proof: str) -> None:
     """The whole command that a device types."""
+    from cutlayer.transport.address import joined
     from cutlayer.transport.certificates import server_hosts
 
-    hosts = server_hosts(folder)
-    host = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
+    address = joined(server_hosts(folder)[0], port)
     _say(f"On {name}, where DATA is its own data:")
-    _say(f"cutlayer join {host}:{port} --name {name} --ca ca.crt {proof} --data DATA --model server")
+    _say(f"cutlayer join {address} --name {name} --ca ca.crt {proof} --data DATA --model server")
 
 
 def _say(line: str) -> None:

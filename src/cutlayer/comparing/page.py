@@ -17,7 +17,7 @@ from cutlayer.comparing.results import MethodFigures, Point, Results, Stat
 from cutlayer.comparing.tables import NOT_REACHED, NOTHING, Cell, Table, budget_table, plain, target_table, whole_bytes
 from cutlayer.fleet.profile import Fleet
 from cutlayer.page.curves import BYTES, FLOPS, SECONDS, Curve, Units, curves_svg
-from cutlayer.page.document import html_page
+from cutlayer.page.document import html_page, short_name
 from cutlayer.reading import counted, yaml_text
 from cutlayer.report.gantt import gantt_svg
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
@@ -78,7 +78,7 @@ def _head(results: Results, fleet: Fleet) -> Iterator[str]:
     data, train = shared["data"], shared["train"]
     yield f"<h1>{escape(_title(results))}</h1>"
     facts = [
-        f"{_short(shared['model']['name'])} on {_short(data['path'])}, spread {data['spread']}",
+        f"{short_name(shared['model']['name'])} on {short_name(data['path'])}, spread {data['spread']}",
         f"{_fleet_name(fleet)}, {len(fleet.devices)} device{'s' if len(fleet.devices) > 1 else ''}",
         f"{counted(train['rounds'], 'round')} of {counted(train['local_steps'], 'step')}, batch {train['batch_size']}",
         "one seed" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}",
@@ -94,11 +94,6 @@ def _failed(results: Results) -> Iterator[str]:
     for name, problem in results.failed.items():
         yield f"<li><b>{_breakable(name)}</b> {escape(problem)}</li>"
     yield "</ul></div>"
-
-
-def _short(name: str) -> str:
-    """A path's last part; other names as they are."""
-    return Path(name).name if name.startswith("/") else name
 
 
 def _fleet_name(fleet: Fleet) -> str:

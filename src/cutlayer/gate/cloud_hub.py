@@ -20,7 +20,7 @@ from cutlayer.errors import DeviceGone, Refused
 from cutlayer.fleet.clock import now
 from cutlayer.fleet.profile import DeviceProfile, SiteProfile
 from cutlayer.gate.allowance import Allowance
-from cutlayer.gate.hub import Host, Hub, Member
+from cutlayer.gate.hub import Host, Hub, Member, lost_of
 from cutlayer.gate.refusals import Refusals
 from cutlayer.gate.roster import NAME
 from cutlayer.server.sites import DeviceRow
@@ -92,12 +92,7 @@ class CloudHub:
 
     def lost(self) -> dict[str, str]:
         """See `Hub.lost`; devices of a site that is away, or was refused, are lost."""
-        here = {member.name for member in self.here}
-        return {
-            member.name: "away" if member.refused is None else member.refused.reason
-            for member in self.everybody
-            if member.name not in here
-        }
+        return lost_of(self.everybody, self.here)
 
     @property
     def told(self) -> frozenset[str]:

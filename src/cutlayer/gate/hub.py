@@ -451,11 +451,7 @@ class Hub:
 
     def lost(self) -> dict[str, str]:
         """Devices that took part and are no more: away, or why they were refused. Once they are dismissed, all are."""
-        return {
-            member.name: "away" if member.refused is None else member.refused.reason
-            for member in self.everybody
-            if member.refused is not None or not member.here
-        }
+        return lost_of(self.everybody, self.here)
 
     async def linger(self) -> None:
         """Waits a while for those who were away when the run ended: else they would try to reach it in vain."""
@@ -477,6 +473,21 @@ class Hub:
         """The server stops: whoever is here is told that it may come back."""
         carriers = [member.carrier for member in self.here if member.carrier is not None]
         await asyncio.gather(*(_part(carrier, reason) for carrier in carriers))
+
+
+def lost_of(everybody: Sequence[Member], here: Sequence[Member]) -> dict[str, str]:
+    """Why each of these is not here any more: away, or the reason for which it was refused.
+
+    Args:
+      everybody: Who has taken part.
+      here: Those of them who are here.
+    """
+    names = {member.name for member in here}
+    return {
+        member.name: "away" if member.refused is None else member.refused.reason
+        for member in everybody
+        if member.name not in names
+    }
 
 
 async def _part(carrier: Carrier, reason: str) -> None:

@@ -82,3 +82,12 @@ def _json(value: Any) -> str:
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
+
+
+def short_name(name: str) -> str:
+    """A path's last part; other names as they are.
+
+    Args:
+      name: of a model, of data or of a fleet, as a config has it.
+    """
+    return Path(name).name if name.startswith("/") else name

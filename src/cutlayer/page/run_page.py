@@ -13,7 +13,7 @@ from typing import Any
 
 from cutlayer.config import RunConfig, read_config
 from cutlayer.page.digest import COLUMNS, Digest
-from cutlayer.page.document import html_page
+from cutlayer.page.document import html_page, short_name
 from cutlayer.page.figures import AXES
 from cutlayer.page.timeline import KINDS
 from cutlayer.reading import yaml_text
@@ -111,7 +111,7 @@ def _head(digest: Digest) -> Iterator[str]:
     data, train = config["data"], config["train"]
     yield f"<h1>{escape(_title(digest))}</h1>"
     facts = [
-        f"{_short(str(config['model']['name']))} on {_short(str(data['path']))}, spread {data['spread']}",
+        f"{short_name(str(config['model']['name']))} on {short_name(str(data['path']))}, spread {data['spread']}",
         f"fleet {_fleet(config['fleet'])}",
         f"{train['rounds']:,} rounds of {train['local_steps']} steps at batch {train['batch_size']}",
         f"seed {train['seed']}",
@@ -127,12 +127,7 @@ def _head(digest: Digest) -> Iterator[str]:
 
 
 def _fleet(given: Any) -> str:
-    return _short(given) if isinstance(given, str) else str(given.get("name", "of its own"))
-
-
-def _short(name: str) -> str:
-    """A path's last part; other names as they are."""
-    return Path(name).name if name.startswith("/") else name
+    return short_name(given) if isinstance(given, str) else str(given.get("name", "of its own"))
 
 
 def _charts(drawn: Mapping[str, list[str]]) -> Iterator[str]:
