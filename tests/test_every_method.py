@@ -19,7 +19,6 @@ from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.families import FAMILIES
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import ORDERS
@@ -41,6 +40,7 @@ from cutlayer.testing.tiny import BLOCKS, LABELS, save_inputs
 from cutlayer.types import Adapter, Batch, DevicePlan, Kept, RoundPlan
 from cutlayer.wire.messages import Gradients
 from real import values_for
+from turns import CASES, by_turns
 
 METHODS = sorted(TABLE)
 CUT = [name for name in METHODS if "cut" in TABLE[name].options]
@@ -118,7 +118,7 @@ def every_law_on_every_row() -> Iterator[ParameterSet]:
     """`test_resume.py` stops runs of every method in more places: here that law is slow on most rows."""
     for method, law in product(METHODS, LAWS):
         slow = law == "stop_and_resume_is_never_stopped" and method not in ("memsfl", "vanilla")
-        slow |= law == "devices_may_come_and_go" and method in ("fedkseed", "ho_sfl", "fedspine", "prge")
+        slow |= law == "devices_may_come_and_go" and METHODS.index(method) % 2 == 1
         yield pytest.param(method, law, marks=[pytest.mark.slow] if slow else [])
 
 
@@ -135,7 +135,7 @@ def test_every_law_on_every_row(method: str, law: str, subjects: dict[str, Subje
 
 
 @pytest.mark.parametrize("method", ["memsfl", "fedlora"])
-@pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
+@pytest.mark.parametrize(("family", "task"), list(by_turns(CASES, one_of=2)))
 def test_one_device_is_plain_training_in_every_family(
     family: str, task: str, method: str, tiny_model: ModelMaker
 ) -> None:
@@ -338,11 +338,7 @@ def judged_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_inputs(tmp_path_factory.mktemp("judged"), rows=24)
 
 
-SLOW_TO_PLAN = {"hsplitlora"}
-TO_JUDGE = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_PLAN else []) for name in METHODS]
-
-
-@pytest.mark.parametrize("method", TO_JUDGE)
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
 def test_devices_say_what_the_server_would_say_of_their_rows(
     method: str, judged_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from cutlayer.report.progress import NoProgress
 from cutlayer.run.inputs import method_of, prepare
 from cutlayer.state import State
 from cutlayer.types import Event
+from turns import by_turns
 
 ROUNDS = 3
 
@@ -151,10 +152,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("sixths", [(3,), pytest.param((1, 5), marks=pytest.mark.slow)], ids=["half-way", "elsewhere"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_stopped_in_the_middle_of_any_round(
-    options: tuple[str, ...], sixths: tuple[int, ...], inputs: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", list(by_turns(OPTIONS, one_of=2)))
+def test_stopped_in_the_middle_of_any_round(name: str, sixths: tuple[int, ...], inputs: Path, tmp_path: Path) -> None:
+    options = OPTIONS[name]
     run(config_for(inputs, tmp_path / "whole", *options))
     expected, events = result_of(tmp_path / "whole"), num_events(tmp_path / "whole")
     for part in sixths:
@@ -230,7 +230,10 @@ def test_a_full_disk_at_the_end(file: str, inputs: Path, tmp_path: Path, monkeyp
     assert result_of(Path(config.out)) == result_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("method", sorted(TABLE))
+TWICE = by_turns(sorted(TABLE), one_of=3, always=("memsfl", "teasq_fed"))
+
+
+@pytest.mark.parametrize("method", list(TWICE))
 def test_every_method_stopped_twice(method: str, inputs: Path, tmp_path: Path) -> None:
     """Its devices judge, where they can; without that the law is one of `cutlayer.testing.laws`."""
     options = [f"method.name={method}", "lora.targets=[all-linear]"]

@@ -50,6 +50,7 @@ def test_it_prints_a_table_and_writes_json(
     assert all(cell["over_in_process"] == pytest.approx(cell["step_ms"] / first) for cell in cells)
 
 
+@pytest.mark.slow
 def test_a_real_run_on_a_slow_link(tmp_path: Path) -> None:
     settings = argparse.Namespace(model="tiny", cut=1, batch=4, tokens=16, rounds=3, steps=2)
     made = links.make_config(tmp_path, settings)

@@ -136,6 +136,7 @@ def test_it_is_compared_and_a_run_of_another_text_is_not_taken_for_its_own(mine:
     refused(run(*words), f"{mine} has changed")
 
 
+@pytest.mark.slow
 def test_two_files_are_compared(mine: Path, world: World) -> None:
     """By name they are one another's likeness only if their texts are one file."""
     (mine.parent / "more").mkdir()

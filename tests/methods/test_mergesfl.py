@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from itertools import product
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, History, StepRecord
 from cutlayer.wire.messages import Activations, Gradients
+from turns import by_turns
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2
@@ -168,10 +170,10 @@ def ours(base: Base, batches: Sequence[Sequence[Batch]], cut: int, *, keep_momen
     return play(base, method, fleet, streams, rounds=ROUNDS, local_steps=STEPS, settings=settings).adapter
 
 
-@pytest.mark.parametrize("keep_moments", [True, False], ids=["moments kept", "a new optimizer each round"])
-@pytest.mark.parametrize("weighted", [True, False], ids=["weighted", "plain mean"])
-@pytest.mark.parametrize("cut", [1, 2])
-@pytest.mark.parametrize("family", ["bert", "llama"])
+LOOPS = by_turns(product(("bert", "llama"), (1, 2), (True, False), (True, False)), one_of=3)
+
+
+@pytest.mark.parametrize(("family", "cut", "weighted", "keep_moments"), list(LOOPS))
 def test_it_is_the_official_training_loop(
     family: str, cut: int, weighted: bool, keep_moments: bool, tiny_model: ModelMaker
 ) -> None:

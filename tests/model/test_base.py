@@ -24,6 +24,7 @@ from cutlayer.model.part import model_inputs
 from cutlayer.model.pooling import FRESH_POOLER_STD
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import Adapter
+from turns import CASES
 
 ModelMaker = Callable[[str, str], Path]
 POOLER = "base_model.model.bert.pooler.dense.weight"
@@ -305,7 +306,7 @@ def logits(base: Base, adapter: Adapter) -> Tensor:
         return part.loss_and_logits(random_batch(base.settings.task, seed=4))[1]
 
 
-@pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
+@pytest.mark.parametrize(("family", "task"), CASES)
 def test_a_fold_is_the_adapter_in_the_weights(family: str, task: str, tiny_model: ModelMaker) -> None:
     """The folded model without an adapter is the model with the fold as its adapter, in parts made before and after.
 

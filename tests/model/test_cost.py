@@ -29,7 +29,6 @@ from cutlayer.model.cost import (
     cost_model,
 )
 from cutlayer.model.counting import PROBE_SAMPLES, Counter, Held
-from cutlayer.model.families import FAMILIES
 from cutlayer.model.imagined import FUSED_ATTENTION
 from cutlayer.model.part import Part, model_inputs
 from cutlayer.policies.delay import Delay
@@ -37,9 +36,10 @@ from cutlayer.policies.prune import Prune
 from cutlayer.testing import tiny
 from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Batch, Cost, DevicePlan, Flow, Kept
+from turns import CASES, by_turns
 
 ModelMaker = Callable[[str, str], Path]
-CASES = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
+THREE = [("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "classification")]
 SAMPLES, TOKENS = 3, 23
 D, FF, HEADS, RANK = 16, 32, 4, 8  # of the tiny encoders, and LoRA's rank
 
@@ -113,7 +113,7 @@ def fixed_bytes(part: Part, adapter: Mapping[str, Tensor]) -> int:
 
 
 @pytest.mark.parametrize("cut", [0, 1, BLOCKS])
-@pytest.mark.parametrize(("family", "task"), CASES)
+@pytest.mark.parametrize(("family", "task"), THREE)
 def test_a_step_costs_what_was_foretold(
     family: str, task: str, cut: int, costs: Callable[[str, str], ShapedCosts], tiny_model: ModelMaker
 ) -> None:
@@ -175,7 +175,7 @@ def test_a_whole_model_costs_what_its_ranks_say(
 
 @pytest.mark.parametrize("delay", [0, 2])
 @pytest.mark.parametrize("top", [2, BLOCKS])
-@pytest.mark.parametrize(("family", "task"), [*CASES, ("llama", "causal-lm")])
+@pytest.mark.parametrize(("family", "task"), [*THREE, ("llama", "causal-lm")])
 def test_a_device_with_both_ends_costs_what_its_parts_cost(
     family: str, task: str, top: int, delay: int, tiny_model: ModelMaker
 ) -> None:
@@ -253,7 +253,7 @@ def test_bytes_by_hand(costs: Callable[[str, str], ShapedCosts], tiny_model: Mod
 # ------------------------------------------------------------------ how costs hang together
 
 
-@pytest.mark.parametrize(("family", "task"), CASES[:2])
+@pytest.mark.parametrize(("family", "task"), THREE[:2])
 def test_wherever_the_cut_the_blocks_add_up(family: str, task: str, costs: Callable[[str, str], ShapedCosts]) -> None:
     model = costs(family, task)
     pairs = [(model.device(at(cut), 2, 50), model.server(at(cut), 2, 50)) for cut in range(BLOCKS + 1)]
@@ -326,9 +326,15 @@ def test_the_same_settings_are_counted_once(tiny_model: ModelMaker) -> None:
 # ------------------------------------------------------------------ pruned
 
 
-@pytest.mark.parametrize("prune", [0.3, 0.5, 0.95])
-@pytest.mark.parametrize("ranks", [(), (2, 2, 2)])
-@pytest.mark.parametrize(("family", "task"), [*CASES, ("phi3", "causal-lm")])
+PRUNED = [
+    (*case, ranks, prune)
+    for case in (*THREE, ("phi3", "causal-lm"))
+    for ranks in ((), (2, 2, 2))
+    for prune in (0.3, 0.5, 0.95)
+]
+
+
+@pytest.mark.parametrize(("family", "task", "ranks", "prune"), list(by_turns(PRUNED, one_of=3)))
 def test_a_pruned_model_costs_what_it_really_does(
     family: str, task: str, ranks: tuple[int, ...], prune: float, tiny_model: ModelMaker
 ) -> None:
@@ -399,12 +405,11 @@ def test_equal_ranks_cost_the_same_by_module_and_by_block(tiny_model: ModelMaker
 
 # ------------------------------------------------------------------ from pieces
 
-EVERY = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 OFTEN = (("gpt2", "causal-lm"), ("bert", "classification"))
 
 
 def every_family() -> list[Any]:
-    return [pytest.param(*case, marks=() if case in OFTEN else pytest.mark.slow) for case in EVERY]
+    return [pytest.param(*case, marks=() if case in OFTEN else pytest.mark.slow) for case in CASES]
 
 
 def every_part(ranks: tuple[int, ...]) -> list[Held]:

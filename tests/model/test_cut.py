@@ -12,11 +12,10 @@ from torch import nn
 from bases import open_base
 from cutlayer.errors import ModelError
 from cutlayer.model.cut import Feed, Pass, Skip, Zeros, check_cut
-from cutlayer.model.families import FAMILIES
 from cutlayer.testing.tiny import BLOCKS
+from turns import CASES
 
 ModelMaker = Callable[[str, str], Path]
-CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 
 
 def test_stand_ins_pass_on_what_they_are_given() -> None:

@@ -19,8 +19,7 @@ from cutlayer.model.cut import check_paths, head_modules
 from cutlayer.model.families import FAMILIES, Family, family_content, family_of, read_family
 from cutlayer.testing.playground import learning_rate, plain_training, played
 from cutlayer.testing.tiny import BLOCKS, CONFIGS
-
-CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
+from turns import CASES
 
 
 def meta_model(family: str, task: str) -> Any:

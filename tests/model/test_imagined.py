@@ -16,16 +16,16 @@ from bases import settings_for
 from cutlayer.model import imagined
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.counting import Counter, Held
-from cutlayer.model.families import FAMILIES
 from cutlayer.model.imagined import BY_SHAPE, FUSED_ATTENTION, Imagined
 from cutlayer.testing.tiny import BLOCKS
+from turns import CASES
 
 ModelMaker = Callable[[str, str], Path]
 OFTEN = (("gpt2", "causal-lm"), ("bert", "classification"), ("llama", "causal-lm"))
 
 
 def every_family() -> list[object]:
-    cases = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
+    cases = CASES
     return [pytest.param(*case, marks=() if case in OFTEN else pytest.mark.slow) for case in cases]
 
 

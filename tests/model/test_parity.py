@@ -15,8 +15,7 @@ from cutlayer.model.part import model_inputs
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import Adapter, Batch
-
-CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
+from turns import CASES
 
 
 def settings_for(folder: Path, task: str, **changes: object) -> ModelSettings:

@@ -13,9 +13,9 @@ from torch import nn
 from bases import moved_adapter, open_base
 from cutlayer.errors import ModelError
 from cutlayer.model.base import Base
-from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.testing.tiny import BLOCKS, VOCABULARY, random_batch
+from turns import CASES, by_turns
 
 ModelMaker = Callable[[str, str], Path]
 
@@ -115,7 +115,7 @@ def test_the_whole_gives_loss_and_logits(bert: Base, tiny_model: ModelMaker) -> 
     )
 
 
-@pytest.mark.parametrize(("family", "task"), [(row.name, task) for row in FAMILIES.values() for task in row.tasks])
+@pytest.mark.parametrize(("family", "task"), list(by_turns(CASES, one_of=2)))
 def test_the_middle_is_what_lies_between_two_cuts(family: str, task: str, tiny_model: ModelMaker) -> None:
     """A device's blocks and those after them are a deeper device's, bit for bit, wherever the two cuts are."""
     base, batch = open_base(tiny_model(family, task), task), random_batch(task)

@@ -20,10 +20,10 @@ from cutlayer.model.importance import magnitudes
 from cutlayer.model.structure import Structure
 from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, Kept
+from turns import CASES
 
 ModelMaker = Callable[[str, str], Path]
 ALL = LoraSettings(rank=4, targets=("all-linear",))
-ROWS = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def silence(base: Base, kept: Kept, adapter: Adapter) -> Adapter:
     return adapter
 
 
-@pytest.mark.parametrize(("family", "task"), ROWS)
+@pytest.mark.parametrize(("family", "task"), CASES)
 def test_removing_units_is_zeroing_what_takes_them(family: str, task: str, tiny_model: ModelMaker) -> None:
     base = open_base(tiny_model(family, task), task, lora=ALL)
     kept, adapter, batch = some_kept(base.structure, 3), moved_adapter(base), random_batch(task)

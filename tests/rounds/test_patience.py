@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from itertools import product
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ from cutlayer.testing.playground import (
 from cutlayer.types import Adapter
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Close, Message, Update
+from turns import by_turns
 
 METHODS = sorted(TABLE)
 MEANS = ["fedlora", "memsfl"]
@@ -93,8 +95,7 @@ def weighed(trained: list[Adapter], weights: list[int]) -> Adapter:
     }
 
 
-@pytest.mark.parametrize("after", range(STEPS + 1))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "after"), list(by_turns(product(METHODS, range(STEPS + 1)), one_of=3)))
 def test_a_round_goes_on_without_a_device(method: str, after: int, bert: Base) -> None:
     """Wherever in its round the device leaves: before it begins, between two steps, before its update."""
     played = run(bert, method, leaving("device-1", after=after))
@@ -232,7 +233,7 @@ def in_order(played: Played) -> list[str]:
     return sorted(map(str, played.events))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
 def test_who_is_in_time_notices_no_policy(method: str, bert: Base, undisturbed: Played) -> None:
     """A deadline that nobody reaches and a quorum of all are `wait_all`, to the last bit and message."""
     expected = undisturbed
@@ -288,7 +289,7 @@ def test_a_planned_deadline_is_later_while_devices_read_their_weights(
     assert seconds[1] == pytest.approx([15.0, 16.0])
 
 
-@pytest.mark.parametrize(("method", "policy", "after"), CASES, ids=str)
+@pytest.mark.parametrize(("method", "policy", "after"), list(by_turns(CASES, one_of=3)), ids=str)
 def test_every_round_ends_though_a_device_never_answers(
     method: str, policy: Stragglers, after: int, bert: Base
 ) -> None:
@@ -485,7 +486,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "kind", "late"), PARTS)
+@pytest.mark.parametrize(("method", "kind", "late"), list(by_turns(PARTS, one_of=3)))
 def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, bert: Base, undisturbed: Played) -> None:
     """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
     policy = quorum(0.5, late)

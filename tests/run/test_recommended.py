@@ -24,6 +24,7 @@ from cutlayer.run.rehearsed import rehearse
 from cutlayer.run.run import first_plan, situation_of
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.wire.messages import Activations
+from turns import by_turns
 
 NUM_TOKENS = 8
 
@@ -156,7 +157,7 @@ def test_who_is_busy_and_who_waits(found: dict[str, Fits | Unfit]) -> None:
             assert all(0 <= device.busy <= 1 - device.idle + 1e-9 for device in one.devices.values())
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", list(by_turns(TABLE, one_of=2)))
 def test_what_is_said_of_labels_and_of_backward_passes_is_what_devices_do(
     name: str, found: dict[str, Fits | Unfit], tiny_model: Callable[[str, str], Path]
 ) -> None:

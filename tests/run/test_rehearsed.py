@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from _pytest.mark import ParameterSet
 
 from bases import open_base
 from commands import FLEET, World, run
@@ -27,15 +26,12 @@ from cutlayer.run.run import situation_of
 from cutlayer.server.owners import SHARED
 from cutlayer.testing import tiny
 from cutlayer.testing.playground import fleet_of, play, streams_for
+from turns import by_turns
+
+ON_EACH_TASK = by_turns(product(TABLE, ("classification", "causal-lm")), one_of=4)
 
 
-def every_method_on_each_task() -> Iterator[ParameterSet]:
-    """One of the two tasks is slow, by turns."""
-    for at, (method, task) in enumerate(product(TABLE, ("classification", "causal-lm"))):
-        yield pytest.param(method, task, marks=[pytest.mark.slow] if at % 4 in (1, 2) else [])
-
-
-@pytest.mark.parametrize(("method", "task"), list(every_method_on_each_task()))
+@pytest.mark.parametrize(("method", "task"), list(ON_EACH_TASK))
 def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str, world: World) -> None:
     needs = {
         **{name: ["-o", "lora.targets=[all-linear]"] for name in ("fedsl", "fedspine", "hfl_prune")},  # they prune
@@ -150,7 +146,7 @@ def rehearsed_is_played(world: World, task: str, method: str, *options: str) -> 
     assert inputs.base.weights.bytes_read == 0
 
 
-@pytest.mark.parametrize("method", TABLE)
+@pytest.mark.parametrize("method", list(by_turns(TABLE, one_of=2)))
 def test_each_piece_of_work_says_what_it_would_return(
     method: str, tiny_model: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,7 @@ def tensor_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("method", ["fedlora", "memsfl"])
+@pytest.mark.parametrize("method", [pytest.param("fedlora", marks=pytest.mark.slow), "memsfl"])
 def test_eighty_devices_share_one_base(
     method: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

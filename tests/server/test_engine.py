@@ -18,7 +18,6 @@ from bases import moved_adapter, open_base
 from cutlayer.errors import DivergedError
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
-from cutlayer.model.families import FAMILIES
 from cutlayer.model.loss import Learned
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
@@ -30,9 +29,9 @@ from cutlayer.testing.tiny import BLOCKS, random_batch
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations
 from ends import activations_for
+from turns import CASES
 
 ModelMaker = Callable[[str, str], Path]
-CASES = [(row.name, task) for row in FAMILIES.values() for task in row.tasks]
 
 
 def engine_of(base: Base, *cuts: int, seed: int = 0) -> tuple[Engine, Adapters]:
