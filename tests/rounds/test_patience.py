@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
-from itertools import product
 
 import pytest
 import torch
