@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
+from cutlayer.cli.page import PageOption, PageTlsOption, asked_page, shown_beside
 from cutlayer.cli.resumed import check_words, config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import noticing, progress_console, starting
@@ -149,6 +149,7 @@ def serve(
         config = config_of(resume, given, "serve")
         if resume is None:
             check_door(host or "127.0.0.1", folder, insecure=bool(insecure))
+        asked = asked_page(page, page_tls, resume, folder or _kept_roster(resume))
         from cutlayer.api.serve import Listening, serving
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress
@@ -157,7 +158,7 @@ def serve(
 
         fit_threads()
         said = {"host": host, "port": port, "roster": folder, "insecure": insecure, "workers": workers}
-        how = Listening.of({**said, "min_devices": min_devices, "patience": patience}, resume)
+        how = Listening.of({**said, "min_devices": min_devices, "patience": patience}, resume, asked)
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     display = NoProgress() if quiet else FleetProgress(terminal)
@@ -167,12 +168,19 @@ def serve(
             f"listening on {joined(how.host, port)}, waiting for {counted(how.min_devices, 'device')}", highlight=False
         )
 
-    tls = page_tls if page is None else page_tls or how.roster
-    with shown_beside(display, config, page, tls) as watched:
+    with shown_beside(display, config, asked) as watched:
         watched.stage("reading the data")
         work = serving(config, watched, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}", leash=leash)
     tell(outcome, quiet=quiet)
+
+
+def _kept_roster(run: Path | None) -> Path | None:
+    """The fleet folder with which a run was served; None where there was none."""
+    from cutlayer.report.run_folder import RunFolder
+
+    kept = None if run is None else RunFolder(run).read_started().get("roster")
+    return None if kept is None else Path(str(kept))
 
 
 def _site(
