@@ -5,7 +5,7 @@ Every update is one assignment into a place that already exists, so the two need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,11 @@ class RunState:
         self.last_event[event.who] = event
         if event.step is not None:
             self.last_step[event.who] = event
+
+    def saw_all(self, events: Sequence[Event]) -> None:
+        """Remembers the latest of each machine, of events in their order."""
+        self.last_event.update({event.who: event for event in events})
+        self.last_step.update({event.who: event for event in events if event.step is not None})
 
     def finished(self, row: Mapping[str, Any], now: float) -> None:
         """Takes a round's record (`round_row.py`)."""
