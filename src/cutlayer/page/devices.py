@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutlayer.page.thinned import Thinned
 from cutlayer.report.activities import SERVER
+from cutlayer.report.round_row import clock_seconds
 
 if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
     from cutlayer.types import Event
@@ -170,7 +171,7 @@ class DevicesSoFar:
     def finished(self, row: Mapping[str, Any]) -> None:
         """Takes a line of metrics.jsonl."""
         for name, measured in row["devices"].items():
-            self.of(name).finished(row["round"], measured, row["virtual_seconds"])
+            self.of(name).finished(row["round"], measured, clock_seconds(row))
         for round in [round for round in self._last if round <= row["round"]]:
             _, name = self._last.pop(round)
             if len(row["devices"]) > 1:

@@ -17,6 +17,7 @@ from cutlayer.page.figures import Figures
 from cutlayer.page.timeline import Timeline
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.report.round_row import clock_seconds
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.summary import versions
 
@@ -141,7 +142,7 @@ class Digest:
         self.rounds_done, self.last_row = row["round"] + 1, row
         self._validation = row["validation"] or self._validation
         self._late += row["late"]
-        self._round_ends = (self._round_ends[1], row["virtual_seconds"])
+        self._round_ends = (self._round_ends[1], clock_seconds(row))
         self.figures.finished(row)
         self.devices.finished(row)
 
@@ -165,7 +166,7 @@ class Digest:
                 shown.append([f"validation {name}" if name == "loss" else name, f"{value:.4g}", "of the whole model"])
         up, down = (sum(getattr(d, key) for d in self._devices()) for key in ("bytes_up", "bytes_down"))
         shown.append(["sent by devices", human_bytes(up), f"and to them {human_bytes(down)}"])
-        shown.append(["time of the run", human_seconds(row["virtual_seconds"]), self._pace()])
+        shown.append(["time of the run", human_seconds(clock_seconds(row)), self._pace()])
         needs = [device.memory_bytes for device in self._devices()]
         device = f"; up to {human_bytes(max(needs))} on a device" if needs else ""
         shown.append(["memory, predicted", human_bytes(row["server_memory_bytes"]), f"on the server{device}"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cutlayer.report.activities import SERVER
+from cutlayer.report.round_row import clock_seconds
 
 if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
     from cutlayer.types import Event
@@ -91,6 +92,6 @@ class RunState:
 
     def virtual_seconds(self) -> float:
         """The latest moment of the run's own clock that any machine has reached."""
-        reached = 0.0 if self.last_row is None else self.last_row["virtual_seconds"]
+        reached = 0.0 if self.last_row is None else clock_seconds(self.last_row)
         latest = (self.last_event[name] for name in (*self.devices, SERVER))
         return max([reached, *(event.end_seconds for event in latest if event is not None)])
