@@ -38,6 +38,7 @@ import yaml
 from cutlayer.config import read_config
 from cutlayer.methods.table import build_method
 from cutlayer.report.listing import Listing
+from cutlayer.report.round_row import clock_seconds
 from cutlayer.run.inputs import prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
@@ -226,7 +227,7 @@ def served(overrides: Sequence[str], steps: int, kill_every: float | None, here:
             device.end()
     [row] = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
     facts = row["devices"]["phone"]["facts"]
-    seconds = row["virtual_seconds"]
+    seconds = clock_seconds(row)
     adapter = (here / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
     return Served(len(kills), seconds, steps / seconds, facts["lost"], facts["repeated"], same_adapter=True), adapter
 

@@ -16,8 +16,8 @@ def test_a_run_with_a_page_is_the_run_without(made_once: World, tmp_path: Path) 
     with_one = run("train", *flags, tmp_path / "one", "--page")
     without = run("train", *flags, tmp_path / "two")
     assert (with_one.code, without.code) == (0, 0)
-    assert re.search(r"^page: http://127\.0\.0\.1:\d+/$", with_one.out, re.MULTILINE)
-    assert "page:" not in without.out
+    assert re.search(r"^page: http://127\.0\.0\.1:\d+/$", with_one.err, re.MULTILINE)
+    assert "page:" not in with_one.out + without.out + without.err
     for name in ("metrics.jsonl", "events.jsonl", "contributions.jsonl"):
         lines = [re.sub(r'"wall_seconds": [^,]*', "", (tmp_path / run / name).read_text()) for run in ("one", "two")]
         assert lines[0] == lines[1]

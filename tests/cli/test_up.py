@@ -41,6 +41,10 @@ def test_up_trains_the_adapter_of_train(world: World, monkeypatch: pytest.Monkey
     assert brought.code == 0, brought.err
     assert read_config(world.folder / "real" / "config.yaml").method.options["cut"] == "latency"
     check_that_numbers_are_real(brought.out, json.loads((world.folder / "real" / "summary.json").read_text()))
+    clocks = {"simulated": ("virtual_seconds", "seconds"), "real": ("seconds", "virtual_seconds")}
+    for folder, (has, has_not) in clocks.items():
+        rows = [json.loads(line) for line in (world.folder / folder / "metrics.jsonl").read_text().splitlines()]
+        assert all(has in row and has_not not in row for row in rows)
     assert "leaves a device: activations at the cut" in brought.progress
     adapters = [world.folder / name / "adapter" / "adapter_model.safetensors" for name in ("simulated", "real")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()

@@ -12,7 +12,7 @@ def fed(rounds: int, devices: int = 3) -> DevicesSoFar:
     book, who = DevicesSoFar(), names(devices)
     for round in range(rounds):
         for event in events(round, who):
-            book.seen(event)
+            book.seen([event])
         for moved in contributions(round, who):
             book.of(moved["device"]).contributed(moved)
         book.finished(row(round, who))

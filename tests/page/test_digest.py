@@ -22,7 +22,7 @@ def test_a_folder_and_what_is_told_come_to_the_same(tmp_path: Path) -> None:
     told = Digest(config(tmp_path, 5).model_dump(mode="json"), {"blocks": 6}, tmp_path, simulated=False)
     for round in range(5):
         for event in events(round, who):
-            told.seen(event)
+            told.seen([event])
         for moved in contributions(round, who):
             told.contributed(moved)
         told.finished(row(round, who))

@@ -226,7 +226,7 @@ def test_a_thousand_devices_and_ten_thousand_rounds(tmp_path: Path, browser: Bro
     for round in range(10_000):
         late = round >= 9_995
         for event in events(round, who if late else few):
-            digest.seen(event)
+            digest.seen([event])
         for moved in contributions(round, who if late else few):
             digest.contributed(moved)
         digest.finished(row(round, who if late else few))

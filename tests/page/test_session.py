@@ -6,6 +6,8 @@ import http.client
 import re
 import socket
 import ssl
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 pytest.importorskip("uvicorn")
 from cutlayer.errors import ConfigError
 from cutlayer.page import session
+from cutlayer.page.asked import PageAsked
+from cutlayer.page.live import Live
 from cutlayer.page.session import TOKEN, page_beside
 from cutlayer.transport.certificates import issue_server, make_authority
 from made_up_runs import config
@@ -27,6 +31,19 @@ def fleet(tmp_path: Path) -> Path:
     make_authority(folder, datetime.now(UTC))
     issue_server(folder, ["127.0.0.1", "fleet.example.org"], datetime.now(UTC))
     return folder
+
+
+def beside(
+    folder: Path,
+    address: str,
+    tls: Path | None,
+    said: Callable[[str], None],
+    *,
+    simulated: bool,
+    shows_token: bool = True,
+) -> AbstractContextManager[Live]:
+    """The page of a made-up run."""
+    return page_beside(config(folder, 1), PageAsked(address, tls), said, shows_token=shows_token, simulated=simulated)
 
 
 def status_of(port: int, context: ssl.SSLContext | None = None, **headers: str) -> int:
@@ -45,7 +62,7 @@ def status_of(port: int, context: ssl.SSLContext | None = None, **headers: str) 
 
 def test_on_this_machine_it_is_there_without_more(tmp_path: Path) -> None:
     said: list[str] = []
-    with page_beside(config(tmp_path, 1), "127.0.0.1:0", None, said.append, simulated=True):
+    with beside(tmp_path, "127.0.0.1:0", None, said.append, simulated=True):
         found = re.fullmatch(r"page: http://127\.0\.0\.1:(\d+)/", *said)
         assert found
         assert status_of(int(found[1])) == 200
@@ -58,11 +75,11 @@ def test_where_its_own_port_is_taken_it_takes_a_free_one(tmp_path: Path, monkeyp
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         monkeypatch.setattr(session, "DEFAULT_PORT", port)
-        with page_beside(config(tmp_path, 1), "", None, said.append, simulated=True):
+        with beside(tmp_path, "", None, said.append, simulated=True):
             assert not said[0].endswith(f":{port}/")
         with (
             pytest.raises(ConfigError, match=rf"--page: expected an address .* got 127\.0\.0\.1:{port} \("),
-            page_beside(config(tmp_path, 1), f"127.0.0.1:{port}", None, said.append, simulated=True),
+            beside(tmp_path, f"127.0.0.1:{port}", None, said.append, simulated=True),
         ):
             pass
 
@@ -72,7 +89,7 @@ def test_others_can_connect_over_tls_and_by_the_token_alone(
 ) -> None:
     said: list[str] = []
     monkeypatch.delenv(TOKEN, raising=False)
-    with page_beside(config(tmp_path, 1), "0.0.0.0:0", fleet, said.append, simulated=False):
+    with beside(tmp_path, "0.0.0.0:0", fleet, said.append, simulated=False):
         found = re.fullmatch(r"page: https://127\.0\.0\.1:(\d+)/\?token=([\w-]{43})", *said)
         assert found
         context = ssl.create_default_context(cafile=str(fleet / "ca.crt"))
@@ -86,13 +103,13 @@ def test_without_tls_others_cannot(tmp_path: Path, fleet: Path) -> None:
     for address in ("0.0.0.0:0", "fleet.example.org:7072", "[::]:0"):
         with (
             pytest.raises(ConfigError, match="--page: expected TLS where others can connect"),
-            page_beside(config(tmp_path, 1), address, None, print, simulated=False),
+            beside(tmp_path, address, None, print, simulated=False),
         ):
             pass
     (fleet / "server.key").unlink()
     with (
         pytest.raises(ConfigError, match=r"--page-tls: expected a folder .* without server\.key"),
-        page_beside(config(tmp_path, 1), "0.0.0.0:0", fleet, print, simulated=False),
+        beside(tmp_path, "0.0.0.0:0", fleet, print, simulated=False),
     ):
         pass
 
@@ -100,23 +117,40 @@ def test_without_tls_others_cannot(tmp_path: Path, fleet: Path) -> None:
 def test_a_token_that_somebody_has_chosen_is_long(tmp_path: Path, fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setenv(TOKEN, "x" * 40)
-    with page_beside(config(tmp_path, 1), "0.0.0.0:0", fleet, said.append, simulated=False):
-        assert said[0].endswith("?token=" + "x" * 40)
+    with beside(tmp_path, "0.0.0.0:0", fleet, said.append, simulated=False):
+        assert said[0].endswith(f"/ with ?token= and the token of {TOKEN}")
+        assert "x" * 40 not in said[0]
     for short in ("x" * 31, "x" * 31 + "&"):
         monkeypatch.setenv(TOKEN, short)
         with (
             pytest.raises(ConfigError, match=rf"{TOKEN}: expected at least 32 letters") as raised,
-            page_beside(config(tmp_path, 1), "0.0.0.0:0", fleet, said.append, simulated=False),
+            beside(tmp_path, "0.0.0.0:0", fleet, said.append, simulated=False),
         ):
             pass
         assert short not in str(raised.value)
+
+
+def test_no_token_goes_where_a_log_may_be(tmp_path: Path, fleet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.delenv(TOKEN, raising=False)
+    with (
+        pytest.raises(ConfigError, match=rf"{TOKEN}: expected a token for the page, .* got none"),
+        beside(tmp_path, "0.0.0.0:0", fleet, said.append, simulated=False, shows_token=False),
+    ):
+        pass
+    monkeypatch.setenv(TOKEN, "x" * 40)
+    with beside(tmp_path, "0.0.0.0:0", fleet, said.append, simulated=False, shows_token=False):
+        pass
+    assert "x" * 40 not in said[0]
+    with beside(tmp_path, "127.0.0.1:0", None, said.append, simulated=False, shows_token=False):
+        assert said[1].endswith("/")
 
 
 def test_a_certificate_that_is_none_is_told(tmp_path: Path, fleet: Path) -> None:
     (fleet / "server.crt").write_text("no certificate")
     with (
         pytest.raises(ConfigError, match=r"--page-tls: expected in .* a certificate and its key, got "),
-        page_beside(config(tmp_path, 1), "0.0.0.0:0", fleet, print, simulated=False),
+        beside(tmp_path, "0.0.0.0:0", fleet, print, simulated=False),
     ):
         pass
 
@@ -124,6 +158,6 @@ def test_a_certificate_that_is_none_is_told(tmp_path: Path, fleet: Path) -> None
 def test_an_error_of_the_run_passes(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="of the run"),
-        page_beside(config(tmp_path, 1), "127.0.0.1:0", None, print, simulated=True),
+        beside(tmp_path, "127.0.0.1:0", None, print, simulated=True),
     ):
         raise RuntimeError("of the run")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from cutlayer.api.apart import run_apart
 from cutlayer.api.given import Given, config_from, goes_on
 from cutlayer.api.join import way_to
+from cutlayer.api.paged import OnPage, beside_told, page_of
 from cutlayer.api.told import OnRound, Told
 from cutlayer.config import RunConfig
 from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.gate.children import Children
 from cutlayer.gate.door import Admission, GrpcDoor, door_of
 from cutlayer.gate.roster import Roster
+from cutlayer.page.asked import PageAsked, started_of
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.ending import Outcome
@@ -50,6 +52,9 @@ def serve(
     on_round: OnRound | None = None,
     resume: bool = False,
     patience: float | None = None,
+    page: str | bool | None = None,
+    page_tls: str | Path | None = None,
+    on_page: OnPage | None = None,
     **sections: Any,
 ) -> Outcome:
     """Serves a run to devices that join by network, waits for its end and exports the adapter.
@@ -68,6 +73,11 @@ def serve(
         which `resume` goes on with.
       resume: Go on with the run that is in the folder `out`, if one is; else one that is there is an error.
       patience: Seconds after which a round goes on without a device that is away; None waits for ever.
+      page: Serve a page of the run at this address, True for port 7072 of this machine or a free one; False for none,
+        and None for what a run that goes on was told.
+      page_tls: A folder with server.crt and server.key for a page that others can reach; by default the roster.
+      on_page: Called with the page's address, and with its token where it has one; without it that is the one in
+        CUTLAYER_PAGE_TOKEN.
       sections: Of a run file, laid over `run`: `train={"rounds": 2}`, `method="memsfl"`, `out="runs/mine"`.
 
     Returns:
@@ -109,8 +119,11 @@ def serve(
         "patience": patience,
     }
     again = goes_on(config, resume=resume)
-    how = Listening.of(given, Path(config.out) if again else None)
-    return run_apart(serving(config, Told(on_round), on_listening, how, resume=again))
+    folder = Path(config.out) if again else None
+    how = Listening.of(given, folder)
+    how = replace(how, page=page_of(page, page_tls, folder, how.roster))
+    with beside_told(Told(on_round), config, how.page, on_page, simulated=False) as told:
+        return run_apart(serving(config, told, on_listening, how, resume=again))
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,7 @@ class Listening:
       workers: processes that serve the devices.
       min_devices: the first round waits for so many.
       patience: seconds after which a round goes on without a device that is away; None waits for ever.
+      page: the page beside the run; None for none.
     """
 
     host: str = "127.0.0.1"
@@ -133,25 +147,27 @@ class Listening:
     workers: int = 1
     min_devices: int = 1
     patience: float | None = None
+    page: PageAsked | None = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], run: Path | None) -> Listening:
+    def of(cls, given: Mapping[str, Any], run: Path | None, page: PageAsked | None = None) -> Listening:
         """What is given, laid over how the run in this folder was served; None for a new run.
 
         Args:
           given: By attribute, what somebody says now; None for what is left as it is.
           run: The folder of a run that goes on.
+          page: The page beside the run, of which the caller has looked what was kept.
 
         Raises:
           CheckpointError: The folder says something that no server was told.
         """
         kept = {} if run is None else RunFolder.reopen(run).read_started()
-        kept.pop("command", None)
+        kept = {key: value for key, value in kept.items() if key not in ("command", "page")}
         kept |= {name: value for name, value in given.items() if value is not None}
         if kept.get("roster") is not None:
             kept["roster"] = Path(kept["roster"])
         try:
-            return cls(**kept)
+            return cls(**kept, page=page)
         except TypeError:
             raise CheckpointError(
                 f"{run}: expected in started.json what `cutlayer serve` was told, got {', '.join(sorted(kept))}. "
@@ -161,7 +177,8 @@ class Listening:
     def started(self) -> dict[str, Any]:
         """As the run's folder keeps it."""
         roster = None if self.roster is None else str(self.roster.resolve())
-        return {"command": "serve", **asdict(self), "roster": roster}
+        said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "page"}
+        return {"command": "serve", **said, "roster": roster, **started_of(self.page)}
 
 
 def serving(

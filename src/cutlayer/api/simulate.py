@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cutlayer.api.apart import apart
 from cutlayer.api.given import Given, config_from, goes_on
+from cutlayer.api.paged import OnPage, beside_told, page_of
 from cutlayer.api.told import OnRound, Told
+from cutlayer.page.asked import started_of
 from cutlayer.run.ending import Outcome
 from cutlayer.run.inputs import prepare
 from cutlayer.run.simulated import simulate as simulate_run
 
 
 def simulate(
-    run: Given = None, /, *, on_round: OnRound | None = None, resume: bool = False, **sections: Any
+    run: Given = None,
+    /,
+    *,
+    on_round: OnRound | None = None,
+    resume: bool = False,
+    page: str | bool | None = None,
+    page_tls: str | Path | None = None,
+    on_page: OnPage | None = None,
+    **sections: Any,
 ) -> Outcome:
     """Runs a whole fleet in this process, on a virtual clock, and exports the adapter.
 
@@ -24,6 +35,11 @@ def simulate(
       on_round: Called with the row of each round when its checkpoint is on the disk. An error in it ends the run,
         which `resume` goes on with.
       resume: Go on with the run that is in the folder `out`, if one is; else one that is there is an error.
+      page: Serve a page of the run at this address, True for port 7072 of this machine or a free one; False for none,
+        and None for what a run that goes on was told.
+      page_tls: A folder with server.crt and server.key, for a page that others can reach.
+      on_page: Called with the page's address, and with its token where it has one; without it that is the one in
+        CUTLAYER_PAGE_TOKEN.
       sections: Of a run file, laid over `run`: `train={"rounds": 2}`, `method="memsfl"`, `out="runs/mine"`.
 
     Returns:
@@ -53,4 +69,10 @@ def simulate(
     """
     config = config_from(run, sections, "simulate")
     again, told = goes_on(config, resume=resume), Told(on_round)
-    return apart(lambda: simulate_run(prepare(config), told, resume=again), told.stop)
+    asked = page_of(page, page_tls, Path(config.out) if again else None)
+
+    def work() -> Outcome:
+        with beside_told(told, config, asked, on_page, simulated=True) as shown:
+            return simulate_run(prepare(config), shown, resume=again, started=started_of(asked))
+
+    return apart(work, told.stop)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutlayer.cli.terminal import console, progress_console
+from cutlayer.cli.terminal import console, progress_console, starting
 from cutlayer.cli.threads import fit_threads
 from cutlayer.errors import AdapterError, ConfigError, DataError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cutlayer.data.rows import Rows
     from cutlayer.data.tasks import Task
     from cutlayer.model.adapter import LoraSettings
-    from cutlayer.model.export import AdapterCard
+    from cutlayer.model.card import AdapterCard
 
 Column = Annotated[str | None, typer.Option(metavar="COLUMN", help="Where its name differs.", show_default=False)]
 
@@ -52,27 +52,24 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Evaluate an adapter; the base model, the task and the columns are those of its training."""
-    from cutlayer.data.batches import evaluation_batches
-    from cutlayer.model.base import Base, ModelSettings
-    from cutlayer.model.export import base_files, read_adapter, read_card
-    from cutlayer.model.quantised import KINDS
-    from cutlayer.model.source import DTYPES
-    from cutlayer.model.vocabulary import check_ids
-    from cutlayer.report.json_lines import to_json
-    from cutlayer.report.listing import Listing
-    from cutlayer.report.progress import NoProgress, Progress
-    from cutlayer.server import evaluate as evaluation
-    from cutlayer.settings import hardware as hardware_named
-    from cutlayer.settings import load_tokenizer
-
-    if dtype not in (None, *DTYPES, *KINDS):
-        raise ConfigError(
-            f"--dtype: expected one of {', '.join([*DTYPES, *KINDS])}, got {dtype!r}. Choose one of them."
-        )
-    device, card = hardware_named(hardware), read_card(adapter)
+    card = _checked(adapter, data, split, model, dtype, hardware)
     columns = {"text": text, "text_pair": text_pair, "label": label, "prompt": prompt, "answer": answer}
-    columns["messages"] = messages
-    task = _task(card, {role: name for role, name in columns.items() if name is not None})
+    columns |= {"messages": messages}
+    named = {role: name for role, name in columns.items() if name is not None}
+    progress = progress_console()
+    with starting(progress, quiet=as_json):
+        from cutlayer.data.batches import evaluation_batches
+        from cutlayer.model.base import Base, ModelSettings
+        from cutlayer.model.export import base_files, read_adapter
+        from cutlayer.model.vocabulary import check_ids
+        from cutlayer.report.json_lines import to_json
+        from cutlayer.report.listing import Listing
+        from cutlayer.report.progress import NoProgress, Progress
+        from cutlayer.server import evaluate as evaluation
+        from cutlayer.settings import hardware as hardware_named
+        from cutlayer.settings import load_tokenizer
+
+    device, task = hardware_named(hardware), _task(card, named)
     files = base_files(card, model, f"adapter {adapter}")
     dataset, where = _rows(data, split)
     samples = task.encode(dataset, load_tokenizer(files), where)
@@ -91,7 +88,7 @@ def evaluate(
     base = Base(settings, device)
     batches = evaluation_batches(samples, batch_size, card.pad_id)
     fit_threads()
-    with NoProgress() if as_json else Progress(progress_console()) as display:
+    with NoProgress() if as_json else Progress(progress) as display:
         display.stage("evaluating", 0, len(samples))
         metrics = evaluation.evaluate(
             base,
@@ -108,6 +105,31 @@ def evaluate(
     console().print(shown)
 
 
+def _checked(
+    adapter: Path, data: str, split: str | None, model: str | None, dtype: str | None, hardware: str
+) -> AdapterCard:
+    """The adapter's card, when all else that was given can be too, as far as can be told without torch.
+
+    Raises:
+      UserError: Something cannot be.
+    """
+    from cutlayer.config import DTYPES
+    from cutlayer.data.source import check_place
+    from cutlayer.model.card import read_card
+    from cutlayer.reading import check_hardware
+    from cutlayer.run.whence import Whence, check_there
+
+    if dtype not in (None, *DTYPES):
+        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")
+    if split not in (None, "train", "validation", "test"):
+        raise ConfigError(f"--split: expected train, validation or test, got {split!r}. Choose one of them.")
+    check_hardware(hardware)
+    card = read_card(adapter)
+    check_there(Whence("adapter", adapter), model=model)
+    check_place(data)
+    return card
+
+
 def _task(card: AdapterCard, columns: dict[str, str]) -> Task:
     """The adapter's task, on its own columns or on these."""
     from cutlayer.data.source import Columns
@@ -122,8 +144,6 @@ def _rows(data: str, split: str | None) -> tuple[Rows, str]:
     """The rows to judge by, and what they are called in errors."""
     from cutlayer.data.source import Splits, load_tables, load_validation
 
-    if split not in (None, "train", "validation", "test"):
-        raise ConfigError(f"--split: expected train, validation or test, got {split!r}. Choose one of them.")
     if split == "test":
         return load_validation(data, Splits(validation="test")), "test data"
     tables = load_tables(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
-from cutlayer.cli.resumed import config_of, tell
+from cutlayer.cli.page import PageOption, PageTlsOption, asked_page, shown_beside
+from cutlayer.cli.resumed import check_words, config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import noticing, progress_console, starting
 from cutlayer.cli.threads import fit_threads
@@ -148,6 +149,7 @@ def serve(
         config = config_of(resume, given, "serve")
         if resume is None:
             check_door(host or "127.0.0.1", folder, insecure=bool(insecure))
+        asked = asked_page(page, page_tls, resume, folder or _kept_roster(resume))
         from cutlayer.api.serve import Listening, serving
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress
@@ -156,7 +158,7 @@ def serve(
 
         fit_threads()
         said = {"host": host, "port": port, "roster": folder, "insecure": insecure, "workers": workers}
-        how = Listening.of({**said, "min_devices": min_devices, "patience": patience}, resume)
+        how = Listening.of({**said, "min_devices": min_devices, "patience": patience}, resume, asked)
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     display = NoProgress() if quiet else FleetProgress(terminal)
@@ -166,12 +168,19 @@ def serve(
             f"listening on {joined(how.host, port)}, waiting for {counted(how.min_devices, 'device')}", highlight=False
         )
 
-    tls = page_tls if page is None else page_tls or how.roster
-    with shown_beside(display, config, page, tls) as watched:
+    with shown_beside(display, config, asked) as watched:
         watched.stage("reading the data")
         work = serving(config, watched, opened, how, resume=resume is not None, noticed=noticing(terminal, quiet=quiet))
         outcome = run_until_signalled(work, f"cutlayer serve --resume {config.out}", leash=leash)
     tell(outcome, quiet=quiet)
+
+
+def _kept_roster(run: Path | None) -> Path | None:
+    """The fleet folder with which a run was served; None where there was none."""
+    from cutlayer.report.run_folder import RunFolder
+
+    kept = None if run is None else RunFolder(run).read_started().get("roster")
+    return None if kept is None else Path(str(kept))
 
 
 def _site(
@@ -185,12 +194,20 @@ def _site(
     quiet: bool,
 ) -> None:
     """Serves a site's devices until the run is over."""
-    from cutlayer.api.serve import Listening, SiteOf, siting
-    from cutlayer.transport.address import joined
+    from cutlayer.device.token import read_token
+    from cutlayer.transport.tls import credentials_for
 
     if name is None:
         raise ConfigError("--name: expected the site's name beside --site-of, got none. Add --name SITE.")
+    check_words(config)
+    check_door(said["host"] or "127.0.0.1", said["roster"], insecure=bool(said["insecure"]))
+    credentials_for(server, way["ca"], way["certificate"], way["key"], insecure=bool(said["insecure"]))
+    read_token(way["token"], os.environ)
     terminal = progress_console()
+    with starting(terminal, quiet=quiet):
+        from cutlayer.api.serve import Listening, SiteOf, siting
+        from cutlayer.transport.address import joined
+
     fit_threads()
     how = Listening.of(said, None)
 
@@ -222,12 +239,16 @@ def check_door(host: str, folder: Path | None, *, insecure: bool) -> None:
 
 def _lend(config: RunConfig, span: str, said: Mapping[str, Any]) -> None:
     """Runs blocks until this process is told to stop."""
-    from cutlayer.api.serve import Listening, lending
     from cutlayer.fleet.profile import parse_blocks
-    from cutlayer.transport.address import joined
 
-    terminal = progress_console()
     first, end = parse_blocks(span, "--span")
+    check_words(config)
+    check_door(said["host"] or "127.0.0.1", said["roster"], insecure=bool(said["insecure"]))
+    terminal = progress_console()
+    with starting(terminal):
+        from cutlayer.api.serve import Listening, lending
+        from cutlayer.transport.address import joined
+
     how = Listening.of(said, None)
 
     def opened(port: int) -> None:

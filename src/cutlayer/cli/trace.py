@@ -41,7 +41,7 @@ def trace(
     if not file.parent.is_dir():
         raise ConfigError(f"--out: expected a file in a folder that is there, got {file}. Make the folder.")
     config = read_config(run / "config.yaml")
-    clock = "virtual" if folder.read_started().get("command", "train") == "train" else "wall"
+    clock = "virtual" if folder.simulated else "wall"
     about = {"run": run.resolve().name, "method": config.method.name, "clock": clock}
     events = (event for event in folder.read_events() if first <= event.round + 1 <= last)
     order = [device.name for device in load_fleet(config.fleet).devices]

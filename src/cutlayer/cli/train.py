@@ -11,7 +11,7 @@ import typer
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.log import say
-from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
+from cutlayer.cli.page import PageOption, PageTlsOption, asked_page, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.terminal import noticing, progress_console, starting
 from cutlayer.cli.threads import fit_threads
@@ -31,7 +31,8 @@ def train(
     """Fine-tune a model on a fleet; ends with a PEFT adapter and a report of what each device did."""
     terminal = progress_console()
     with starting(terminal, quiet=quiet):
-        config = config_of(resume, given, "train")
+        config, watched = config_of(resume, given, "train"), asked_page(page, page_tls, resume)
+        from cutlayer.page.asked import started_of
         from cutlayer.report.progress import NoProgress, Progress
         from cutlayer.run.inputs import prepare
         from cutlayer.run.simulated import simulate
@@ -42,11 +43,11 @@ def train(
         terminal.print(warning, soft_wrap=True)
     noticed = noticing(terminal, quiet=quiet)
     beside = NoProgress() if quiet else Progress(terminal)
-    with _interruptible(Path(config.out)), shown_beside(beside, config, page, page_tls, simulated=True) as display:
+    with _interruptible(Path(config.out)), shown_beside(beside, config, watched, simulated=True) as display:
         inputs = prepare(config, display.stage)
         for line in (f"training data: {inputs.train.line}", *inputs.notices):
             noticed(line)
-        outcome = simulate(inputs, display, resume=resume is not None, noticed=noticed)
+        outcome = simulate(inputs, display, resume=resume is not None, noticed=noticed, started=started_of(watched))
     tell(outcome, quiet=quiet)
 
 

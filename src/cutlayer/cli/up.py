@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli.flags import Given
-from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
+from cutlayer.cli.page import PageOption, PageTlsOption, asked_page, shown_beside
 from cutlayer.cli.resumed import config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import noticing, progress_console, starting
@@ -34,8 +34,9 @@ def up(
     adapter."""
     terminal = progress_console()
     with starting(terminal, quiet=quiet):
-        config = config_of(resume, given, "up")
+        config, watched = config_of(resume, given, "up"), asked_page(page, page_tls, resume)
         from cutlayer.fleet.profile import first_devices, load_fleet
+        from cutlayer.page.asked import started_of
         from cutlayer.report.fleet_progress import FleetProgress
         from cutlayer.report.progress import NoProgress
         from cutlayer.run.inputs import prepare, prepare_server, write_shares
@@ -51,7 +52,7 @@ def up(
     if not quiet and (warning := slow_dtype(config)):
         terminal.print(warning, soft_wrap=True)
     noticed = noticing(terminal, quiet=quiet)
-    with shown_beside(NoProgress() if quiet else FleetProgress(terminal), config, page, page_tls) as display:
+    with shown_beside(NoProgress() if quiet else FleetProgress(terminal), config, watched) as display:
         if resume is None:
             simulated = prepare(config, display.stage)
             shares, config = write_shares(simulated, Path(config.out) / "shares")
@@ -61,7 +62,15 @@ def up(
             shares = {file.stem: file for file in (Path(config.data.path) / "devices").iterdir()}
         inputs, fleet = prepare_server(config, display.stage), load_fleet(config.fleet)
         outcome = run_until_signalled(
-            bring_up(inputs, fleet, shares, display, resume=resume is not None, noticed=noticed),
+            bring_up(
+                inputs,
+                fleet,
+                shares,
+                display,
+                resume=resume is not None,
+                noticed=noticed,
+                started=started_of(watched),
+            ),
             f"cutlayer up --resume {config.out}",
         )
     tell(outcome, quiet=quiet)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.page.thinned import Thinned
 from cutlayer.report.activities import SERVER
-from cutlayer.types import Event
+from cutlayer.report.round_row import clock_seconds
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 MOST_POINTS = 48
 """Of each line of a device's history."""
@@ -30,8 +34,11 @@ class Passed:
         return 8 * self.num_bytes / self.seconds if self.seconds > 0 else None
 
 
+WAYS = ("upload", "download")
+
+
 def _nothing() -> dict[str, Passed]:
-    return {"upload": Passed(), "download": Passed()}
+    return {way: Passed() for way in WAYS}
 
 
 @dataclass(slots=True)
@@ -79,16 +86,17 @@ class DeviceSoFar:
     judged: Mapping[str, float] = field(default_factory=dict)
     _history: dict[str, Thinned] = field(default_factory=lambda: {key: Thinned(MOST_POINTS) for key in HISTORY})
     _passed: dict[str, Passed] = field(default_factory=_nothing)
+    _shown: list[float | int | None] | None = None
 
-    def seen(self, event: Event) -> None:
-        """Takes an event of its own."""
-        passed = self._passed.get(event.what)
-        if passed is not None:
-            passed.num_bytes += event.num_bytes
-            passed.seconds += event.end_seconds - event.start_seconds
+    def passed(self, event: Event) -> None:
+        """Takes an event of its own, in which something passed its link."""
+        way = self._passed[event.what]
+        way.num_bytes += event.num_bytes
+        way.seconds += event.end_seconds - event.start_seconds
 
     def finished(self, round: int, measured: Mapping[str, Any], seconds: float) -> None:
         """Takes what it measured in a round (`devices` of `round_row.py`), which ended at this time."""
+        self._shown = None
         self.cut, self.memory_bytes = measured["cut"], measured["memory_bytes"]
         self.rounds, self.seen_seconds = self.rounds + 1, seconds
         self.steps, self.last_steps = self.steps + measured["steps"], measured["steps"]
@@ -103,8 +111,14 @@ class DeviceSoFar:
         self._remember(round, "loss", self.loss)
         self._remember(round, "samples_per_second", self.samples_per_second)
 
+    def held_up_once_more(self) -> None:
+        """Counts a round in which it was the last to do something."""
+        self._shown = None
+        self.held_up += 1
+
     def contributed(self, row: Mapping[str, Any]) -> None:
         """Takes a line of contributions.jsonl."""
+        self._shown = None
         self.norm, self.times = row["norm"], row["times"]
         self.outliers += row["outlier"]
         self._remember(row["round"], "norm", self.norm)
@@ -113,9 +127,17 @@ class DeviceSoFar:
         if value is not None and math.isfinite(value):
             self._history[key].add(round, [round + 1], value)
 
+    @property
+    def shown(self) -> list[float | int | None]:
+        """What stands in its row and changes with its rounds alone: rates of its link, norm, late, held up."""
+        if self._shown is None:
+            rates = [short(value) for value in (self.up_rate, self.down_rate, self.norm)]
+            self._shown = [*rates, self.late, self.held_up]
+        return self._shown
+
     def history(self) -> dict[str, list[list[float]]]:
         """By what it is of, the points of a line: [round, mean], with the last round of each span."""
-        return {key: [[span.xs[0], _short(span.mean)] for span in line] for key, line in self._history.items()}
+        return {key: [[span.xs[0], float(f"{span.mean:.5g}")] for span in line] for key, line in self._history.items()}
 
 
 class DevicesSoFar:
@@ -132,25 +154,32 @@ class DevicesSoFar:
             found = self.by_name[name] = DeviceSoFar(name)
         return found
 
-    def seen(self, event: Event) -> None:
-        """Takes an event, of the server too."""
-        if event.who != SERVER:
-            self.of(event.who).seen(event)
-            last = self._last.get(event.round)
+    def seen(self, events: Iterable[Event]) -> None:
+        """Takes events, of the server too."""
+        known, latest = self.by_name, self._last
+        for event in events:
+            who = event.who
+            if who == SERVER:
+                continue
+            device = known.get(who) or self.of(who)
+            if event.what in WAYS:
+                device.passed(event)
+            last = latest.get(event.round)
             if last is None or event.end_seconds >= last[0]:
-                self._last[event.round] = event.end_seconds, event.who
+                latest[event.round] = event.end_seconds, who
 
     def finished(self, row: Mapping[str, Any]) -> None:
         """Takes a line of metrics.jsonl."""
         for name, measured in row["devices"].items():
-            self.of(name).finished(row["round"], measured, row["virtual_seconds"])
+            self.of(name).finished(row["round"], measured, clock_seconds(row))
         for round in [round for round in self._last if round <= row["round"]]:
             _, name = self._last.pop(round)
             if len(row["devices"]) > 1:
-                self.of(name).held_up += 1
+                self.of(name).held_up_once_more()
         for name, metrics in (row.get("held_out") or {}).get("devices", {}).items():
             self.of(name).judged = metrics
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
+def short(value: float | None) -> float | None:
+    """A number as exactly as a row shows it; None for what is not finite, which JSON has not."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

@@ -6,20 +6,24 @@ A digest is fed in the order in which things happened: events, contributions and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.config import RunConfig
 from cutlayer.methods.table import found
-from cutlayer.page.devices import DeviceSoFar, DevicesSoFar
+from cutlayer.page.devices import DeviceSoFar, DevicesSoFar, short
 from cutlayer.page.figures import Figures
 from cutlayer.page.timeline import Timeline
 from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.human import human_bytes, human_seconds
+from cutlayer.report.round_row import clock_seconds
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.summary import versions
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 COLUMNS = (
     ("device", "text"),
@@ -40,6 +44,8 @@ COLUMNS = (
 )
 """Of the table of devices, and how their values are written. `cut` and `step` are [this, of how many]."""
 MOST_NAMES = 4
+AT_ONCE = 4096
+"""Events of a folder that are digested together, at most."""
 
 
 def about(config: RunConfig, blocks: int | None) -> dict[str, Any]:
@@ -91,10 +97,10 @@ class Digest:
         self._late = 0
         self._round_ends = (0.0, 0.0)  # of the last two rounds
 
-    def seen(self, event: Event) -> None:
-        """Takes an event."""
-        self.timeline.add(event)
-        self.devices.seen(event)
+    def seen(self, events: Sequence[Event]) -> None:
+        """Takes events."""
+        self.timeline.add(events)
+        self.devices.seen(events)
 
     def reading(self, folder: RunFolder, before: float = math.inf) -> Iterator[Event]:
         """Takes what a folder holds, round by round, and gives its events as they pass.
@@ -107,12 +113,17 @@ class Digest:
           CheckpointError: a line of metrics.jsonl is not a round's.
         """
         rows, contributions = _Ahead(folder.rows()), _Ahead(folder.contributions())
+        passed: list[Event] = []
         for event in folder.read_events():
             if event.round >= before:
                 break
-            self._finish(rows, contributions, event.round)
-            self.seen(event)
+            if len(passed) == AT_ONCE or (rows.next is not None and rows.next["round"] < event.round):
+                self.seen(passed)
+                passed = []
+                self._finish(rows, contributions, event.round)
+            passed.append(event)
             yield event
+        self.seen(passed)
         self._finish(rows, contributions, before)
 
     def _finish(self, rows: _Ahead, contributions: _Ahead, before: float) -> None:
@@ -131,7 +142,7 @@ class Digest:
         self.rounds_done, self.last_row = row["round"] + 1, row
         self._validation = row["validation"] or self._validation
         self._late += row["late"]
-        self._round_ends = (self._round_ends[1], row["virtual_seconds"])
+        self._round_ends = (self._round_ends[1], clock_seconds(row))
         self.figures.finished(row)
         self.devices.finished(row)
 
@@ -155,7 +166,7 @@ class Digest:
                 shown.append([f"validation {name}" if name == "loss" else name, f"{value:.4g}", "of the whole model"])
         up, down = (sum(getattr(d, key) for d in self._devices()) for key in ("bytes_up", "bytes_down"))
         shown.append(["sent by devices", human_bytes(up), f"and to them {human_bytes(down)}"])
-        shown.append(["time of the run", human_seconds(row["virtual_seconds"]), self._pace()])
+        shown.append(["time of the run", human_seconds(clock_seconds(row)), self._pace()])
         needs = [device.memory_bytes for device in self._devices()]
         device = f"; up to {human_bytes(max(needs))} on a device" if needs else ""
         shown.append(["memory, predicted", human_bytes(row["server_memory_bytes"]), f"on the server{device}"])
@@ -203,19 +214,23 @@ class Digest:
         at_this_moment = {device.name: device for device in now}
         for name in at_this_moment:
             self.devices.of(name)
-        end = self._round_ends[1] if seconds is None else seconds
-        return [self._row(device, at_this_moment.get(device.name), end) for device in self._devices()]
+        end, blocks = self._round_ends[1] if seconds is None else seconds, self.about.get("blocks")
+        refusals = {name: sum(reasons.values()) for name, reasons in self.refusals().items()}
+        return [
+            self._row(device, at_this_moment.get(device.name), end, blocks, refusals.get(device.name, 0))
+            for device in self._devices()
+        ]
 
-    def _row(self, device: DeviceSoFar, now: DeviceNow | None, end: float) -> list[Any]:
-        blocks = self.about.get("blocks")
-        cut, refused = device.cut, sum(self.refusals().get(device.name, {}).values())
-        state, step = self._state(device), [device.last_steps, device.last_steps] if device.rounds else None
+    def _row(
+        self, device: DeviceSoFar, now: DeviceNow | None, end: float, blocks: int | None, refused: int
+    ) -> list[Any]:
+        cut, rate, up, down = device.cut, device.samples_per_second, device.bytes_up, device.bytes_down
         ago = None if device.seen_seconds is None else max(0.0, end - device.seen_seconds)
-        rate, up, down = device.samples_per_second, device.bytes_up, device.bytes_down
-        if now is not None:
-            state = now.state
+        if now is None:
+            state, step = self._state(device), [device.last_steps, device.last_steps] if device.rounds else None
+        else:
+            state, step = now.state, None if now.step is None or not now.local_steps else [now.step, now.local_steps]
             cut = now.cut if now.cut is not None else cut
-            step = None if now.step is None or not now.local_steps else [now.step, now.local_steps]
             rate = now.samples_per_second if now.samples_per_second is not None else rate
             up, down, refused = max(up, now.bytes_up), max(down, now.bytes_down), refused or now.refusals
             ago = ago if now.silent_seconds is None else coarse(now.silent_seconds)
@@ -224,17 +239,13 @@ class Digest:
             state,
             None if cut is None else [cut, blocks],
             step,
-            _short(rate),
+            short(rate),
             up,
             down,
-            _short(device.up_rate),
-            _short(device.down_rate),
-            _short(device.norm),
-            device.late,
-            device.held_up,
+            *device.shown,
             refused,
             device.memory_bytes or None,
-            _short(ago),
+            short(ago),
         ]
 
     def _state(self, device: DeviceSoFar) -> str:
@@ -263,7 +274,3 @@ def coarse(seconds: float) -> float:
         return 0
     unit = 5 if seconds < 60 else 60 if seconds < 3600 else 3600
     return seconds // unit * unit
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 from cutlayer.page.curves import BYTES, SECONDS, Curve, Units, curves_svg
 from cutlayer.page.thinned import Thinned
+from cutlayer.report.round_row import clock_seconds
 
 MOST_POINTS = 240
 """Of a line: a chart has about twice as many pixels."""
@@ -51,7 +52,7 @@ class Figures:
         """Takes a line of metrics.jsonl."""
         self._bytes += row["bytes_up"] + row["bytes_down"]
         self._samples += row["samples"]
-        xs = [row["round"] + 1, row["virtual_seconds"], self._bytes, self._samples]
+        xs = [row["round"] + 1, clock_seconds(row), self._bytes, self._samples]
         self._add(row["round"], "loss", TRAINING, xs, row["loss"])
         for name, value in row["validation"].items():
             if name != "tokens":  # of the validation set: the same in every round

@@ -35,7 +35,7 @@ def digest_of(folder: RunFolder, config: RunConfig | None = None) -> Digest:
       ConfigError: config.yaml cannot be read.
     """
     config = config or read_config(folder.path / "config.yaml")
-    simulated = folder.read_started().get("command", "train") == "train"
+    simulated = folder.simulated
     return Digest(config.model_dump(mode="json"), folder.read_about(), folder.path, simulated=simulated)
 
 

@@ -13,19 +13,22 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from cryptography import x509
 
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError
+from cutlayer.page.asked import PageAsked
 from cutlayer.page.digest import Digest, about
-from cutlayer.page.live import Live
+from cutlayer.page.live import Live, Watched
+from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.transport.address import joined, parted
 from cutlayer.transport.exposure import is_loopback
 
 TOKEN = "CUTLAYER_PAGE_TOKEN"
-"""In the environment: a token that stays the same when the run goes on in another process."""
+"""In the environment: the page's token, for where none can be shown, and to stay the same when the run goes on."""
 TOKEN_BYTES, SHORTEST = 32, 32
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7072
 HERE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -33,36 +36,75 @@ EVERYWHERE = frozenset({"0.0.0.0", "::"})
 
 
 @contextmanager
-def page_beside(
-    config: RunConfig, address: str, tls: Path | None, said: Callable[[str], None], *, simulated: bool
-) -> Iterator[Live]:
-    """Serves the page of a run while it goes.
+def beside(
+    display: FleetDisplay,
+    config: RunConfig,
+    page: PageAsked | None,
+    said: Callable[[str], None],
+    *,
+    shows_token: bool,
+    simulated: bool,
+) -> Iterator[FleetDisplay]:
+    """A display, open, with the page beside it that somebody has asked for.
 
     Args:
+      display: Told of the run.
       config: Of the run.
-      address: HOST:PORT; empty for this machine's port 7072 or, where that is taken, a free one.
-      tls: A folder with server.crt and server.key.
+      page: None for no page.
       said: Told the address to open.
+      shows_token: Whether `said` may be told the page's token, where it has one: what it is told ends in no log.
       simulated: Whether the run's time is that of a modelled fleet.
+
+    Raises:
+      ConfigError: The page cannot be there, or others could reach it without TLS.
+    """
+    if page is None:
+        with display:
+            yield display
+        return
+    with (
+        page_beside(config, page, said, shows_token=shows_token, simulated=simulated) as live,
+        Watched(display, live) as watched,
+    ):
+        yield watched
+
+
+def check_page(page: PageAsked | None, *, shows_token: bool) -> None:
+    """Looks at all that can be told of a page before there is one, and before torch is imported.
 
     Raises:
       ConfigError: It cannot be there, or others could reach it without TLS.
     """
-    try:
-        from cutlayer.page.serving import PageServer, Secured
-    except ImportError as error:
+    if page is None:
+        return
+    missing = [package for package in ("starlette", "uvicorn") if find_spec(package) is None]
+    if missing:
         raise ConfigError(
-            f"--page: expected the packages starlette and uvicorn, got none ({error}). Install them with: "
+            f"--page: expected the packages starlette and uvicorn, got no {missing[0]}. Install them with: "
             "pip install 'cutlayer[page]'"
-        ) from error
-    host, port = parted(address, "--page") if address else (DEFAULT_HOST, DEFAULT_PORT)
+        )
+    host, _ = _address(page)
+    if not is_loopback(host):
+        _names(_files(page.tls, host)[0], host)
+        _token(shows_token=shows_token)
+
+
+@contextmanager
+def page_beside(
+    config: RunConfig, page: PageAsked, said: Callable[[str], None], *, shows_token: bool, simulated: bool
+) -> Iterator[Live]:
+    """Serves the page of a run while it goes. Arguments and errors are those of `beside`."""
+    check_page(page, shows_token=shows_token)
+    from cutlayer.page.serving import PageServer, Secured
+
+    host, port = _address(page)
     names: Set[str] = HERE | {host}
     if is_loopback(host):
         secured = None
     else:
-        certificate, key = _files(tls, host)
-        secured, names = Secured(certificate, key, _token()), _names(certificate, host)
-    listening = _listening(host, port, anew=not address)
+        certificate, key = _files(page.tls, host)
+        secured, names = Secured(certificate, key, _token(shows_token=shows_token)), _names(certificate, host)
+    listening = _listening(host, port, anew=not page.address)
     live = Live(
         Digest(config.model_dump(mode="json"), about(config, None), Path(config.out), simulated=simulated),
         time.monotonic,
@@ -70,7 +112,11 @@ def page_beside(
     server = PageServer(live, listening, names, secured)
     port = listening.getsockname()[1]
     shown = host if host not in EVERYWHERE else min(names - EVERYWHERE, default=host)
-    said(f"page: http{'s' if secured else ''}://{joined(shown, port)}/{f'?token={secured.token}' if secured else ''}")
+    where = f"page: http{'s' if secured else ''}://{joined(shown, port)}/"
+    if secured is None:
+        said(where)
+    else:
+        said(f"{where} with ?token= and the token of {TOKEN}" if _chosen() else f"{where}?token={secured.token}")
     server.start()
     try:
         yield live
@@ -81,6 +127,10 @@ def page_beside(
         live.end("")
     finally:
         server.close()
+
+
+def _address(page: PageAsked) -> tuple[str, int]:
+    return parted(page.address, "--page") if page.address else (DEFAULT_HOST, DEFAULT_PORT)
 
 
 def _files(tls: Path | None, host: str) -> tuple[Path, Path]:
@@ -119,10 +169,20 @@ def _names(certificate: Path, host: str) -> Set[str]:
     return {*names.get_values_for_type(x509.DNSName), *addresses, host} - EVERYWHERE
 
 
-def _token() -> str:
-    token = os.environ.get(TOKEN, "")
-    if not token:
+def _chosen() -> str:
+    """The token that the environment says; empty where it says none."""
+    return os.environ.get(TOKEN, "")
+
+
+def _token(*, shows_token: bool) -> str:
+    token = _chosen()
+    if not token and shows_token:
         return secrets.token_urlsafe(TOKEN_BYTES)
+    if not token:
+        raise ConfigError(
+            f"{TOKEN}: expected a token for the page, as others can connect and what is printed goes to no terminal "
+            "but into a log, got none. Set it to 32 random bytes as text (openssl rand -hex 32)."
+        )
     if len(token) < SHORTEST or not all(letter.isalnum() or letter in "-_" for letter in token):
         raise ConfigError(
             f"{TOKEN}: expected at least {SHORTEST} letters, digits, - or _ that nobody can guess, got {len(token)} "

@@ -72,7 +72,13 @@ class Thinned:
           xs: where it is, by axis.
           value: finite.
         """
-        self._put(Span(round // self._rounds, xs, value, value, value, 1))
+        place, last = round // self._rounds, self._spans[-1] if self._spans else None
+        if last is not None and last.place == place:
+            last.xs = xs
+            last.low, last.high = min(last.low, value), max(last.high, value)
+            last.total, last.count = last.total + value, last.count + 1
+            return
+        self._spans.append(Span(place, xs, value, value, value, 1))
         while len(self._spans) > self._most:
             self._rounds *= 2
             spans, self._spans = self._spans, []

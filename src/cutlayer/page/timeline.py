@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cutlayer.report.activities import COMPUTE, NETWORK, SERVER, WAIT
 from cutlayer.report.gantt import COLOURS
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 KINDS = (*COLOURS, "other")
 """Of bars, by number."""
@@ -25,7 +29,7 @@ NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 LANES = {**dict.fromkeys(COMPUTE, 0), **dict.fromkeys(NETWORK, 1)}
 """Of a machine's two strips, by what it does."""
 MOST_CELLS = 512
-MOST_BARS, MOST_NEW_BARS = 24_000, 3_000
+MOST_BARS, MOST_NEW_BARS = 24_000, 1_500
 """That are kept, and that a page is sent at once: a fleet that does more in a moment is seen in the strips."""
 MOST_SECONDS = 1e12
 """Later is a line that was damaged."""
@@ -52,8 +56,8 @@ class Timeline:
         self.cell_seconds, self.end_seconds, self.bars_from = FIRST_CELL_SECONDS, 0.0, 0.0
         self._numbers: dict[str, int] = {}
         self._cells_MLC = np.zeros((16, 2, MOST_CELLS))  # seconds; more machines than there are
-        self._bars: deque[Bar] = deque()
-        self._news: deque[Bar] = deque()
+        self._bars: deque[Event] = deque()
+        self._news: deque[Event] = deque()
         self._unsent = 0.0  # the latest end of a bar that was left out of the news
         self._changed: int | None = 0  # the first cell that has changed since somebody asked
         for name in (SERVER, *devices):
@@ -68,40 +72,50 @@ class Timeline:
                 self._cells_MLC = np.concatenate([self._cells_MLC, np.zeros_like(self._cells_MLC)])
         return self._numbers[name]
 
-    def add(self, event: Event) -> None:
-        """Takes an event; one at a time that cannot be is left out."""
-        if event.what == WAIT or not 0 <= event.start_seconds <= event.end_seconds < MOST_SECONDS:
+    def add(self, events: Iterable[Event]) -> None:
+        """Takes events; one at a time that cannot be is left out.
+
+        Many at once cost little more than a few: a fleet of a thousand devices tells thousands in a moment.
+        """
+        taken = [e for e in events if e.what != WAIT and 0 <= e.start_seconds <= e.end_seconds < MOST_SECONDS]
+        if not taken:
             return
-        self.end_seconds = max(self.end_seconds, event.end_seconds)
+        self.end_seconds = max(self.end_seconds, max(event.end_seconds for event in taken))
         while self.end_seconds > MOST_CELLS * self.cell_seconds:
             self._double()
-        machine = self.number(event.who)
-        lane, kind = LANES.get(event.what), NUMBERS.get(event.what, len(KINDS) - 1)
-        if lane is not None:
-            self._fill(machine, lane, event.start_seconds, event.end_seconds)
-        peer = -1 if event.peer is None else self.number(event.peer)
-        step, start, end = -1 if event.step is None else event.step, event.start_seconds, event.end_seconds
-        bar = (machine, kind, start, end, event.round, step, peer, event.num_bytes)
-        self._bars.append(bar)
-        self._news.append(bar)
-        if len(self._bars) > MOST_BARS:
-            self.bars_from = max(self.bars_from, self._bars.popleft()[3])
-        if len(self._news) > MOST_NEW_BARS:
-            self._unsent = max(self._unsent, self._news.popleft()[3])
+        for name in dict.fromkeys(chain.from_iterable((event.who, event.peer or event.who) for event in taken)):
+            self.number(name)
+        self._fill([event for event in taken if event.what in LANES])
+        self.bars_from = _drop_oldest(self._bars, taken, MOST_BARS, self.bars_from)
+        self._unsent = _drop_oldest(self._news, taken, MOST_NEW_BARS, self._unsent)
 
-    def _fill(self, machine: int, lane: int, start: float, end: float) -> None:
-        """Adds a stretch of time to the cells that it is in."""
-        size = self.cell_seconds
-        first, last = int(start / size), min(int(end / size), MOST_CELLS - 1)
-        if self._changed is None or first < self._changed:
-            self._changed = first
-        if first >= last:
-            self._cells_MLC[machine, lane, last] += end - start
+    def _fill(self, events: Sequence[Event]) -> None:
+        """Adds their time to the cells that they are in."""
+        if not events:
             return
-        cells_C = self._cells_MLC[machine, lane]
-        cells_C[first] += (first + 1) * size - start
-        cells_C[first + 1 : last] += size
-        cells_C[last] += end - last * size
+        size, count, numbers = self.cell_seconds, len(events), self._numbers
+        starts_E = np.fromiter((event.start_seconds for event in events), np.float64, count)
+        ends_E = np.fromiter((event.end_seconds for event in events), np.float64, count)
+        strips_E = np.fromiter((2 * numbers[event.who] + LANES[event.what] for event in events), np.int64, count)
+        firsts_E = (starts_E / size).astype(np.int64)
+        lasts_E = np.minimum((ends_E / size).astype(np.int64), MOST_CELLS - 1)
+        firsts_E = np.minimum(firsts_E, lasts_E)
+        begin, width = int(firsts_E.min()), int(lasts_E.max() - firsts_E.min()) + 1
+        if self._changed is None or begin < self._changed:
+            self._changed = begin
+        shape = (len(self.names), 2, width)
+        heads_E = strips_E * width + firsts_E - begin
+        tails_E = heads_E + lasts_E - firsts_E
+        # Part of the first cell, less what of the last is behind the end; whole cells are added from the second on.
+        count = len(self.names) * 2 * width
+        parts = np.bincount(heads_E, (firsts_E + 1) * size - starts_E, minlength=count)
+        parts = parts + np.bincount(tails_E, ends_E - (lasts_E + 1) * size, minlength=count)
+        gained_MLC = parts.astype(np.float64, copy=False).reshape(shape)
+        if width > 1:
+            begun = np.bincount(heads_E, minlength=count) - np.bincount(tails_E, minlength=count)
+            gained_MLC[:, :, 1:] += np.cumsum(begun.reshape(shape), axis=2)[:, :, :-1] * size
+        cells_MLC = self._cells_MLC[: len(self.names), :, begin : begin + width]
+        np.maximum(cells_MLC + gained_MLC, 0.0, out=cells_MLC)  # a difference of large times may be just below none
 
     def _double(self) -> None:
         self.cell_seconds *= 2
@@ -122,7 +136,13 @@ class Timeline:
         self._news, self._changed, self._unsent = deque(), None, 0.0
         return self._piece(0 if changed is None else changed, bars, since, cells=changed is not None)
 
-    def _piece(self, first: int, bars: Iterable[Bar], since: float, *, cells: bool = True) -> dict[str, Any]:
+    def _bar(self, event: Event) -> Bar:
+        machine, kind = self._numbers[event.who], NUMBERS.get(event.what, len(KINDS) - 1)
+        peer, step = -1 if event.peer is None else self._numbers[event.peer], -1 if event.step is None else event.step
+        start, end = round(event.start_seconds, 9), round(event.end_seconds, 9)
+        return machine, kind, start, end, event.round, step, peer, event.num_bytes
+
+    def _piece(self, first: int, bars: Iterable[Event], since: float, *, cells: bool = True) -> dict[str, Any]:
         return {
             "names": self.names,
             "cell": self.cell_seconds,
@@ -130,13 +150,23 @@ class Timeline:
             "from": since,
             "first": first,
             "strips": self._strips(first) if cells else [],
-            "bars": [(a, b, round(start, 9), round(end, 9), *more) for a, b, start, end, *more in bars],
+            "bars": [self._bar(event) for event in bars],
         }
 
     def _strips(self, first: int) -> list[list[str]]:
         """Two for each machine, from a cell on; what is missing at the end is empty."""
         used = min(int(self.end_seconds / self.cell_seconds) + 1, MOST_CELLS)
-        filled_MLC = self._cells_MLC[: len(self.names), :, first:used] / self.cell_seconds
-        levels_MLC = np.clip(np.rint(filled_MLC * FULL), 1, FULL).astype(np.uint8)
-        letters_MLC = np.where(filled_MLC > 0, LETTERS[levels_MLC], LETTERS[0])
-        return [[lane_C.tobytes().decode("ascii").rstrip("0") for lane_C in pair_LC] for pair_LC in letters_MLC]
+        cells_MLC = self._cells_MLC[: len(self.names), :, first:used]
+        levels_MLC = np.minimum(np.rint(cells_MLC * (FULL / self.cell_seconds)), FULL).astype(np.uint8)
+        np.maximum(levels_MLC, cells_MLC > 0, out=levels_MLC)  # what was something is not nothing
+        text, width = LETTERS[levels_MLC].tobytes().decode("ascii"), used - first
+        lanes = [text[place : place + width].rstrip("0") for place in range(0, len(text), width)] if width > 0 else []
+        return [list(pair) for pair in zip(lanes[::2], lanes[1::2], strict=True)] or [["", ""] for _ in self.names]
+
+
+def _drop_oldest(kept: deque[Event], events: Sequence[Event], most: int, dropped: float) -> float:
+    """Puts events behind those that are kept, and drops the oldest of more than `most`: the latest end of a dropped."""
+    kept.extend(events)
+    while len(kept) > most:
+        dropped = max(dropped, kept.popleft().end_seconds)
+    return dropped

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -16,7 +16,10 @@ from cutlayer.report.live_view import live_view, round_text, under_way_text
 from cutlayer.report.run_state import RunState
 from cutlayer.report.screen import Screen
 from cutlayer.report.stage import Stage
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 SHOWN = 300
 """Characters of an answer on the screen; samples.jsonl has it whole."""

@@ -5,7 +5,8 @@ loss              mean training loss over everything the round trained on, weigh
 samples, weight   trained on in this round, over all devices
 late              devices that had not finished when the round was closed
 bytes_up, bytes_down   devices to server, server to devices
-virtual_seconds   the run's clock at the end of the round
+virtual_seconds   the clock of a modelled fleet at the end of the round; of real machines it is `seconds`, since the run
+                  began, over all processes that held it (`clock_seconds` reads both, and older runs)
 server_memory_bytes   what the server needs in a round of this plan, as the cost model predicts it, and the folds so far
 wall_seconds      real time this round took; keys that start with `wall_` differ between equal runs
 validation        the metrics by plain name, or {} where the round was not evaluated
@@ -22,10 +23,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.errors import CheckpointError
-from cutlayer.types import StepRecord
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a status needs none of it
+    from cutlayer.types import StepRecord
+
+MODELLED, REAL = "virtual_seconds", "seconds"
+"""The keys of the run's clock."""
 
 
 def round_row(
@@ -58,6 +64,27 @@ def round_row(
     }
 
 
+def of_real_machines(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a round whose clock is a real one: its name says so, in the same place.
+
+    Example:
+      >>> of_real_machines({"round": 0, "virtual_seconds": 2.5, "late": 0})
+      {'round': 0, 'seconds': 2.5, 'late': 0}
+    """
+    return {REAL if key == MODELLED else key: value for key, value in row.items()}
+
+
+def clock_seconds(row: Mapping[str, Any]) -> float:
+    """The run's clock at the end of the round, real or modelled.
+
+    Example:
+      >>> clock_seconds({"virtual_seconds": 2.5}), clock_seconds({"seconds": 1.5})
+      (2.5, 1.5)
+    """
+    seconds: float = row[REAL] if REAL in row else row[MODELLED]
+    return seconds
+
+
 def records_of(row: Mapping[str, Any]) -> list[StepRecord]:
     """What its devices measured: of the line of a round, the records it was made of, in the order of their names.
 
@@ -66,6 +93,8 @@ def records_of(row: Mapping[str, Any]) -> list[StepRecord]:
     Raises:
       CheckpointError: It is not the line of a round.
     """
+    from cutlayer.types import StepRecord
+
     try:
         number: int = row["round"]
         return [

@@ -23,6 +23,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,11 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """See `write_summary`; empty where the run has not ended."""
         return _object(self.path / "summary.json")
+
+    @cached_property
+    def simulated(self) -> bool:
+        """Whether the run's clock is that of a modelled fleet."""
+        return bool(self.read_started().get("command", "train") == "train")
 
     def check_command(self, command: str) -> None:
         """Refuses to go on by another command than the run was started by.

@@ -5,12 +5,15 @@ Every update is one assignment into a place that already exists, so the two need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.report.activities import SERVER
-from cutlayer.types import Event
+from cutlayer.report.round_row import clock_seconds
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
 
 
 @dataclass(slots=True)
@@ -41,6 +44,11 @@ class RunState:
         self.last_event[event.who] = event
         if event.step is not None:
             self.last_step[event.who] = event
+
+    def saw_all(self, events: Sequence[Event]) -> None:
+        """Remembers the latest of each machine, of events in their order."""
+        self.last_event.update({event.who: event for event in events})
+        self.last_step.update({event.who: event for event in events if event.step is not None})
 
     def finished(self, row: Mapping[str, Any], now: float) -> None:
         """Takes a round's record (`round_row.py`)."""
@@ -84,6 +92,6 @@ class RunState:
 
     def virtual_seconds(self) -> float:
         """The latest moment of the run's own clock that any machine has reached."""
-        reached = 0.0 if self.last_row is None else self.last_row["virtual_seconds"]
+        reached = 0.0 if self.last_row is None else clock_seconds(self.last_row)
         latest = (self.last_event[name] for name in (*self.devices, SERVER))
         return max([reached, *(event.end_seconds for event in latest if event is not None)])

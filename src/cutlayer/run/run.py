@@ -26,6 +26,7 @@ from cutlayer.policies.plan import Situation
 from cutlayer.policies.robust import robust_by_name
 from cutlayer.report.progress import ProgressDisplay
 from cutlayer.report.remarks import Watch
+from cutlayer.report.round_row import of_real_machines
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.rounds.patience import Patience
 from cutlayer.run.answers import Answers, answers_of
@@ -306,7 +307,7 @@ class Run:
 
     async def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""
-        seconds = self._clock()
+        seconds, row = self._clock(), row if self._folder.simulated else of_real_machines(row)
         await self.server.machine.aside(lambda: self._write(row, events, seconds))
         if (line := self._watch.saw(row["round"], row["loss"], self._inputs.config.train.lr)) is not None:
             self._noticed(line)

@@ -16,6 +16,8 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from types import MappingProxyType
+from typing import Any
 
 from cutlayer.device.commit import CommittingLink, device_state
 from cutlayer.device.device import Device
@@ -47,7 +49,12 @@ from cutlayer.wire.messages import Finish
 
 
 def simulate(
-    inputs: RunInputs, display: ProgressDisplay, *, resume: bool = False, noticed: Noticed = unnoticed
+    inputs: RunInputs,
+    display: ProgressDisplay,
+    *,
+    resume: bool = False,
+    noticed: Noticed = unnoticed,
+    started: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Runs to the end and exports.
 
@@ -56,15 +63,18 @@ def simulate(
       display: Told of every event and round.
       resume: Go on from the checkpoint in the run folder.
       noticed: Told what the run has understood, before its first round, and what a person should not overlook.
+      started: What the run was told beside its run file, which its folder keeps.
 
     Raises:
       UserError: The plan does not fit, the folder is taken, the checkpoint is not this run's, or training diverged.
     """
     with for_owner_alone():
-        return _simulated(inputs, display, resume=resume, noticed=noticed)
+        return _simulated(inputs, display, started, resume=resume, noticed=noticed)
 
 
-def _simulated(inputs: RunInputs, display: ProgressDisplay, *, resume: bool, noticed: Noticed) -> Outcome:
+def _simulated(
+    inputs: RunInputs, display: ProgressDisplay, started: Mapping[str, Any], *, resume: bool, noticed: Noticed
+) -> Outcome:
     method, logbook = method_of(inputs.config), Logbook()
     # What does not fit, and weights that cannot be read, show before anything is written.
     display.stage("counting what steps cost")
@@ -75,7 +85,7 @@ def _simulated(inputs: RunInputs, display: ProgressDisplay, *, resume: bool, not
     display.stage("reading the model")
     inputs.base.whole()
     check_wishes(inputs, method, ranks)
-    folder, checkpoint = open_folder(inputs, {"command": "train"}, resume=resume)
+    folder, checkpoint = open_folder(inputs, {"command": "train", **started}, resume=resume)
     simulation = _Simulation(inputs, method, ranks, folder, display, logbook, noticed)
     if checkpoint is None:
         simulation.tell_understood(situation, plan)

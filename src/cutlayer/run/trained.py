@@ -19,9 +19,10 @@ from cutlayer.data.asking import Form
 from cutlayer.data.batches import evaluation_batches
 from cutlayer.data.source import NO_DATA
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.errors import AdapterError, CheckpointError, UserError
+from cutlayer.errors import AdapterError, UserError
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.export import CARD, AdapterCard, base_files, read_card
+from cutlayer.model.card import CARD, AdapterCard, read_card
+from cutlayer.model.export import base_files
 from cutlayer.model.folds import taken_back
 from cutlayer.model.given import GivenAdapter, read_given
 from cutlayer.model.model_card import Training
@@ -30,6 +31,7 @@ from cutlayer.policies.scope import shared
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.best import Result
 from cutlayer.run.inputs import held_out, method_of
+from cutlayer.run.whence import no_round_yet, whence
 from cutlayer.server.adapters import Adapters
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import read_checkpoint
@@ -103,29 +105,11 @@ def opened(
     Raises:
       UserError: There is no adapter, nothing says where its base is, or the two do not fit.
     """
-    if not (path / "config.yaml").is_file():
-        if round is not None:
-            raise AdapterError(f"--round: expected a run's folder with it, got {path}. Give RUN, or leave --round out.")
-        if merged and (path / "config.json").is_file() and (path / CARD).is_file():
-            return _whole(path, where)
-        return _adapter_in(path, model, where)
-    if round is not None:
-        folder = path / "adapters" / f"round-{round}"
-        if not folder.is_dir():
-            saved = sorted(one.name for one in (path / "adapters").glob("round-*"))
-            raise AdapterError(
-                f"run {path}: expected adapters/round-{round}, got {', '.join(saved) or 'no saved round'}. "
-                "Set train.save_every to save more of them."
-            )
-        return _adapter_in(folder, model, where)
-    for name in ("pruned/adapter", "adapter"):
-        if (path / name).is_dir():
-            return _adapter_in(path / name, model, where)
-    if (path / "model").is_dir():
-        raise AdapterError(
-            f"run {path}: expected an adapter, got a run that moved the base's own weights. Its model/ folder is the "
-            "whole model already."
-        )
+    found = whence(path, round=round, merged=merged)
+    if found.kind == "merged":
+        return _whole(found.folder, where)
+    if found.kind == "adapter":
+        return _adapter_in(found.folder, model, where)
     return _committed(path, model, where)
 
 
@@ -224,7 +208,7 @@ def _committed(path: Path, model: str | None, where: str) -> Trained:
     """What a run that has not ended would end with now."""
     checkpoint = read_checkpoint(path / "checkpoint")
     if checkpoint is None:
-        raise CheckpointError(f"run {path}: expected at least one round that is over, got none. Wait for it.")
+        raise no_round_yet(path)
     config, run = read_config(path / "config.yaml"), checkpoint.branch("run").facts
     said = run["card"]
     card = AdapterCard(**{**said, "labels": tuple(said["labels"])})

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cutlayer.device.token import VARIABLE
@@ -39,6 +40,7 @@ async def up(
     *,
     resume: bool = False,
     noticed: Noticed = unnoticed,
+    started: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Runs to the end and exports.
 
@@ -52,6 +54,7 @@ async def up(
       display: Told of every round.
       resume: Go on from the checkpoint in the run folder.
       noticed: See `serve`.
+      started: What the run was told beside its run file, which its folder keeps.
 
     Raises:
       JoinError: A device's or a site's process ended too often.
@@ -71,7 +74,7 @@ async def up(
             min_devices=len(shares),
             expected=list(shares),
             resume=resume,
-            started={"command": "up"},
+            started={"command": "up", **started},
             noticed=noticed,
         )
     )
