@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -83,6 +84,44 @@ class Joining:
     max_blocks: int | None = None
     patience_seconds: float = 600.0
     limits: Limits = EVERYTHING
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        data: str | Path,
+        *,
+        model: str | Path = "",
+        folder: str | Path | None = None,
+        hardware: str = "cpu",
+        max_blocks: int | None = None,
+        patience_seconds: float = 600.0,
+        **allowed: Any,
+    ) -> Joining:
+        """A joining as a person says it, on the command line, in Python or to Flower.
+
+        Args:
+          name, data, model, hardware, max_blocks, patience_seconds: See the attributes.
+          folder: As the attribute; None or empty for `cutlayer-NAME`.
+          allowed: What the server is allowed; see `Limits.read`.
+
+        Raises:
+          ConfigError: What is allowed cannot be.
+
+        Example:
+          >>> print(Joining.read("pi-1", "mine.jsonl", rounds=3).folder)
+          cutlayer-pi-1
+        """
+        return cls(
+            name=name,
+            data=str(data),
+            model=str(model),
+            folder=Path(folder or f"cutlayer-{name}"),
+            hardware=hardware,
+            max_blocks=max_blocks,
+            patience_seconds=patience_seconds,
+            limits=Limits.read(**allowed),
+        )
 
 
 async def join(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutlayer.cli.terminal import console, progress_console
+from cutlayer.cli.terminal import AsJson, console, print_json, progress_console
 from cutlayer.cli.threads import fit_threads
 from cutlayer.errors import AdapterError, ConfigError, DataError
 
@@ -49,7 +49,7 @@ def evaluate(
     messages: Column = None,
     prompt: Column = None,
     answer: Column = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate an adapter; the base model, the task and the columns are those of its training."""
     from cutlayer.data.batches import evaluation_batches
@@ -58,7 +58,6 @@ def evaluate(
     from cutlayer.model.quantised import KINDS
     from cutlayer.model.source import DTYPES
     from cutlayer.model.vocabulary import check_ids
-    from cutlayer.report.json_lines import to_json
     from cutlayer.report.listing import Listing
     from cutlayer.report.progress import NoProgress, Progress
     from cutlayer.server import evaluate as evaluation
@@ -100,7 +99,7 @@ def evaluate(
             told=lambda done: display.stage("evaluating", done, len(samples)),
         )
     if as_json:
-        print(to_json(metrics))
+        print_json(metrics)
         return
     shown = Listing("metric", numbers=["value"])
     for name, value in metrics.items():

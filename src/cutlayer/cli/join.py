@@ -86,27 +86,24 @@ def join(
         check_authority(ca)
     say(f"{name}: starting")
     from cutlayer.api.join import attending
-    from cutlayer.device.limits import Limits
     from cutlayer.joining import Joining
 
-    joining = Joining(
-        name=name,
-        data=data,
+    joining = Joining.read(
+        name,
+        data,
         model=model,
-        folder=folder or Path(f"cutlayer-{name}"),
+        folder=folder,
         hardware=hardware,
         max_blocks=max_blocks,
         patience_seconds=patience,
-        limits=Limits.read(
-            task=task,
-            text=text,
-            label=label,
-            least_blocks=least_blocks,
-            never=never,
-            only=only,
-            rounds=rounds,
-            until=until,
-        ),
+        task=task,
+        text=text,
+        label=label,
+        least_blocks=least_blocks,
+        never=never,
+        only=only,
+        rounds=rounds,
+        until=until,
     )
     work = attending(
         joining,

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from cryptography import x509
-
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError
 from cutlayer.page.digest import Digest, about
 from cutlayer.page.live import Live
 from cutlayer.transport.address import joined, parted
+from cutlayer.transport.certificates import names_in
 from cutlayer.transport.exposure import is_loopback
 
 TOKEN = "CUTLAYER_PAGE_TOKEN"
@@ -108,15 +107,13 @@ def _files(tls: Path | None, host: str) -> tuple[Path, Path]:
 def _names(certificate: Path, host: str) -> Set[str]:
     """By which the page may be asked for: those in the certificate, and the one that is listened on."""
     try:
-        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, OSError, x509.ExtensionNotFound) as error:
+        names = names_in(certificate)
+    except (ValueError, OSError) as error:
         raise ConfigError(
             f"--page-tls: expected in {certificate} a certificate that names the server, got none ({error}). "
             "`cutlayer fleet init --host NAME` makes one."
         ) from error
-    addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
-    return {*names.get_values_for_type(x509.DNSName), *addresses, host} - EVERYWHERE
+    return {*names, host} - EVERYWHERE
 
 
 def _token() -> str:
