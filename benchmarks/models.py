@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 from transformers.utils import logging
 
 from cutlayer.files import write_folder_atomically
-from cutlayer.model.source import MINILM, minilm_folder
+from cutlayer.model.place import MINILM
+from cutlayer.model.source import minilm_folder
 
 # A table is all that a benchmark prints. The warning is of peft's get_peft_model about transformers.
 logging.disable_progress_bar()

@@ -32,8 +32,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cutlayer.device.talks.pruned import SHAPE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
+from cutlayer.model.card import AdapterCard
 from cutlayer.model.cost import CostModel
-from cutlayer.model.export import AdapterCard
 from cutlayer.model.part import WholePart, model_inputs
 from cutlayer.model.pruned import save_pruned
 from cutlayer.model.trainable import OptimizerSettings, Trainable

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from cutlayer.data.source import load_validation
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.part import model_inputs
-from cutlayer.model.source import MINILM
+from cutlayer.model.place import MINILM
 from cutlayer.report.listing import Listing
 from cutlayer.settings import load_tokenizer
 from cutlayer.types import Batch

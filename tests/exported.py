@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.model.base import Base
-from cutlayer.model.export import AdapterCard
+from cutlayer.model.card import AdapterCard
 from cutlayer.model.part import model_inputs
 from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter

@@ -65,7 +65,9 @@ TESTED_IN = {
     "testing/tiny.py": "model/test_parity.py",
     "transport/carrier.py": "transport/test_session.py",  # an interface
     "transport/handshake.py": "run/test_served.py",
+    "model/card.py": "model/test_export.py",
     "run/exported.py": "cli/test_export.py",
+    "run/out.py": "cli/test_at_once.py",
     "run/trained.py": "cli/test_export.py",
     "run/run.py": "run/test_simulated.py",  # what whole runs have in common
     "types.py": "policies/test_plan.py",  # nouns

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -105,6 +105,12 @@ def our_names(section: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+Dtype = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+PLAIN_DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
+"""Numbers that are what they say; others have a scale beside them."""
+
+
 class Section(BaseModel):
     """A part of a run file: unknown keys are errors, values do not change after reading."""
 
@@ -121,7 +127,7 @@ class ModelSection(Section):
     family: str | dict[str, Any] | None = None
     """Where the model's parts are, for a family that `cutlayer families` has not: a YAML file, or the content of one
     written out here (docs/adding-a-family.md)."""
-    dtype: Literal["fp32", "bf16", "fp16", "int8", "nf4"] = "fp32"
+    dtype: Dtype = "fp32"
     """Of the frozen weights: plain numbers, or 8 or 4 bits each with a scale for many (docs/decisions/0040). Trainable
     tensors are fp32."""
     compute: Literal["fp32", "bf16", "fp16"] | None = None

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -96,20 +95,16 @@ class Joining:
         hardware: str = "cpu",
         max_blocks: int | None = None,
         patience_seconds: float = 600.0,
-        **allowed: Any,
+        limits: Limits = EVERYTHING,
     ) -> Joining:
         """A joining as a person says it, on the command line, in Python or to Flower.
 
         Args:
-          name, data, model, hardware, max_blocks, patience_seconds: See the attributes.
+          name, data, model, hardware, max_blocks, patience_seconds, limits: See the attributes.
           folder: As the attribute; None or empty for `cutlayer-NAME`.
-          allowed: What the server is allowed; see `Limits.read`.
-
-        Raises:
-          ConfigError: What is allowed cannot be.
 
         Example:
-          >>> print(Joining.read("pi-1", "mine.jsonl", rounds=3).folder)
+          >>> print(Joining.read("pi-1", "mine.jsonl").folder)
           cutlayer-pi-1
         """
         return cls(
@@ -120,7 +115,7 @@ class Joining:
             hardware=hardware,
             max_blocks=max_blocks,
             patience_seconds=patience_seconds,
-            limits=Limits.read(**allowed),
+            limits=limits,
         )
 
 

@@ -137,6 +137,16 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def check_hardware(name: str) -> None:
+    """Looks at the form of what computes, before torch says whether it is there.
+
+    Raises:
+      ConfigError: It is neither `cpu` nor a GPU's name.
+    """
+    if not re.fullmatch(r"cpu|cuda(?::\d{1,3})?", name):
+        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {name!r}. Change it.")
+
+
 def local(path: str | Path) -> Path:
     """The path, with the home folder for `~`; a name that merely begins with it, as a lock file's may, is itself."""
     given = Path(path)

@@ -26,6 +26,7 @@ from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.model.vocabulary import check_fit
 from cutlayer.packing import CompressedLink, Compression, compression
+from cutlayer.reading import check_hardware
 from cutlayer.wire.link import Link
 
 
@@ -65,13 +66,9 @@ def hardware(name: str) -> torch.device:
     Raises:
       ConfigError: No such device here.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"hardware: expected cpu, cuda or cuda:N, got {name!r}. Change it.") from error
-    if device.type not in ("cpu", "cuda") or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
+    check_hardware(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"hardware: expected cpu or one of {torch.cuda.device_count()} CUDA devices, got {name!r}. "
             "Use cpu, or install a CUDA build of torch."

@@ -21,7 +21,8 @@ from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.export import read_adapter, read_card
+from cutlayer.model.card import read_card
+from cutlayer.model.export import read_adapter
 from cutlayer.server.evaluate import evaluate
 
 

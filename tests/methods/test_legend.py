@@ -19,8 +19,9 @@ from cutlayer.methods.legend import legend
 from cutlayer.methods.method import Method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
+from cutlayer.model.card import AdapterCard
 from cutlayer.model.cost import CostModel
-from cutlayer.model.export import AdapterCard, save_adapter
+from cutlayer.model.export import save_adapter
 from cutlayer.model.imagined import FUSED_ATTENTION
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.aggregate import mean_per_block

@@ -19,7 +19,8 @@ from cutlayer.errors import AdapterError
 from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
-from cutlayer.model.export import load_finetuned, read_adapter, read_card, save_adapter
+from cutlayer.model.card import read_card
+from cutlayer.model.export import load_finetuned, read_adapter, save_adapter
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.fingerprint import public_name
 from cutlayer.testing.playground import fleet_of, plain_training, play, streams_for
@@ -136,7 +137,8 @@ import sys
 from pathlib import Path
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.export import AdapterCard, save_adapter
+from cutlayer.model.export import save_adapter
+from cutlayer.model.card import AdapterCard
 
 settings = ModelSettings(sys.argv[1], "classification", num_labels=3, lora=LoraSettings(4, 6.0, 0.0, ("all-linear",)))
 base = Base(settings)

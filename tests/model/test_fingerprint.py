@@ -19,7 +19,8 @@ from bases import settings_for
 from cutlayer.errors import MalformedMessage, ModelError
 from cutlayer.model.fingerprint import Fingerprint, check_same, fingerprint
 from cutlayer.model.pieces import PieceServer, PieceStore
-from cutlayer.model.source import MINILM, ModelFiles
+from cutlayer.model.place import MINILM
+from cutlayer.model.source import ModelFiles
 from cutlayer.testing.tiny import save_tiny_model, save_tiny_tokenizer
 
 ONE = Fingerprint("c", "t", "n", "v")

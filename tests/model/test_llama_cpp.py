@@ -23,12 +23,13 @@ from cutlayer.errors import ModelError
 from cutlayer.model import llama_cpp as module
 from cutlayer.model.base import Base, ModelSettings
 from cutlayer.model.fingerprint import fingerprint
-from cutlayer.model.llama_cpp import LlamaCpp, cached, gguf_in, llama3, llama3_factors
+from cutlayer.model.llama_cpp import LlamaCpp, cached, llama3, llama3_factors
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pieces import PieceServer, PieceStore
+from cutlayer.model.place import SMOLLM2, gguf_in
 from cutlayer.model.pretrained import pretrained
 from cutlayer.model.quantised import KINDS
-from cutlayer.model.source import SMOLLM2, ModelFiles, read_header
+from cutlayer.model.source import ModelFiles, read_header
 from cutlayer.settings import load_tokenizer
 from cutlayer.testing.tiny import random_batch
 from ggufs import BLOCKS, HEADS, TEMPLATE, WIDTH, save_gguf

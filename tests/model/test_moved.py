@@ -15,7 +15,7 @@ from cutlayer.errors import ModelError
 from cutlayer.methods.fedkseed import rebuilt
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
-from cutlayer.model.export import AdapterCard
+from cutlayer.model.card import AdapterCard
 from cutlayer.model.moved import SUMS, read_sums, save_moved
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.seed_search import SeedSearch

@@ -35,7 +35,7 @@ from cutlayer.model.pieces import (
     manifest_bytes,
     read_manifest,
 )
-from cutlayer.model.source import MINILM
+from cutlayer.model.place import MINILM
 from cutlayer.testing.tiny import BLOCKS, save_tiny_model, save_tiny_tokenizer
 
 ModelMaker = Callable[[str, str], Path]

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 from bases import moved_adapter, open_base
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
-from cutlayer.model.export import read_card, save_adapter
+from cutlayer.model.card import read_card
+from cutlayer.model.export import save_adapter
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.portable import one_rank, refused_by_vllm, save_portable
 from cutlayer.testing.tiny import save_tiny_tokenizer

@@ -14,7 +14,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from bases import moved_adapter, open_base, settings_for
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
-from cutlayer.model.export import AdapterCard, load_finetuned, read_adapter, read_card
+from cutlayer.model.card import AdapterCard, read_card
+from cutlayer.model.export import load_finetuned, read_adapter
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
 from cutlayer.model.pruned import save_pruned

@@ -194,7 +194,8 @@ def test_the_row_of_a_listed_model_is_not_tried(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_adapter_of_a_recognised_model_is_loaded(tmp_path: Path) -> None:
-    from cutlayer.model.export import AdapterCard, save_adapter
+    from cutlayer.model.card import AdapterCard
+    from cutlayer.model.export import save_adapter
 
     folder = save(Olmo2Config(**_without("head_dim"), rms_norm_eps=1e-3), "classification", tmp_path / "model")
     base = open_base(folder, "classification")

@@ -26,7 +26,8 @@ from cutlayer.errors import ModelError
 from cutlayer.files import sha256
 from cutlayer.model import source
 from cutlayer.model.base import Base
-from cutlayer.model.source import MINILM, SMOLLM2, ModelFiles, Weights
+from cutlayer.model.place import MINILM, SMOLLM2
+from cutlayer.model.source import ModelFiles, Weights
 from cutlayer.testing.tiny import BLOCKS, save_tiny_model
 
 ModelMaker = Callable[[str, str], Path]

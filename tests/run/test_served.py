@@ -13,7 +13,7 @@ from cutlayer.config import read_config
 from cutlayer.fleet.profile import DeviceProfile, load_fleet
 from cutlayer.gate import hub
 from cutlayer.gate.door import Admission, GrpcDoor
-from cutlayer.model.export import read_card
+from cutlayer.model.card import read_card
 from cutlayer.report.progress import NoProgress
 from cutlayer.run.desk import RunHost
 from cutlayer.run.inputs import prepare, prepare_server, write_shares

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from cutlayer.api.apart import run_apart
+from cutlayer.device.limits import Limits
 from cutlayer.device.token import read_token
 from cutlayer.joining import Joining
 from cutlayer.joining import join as join_run
@@ -91,14 +92,7 @@ def join(
       ...     print(str(error).partition(":")[0])
       join
     """
-    joining = Joining.read(
-        name,
-        data,
-        model=model,
-        folder=folder,
-        hardware=hardware,
-        max_blocks=max_blocks,
-        patience_seconds=patience_seconds,
+    limits = Limits.read(
         task=task,
         text=text,
         label=label,
@@ -107,6 +101,16 @@ def join(
         only=only,
         rounds=rounds,
         until=until,
+    )
+    joining = Joining.read(
+        name,
+        data,
+        model=model,
+        folder=folder,
+        hardware=hardware,
+        max_blocks=max_blocks,
+        patience_seconds=patience_seconds,
+        limits=limits,
     )
     files = [None if path is None else Path(path) for path in (ca, token, certificate, key)]
     run_apart(attending(joining, server, *files, insecure=insecure, notice=on_notice))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutlayer.cli.terminal import AsJson, console, print_json, progress_console
+from cutlayer.cli.terminal import AsJson, console, print_json, progress_console, starting
 from cutlayer.errors import ConfigError
 from cutlayer.reading import yaml_value
 
@@ -26,14 +26,18 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Hold a method to the laws: tiny models, a few rounds each. Exits with 1 if one is broken."""
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
     from cutlayer.methods.table import found
-    from cutlayer.testing.laws import LAWS, Subject, judge, sentence
 
     options = dict(_read(word) for word in option or ())
-    subject = Subject(found(method), options)
+    row = found(method)
+    row.check_options(options)
+    with starting(progress_console()):
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from cutlayer.testing.laws import LAWS, Subject, judge, sentence
+
+    subject = Subject(row, options)
     subject.build()  # what is no method at all is told in one line
     torch.set_num_threads(1)  # equalities are to the last bit
     disable_progress_bar()  # of reading tiny models

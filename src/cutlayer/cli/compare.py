@@ -12,6 +12,7 @@ import typer
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.log import say
+from cutlayer.cli.resumed import check_words
 from cutlayer.cli.terminal import console, progress_console, starting
 from cutlayer.errors import ConfigError
 
@@ -81,6 +82,7 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
     if seeds < 1:
         raise ConfigError(f"--seeds: expected at least 1, got {seeds}. Change it.")
     from cutlayer.comparing.entry import parse_entries
+    from cutlayer.comparing.metric import metric_of
     from cutlayer.config import read_config
     from cutlayer.methods.table import found
 
@@ -90,8 +92,9 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
             found(entry.method).check_options(entry.options)
         except ConfigError as error:
             raise ConfigError(f"compare {entry.label}: {error}") from error
+    judged_by = metric_of(config.data.task, metric, target)
+    check_words(config)
     from cutlayer.comparing.comparison import Comparison
-    from cutlayer.comparing.metric import metric_of
 
     # a run file's own method and folder are not those of the comparison: only what the command line says of them counts
     said = [pair for pair in given.overrides if pair.startswith(("method.", "out="))]
@@ -104,7 +107,7 @@ def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None
         for_all=told.method.options,
         entries=entries,
         seeds=tuple(range(first, first + seeds)),
-        metric=metric_of(config.data.task, metric, target),
+        metric=judged_by,
         target=target,
         folder=Path(told.out if "out" in told.model_fields_set else DEFAULT_OUT),
     )

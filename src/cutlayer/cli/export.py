@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from cutlayer.cli.log import say
-from cutlayer.cli.terminal import console, progress_console
+from cutlayer.cli.terminal import console, progress_console, starting
 from cutlayer.errors import ConfigError
+from cutlayer.run.out import check_free, check_hub_name
 
 Source = Annotated[
     Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder, ended or not, or an adapter, PEFT's too.")
@@ -43,23 +44,30 @@ def export(
     public: Annotated[bool, typer.Option("--public", help="A new repository there is for everybody.")] = False,
 ) -> None:
     """Write the whole fine-tuned model, or an adapter for PEFT, vLLM and llama.cpp."""
-    from transformers.utils import logging
-
-    from cutlayer.model.portable import refused_by_vllm
-    from cutlayer.model.source import DTYPES
-    from cutlayer.run import exported
-    from cutlayer.run.trained import opened
+    from cutlayer.config import PLAIN_DTYPES
+    from cutlayer.reading import check_hardware
+    from cutlayer.run.whence import check_there, whence
 
     if merged == adapter:
         raise ConfigError("export: expected one of --merged and --adapter, got both or neither. Choose one.")
     if adapter and dtype is not None:
         raise ConfigError("--dtype: expected it with --merged, got --adapter, whose factors are fp32. Leave it out.")
-    if (dtype or "bf16") not in DTYPES:
-        raise ConfigError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of them.")
+    if (dtype or "bf16") not in PLAIN_DTYPES:
+        raise ConfigError(f"--dtype: expected one of {', '.join(PLAIN_DTYPES)}, got {dtype!r}. Choose one of them.")
     if push is not None:
-        exported.check_hub_name(push)
-    logging.disable_progress_bar()  # of transformers, as it loads the merged model again
+        check_hub_name(push)
+    check_hardware(hardware)
+    check_free(out)
+    check_there(whence(source, round=round), model=model)
     terminal = console()
+    with starting(progress_console()):
+        from transformers.utils import logging
+
+        from cutlayer.model.portable import refused_by_vllm
+        from cutlayer.run import exported
+        from cutlayer.run.trained import opened
+
+    logging.disable_progress_bar()  # of transformers, as it loads the merged model again
     with progress_console().status("reading the adapter and its base"):
         trained = opened(source, model=model, where=hardware, round=round)
     title = push.partition("/")[2] if push else out.resolve().name

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cutlayer.cli.export import Hardware, Model, Round, Source
+from cutlayer.cli.terminal import progress_console, starting
 from cutlayer.errors import AdapterError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,21 +32,23 @@ def generate(
     hardware: Hardware = "cpu",
 ) -> None:
     """Ask a fine-tuned language model, of a run, an adapter or a merged folder; the text streams as it is made."""
-    from transformers import TextStreamer
-
-    from cutlayer.model.generate import end_ids
-    from cutlayer.model.generate import generate as generated
-    from cutlayer.run.trained import opened
-    from cutlayer.settings import load_tokenizer
+    from cutlayer.reading import check_hardware
+    from cutlayer.run.whence import check_there, whence
 
     if (prompt is not None) == chat:
         raise ConfigError("generate: expected one of --prompt and --chat, got both or neither. Choose one.")
-    trained = opened(source, model=model, where=hardware, round=round, merged=True)
-    if trained.card.task != "causal-lm":
-        raise AdapterError(
-            f"{trained.where}: expected a causal LM, got {trained.card.task}, which writes no text. "
-            "Use cutlayer evaluate."
-        )
+    check_hardware(hardware)
+    _check_task(check_there(whence(source, round=round, merged=True), model=model), source)
+    with starting(progress_console()):
+        from transformers import TextStreamer
+
+        from cutlayer.model.generate import end_ids
+        from cutlayer.model.generate import generate as generated
+        from cutlayer.run.trained import opened
+        from cutlayer.settings import load_tokenizer
+
+        trained = opened(source, model=model, where=hardware, round=round, merged=True)
+    _check_task(trained.card.task, source)
     tokenizer = load_tokenizer(trained.base.files)
     ends = end_ids(trained.base, tokenizer)
     turns: list[Turn] = []
@@ -61,6 +65,14 @@ def generate(
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
         turns.append({"role": "assistant", "content": tokenizer.decode(ids[0], skip_special_tokens=True).strip()})
+
+
+def _check_task(task: str | None, source: Path) -> None:
+    """Raises AdapterError for what writes no text; None is not known yet."""
+    if task not in (None, "causal-lm"):
+        raise AdapterError(
+            f"adapter {source}: expected one of a causal LM, got {task}, which writes no text. Use cutlayer evaluate."
+        )
 
 
 def _questions() -> Iterator[str]:

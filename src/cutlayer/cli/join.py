@@ -74,7 +74,10 @@ def join(
 ) -> None:
     """Join a server's run: measure this machine, train on its data, which stays here; until the run is over."""
     from cutlayer.data.source import check_place
+    from cutlayer.device.limits import Limits
     from cutlayer.device.token import read_token
+    from cutlayer.model.place import check_place as check_model
+    from cutlayer.reading import check_hardware
     from cutlayer.transport.diagnosis import check_authority
     from cutlayer.transport.tls import credentials_for
 
@@ -82,8 +85,21 @@ def join(
     credentials_for(server, ca, certificate, key, insecure=insecure)
     read_token(token, os.environ)
     check_place(data)
+    check_hardware(hardware)
+    if model not in ("", "server"):
+        check_model(model)
     if ca is not None:
         check_authority(ca)
+    limits = Limits.read(
+        task=task,
+        text=text,
+        label=label,
+        least_blocks=least_blocks,
+        never=never,
+        only=only,
+        rounds=rounds,
+        until=until,
+    )
     say(f"{name}: starting")
     from cutlayer.api.join import attending
     from cutlayer.joining import Joining
@@ -96,14 +112,7 @@ def join(
         hardware=hardware,
         max_blocks=max_blocks,
         patience_seconds=patience,
-        task=task,
-        text=text,
-        label=label,
-        least_blocks=least_blocks,
-        never=never,
-        only=only,
-        rounds=rounds,
-        until=until,
+        limits=limits,
     )
     work = attending(
         joining,

@@ -58,7 +58,7 @@ LOST = 3
 
 
 def check_words(config: RunConfig) -> None:
-    """Looks at the words of a config: its method and options, its fleet, and whether its data is where it says.
+    """Looks at the words of a config: method and options, fleet, hardware, and whether data and model are there.
 
     Raises:
       UserError: There is none such.
@@ -66,11 +66,15 @@ def check_words(config: RunConfig) -> None:
     from cutlayer.data.source import check_place
     from cutlayer.fleet.profile import MEASURED, load_fleet
     from cutlayer.methods.table import found
+    from cutlayer.model.place import check_place as check_model
+    from cutlayer.reading import check_hardware
 
     found(config.method.name, config.method.sha256).check_options(config.method.options)
     if config.fleet != MEASURED:
         load_fleet(config.fleet)
     check_place(config.data.path)
+    check_model(config.model.name, config.model.revision)
+    check_hardware(config.hardware)
 
 
 def remarks(outcome: Outcome) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from cutlayer.cli.flags import Given
 from cutlayer.cli.page import PageOption, PageTlsOption, shown_beside
-from cutlayer.cli.resumed import config_of, tell
+from cutlayer.cli.resumed import check_words, config_of, tell
 from cutlayer.cli.signals import run_until_signalled
 from cutlayer.cli.terminal import noticing, progress_console, starting
 from cutlayer.cli.threads import fit_threads
@@ -185,12 +186,20 @@ def _site(
     quiet: bool,
 ) -> None:
     """Serves a site's devices until the run is over."""
-    from cutlayer.api.serve import Listening, SiteOf, siting
-    from cutlayer.transport.address import joined
+    from cutlayer.device.token import read_token
+    from cutlayer.transport.tls import credentials_for
 
     if name is None:
         raise ConfigError("--name: expected the site's name beside --site-of, got none. Add --name SITE.")
+    check_words(config)
+    check_door(said["host"] or "127.0.0.1", said["roster"], insecure=bool(said["insecure"]))
+    credentials_for(server, way["ca"], way["certificate"], way["key"], insecure=bool(said["insecure"]))
+    read_token(way["token"], os.environ)
     terminal = progress_console()
+    with starting(terminal, quiet=quiet):
+        from cutlayer.api.serve import Listening, SiteOf, siting
+        from cutlayer.transport.address import joined
+
     fit_threads()
     how = Listening.of(said, None)
 
@@ -222,12 +231,16 @@ def check_door(host: str, folder: Path | None, *, insecure: bool) -> None:
 
 def _lend(config: RunConfig, span: str, said: Mapping[str, Any]) -> None:
     """Runs blocks until this process is told to stop."""
-    from cutlayer.api.serve import Listening, lending
     from cutlayer.fleet.profile import parse_blocks
-    from cutlayer.transport.address import joined
 
-    terminal = progress_console()
     first, end = parse_blocks(span, "--span")
+    check_words(config)
+    check_door(said["host"] or "127.0.0.1", said["roster"], insecure=bool(said["insecure"]))
+    terminal = progress_console()
+    with starting(terminal):
+        from cutlayer.api.serve import Listening, lending
+        from cutlayer.transport.address import joined
+
     how = Listening.of(said, None)
 
     def opened(port: int) -> None:

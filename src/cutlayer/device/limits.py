@@ -21,13 +21,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from cutlayer.data.source import Columns
-from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError, Declined
 from cutlayer.reading import TaskKind
-from cutlayer.types import DevicePlan
+
+if TYPE_CHECKING:  # what an owner says is read before torch is imported
+    from cutlayer.device.shape import Shape
+    from cutlayer.types import DevicePlan
 
 NEVER = ("labels", "counts", "activations")
 """What may be said never to leave."""

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cutlayer.config import RunConfig, read_config
+from cutlayer.device.limits import Limits
 from cutlayer.errors import ConfigError
 from cutlayer.joining import Joining
 from cutlayer.report.run_folder import RunFolder
@@ -108,13 +109,25 @@ def read_joining(given: Given) -> Joining:
         )
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
         raise ConfigError(f"node config: max-blocks: expected a number of at least 0, got {most!r}. Change it.")
+    return Joining.read(
+        name,
+        data,
+        model=_text(given, "model", "node config"),
+        folder=folder,
+        hardware=_text(given, "hardware", "node config") or "cpu",
+        max_blocks=most,
+        limits=_limits(given),
+    )
+
+
+def _limits(given: Given) -> Limits:
+    """What the owner of a node allows."""
     words: dict[str, Any] = {
-        key: _text(given, key, "node config") for key in ("model", "task", "text", "label", "never", "only", "until")
+        key: _text(given, key, "node config") for key in ("task", "text", "label", "never", "only", "until")
     }
-    hardware = _text(given, "hardware", "node config") or "cpu"
     numbers: dict[str, Any] = {key.replace("-", "_"): given[key] for key in ("least-blocks", "rounds") if key in given}
     try:
-        return Joining.read(name, data, folder=folder, hardware=hardware, max_blocks=most, **words, **numbers)
+        return Limits.read(**words, **numbers)
     except ConfigError as error:
         raise ConfigError(f"node config: {error}") from error
 

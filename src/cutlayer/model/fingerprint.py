@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cutlayer.errors import MalformedMessage, ModelError
+from cutlayer.model.card import BY_FINGERPRINT
 from cutlayer.model.source import TOKENIZER, ModelFiles, read_header
 
 NOT_THE_MODEL = {
@@ -30,8 +31,6 @@ NOT_THE_MODEL = {
 }
 """What config.json says of who saved the model, or what the run says in its place."""
 EDGE_BYTES = 64
-BY_FINGERPRINT = "fingerprint:"
-"""What a model is called that has no other name than its fingerprint, which follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from torch import Tensor
 from cutlayer.errors import ModelError
 from cutlayer.model.packed import PACKINGS, PLAIN
 
-SUFFIX = ".gguf"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 KINDS = {

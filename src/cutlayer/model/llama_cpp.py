@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.errors import ModelError
-from cutlayer.model.gguf import SUFFIX, Gguf
+from cutlayer.model.gguf import Gguf
 from cutlayer.model.packed import PLAIN, Stored
 
 OUTSIDE = {
@@ -311,22 +311,3 @@ def llama_cpp(path: Path) -> LlamaCpp:
 @lru_cache(maxsize=8)
 def _opened(path: Path, _size: int, _changed: int) -> LlamaCpp:
     return LlamaCpp(path)
-
-
-def gguf_in(name: str | Path) -> Path | None:
-    """The GGUF file that a path names, or that is in the folder it names beside no safetensors; None for none.
-
-    Raises:
-      ModelError: There are several.
-    """
-    path = Path(name)
-    if path.suffix == SUFFIX:
-        return path if path.is_file() else None
-    if not path.is_dir() or any(path.glob("*.safetensors*")):
-        return None
-    found = sorted(path.glob(f"*{SUFFIX}"))
-    if len(found) > 1:
-        raise ModelError(
-            f"model {name}: expected one GGUF file, got {', '.join(one.name for one in found)}. Name one of them."
-        )
-    return found[0] if found else None

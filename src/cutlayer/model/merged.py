@@ -26,7 +26,8 @@ from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, model_class
-from cutlayer.model.export import CARD, AdapterCard, card_text
+from cutlayer.model.card import CARD, AdapterCard
+from cutlayer.model.export import card_text
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.generate import generation_config
 from cutlayer.model.part import model_inputs

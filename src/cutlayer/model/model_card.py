@@ -15,7 +15,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from cutlayer.model.base import Base
 from cutlayer.model.base_named import base_code, base_sentence
-from cutlayer.model.export import POOLED, AdapterCard, how_texts_end
+from cutlayer.model.card import AdapterCard
+from cutlayer.model.export import POOLED, how_texts_end
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.portable import refused_by_vllm
 

@@ -21,7 +21,7 @@ from cutlayer.errors import ModelError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base
-from cutlayer.model.export import AdapterCard
+from cutlayer.model.card import AdapterCard
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.pretrained import config_of
 from cutlayer.model.pruned import TOKENIZER_FILES, described

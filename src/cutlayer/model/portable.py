@@ -23,7 +23,8 @@ from torch import Tensor
 
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.base import Base
-from cutlayer.model.export import BESIDE, AdapterCard, fill_adapter
+from cutlayer.model.card import BESIDE, AdapterCard
+from cutlayer.model.export import fill_adapter
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.pruned import TOKENIZER_FILES
 from cutlayer.model.source import ModelFiles

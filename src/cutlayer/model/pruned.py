@@ -26,7 +26,8 @@ from torch import Tensor
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
 from cutlayer.model.base import Base, model_class
-from cutlayer.model.export import BESIDE, AdapterCard, fill_adapter
+from cutlayer.model.card import BESIDE, AdapterCard
+from cutlayer.model.export import fill_adapter
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.pretrained import config_of
 from cutlayer.types import Adapter, Kept

@@ -26,16 +26,14 @@ from torch import Tensor
 from cutlayer.errors import ModelError
 from cutlayer.files import sha256
 from cutlayer.model.asked import PLAIN_WEIGHTS, check_config
-from cutlayer.model.gguf import SUFFIX
-from cutlayer.model.llama_cpp import LlamaCpp, gguf_in, llama_cpp
+from cutlayer.model.llama_cpp import LlamaCpp, llama_cpp
 from cutlayer.model.packed import read_note
+from cutlayer.model.place import MINILM, SMOLLM2, SUFFIX, check_place, gguf_in
 from cutlayer.model.quantised import SCALE, Form
 from cutlayer.model.rows import SPELLED, Rows
 from cutlayer.reading import look_for_hub, reading
 
-MINILM = "builtin:minilm"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-SMOLLM2 = "builtin:smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -84,7 +82,8 @@ class ModelFiles:
             self._find_them()
 
     def _find_them(self) -> None:
-        name, revision = self.name, self.revision
+        name = self.name
+        check_place(name, self.revision)
         file = smollm2_file() if name == SMOLLM2 else gguf_in(name)
         self.gguf: LlamaCpp | None = None if file is None else llama_cpp(file.absolute())
         if name == MINILM:
@@ -93,15 +92,6 @@ class ModelFiles:
             self.folder = self.gguf.folder
         elif Path(name).is_dir():
             self.folder = Path(name)
-        elif name.endswith(SUFFIX) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise ModelError(
-                f"model: expected a folder with config.json and *.safetensors, a *{SUFFIX} file, a hub name like "
-                f"org/model, {MINILM} or {SMOLLM2}, got {name!r}, which is none of them. Check the path."
-            )
-        if self.folder is not None and revision is not None:
-            raise ModelError(
-                f"model.revision: expected none for {name}, got {revision!r}. Only models on the hub have revisions."
-            )
         if self.find("config.json") is None:
             raise ModelError(f"model {name}: expected a config.json, got none. Is this the model's folder?")
 

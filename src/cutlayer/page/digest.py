@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.config import RunConfig
 from cutlayer.methods.table import found
@@ -19,7 +19,10 @@ from cutlayer.report.fleet_view import DeviceNow
 from cutlayer.report.human import human_bytes, human_seconds
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.summary import versions
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 COLUMNS = (
     ("device", "text"),

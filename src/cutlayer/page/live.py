@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cutlayer.page.digest import MOST_NAMES, Digest
 from cutlayer.page.run_page import watched_page, whole
@@ -21,7 +21,10 @@ from cutlayer.report.human import human_seconds
 from cutlayer.report.live_view import left, round_of
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.report.run_state import RunState
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 NOT_YET = "The run has not begun."
 

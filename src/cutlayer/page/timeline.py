@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cutlayer.report.activities import COMPUTE, NETWORK, SERVER, WAIT
 from cutlayer.report.gantt import COLOURS
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 KINDS = (*COLOURS, "other")
 """Of bars, by number."""

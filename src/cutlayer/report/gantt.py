@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
 from cutlayer.errors import ConfigError
@@ -17,7 +18,10 @@ from cutlayer.report import svg
 from cutlayer.report.activities import COMPUTE, NETWORK, SERVER, WAIT
 from cutlayer.report.human import human_bytes, human_seconds
 from cutlayer.report.intervals import length, union
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 COLOURS = {
     "forward": "#3b76b5",

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.report.activities import SERVER
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
 
 
 @dataclass(slots=True)

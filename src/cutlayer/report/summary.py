@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 import cutlayer
 
@@ -49,6 +48,8 @@ def peak_memory_bytes() -> int:
 
 def peak_cuda_bytes() -> int | None:
     """The most that torch's CUDA allocator ever held, over all GPUs; None where CUDA was never used."""
+    import torch  # takes seconds, and what is said of a run's versions needs none of it
+
     if not torch.cuda.is_initialized():
         return None
     return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))

@@ -17,11 +17,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutlayer.report.activities import COMPUTE
 from cutlayer.report.gantt import row_order
-from cutlayer.types import Event
+
+if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs none of it
+    from cutlayer.types import Event
+
 
 ROUNDS = 1
 """The process of the rounds; machines follow."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from cutlayer.errors import AdapterError, ConfigError, ModelError
+from cutlayer.errors import AdapterError, ModelError
 from cutlayer.model.merged import Agreement, agreement, save_merged
 from cutlayer.model.model_card import model_card
 from cutlayer.model.portable import save_portable
+from cutlayer.run.out import check_free, check_hub_name
 from cutlayer.run.trained import Trained
 
 
@@ -24,7 +24,7 @@ def export_adapter(trained: Trained, folder: Path, title: str) -> None:
     Raises:
       ConfigError: The folder is taken.
     """
-    _check_free(folder)
+    check_free(folder)
     readme = model_card(trained.base, trained.card, trained.training, title=title, merged=False)
     save_portable(folder, trained.adapter, trained.base, trained.card, readme)
 
@@ -45,7 +45,7 @@ def export_merged(trained: Trained, folder: Path, title: str, *, dtype: str) -> 
       ConfigError: The folder is taken.
       AdapterError: The base pools in a way of its own, or the two differ by more than rounding does.
     """
-    _check_free(folder)
+    check_free(folder)
     base, card = trained.base, trained.card
     if card.task == "classification" and base.pooling != base.family.poolings[0]:
         raise AdapterError(
@@ -89,14 +89,3 @@ def push(folder: Path, name: str, *, public: bool = False, api: Any = None) -> s
             f"--push {name}: expected a hub that takes it, got {type(error).__name__}: {first}. Log in (hf auth login) "
             f"and push again: {folder} is complete."
         ) from error
-
-
-def check_hub_name(name: str) -> None:
-    """Raises ConfigError for what is not OWNER/NAME."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ConfigError(f"--push: expected OWNER/NAME, got {name!r}. Change it.")
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out: expected a folder that is not there yet, got {folder}. Use another, or remove it.")

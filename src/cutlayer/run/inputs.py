@@ -40,9 +40,9 @@ from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method, found
 from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.card import AdapterCard
 from cutlayer.model.classes import in_the_heads_order
 from cutlayer.model.cost import ShapedCosts, cost_model
-from cutlayer.model.export import AdapterCard
 from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
 from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.quantised import KINDS

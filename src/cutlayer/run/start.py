@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cutlayer.errors import AdapterError, ConfigError
 from cutlayer.methods.method import Method
-from cutlayer.model.export import read_card
+from cutlayer.model.card import read_card
 from cutlayer.model.given import read_given
 from cutlayer.report.trackers.reports import check_installed
 from cutlayer.run.answers import answers_of

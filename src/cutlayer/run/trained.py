@@ -19,9 +19,10 @@ from cutlayer.data.asking import Form
 from cutlayer.data.batches import evaluation_batches
 from cutlayer.data.source import NO_DATA
 from cutlayer.data.tasks import pad_token_id
-from cutlayer.errors import AdapterError, CheckpointError, UserError
+from cutlayer.errors import AdapterError, UserError
 from cutlayer.model.base import Base, ModelSettings
-from cutlayer.model.export import CARD, AdapterCard, base_files, read_card
+from cutlayer.model.card import CARD, AdapterCard, read_card
+from cutlayer.model.export import base_files
 from cutlayer.model.folds import taken_back
 from cutlayer.model.given import GivenAdapter, read_given
 from cutlayer.model.model_card import Training
@@ -30,6 +31,7 @@ from cutlayer.policies.scope import shared
 from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.best import Result
 from cutlayer.run.inputs import held_out, method_of
+from cutlayer.run.whence import no_round_yet, whence
 from cutlayer.server.adapters import Adapters
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import read_checkpoint
@@ -89,7 +91,13 @@ class Trained:
 
 
 def opened(
-    path: Path, *, model: str | None = None, where: str = "cpu", round: int | None = None, merged: bool = False
+    path: Path,
+    *,
+    model: str | None = None,
+    where: str = "cpu",
+    round: int | None = None,
+    merged: bool = False,
+    dtype: str | None = None,
 ) -> Trained:
     """Opens a run, or a folder with an adapter of ours or of PEFT's.
 
@@ -99,37 +107,20 @@ def opened(
       where: It computes: cpu, cuda or cuda:N.
       round: Of a run, after which round; None for what the run ends with, or would end with now.
       merged: Whether a model that `cutlayer export --merged` wrote serves too.
+      dtype: Of the frozen weights; None for the form in which the adapter was trained on them, or fp32.
 
     Raises:
       UserError: There is no adapter, nothing says where its base is, or the two do not fit.
     """
-    if not (path / "config.yaml").is_file():
-        if round is not None:
-            raise AdapterError(f"--round: expected a run's folder with it, got {path}. Give RUN, or leave --round out.")
-        if merged and (path / "config.json").is_file() and (path / CARD).is_file():
-            return _whole(path, where)
-        return _adapter_in(path, model, where)
-    if round is not None:
-        folder = path / "adapters" / f"round-{round}"
-        if not folder.is_dir():
-            saved = sorted(one.name for one in (path / "adapters").glob("round-*"))
-            raise AdapterError(
-                f"run {path}: expected adapters/round-{round}, got {', '.join(saved) or 'no saved round'}. "
-                "Set train.save_every to save more of them."
-            )
-        return _adapter_in(folder, model, where)
-    for name in ("pruned/adapter", "adapter"):
-        if (path / name).is_dir():
-            return _adapter_in(path / name, model, where)
-    if (path / "model").is_dir():
-        raise AdapterError(
-            f"run {path}: expected an adapter, got a run that moved the base's own weights. Its model/ folder is the "
-            "whole model already."
-        )
-    return _committed(path, model, where)
+    found = whence(path, round=round, merged=merged)
+    if found.kind == "merged":
+        return _whole(found.folder, where, dtype)
+    if found.kind == "adapter":
+        return _adapter_in(found.folder, model, where, dtype)
+    return _committed(path, model, where, dtype)
 
 
-def _whole(folder: Path, where: str) -> Trained:
+def _whole(folder: Path, where: str, dtype: str | None) -> Trained:
     """A model with its adapter merged in (`cutlayer export --merged`), with one that adds nothing."""
     card = read_card(folder)
     settings = ModelSettings(
@@ -137,6 +128,7 @@ def _whole(folder: Path, where: str) -> Trained:
         task=card.task,  # type: ignore[arg-type]
         num_labels=len(card.labels),
         pad_id=card.pad_id,
+        dtype=dtype or "fp32",
         family=card.own_family,
     )
     base = Base(settings, hardware(where))
@@ -144,7 +136,7 @@ def _whole(folder: Path, where: str) -> Trained:
     return Trained(f"model {folder}", base, base.initial_adapter(0), card, Training(), form, None)
 
 
-def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
+def _adapter_in(folder: Path, model: str | None, where: str, dtype: str | None) -> Trained:
     given = read_given(folder)
     named = f"adapter {folder}"
     if (given.folder / CARD).is_file():
@@ -160,7 +152,7 @@ def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
         task=card.task,  # type: ignore[arg-type]
         num_labels=len(card.labels),
         pad_id=card.pad_id,
-        dtype=card.quantised or "fp32",
+        dtype=dtype or card.quantised or "fp32",
         pooling=card.pooling,
         lora=given.settings,
         family=card.own_family,
@@ -220,18 +212,19 @@ def _told(config: RunConfig, rounds: int, metrics: Mapping[str, float], kept: st
     return Training(name, rounds, public, settings | options, dict(metrics), kept)
 
 
-def _committed(path: Path, model: str | None, where: str) -> Trained:
+def _committed(path: Path, model: str | None, where: str, dtype: str | None) -> Trained:
     """What a run that has not ended would end with now."""
     checkpoint = read_checkpoint(path / "checkpoint")
     if checkpoint is None:
-        raise CheckpointError(f"run {path}: expected at least one round that is over, got none. Wait for it.")
+        raise no_round_yet(path)
     config, run = read_config(path / "config.yaml"), checkpoint.branch("run").facts
     said = run["card"]
     card = AdapterCard(**{**said, "labels": tuple(said["labels"])})
     settings = model_settings(config, card.labels, card.pad_id)
     if model is not None:
         settings = replace(settings, name=model, revision=None)
-    base = Base(replace(settings, dtype=card.quantised or "fp32", compute=None), hardware(where))
+    settings = replace(settings, dtype=dtype or card.quantised or "fp32", compute=None)
+    base = Base(settings, hardware(where))
     result, round = _result_in(checkpoint, config, base, path)
     metrics = checkpoint.branch("best").branch("facts").facts["row"]["metrics"] if round is not None else run["metrics"]
     kept = f"the best round by {config.train.metric}, of {run['rounds_done']} so far" if round is not None else ""
