@@ -42,11 +42,17 @@ class Job:
     lora: LoraSettings
     num_labels: int = 0
     dtype: str = "fp32"
+    recomputed: bool = False
 
     @property
     def settings(self) -> ModelSettings:
         return ModelSettings(
-            model_name(self.model), self.task, num_labels=self.num_labels, dtype=self.dtype, lora=self.lora
+            model_name(self.model),
+            self.task,
+            num_labels=self.num_labels,
+            dtype=self.dtype,
+            lora=self.lora,
+            checkpoint_device=self.recomputed,
         )
 
 

@@ -20,6 +20,11 @@ which evaluates in batches of its own size by transformers' loss. It is SmolLM2'
 
     python benchmarks/memory.py --only-whole
 
+A device's process with frozen weights in few bits is held against one in fp32, whole and beside its imports, which no
+dtype makes smaller; with a batch of 4 and of 1, and with blocks recomputed. It is the same shape at cut 6:
+
+    python benchmarks/memory.py --only-few-bits
+
 Peaks are VmHWM, and on cuda the allocator's. The floor is a process that has only imported torch, transformers and
 peft; "net" is without it, and for a device without what a tiny model's training took. All weights are random,
 converted when read, and so in memory of the process's own.
@@ -41,6 +46,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.data.batches import parts_of
+from cutlayer.device.process import own_bytes
 from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.adapter import split_adapter
@@ -58,6 +64,7 @@ from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
 from cutlayer.server.steps.train import train
 from cutlayer.state import State, joined
+from cutlayer.transport.allocator import ON_A_DEVICE, keep_freed_memory
 from cutlayer.types import Adapter, Batch, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Activations, Assignment, Update
 from jobs import JOBS, LEARNING_RATE, VOCABULARY, Job, PlainLoop, random_batches
@@ -101,6 +108,17 @@ class DeviceRow:
     blocks: int
     net_bytes: int
     predicted_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRow:
+    """A device's whole process; `own_bytes` of it were there before there was a model."""
+
+    num_samples: int
+    dtype: str
+    recomputed: bool
+    peak_bytes: int
+    own_bytes: int
 
 
 def cuts_of(num_devices: int) -> list[int]:
@@ -273,6 +291,15 @@ def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
     return _peak(device) - before, predicted
 
 
+def device_process(job: Job, device: str) -> ProcessRow:
+    """A device's process from its start to the end of its steps, with the heap as a device sets it."""
+    torch.set_num_threads(1)
+    keep_freed_memory(ON_A_DEVICE)
+    own = own_bytes()
+    _train_device(job, job.cut, device)
+    return ProcessRow(job.num_samples, job.dtype, job.recomputed, peak_memory_bytes(), own)
+
+
 def _train_device(job: Job, blocks: int, device: str) -> int:
     """A few steps; returns the predicted bytes."""
     base, costs = Base(job.settings, device), CostModel(job.settings).of(SHAPE.flow)
@@ -331,6 +358,29 @@ def device_table(rows: Sequence[DeviceRow]) -> Listing:
     return result
 
 
+def few_bits_table(rows: Sequence[ProcessRow], job: Job) -> Listing:
+    """Every process beside the one in fp32 with the same batch: as a whole, and without what was there before."""
+    result = Listing(title=f"{job.model}: device with {job.cut} blocks, MiB (aim: 0.4 of fp32's)")
+    for heading in ("batch", "weights", "blocks"):
+        result.add_column(heading)
+    for heading in ("process", "of fp32's", "before a model", "beside it", "of fp32's"):
+        result.add_column(heading, justify="right")
+    for row in rows:
+        plain = next(one for one in rows if one.num_samples == row.num_samples and one.dtype == "fp32")
+        net, plain_net = row.peak_bytes - row.own_bytes, plain.peak_bytes - plain.own_bytes
+        result.add_row(
+            f"{row.num_samples} x {job.num_tokens}",
+            row.dtype,
+            "recomputed" if row.recomputed else "kept",
+            mib(row.peak_bytes),
+            f"{row.peak_bytes / plain.peak_bytes:.2f}",
+            mib(row.own_bytes),
+            mib(net),
+            f"{net / plain_net:.2f}",
+        )
+    return result
+
+
 def whole_table(split: WholeRun, plain: WholeRun, job: Job, steps: int) -> Listing:
     """A whole run beside plain PEFT's."""
     aims = f"aims: memory {WHOLE[0]}, processor {WHOLE[1]}"
@@ -369,13 +419,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--whole-steps", type=int, default=24, help="steps of a whole run; 0 leaves it out")
     parser.add_argument("--only-whole", action="store_true", help="measure whole runs and nothing else")
+    parser.add_argument("--only-few-bits", action="store_true", help="measure few bits on --whole-model, no more")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/memory.json"))
     args = parser.parse_args(arguments)
     require_device(args.device)
-    model_folder(args.model)
+    model_folder(args.whole_model if args.only_few_bits else args.model)
     job, few, many = JOBS[args.model], min(args.devices), max(args.devices)
     settings = {name: value for name, value in vars(args).items() if name != "json"}
+    if args.only_few_bits:
+        few_bits = _few_bits(JOBS[args.whole_model], args.device)
+        table = few_bits_table(few_bits, JOBS[args.whole_model])
+        publish([table], args.json, settings, {"processes": [asdict(row) for row in few_bits]})
+        return
     whole_job, whole = JOBS[args.whole_model], []
     if args.whole_steps:
         model_folder(args.whole_model)
@@ -412,6 +468,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result |= {"bytes_per_added_device": growth, "bound_per_added_device": bound}
     result["whole"] = [asdict(row) for row in whole]
     publish([*tables, *whole_tables], args.json, settings, result)
+
+
+def _few_bits(job: Job, device: str) -> list[ProcessRow]:
+    kinds = [("fp32", False), ("int8", False), ("int8", True)]
+    jobs = [replace(job, num_samples=n, dtype=d, recomputed=r) for n in (job.num_samples, 1) for d, r in kinds]
+    return [in_fresh_process(device_process, each, device) for each in jobs]
 
 
 def _whole(job: Job, steps: int, device: str) -> list[WholeRun]:

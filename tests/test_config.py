@@ -318,3 +318,21 @@ def test_a_tracker_that_there_is_not_is_refused_by_its_key() -> None:
         ConfigError, match=r"train\.report_to\.1: expected 'tensorboard', 'wandb', 'mlflow' or 'trackio'"
     ):
         read_config(None, values={"train.report_to": "wandb,tensorbord"})
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (["train.metric=nonsense"], "one of accuracy, macro_f1, loss for classification, got 'nonsense'. Change it."),
+        (["train.metric=rouge_l", "data.task=causal-lm"], "perplexity, loss for causal-lm, got 'rouge_l'. Add it to"),
+        (["train.metric=tokens", "data.task=causal-lm", "train.metrics=bleu"], "perplexity, loss, bleu for causal-lm"),
+    ],
+)
+@pytest.mark.parametrize("by", ["train.keep=best", "train.patience=2"])
+def test_rounds_are_compared_by_a_metric_that_there_will_be(by: str, said: list[str], found: str) -> None:
+    """Told before anything is read, and not after the first evaluation."""
+    with pytest.raises(ConfigError, match=f"^flags: train.metric: expected .*{found}"):
+        read_config(None, [*said, by])
+    read_config(None, said)  # nobody looks at it
+    good = ["data.task=causal-lm", "train.metrics=rouge_l", "train.metric=rouge_l", by]
+    assert read_config(None, good).train.metric == "rouge_l"

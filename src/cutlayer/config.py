@@ -82,6 +82,14 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 CAUSAL_LM = {("data", "max_length"): 1024, ("train", "lr"): 2e-4, ("lora", "targets"): ("all-linear",)}
 """What causal LM starts from where classification starts from other defaults."""
 
+METRICS: dict[TaskKind, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1", "loss"),
+    "causal-lm": ("perplexity", "loss"),
+}
+"""What an evaluation of each task gives to compare by, beside train.metrics; `compare` takes the first by default."""
+LOWER_IS_BETTER = ("loss", "perplexity")
+"""Of all metrics; every other one should be high."""
+
 FOUND = tuple(f"data.{name}" for name in ("messages", "prompt", "answer", "text", "template"))
 """Keys that a run fills in from its data and its tokenizer where nobody did."""
 
@@ -106,6 +114,7 @@ def our_names(section: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Dtype = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
+AnswerMetric = Literal["exact_match", "valid_json", "rouge_l", "bleu"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 PLAIN_DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
 """Numbers that are what they say; others have a scale beside them."""
@@ -263,7 +272,7 @@ class TrainSection(Section):
     """So many of the last checkpoints are kept: a run goes on from the newest that is whole. They cost disk alone."""
     samples: tuple[str, ...] = ()
     """Causal LM: prompts that the model answers, greedily, at every evaluation: on the screen and in samples.jsonl."""
-    metrics: tuple[Literal["exact_match", "valid_json", "rouge_l", "bleu"], ...] = ()
+    metrics: tuple[AnswerMetric, ...] = ()
     """Causal LM: what answers to held-out prompts are judged by, at every evaluation."""
     metric_rows: int = Field(64, ge=1)
     """So many held-out rows, a seeded sample of them, are answered for train.metrics."""
@@ -431,6 +440,18 @@ class RunConfig(Section):
             elif isinstance(given, Mapping):
                 content[section] = {key: value, **given}
         return content
+
+    @model_validator(mode="after")
+    def _is_a_metric(self) -> RunConfig:
+        """Rounds are compared by what there will be: told now, and not after the first evaluation."""
+        train, known = self.train, (*METRICS[self.data.task], *self.train.metrics)
+        if (train.keep == "best" or train.patience) and train.metric not in known:
+            hint = "Add it to train.metrics" if train.metric in get_args(AnswerMetric) else "Change it"
+            says = (
+                f"train.metric: expected one of {', '.join(known)} for {self.data.task}, got {train.metric!r}. {hint}."
+            )
+            raise PydanticCustomError("metric", "{says}", {"says": says})
+        return self
 
     def to_yaml(self) -> str:
         """The whole config, defaults included; reading it back gives the same config."""
@@ -639,6 +660,8 @@ def _one_line(where: str, error: ValidationError) -> str:
         if other is not None:
             return f"{where}: {key}: expected a key that has a meaning here, got one that has none: {other}. Remove it."
         return f"{where}: expected one of {', '.join(known)}, got the key {key!r}. {hint}"
+    if first["type"] == "metric":
+        return f"{where}: {first['msg']}"
     if first["type"] == "twice":
         return f"{where}: expected {first['msg']}. Leave one out."
     expected = first["msg"].removeprefix("Input should be ")

@@ -84,6 +84,40 @@ class Joining:
     patience_seconds: float = 600.0
     limits: Limits = EVERYTHING
 
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        data: str | Path,
+        *,
+        model: str | Path = "",
+        folder: str | Path | None = None,
+        hardware: str = "cpu",
+        max_blocks: int | None = None,
+        patience_seconds: float = 600.0,
+        limits: Limits = EVERYTHING,
+    ) -> Joining:
+        """A joining as a person says it, on the command line, in Python or to Flower.
+
+        Args:
+          name, data, model, hardware, max_blocks, patience_seconds, limits: See the attributes.
+          folder: As the attribute; None or empty for `cutlayer-NAME`.
+
+        Example:
+          >>> print(Joining.read("pi-1", "mine.jsonl").folder)
+          cutlayer-pi-1
+        """
+        return cls(
+            name=name,
+            data=str(data),
+            model=str(model),
+            folder=Path(folder or f"cutlayer-{name}"),
+            hardware=hardware,
+            max_blocks=max_blocks,
+            patience_seconds=patience_seconds,
+            limits=limits,
+        )
+
 
 async def join(
     joining: Joining,

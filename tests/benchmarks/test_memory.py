@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import memory
-from jobs import JOBS
+from jobs import JOBS, Job
 
 TINY = JOBS["tiny"]
 
@@ -87,3 +87,26 @@ def test_ratios_are_those_of_the_run_over_plain_peft(capsys: pytest.CaptureFixtu
 
 def test_the_floor_is_a_python_with_torch_in_it() -> None:
     assert 100 * 2**20 < memory.floor() < 2 * 2**30
+
+
+def test_processes_in_few_bits_are_held_against_fp32_with_the_same_batch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def measured(_: Any, job: Job, device: str) -> memory.ProcessRow:
+        assert device == "cpu"
+        net = (job.settings.dtype == "fp32") * 300 + 100 * job.num_samples - 50 * job.settings.checkpoint_device
+        return memory.ProcessRow(job.num_samples, job.dtype, job.recomputed, (400 + net) * 2**20, 400 * 2**20)
+
+    monkeypatch.setattr(memory, "in_fresh_process", measured)
+    path = tmp_path / "memory.json"
+    memory.main(["--only-few-bits", "--whole-model", "tiny", "--json", str(path)])
+    rows = json.loads(path.read_text())["rows"]["processes"]
+    assert [(row["num_samples"], row["dtype"], row["recomputed"]) for row in rows] == [
+        *((2, "fp32", False), (2, "int8", False), (2, "int8", True)),
+        *((1, "fp32", False), (1, "int8", False), (1, "int8", True)),
+    ]
+    shown = [line.split() for line in capsys.readouterr().out.splitlines() if " x 8 " in line]
+    assert [(line[-4], line[-1]) for line in shown] == [
+        *(("1.00", "1.00"), ("0.67", "0.40"), ("0.61", "0.30")),  # 900, 600 and 550 of 900; 500, 200 and 150 of 500
+        *(("1.00", "1.00"), ("0.62", "0.25"), ("0.56", "0.12")),
+    ]

@@ -271,6 +271,39 @@ def test_a_row_that_is_no_chat(cell: Any, says: str) -> None:
         CausalLM(messages="messages").encode(rows, tokenizer(CHATML), where="there")
 
 
+def test_a_role_must_be_one_that_templates_know_or_that_this_one_names() -> None:
+    """A misspelt answer beside others would be read and never learned, silently."""
+    misspelt = [*TWO, *said("user: a", "asistant: b")]
+    with pytest.raises(DataError, match=r"row 0 .*turn 5: expected a role of assistant, .* got 'asistant'"):
+        encoded(misspelt, tokenizer(CHATML))
+    tok = tokenizer(CHATML + "{# 'asistant' #}")
+    assert len(encoded(misspelt, tok)) == 1
+    assert len(encoded(said("developer: a", "user: b", "assistant: c"), tokenizer(CHATML))) == 1
+
+
+@pytest.mark.parametrize("template", [None, "plain"])
+def test_a_number_is_its_digits_as_prompt_and_as_answer(template: str | None) -> None:
+    tok, task = tokenizer(CHATML), CausalLM("q", "a", template=template)
+    number, text = (task.encode(Rows.of([{"q": q, "a": a}]), tok) for q, a in ((7, 12), ("7", "12")))
+    assert number.input_ids[0] == text.input_ids[0]
+
+
+def test_a_prompt_or_an_answer_that_is_neither_text_nor_turns() -> None:
+    for cells, says in (({"q": None, "a": "b"}, "the prompt, got null"), ({"q": "a", "a": 1.5}, "the answer, got flo")):
+        with pytest.raises(DataError, match=f"row 0 .*expected a text or a list of turns as {says}"):
+            CausalLM("q", "a").encode(Rows.of([cells]), tokenizer(CHATML))
+
+
+@pytest.mark.parametrize("template", [None, "plain"])
+def test_empty_answers_are_counted(template: str | None) -> None:
+    """They are learned, as an end alone: a model that is silent afterwards has been told before."""
+    rows = Rows.of([{"q": "a", "a": "b"}, {"q": "a", "a": ""}])
+    samples = CausalLM("q", "a", template=template).encode(rows, tokenizer(CHATML))
+    assert (samples.num_silent, len(samples)) == (1, 2)
+    assert samples.line.endswith(" dropped, 1 with an empty answer")
+    assert "empty" not in CausalLM("q", "a", template=template).encode(rows.select([0]), tokenizer(CHATML)).line
+
+
 def test_a_prompt_that_has_been_through_the_template() -> None:
     tok = tokenizer(CHATML)
     prompt = tok.apply_chat_template(TWO[:1], tokenize=False, add_generation_prompt=True)

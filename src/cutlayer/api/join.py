@@ -92,24 +92,25 @@ def join(
       ...     print(str(error).partition(":")[0])
       join
     """
-    joining = Joining(
-        name=name,
-        data=str(data),
-        model=str(model),
-        folder=Path(folder or f"cutlayer-{name}"),
+    limits = Limits.read(
+        task=task,
+        text=text,
+        label=label,
+        least_blocks=least_blocks,
+        never=never,
+        only=only,
+        rounds=rounds,
+        until=until,
+    )
+    joining = Joining.read(
+        name,
+        data,
+        model=model,
+        folder=folder,
         hardware=hardware,
         max_blocks=max_blocks,
         patience_seconds=patience_seconds,
-        limits=Limits.read(
-            task=task,
-            text=text,
-            label=label,
-            least_blocks=least_blocks,
-            never=never,
-            only=only,
-            rounds=rounds,
-            until=until,
-        ),
+        limits=limits,
     )
     files = [None if path is None else Path(path) for path in (ca, token, certificate, key)]
     run_apart(attending(joining, server, *files, insecure=insecure, notice=on_notice))

@@ -104,11 +104,11 @@ def join(
     from cutlayer.api.join import attending
     from cutlayer.joining import Joining
 
-    joining = Joining(
-        name=name,
-        data=data,
+    joining = Joining.read(
+        name,
+        data,
         model=model,
-        folder=folder or Path(f"cutlayer-{name}"),
+        folder=folder,
         hardware=hardware,
         max_blocks=max_blocks,
         patience_seconds=patience,

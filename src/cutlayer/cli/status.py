@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cutlayer.cli.terminal import console
+from cutlayer.cli.terminal import AsJson, console, print_json
 from cutlayer.reading import counted
 
 
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a run.")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show how far a run is, and of a real fleet who is here. Changes nothing; the run may be going on or not."""
     from cutlayer.report.fleet_view import DeviceNow, devices_table
 
     found = state_of(run)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
     terminal = console()
     for line in said(found):

@@ -6,14 +6,9 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cutlayer.config import LOWER_IS_BETTER, METRICS
 from cutlayer.errors import ConfigError
 from cutlayer.reading import TaskKind
-
-METRICS: dict[TaskKind, dict[str, bool]] = {
-    "classification": {"accuracy": True, "macro_f1": True, "loss": False},
-    "causal-lm": {"perplexity": False, "loss": False},
-}
-"""Of each task, the first one by default: whether more of it is better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +40,13 @@ def metric_of(task: TaskKind, name: str | None, target: float | None) -> Metric:
       ConfigError: The task has no such metric, or the metric cannot be at the target.
     """
     known = METRICS[task]
-    name = name or next(iter(known))
+    name = name or known[0]
+    more_is_better = name not in LOWER_IS_BETTER
     if name not in known:
         raise ConfigError(f"--metric: expected one of {', '.join(known)} for {task}, got {name!r}. Change it.")
-    if target is not None and not 0.0 < target <= (1.0 if known[name] else sys.float_info.max):
-        bounds = "above 0 and at most 1" if known[name] else "above 0"
+    if target is not None and not 0.0 < target <= (1.0 if more_is_better else sys.float_info.max):
+        bounds = "above 0 and at most 1" if more_is_better else "above 0"
         raise ConfigError(
             f"--target: expected a value of {name}, {bounds}, got {target:g}. Change it, or name another --metric."
         )
-    return Metric(name, known[name])
+    return Metric(name, more_is_better)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from cutlayer.comparing.results import MethodFigures, Results, Stat
+from cutlayer.config import LOWER_IS_BETTER
 from cutlayer.reading import counted
 from cutlayer.report.human import human_bytes, human_flops, human_seconds
 
@@ -103,7 +104,7 @@ def budget_table(results: Results) -> Table:
 def _metrics(results: Results) -> dict[str, bool]:
     """The metrics of the final evaluation, the compared one first: whether more is better."""
     names = sorted(results.methods[0].final, key=lambda name: (name != results.metric, name == "loss", name))
-    return {name: name not in ("loss", "perplexity") for name in names}
+    return {name: name not in LOWER_IS_BETTER for name in names}
 
 
 def _final(name: str, method: MethodFigures) -> Stat:

@@ -45,6 +45,10 @@ ROLES = {
 }
 """ShareGPT's `from` by the role that templates know."""
 
+USUAL = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+"""Roles that a template may be given. Another one must be named by it: many templates write whatever they are given,
+and an answer whose role is misspelt would be read and never learned."""
+
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _MARKER = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]{2,}\]")
@@ -72,6 +76,12 @@ class Chat:
         """Positions of the turns that are learned."""
         turns = enumerate(self.messages)
         return [at for at, message in turns if at >= self.learned_from and message["role"] == "assistant"]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a turn that is learned says nothing, and calls no tool."""
+        turns = [self.messages[at] for at in self.learned]
+        return any(not turn.get("content", "").strip() and "tool_calls" not in turn for turn in turns)
 
     @property
     def exchanges(self) -> list[int]:
@@ -128,7 +138,7 @@ def chat_of(cell: object) -> Chat:
       cell: a list of `{"role", "content"}` (OpenAI) or of `{"from", "value"}` (ShareGPT), or such a list as JSON text.
 
     Raises:
-      BadChat: it is none, a role is unknown, or the assistant says nothing.
+      BadChat: it is none, a role is unknown to ShareGPT, or the assistant has no turn.
 
     Example:
       >>> chat_of([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]).messages
@@ -158,12 +168,22 @@ def messages_of(cell: object) -> list[Message]:
 
 def exchange(prompt: object, answer: object) -> Chat:
     """The chat of a prompt and an answer, each a text or a list of turns; raises BadChat."""
-    asked = [_said("user", prompt)] if isinstance(prompt, str) else messages_of(prompt)
-    answered = [_said("assistant", answer)] if isinstance(answer, str) else messages_of(answer)
+    asked, answered = _side("user", "prompt", prompt), _side("assistant", "answer", answer)
     chat = Chat([*asked, *answered], len(asked))
     if not chat.learned:
         raise BadChat("expected a turn of the assistant's as the answer, got none")
     return chat
+
+
+def _side(role: str, what: str, cell: object) -> list[Message]:
+    """The turns of a prompt or an answer; a whole number is its digits, as in the plain form."""
+    if isinstance(cell, int) and not isinstance(cell, bool):
+        cell = str(cell)
+    if isinstance(cell, str):
+        return [_said(role, cell)]
+    if not isinstance(cell, Mapping | Sequence):
+        raise BadChat(f"expected a text or a list of turns as the {what}, got {_name(cell)}")
+    return messages_of(cell)
 
 
 def _said(role: str, content: str) -> Message:
@@ -274,6 +294,7 @@ class Template:
         if self.system is not None and chat.messages[0]["role"] != "system":
             chat = Chat([_said("system", self.system), *chat.messages], chat.learned_from + 1)
         for at, message in enumerate(chat.messages):
+            self._check_role(at, message["role"])
             own = self._closers if message["role"] == "assistant" else self.markers
             found = next((marker for marker in own if marker in message.get("content", "")), None)
             if found is not None:
@@ -281,6 +302,11 @@ class Template:
                     f"turn {at} ({message['role']}): expected words without the template's own tokens, got {found!r}"
                 )
         return chat
+
+    def _check_role(self, at: int, role: str) -> None:
+        if role not in USUAL and not any(f"{quote}{role}{quote}" in self._text for quote in "'\""):
+            known = ", ".join(sorted(USUAL))
+            raise BadChat(f"turn {at}: expected a role of {known}, or one that the template names, got {role!r}")
 
     def words(self, chat: Chat, rendered: Rendered) -> tuple[int, int]:
         """Where the user's words before the last answer stand in the text, in characters; an empty place for nowhere.

@@ -103,6 +103,8 @@ class Samples:
     max_length: int
     num_cut: int = 0
     """Rows of which something was cut off, the dropped ones among them."""
+    num_silent: int = 0
+    """Rows with an empty answer, the dropped ones among them: of it its end is learned, and so to say nothing."""
 
     @classmethod
     def none(cls) -> Samples:
@@ -150,6 +152,7 @@ class Samples:
         return (
             f"{len(self):,} rows of {least} / {median} / {most} tokens (shortest / median / longest), "
             f"{self.num_cut:,} cut off at {self.max_length}, {self.num_dropped:,} dropped"
+            f"{f', {self.num_silent:,} with an empty answer' if self.num_silent else ''}"
         )
 
     def learned(self, sample: int) -> list[bool]:
@@ -278,12 +281,14 @@ class Tokens:
       labels: of the tokens, `MASKED` where nothing is learned.
       words: where the prompt's own words begin and end, which may be cut: the frame around them may not.
       is_cut: whether something is gone.
+      is_silent: whether an answer in it is empty.
     """
 
     ids: list[int]
     labels: list[int]
     words: tuple[int, int]
     is_cut: bool = False
+    is_silent: bool = False
 
     def within(self, max_length: int) -> Tokens:
         """At most so many tokens: the words lose their beginning, then the whole its end."""
@@ -292,7 +297,7 @@ class Tokens:
         start, end = self.words
         cut = start + min(len(self.ids) - max_length, end - start)
         ids, labels = ([*values[:start], *values[cut:]][:max_length] for values in (self.ids, self.labels))
-        return Tokens(ids, labels, (start, start + end - cut), is_cut=True)
+        return replace(self, ids=ids, labels=labels, words=(start, start + end - cut), is_cut=True)
 
     @property
     def weight(self) -> int:
@@ -406,6 +411,7 @@ class CausalLM:
             num_dropped=len(rendered) - len(kept),
             max_length=self.max_length,
             num_cut=sum(one.is_cut for one in rendered),
+            num_silent=sum(one.is_silent for one in rendered),
         )
 
     def _of_text(self, rows: Rows, tokenizer: PreTrainedTokenizerBase, where: str) -> list[Tokens]:
@@ -430,13 +436,14 @@ class CausalLM:
                 raise bad_row(where, rows.number(row), column, error)
         begin, end, sequences = begin_ids(tokenizer), [tokenizer.eos_token_id], []
         asked = _token_ids(tokenizer, [prompt + SEPARATOR for prompt in prompts])
-        for prompt_ids, answer_ids in zip(asked, _token_ids(tokenizer, answers), strict=True):
+        for prompt_ids, answer_ids, answer in zip(asked, _token_ids(tokenizer, answers), answers, strict=True):
             learned = [*answer_ids, *([] if answer_ids[-1:] == end else end)]
             read = len(begin) + len(prompt_ids)
             sequence = Tokens(
                 [*begin, *prompt_ids, *learned],
                 [*[MASKED] * read, *learned],
                 (len(begin), max(len(begin), read - 1)),  # the last token has the separator
+                is_silent=not answer.strip(),
             )
             sequences.append(sequence.within(self.max_length))
         return sequences
@@ -461,6 +468,8 @@ class CausalLM:
                 raise bad_row(where, rows.number(row), column, BadChat("expected a token to learn, got none"))
             if len(one.ids) > self.max_length:
                 whole[row] = self._shortened(chats[row], template, tokenizer)
+            if chats[row].is_silent:
+                whole[row] = replace(whole[row], is_silent=True)
         return whole
 
     def _pair(self, cells: Callable[[str], list[Any]]) -> tuple[list[Any], list[Any]]:

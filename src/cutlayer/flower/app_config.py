@@ -109,11 +109,11 @@ def read_joining(given: Given) -> Joining:
         )
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 0):
         raise ConfigError(f"node config: max-blocks: expected a number of at least 0, got {most!r}. Change it.")
-    return Joining(
-        name=name,
-        data=data,
+    return Joining.read(
+        name,
+        data,
         model=_text(given, "model", "node config"),
-        folder=Path(folder or f"cutlayer-{name}"),
+        folder=folder,
         hardware=_text(given, "hardware", "node config") or "cpu",
         max_blocks=most,
         limits=_limits(given),

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from cryptography import x509
-
 from cutlayer.config import RunConfig
 from cutlayer.errors import ConfigError
 from cutlayer.page.asked import PageAsked
@@ -25,6 +23,7 @@ from cutlayer.page.digest import Digest, about
 from cutlayer.page.live import Live, Watched
 from cutlayer.report.fleet_progress import FleetDisplay
 from cutlayer.transport.address import joined, parted
+from cutlayer.transport.certificates import names_in
 from cutlayer.transport.exposure import is_loopback
 
 TOKEN = "CUTLAYER_PAGE_TOKEN"
@@ -158,15 +157,13 @@ def _files(tls: Path | None, host: str) -> tuple[Path, Path]:
 def _names(certificate: Path, host: str) -> Set[str]:
     """By which the page may be asked for: those in the certificate, and the one that is listened on."""
     try:
-        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
-        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, OSError, x509.ExtensionNotFound) as error:
+        names = names_in(certificate)
+    except (ValueError, OSError) as error:
         raise ConfigError(
             f"--page-tls: expected in {certificate} a certificate that names the server, got none ({error}). "
             "`cutlayer fleet init --host NAME` makes one."
         ) from error
-    addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
-    return {*names.get_values_for_type(x509.DNSName), *addresses, host} - EVERYWHERE
+    return {*names, host} - EVERYWHERE
 
 
 def _chosen() -> str:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cutlayer.config import LOWER_IS_BETTER
 from cutlayer.errors import ConfigError
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, Kept
 
 Keep = Literal["best", "last"]
-LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 @dataclass(frozen=True, slots=True)

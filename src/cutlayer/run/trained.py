@@ -91,7 +91,13 @@ class Trained:
 
 
 def opened(
-    path: Path, *, model: str | None = None, where: str = "cpu", round: int | None = None, merged: bool = False
+    path: Path,
+    *,
+    model: str | None = None,
+    where: str = "cpu",
+    round: int | None = None,
+    merged: bool = False,
+    dtype: str | None = None,
 ) -> Trained:
     """Opens a run, or a folder with an adapter of ours or of PEFT's.
 
@@ -101,19 +107,20 @@ def opened(
       where: It computes: cpu, cuda or cuda:N.
       round: Of a run, after which round; None for what the run ends with, or would end with now.
       merged: Whether a model that `cutlayer export --merged` wrote serves too.
+      dtype: Of the frozen weights; None for the form in which the adapter was trained on them, or fp32.
 
     Raises:
       UserError: There is no adapter, nothing says where its base is, or the two do not fit.
     """
     found = whence(path, round=round, merged=merged)
     if found.kind == "merged":
-        return _whole(found.folder, where)
+        return _whole(found.folder, where, dtype)
     if found.kind == "adapter":
-        return _adapter_in(found.folder, model, where)
-    return _committed(path, model, where)
+        return _adapter_in(found.folder, model, where, dtype)
+    return _committed(path, model, where, dtype)
 
 
-def _whole(folder: Path, where: str) -> Trained:
+def _whole(folder: Path, where: str, dtype: str | None) -> Trained:
     """A model with its adapter merged in (`cutlayer export --merged`), with one that adds nothing."""
     card = read_card(folder)
     settings = ModelSettings(
@@ -121,6 +128,7 @@ def _whole(folder: Path, where: str) -> Trained:
         task=card.task,  # type: ignore[arg-type]
         num_labels=len(card.labels),
         pad_id=card.pad_id,
+        dtype=dtype or "fp32",
         family=card.own_family,
     )
     base = Base(settings, hardware(where))
@@ -128,7 +136,7 @@ def _whole(folder: Path, where: str) -> Trained:
     return Trained(f"model {folder}", base, base.initial_adapter(0), card, Training(), form, None)
 
 
-def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
+def _adapter_in(folder: Path, model: str | None, where: str, dtype: str | None) -> Trained:
     given = read_given(folder)
     named = f"adapter {folder}"
     if (given.folder / CARD).is_file():
@@ -144,7 +152,7 @@ def _adapter_in(folder: Path, model: str | None, where: str) -> Trained:
         task=card.task,  # type: ignore[arg-type]
         num_labels=len(card.labels),
         pad_id=card.pad_id,
-        dtype=card.quantised or "fp32",
+        dtype=dtype or card.quantised or "fp32",
         pooling=card.pooling,
         lora=given.settings,
         family=card.own_family,
@@ -204,7 +212,7 @@ def _told(config: RunConfig, rounds: int, metrics: Mapping[str, float], kept: st
     return Training(name, rounds, public, settings | options, dict(metrics), kept)
 
 
-def _committed(path: Path, model: str | None, where: str) -> Trained:
+def _committed(path: Path, model: str | None, where: str, dtype: str | None) -> Trained:
     """What a run that has not ended would end with now."""
     checkpoint = read_checkpoint(path / "checkpoint")
     if checkpoint is None:
@@ -215,7 +223,8 @@ def _committed(path: Path, model: str | None, where: str) -> Trained:
     settings = model_settings(config, card.labels, card.pad_id)
     if model is not None:
         settings = replace(settings, name=model, revision=None)
-    base = Base(replace(settings, dtype=card.quantised or "fp32", compute=None), hardware(where))
+    settings = replace(settings, dtype=dtype or card.quantised or "fp32", compute=None)
+    base = Base(settings, hardware(where))
     result, round = _result_in(checkpoint, config, base, path)
     metrics = checkpoint.branch("best").branch("facts").facts["row"]["metrics"] if round is not None else run["metrics"]
     kept = f"the best round by {config.train.metric}, of {run['rounds_done']} so far" if round is not None else ""

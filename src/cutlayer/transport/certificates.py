@@ -102,13 +102,29 @@ def server_hosts(folder: Path) -> list[str]:
       ConfigError: It has no server's certificate.
     """
     try:
-        certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        return names_in(folder / "server.crt")
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"fleet: expected a server's certificate (server.crt) in {folder}, got {type(error).__name__}. "
             "Make one with `cutlayer fleet init`, or `cutlayer fleet renew`."
         ) from error
+
+
+def names_in(certificate: Path) -> list[str]:
+    """The names and addresses in a certificate, in the order in which they were given.
+
+    Args:
+      certificate: The file, PEM.
+
+    Raises:
+      OSError: It cannot be read.
+      ValueError: It is no certificate, or names nobody.
+    """
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise ValueError(f"no names: {error}") from error
     return [str(name.value) for name in names]
 
 
