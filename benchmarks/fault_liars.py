@@ -46,6 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sfpl": {},
     "ho_sfl": {},
     "fedkseed": {},
+    "16 bits": {"method.name": "fedlora", "model.dtype": "fp16"},
+    "16 bits, split": {"method.name": "memsfl", "model.dtype": "fp16"},
     "held out": {"method.name": "memsfl", "data.hold_out": 0.3},
     "held out, alone": {"method.name": "fedlora", "data.hold_out": 0.3},
 }
@@ -118,7 +120,7 @@ class Campaign:
         expected = [[row["devices"][name]["samples"] for name in world.data] for row in rows]
         if len(rows) != ROUNDS or not all(all(samples) for samples in expected):
             problems.append(f"honest devices trained {expected} samples")
-        left_out = LIES[lie].refused and LIES[lie].kind not in (HeldOut, Judged)  # who judges falsely may train well
+        left_out = liar in refused and LIES[lie].kind not in (HeldOut, Judged)  # who judges falsely may train well
         if left_out and any(row["devices"].get(liar, {"samples": 0})["samples"] for row in rows):
             problems.append("the liar's samples count")
         if left_out and self._whole(world, lie, rows) and result.facts["adapter"] != world.reference.facts["adapter"]:

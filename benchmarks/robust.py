@@ -114,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Plays, prints the table and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--local-steps", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--eval-rows", type=int, help="validation rows; default: all")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--method", action="append", help="one of several; default: fedlora")
     parser.add_argument("--robust", action="append", help=f"one of several; default: {', '.join(POLICIES)}")
@@ -121,12 +124,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     methods, policies = chosen.method or ["fedlora"], chosen.robust or list(POLICIES)
     with tempfile.TemporaryDirectory(prefix="cutlayer-robust-") as folder:
-        settings = {"rounds": chosen.rounds, "local_steps": 5, "batch_size": 16, "eval_every": chosen.rounds}
+        settings = {
+            "rounds": chosen.rounds,
+            "local_steps": chosen.local_steps,
+            "batch_size": chosen.batch_size,
+            "eval_every": chosen.rounds,
+            "eval_rows": chosen.eval_rows,
+        }
         rows = table_of(Path(folder), methods, policies, chosen.seeds, train=settings)
     table = Listing("method, attack", *policies, title=f"accuracy after {chosen.rounds} rounds, {chosen.seeds} seeds")
     for name, found in rows.items():
         table.add_row(name, *(f"{found[robust]:.3f}" for robust in policies))
-    publish([table], chosen.json, {"rounds": chosen.rounds, "seeds": chosen.seeds}, rows)
+    publish([table], chosen.json, {**settings, "seeds": chosen.seeds}, rows)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/strangers.py [--only KIND,...] [--seconds N] [--descriptors N]
 
 A server (`cutlayer serve --roster`, TLS and tokens) and two devices train a tiny model, round after round. Each attack
-is made from one process of its own, by several threads: for `--seconds` it does what it can, and the rounds of that
-time, the memory of the server and its descriptors are held against those of the same time before. After it the server
-must go on. Attackers have the fleet's ca.crt, which is no secret, and no token.
+is made from one process of its own (`strangers_attack.py`), by several threads: for `--seconds` it does what it can,
+and the rounds of that time, the memory of the server and its descriptors are held against those of the same time
+before. After it the server must go on. Attackers have the fleet's ca.crt, which is no secret, and no token.
 
     idle        TCP connections on which nothing is said
     hellos      TCP connections that begin TLS with nonsense, one after another
@@ -13,24 +13,20 @@ must go on. Attackers have the fleet's ca.crt, which is no secret, and no token.
     continue    CONTINUATION frames of one call's metadata, without end
     goaway      GOAWAY frames with text for whoever reads the server's log
 
-On a machine with few cores, attackers, devices and the server share them: a ratio of rounds says as much of that as of
-the server.
+On a machine with few cores, attackers, devices and the server share them. What the attacker's own work takes of the
+rounds is measured too, where the attack needs no TLS: "elsewhere" is the same attack on a program that accepts
+connections, hears what is said and does nothing. And what a round costs the server is said in seconds of processor
+time, which other work on the machine does not lengthen.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import multiprocessing
 import os
-import resource
-import socket
-import ssl
-import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +39,7 @@ from cutlayer.gate.roster import Roster
 from cutlayer.report.listing import Listing
 from cutlayer.transport.certificates import issue_server, make_authority
 from real_fleet import Job, free_port, make_job, write_run_file
+from strangers_attack import THREADS
 from tables import publish
 
 DEVICES = 2
@@ -52,56 +49,28 @@ SETTLED_ROUNDS = 20
 """The first rounds take memory of their own."""
 SAMPLE_SECONDS = 0.1
 REST_SECONDS = 3.0
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-IDLE_CONNECTIONS = 1_100
-THREADS = {"idle": 1, "hellos": 4, "priority": 8, "continue": 8, "goaway": 2}
-
-
-def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
-    """One frame of HTTP/2."""
-    return struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body
-
-
-FLOODS = {
-    "priority": b"".join(frame(2, 0, 2 * number + 1, struct.pack(">IB", 0, 1)) for number in range(1, 2000)),
-    "continue": b"".join([frame(9, 0, 1, b"\x00\x03foo\x7f\x80\x7f" + b"a" * 255)] * 60),
-    "goaway": b"".join([frame(7, 0, 0, struct.pack(">II", 0, 2) + b"\nerror: FORGED\n" * 8)] * 10),
-}
-BEGINNINGS = {"continue": frame(1, 0, 1, b"")}
-
-
-def attack(kind: str, port: int, authority: str, seconds: float) -> None:
-    """Does it for so long, by several threads; for a process of its own."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
-    end = time.monotonic() + seconds
-    context = ssl.create_default_context(cafile=authority)
-    context.set_alpn_protocols(["h2"])
-    threads = [
-        threading.Thread(target=_attack, args=(kind, port, context, end), daemon=True) for _ in range(THREADS[kind])
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def _attack(kind: str, port: int, context: ssl.SSLContext, end: float) -> None:
-    if kind == "idle":
-        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(IDLE_CONNECTIONS)]
-        time.sleep(max(0.0, end - time.monotonic()))
-        for one in held:
-            one.close()
-        return
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as stranger:
-            if kind == "hellos":
-                stranger.sendall(b"\x16\x03\x01\x02\x00\x01" + bytes(600))
-                continue
-            with context.wrap_socket(stranger, server_hostname="127.0.0.1") as spoken:
-                spoken.sendall(PREFACE + frame(4, 0, 0, b"") + BEGINNINGS.get(kind, b""))
-                while time.monotonic() < end:
-                    spoken.sendall(FLOODS[kind])
+ATTACKER = Path(__file__).with_name("strangers_attack.py")
+WITHOUT_TLS = ("idle", "hellos")
+SINK = """
+import selectors, socket
+listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+print(listener.getsockname()[1], flush=True)
+ready = selectors.DefaultSelector()
+ready.register(listener, selectors.EVENT_READ)
+while True:
+    for key, _ in ready.select():
+        if key.fileobj is listener:
+            ready.register(listener.accept()[0], selectors.EVENT_READ)
+            continue
+        try:
+            said = key.fileobj.recv(65536)
+        except OSError:
+            said = b""
+        if not said:
+            ready.unregister(key.fileobj)
+            key.fileobj.close()
+"""
+"""Whom an attack costs next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +79,31 @@ class Cost:
 
     Attributes:
       grown_bytes: resident memory of the server, at its highest, more than before.
+      connections: that the attacker made, a second.
       rounds_ratio: rounds a second meanwhile, over those before.
+      elsewhere_ratio: the same while another program is attacked; None where the attack needs TLS.
+      server_seconds: processor time of the server for a round, before and meanwhile.
       rounds_after_ratio: the same of the time after it.
       descriptors: of the server, at their most.
       log_bytes: written by the server meanwhile.
     """
 
     grown_bytes: int
+    connections: float
     rounds_ratio: float
+    elsewhere_ratio: float | None
+    server_seconds: tuple[float, float]
     rounds_after_ratio: float
     descriptors: int
     log_bytes: int
+
+
+@dataclass(slots=True)
+class Pace:
+    """Rounds a second, and the server's processor time for one."""
+
+    rounds: float = 0.0
+    server_seconds: float = 0.0
 
 
 class Served:
@@ -160,11 +143,24 @@ class Served:
             )
             time.sleep(SAMPLE_SECONDS)
 
-    def pace(self, seconds: float) -> float:
-        """Rounds a second."""
-        before = self.rounds()
-        time.sleep(seconds)
-        return (self.rounds() - before) / seconds
+    def pace(self, seconds: float) -> Pace:
+        """How it goes without anybody else."""
+        with self.paced() as pace:
+            time.sleep(seconds)
+        return pace
+
+    @contextlib.contextmanager
+    def paced(self) -> Iterator[Pace]:
+        """How it goes meanwhile, known at the end."""
+        pace = Pace()
+        rounds, spent, began = self.rounds(), self._spent(), time.monotonic()
+        yield pace
+        held, seconds = self.rounds() - rounds, time.monotonic() - began
+        pace.rounds, pace.server_seconds = held / seconds, (self._spent() - spent) / max(1, held)
+
+    def _spent(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
 
     def close(self) -> None:
         for program in self._programs:
@@ -173,33 +169,58 @@ class Served:
 
 
 @contextlib.contextmanager
-def attacker(kind: str, port: int, fleet: Path, seconds: float) -> Iterator[multiprocessing.process.BaseProcess]:
-    """A process that attacks."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=attack, args=(kind, port, str(fleet / "ca.crt"), seconds)
-    )
-    process.start()
-    try:
-        yield process
-    finally:
-        process.join()
+def attacker(kind: str, port: int, fleet: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """A program that has begun to attack."""
+    words = [sys.executable, str(ATTACKER), kind, str(port), str(fleet / "ca.crt"), str(seconds)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "begun\n"
+        yield program
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[int]:
+    """The port of a program that hears everything and does nothing."""
+    with subprocess.Popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        yield int(program.stdout.readline())
+        program.kill()
+
+
+def elsewhere(kind: str, served: Served, fleet: Path, seconds: float) -> float | None:
+    """Rounds a second while another program is attacked."""
+    if kind not in WITHOUT_TLS:
+        return None
+    with sink() as port, attacker(kind, port, fleet, seconds) as program, served.paced() as pace:
+        program.wait()
+    return pace.rounds
 
 
 def cost_of(kind: str, served: Served, fleet: Path, seconds: float) -> Cost:
     """Attacks, and says what it cost."""
     before = served.pace(seconds)
+    other = elsewhere(kind, served, fleet, seconds)
     memory, said = served.process.memory_info().rss, served.log.stat().st_size
-    rounds, began = served.rounds(), time.monotonic()
     highest, descriptors = memory, 0
-    with attacker(kind, served.port, fleet, seconds) as attacking:
-        while attacking.is_alive():
+    with attacker(kind, served.port, fleet, seconds) as program, served.paced() as pace:
+        while program.poll() is None:
             highest = max(highest, served.process.memory_info().rss)
             descriptors = max(descriptors, served.process.num_fds())
             time.sleep(SAMPLE_SECONDS)
-        meanwhile = (served.rounds() - rounds) / (time.monotonic() - began)
+        assert program.stdout is not None
+        made = int(program.stdout.read())
     written = served.log.stat().st_size - said
     time.sleep(REST_SECONDS)
-    return Cost(highest - memory, meanwhile / before, served.pace(seconds) / before, descriptors, written)
+    return Cost(
+        grown_bytes=highest - memory,
+        connections=made / seconds,
+        rounds_ratio=pace.rounds / before.rounds,
+        elsewhere_ratio=None if other is None else other / before.rounds,
+        server_seconds=(before.server_seconds, pace.server_seconds),
+        rounds_after_ratio=served.pace(seconds).rounds / before.rounds,
+        descriptors=descriptors,
+        log_bytes=written,
+    )
 
 
 def measured(kinds: Sequence[str], seconds: float, descriptors: int) -> dict[str, Cost]:
@@ -233,14 +254,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/strangers.json"))
     chosen = parser.parse_args(arguments)
     costs = measured(chosen.only.split(","), chosen.seconds, chosen.descriptors)
-    table = Listing("attack", "threads", "grown MB", "rounds/s, of before", "after", "descriptors", "log bytes")
+    table = Listing(
+        "attack",
+        "connections/s",
+        "rounds/s, of before",
+        "elsewhere",
+        "after",
+        "server's CPU a round",
+        "grown MB",
+        "descriptors",
+        "log bytes",
+    )
     for kind, cost in costs.items():
         table.add_row(
             kind,
-            str(THREADS[kind]),
-            f"{cost.grown_bytes / 1e6:.0f}",
+            f"{cost.connections:,.0f}",
             f"{cost.rounds_ratio:.2f}",
+            "" if cost.elsewhere_ratio is None else f"{cost.elsewhere_ratio:.2f}",
             f"{cost.rounds_after_ratio:.2f}",
+            f"{cost.server_seconds[0] * 1e3:.0f} -> {cost.server_seconds[1] * 1e3:.0f} ms",
+            f"{cost.grown_bytes / 1e6:.0f}",
             str(cost.descriptors),
             str(cost.log_bytes),
         )

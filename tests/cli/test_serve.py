@@ -1,15 +1,32 @@
-"""`cutlayer serve` with wrong input: one line, exit code 2, nothing written. Whole runs: run/test_served.py."""
+"""`cutlayer serve` with wrong input: one line, exit code 2, nothing written; and the code of a run that lost somebody.
+
+Whole runs: run/test_served.py.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from commands import Ran, World, run
+from cutlayer.api import serve as serving
+from cutlayer.config import read_config
+from cutlayer.device.limits import EVERYTHING, Limits
+from cutlayer.gate.door import GrpcDoor
+from cutlayer.joining import Joining
+from cutlayer.run.inputs import prepare, write_shares
+from real import device, one_thread, values_for, within
+
+LENT = {"slow": Limits.read(rounds=1)}
 
 
 def wrong(ran: Ran, *words: str) -> None:
@@ -93,3 +110,32 @@ def test_workers_need_ray_and_say_how_to_get_it(world: World) -> None:
 def test_one_worker_asks_for_no_ray(world: World) -> None:
     with mock.patch.dict(sys.modules, {"ray": None}), socket.create_server(("127.0.0.1", 0)) as taken:
         wrong(run("serve", *world.classification(), "--port", taken.getsockname()[1], "--workers", 1), "--port")
+
+
+def test_a_run_that_lost_a_device_says_whom_and_ends_with_3(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose owner lends a single round. Without such limits it ends with 0 (`test_up.py`)."""
+    values = values_for(inputs, out=str(tmp_path / "run"))
+    files, config = write_shares(prepare(read_config(None, values=values)), tmp_path / "shares")
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    machines, door_of, devices = one_thread(), serving.door_of, list[asyncio.Future[None]]()
+
+    def door_to_which_devices_come(address: str, folder: Path | None, opened: Callable[[int], None]) -> GrpcDoor:
+        def come(port: int) -> None:
+            opened(port)
+            for name, data in files.items():
+                own = {"patience_seconds": 20.0, "limits": LENT.get(name, EVERYTHING)}
+                joining: Any = Joining(name, str(data), "", tmp_path / name, **own)
+                devices.append(asyncio.ensure_future(within(device(joining, f"127.0.0.1:{port}", machines))))
+
+        return door_of(address, folder, come)
+
+    monkeypatch.setattr(serving, "door_of", door_to_which_devices_come)
+    monkeypatch.setattr(serving, "serve_run", partial(serving.serve_run, machines=machines))
+    ran = run("serve", tmp_path / "run.yaml", "--port", 0, "--min-devices", len(files), apart=False)
+    assert ran.code == 3, ran.err
+    assert "lost: slow (declined)" in ran.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["lost"] == {"slow": "declined"}
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()

@@ -9,18 +9,24 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from cutlayer.errors import Refused
 from cutlayer.gate import door as doors
-from cutlayer.gate.door import Admission, GrpcDoor
+from cutlayer.gate.allowance import SHUT_BUT_FOR_ONE_IN, SHUT_SECONDS, WASTED_AT_ONCE, WASTED_PER_SECOND
+from cutlayer.gate.door import Admission, GrpcDoor, door_of
 from cutlayer.gate.lookout import PROVING_SECONDS, Lookout
 from cutlayer.gate.refusals import Refusals
+from cutlayer.gate.roster import Roster
 from cutlayer.transport.carrier import Carrier, CarrierLost
+from cutlayer.transport.certificates import issue_server, make_authority
 from cutlayer.transport.grpc_carrier import READ_BYTES, SERVER_OPTIONS, dial
 from cutlayer.transport.sockets import Connection, Descriptor
+from cutlayer.transport.tls import channel_credentials
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -37,6 +43,7 @@ class Port:
         self.at: dict[int, Connection | None] = {}
         self.looked = self.came = 0
         self.without_descriptors = False
+        self.shut: list[list[str]] = []
 
     def come(self, *hosts: str, received: int = 0) -> list[int]:
         new = [self.came + number for number, _ in enumerate(hosts)]
@@ -56,7 +63,21 @@ class Port:
         return self.at.pop(one.identity) if hang_up else self.at[one.identity]
 
     def lookout(self, **limits: float) -> Lookout:
-        return Lookout(7070, opened=self.opened, connected=self.connected, **limits)  # type: ignore[arg-type]
+        shut = self.shut_out
+        return Lookout(7070, opened=self.opened, connected=self.connected, shut=shut, **limits)  # type: ignore[arg-type]
+
+    def shut_out(self, port: int, hosts: Iterable[str], *, one_in: int) -> None:
+        assert (port, one_in) == (7070, SHUT_BUT_FOR_ONE_IN)
+        self.shut.append(sorted(hosts))
+
+    def waste(self, lookout: Lookout, host: str, count: int, now: float) -> list[tuple[str, Refused]]:
+        """So many connections of a host are seen, one at a look, and gone at the next."""
+        ended = []
+        for _ in range(count):
+            [identity] = self.come(host)
+            ended += lookout.look(now)
+            del self.at[identity]
+        return ended + lookout.look(now)
 
 
 def reasons(ended: list[tuple[str, object]]) -> dict[str, str]:
@@ -137,6 +158,54 @@ def test_who_could_not_be_looked_at_is_at_the_next_look() -> None:
     assert reasons(lookout.look(1.0)) == {"10.0.0.1:1000": "flood"}
 
 
+def test_an_address_that_wastes_connections_is_shut_out_for_a_while() -> None:
+    port = Port()
+    lookout = port.lookout()
+    port.waste(lookout, "10.0.0.9", 1, 0.0)
+    assert reasons(port.waste(lookout, "10.0.0.1", WASTED_AT_ONCE, 0.0)) == {}
+    assert reasons(port.waste(lookout, "10.0.0.1", 1, 0.0)) == {"10.0.0.1": "too-often"}
+    lookout.look(SHUT_SECONDS - 0.1)
+    assert port.shut == [["10.0.0.1"]]
+    lookout.look(SHUT_SECONDS)
+    assert port.shut == [["10.0.0.1"], []]
+
+
+def test_who_wastes_few_connections_a_second_is_let_in_for_good() -> None:
+    port = Port()
+    lookout = port.lookout()
+    for second in range(20):
+        assert port.waste(lookout, "10.0.0.1", WASTED_PER_SECOND, float(second)) == []
+    assert not port.shut
+
+
+def test_devices_that_come_and_go_have_wasted_nothing() -> None:
+    port = Port()
+    lookout = port.lookout()
+    for number in range(2 * WASTED_AT_ONCE):
+        [identity] = port.come("10.0.0.1")
+        lookout.look(0.0)
+        lookout.proved(f"10.0.0.1:{1000 + identity}")
+        if number % 2:
+            lookout.look(0.0)
+        lookout.ended(f"10.0.0.1:{1000 + identity}")
+        del port.at[identity]
+        assert lookout.look(0.0) == []
+    assert not port.shut
+
+
+def test_who_was_hung_up_on_for_others_number_has_wasted_nothing_and_a_flood_has() -> None:
+    port = Port()
+    lookout = port.lookout(most=1)
+    for _ in range(2 * WASTED_AT_ONCE):
+        port.come("10.0.0.1")
+        lookout.look(0.0)
+    assert not port.shut
+    for _ in range(WASTED_AT_ONCE + 2):
+        port.come("10.0.0.2", received=10**12)
+        lookout.look(0.0)
+    assert port.shut == [["10.0.0.2"]]
+
+
 # ------------------------------------------------------------------ over real sockets
 
 
@@ -200,6 +269,45 @@ def test_idle_connections_and_a_flood_end_and_a_device_stays(monkeypatch: pytest
 async def _ended(reader: asyncio.StreamReader) -> None:
     while await reader.read(1000):
         pass
+
+
+@needs_descriptors
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs filters of Linux's sockets")
+def test_who_begins_tls_with_nonsense_is_soon_not_heard_and_a_device_stays(tmp_path: Path) -> None:
+    """gRPC takes ten thousand of them a second, and a core for it."""
+    now = datetime.now(UTC)
+    roster = Roster.create(tmp_path / "fleet")
+    make_authority(tmp_path / "fleet", now)
+    issue_server(tmp_path / "fleet", ["127.0.0.1"], now)
+    token = roster.add("pi", when=now)
+
+    async def work() -> None:
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        door, desk = door_of("127.0.0.1:0", tmp_path / "fleet", port.set_result), Desk()
+        await door.open(desk)
+        credentials = channel_credentials(tmp_path / "fleet" / "ca.crt")
+        carrier = await dial(f"127.0.0.1:{await port}", name="pi", token=token, credentials=credentials)
+        await carrier.send(b"before")
+        assert await carrier.receive() == b"before"
+        async with asyncio.timeout(30):
+            await asyncio.to_thread(_begin_until_shut_out, await port)
+        await carrier.send(b"after")
+        assert await carrier.receive() == b"after"
+        assert desk.refusals.as_dict()["(stranger)"]["too-often"] >= 1
+        carrier.close()
+        await door.close()
+
+    asyncio.run(work())
+
+
+def _begin_until_shut_out(port: int) -> None:
+    while True:
+        try:
+            stranger = socket.create_connection(("127.0.0.1", port), 0.5, source_address=("127.0.0.2", 0))
+        except TimeoutError:
+            return
+        with stranger, contextlib.suppress(ConnectionError):
+            stranger.sendall(b"\x16\x03\x01\x02\x00\x01" + bytes(600))
 
 
 def test_grpc_reads_no_more_ahead_than_it_is_told() -> None:

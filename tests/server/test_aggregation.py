@@ -315,3 +315,23 @@ def test_what_nobody_trained_is_written_once(bert: Base, tmp_path: Path) -> None
     Aggregation(mean_per_block())(adapters, brought(bert, 1, 2, names=names), plan_of(3, 3))
     seal(tmp_path / "adapters", {}, adapters.state())
     assert adapters.state().branch("own").branch("device-1").tensors.keys() == set(names)
+
+
+@pytest.mark.parametrize("scope", [shared, personal_below_the_cut])
+def test_what_is_tried_is_what_comes_of_it_and_changes_nothing(scope: Scope, bert: Base) -> None:
+    """With momentum, of which each scope has its own: a trial must leave no trace in it."""
+    plan, after = plan_of(1, 3), list[dict[str, Any]]()
+    for trials in (0, 2):
+        adapters, aggregation = adapters_of(bert, scope), Aggregation(with_momentum(mean_per_block(), 0.5))
+        for seed in (1, 3):
+            parts = brought(bert, seed, seed + 1)
+            for _ in range(trials):
+                tried = aggregation.tried(adapters, parts, plan)
+                aggregation.tried(adapters, parts[:1], plan)
+            aggregation(adapters, parts, plan)
+            if trials:
+                assert_same(tried[EVERYONE], adapters.shared)
+        after.append({EVERYONE: adapters.shared, **adapters.views()})
+    assert after[0].keys() == after[1].keys()
+    for name, adapter in after[0].items():
+        assert_same(adapter, after[1][name])

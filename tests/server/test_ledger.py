@@ -148,3 +148,18 @@ def test_which_round_counted_is_its_state_restricted_or_whole() -> None:
     assert again.counted == ledger.counted
     again.load(ledger.state())
     assert again.state() == ledger.state()
+
+
+def test_who_is_taken_back_goes_on_from_where_it_was_before() -> None:
+    ledger = opened("pi", "jetson")
+    for name in ("pi", "jetson"):
+        ledger.accept(update(name, steps=1), late=False)
+    ledger.open(plan_of("pi", "jetson", "mac", round=1))
+    for name in ("pi", "jetson", "mac"):
+        ledger.accept(update(name, round=1, steps=1), late=False)
+    for name in ("pi", "mac"):
+        ledger.take_back(name)
+    assert ledger.counted == {"pi": 0, "jetson": 1}
+    assert [device.device for device in ledger.stayed] == ["jetson"]
+    assert set(ledger.updates) == {"jetson"}
+    assert {name: tally.samples for name, tally in ledger.take_tallies().items()} == {"pi": 0, "jetson": 16, "mac": 0}

@@ -18,6 +18,13 @@ STRANGERS_PER_ADDRESS = 64
 because it is the oldest that have to go."""
 STRANGER_BYTES = 2**17
 """That a connection may send before it has proved itself, on the wire: TLS and a call take some thousands."""
+WASTED_AT_ONCE, WASTED_PER_SECOND = 128, 16
+"""Connections of one address that were seen and are gone without having proved anything: so many in a burst, and so
+many a second for good. Broken TLS costs the server a handshake each, and is seen by hundreds at a look."""
+SHUT_SECONDS = 30.0
+"""For which the door is all but shut to an address that wasted more than that."""
+SHUT_BUT_FOR_ONE_IN = 16
+"""Tries of such an address to begin a connection, one passes: whoever is behind one router with a flood comes in."""
 LOOK_SECONDS = 0.25
 """Between two looks at those that have not proved themselves."""
 CONNECTIONS_PER_DEVICE = 2

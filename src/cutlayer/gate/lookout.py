@@ -8,18 +8,31 @@ second, and of those that no device has proved itself on
     one that has sent more than they take                   is hung up
     the oldest, of an address that has too many, or of all  are hung up
 
-The oldest, so that who comes now and means it is in before its turn has come.
+The oldest, so that who comes now and means it is in before its turn has come. And an address of which many are gone
+again without having proved anything, as those whose TLS is none, has the door all but shut to it for half a minute:
+the system drops what would begin a connection (`transport/shut_out.py`), which costs nearly nothing. Its devices that
+are in stay.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cutlayer.errors import Refused
-from cutlayer.gate.allowance import HELLO_SECONDS, MAX_STRANGERS, STRANGER_BYTES, STRANGERS_PER_ADDRESS
+from cutlayer.gate.allowance import (
+    HELLO_SECONDS,
+    MAX_STRANGERS,
+    SHUT_BUT_FOR_ONE_IN,
+    SHUT_SECONDS,
+    STRANGER_BYTES,
+    STRANGERS_PER_ADDRESS,
+    WASTED_AT_ONCE,
+    WASTED_PER_SECOND,
+)
 from cutlayer.transport.grpc_carrier import HANDSHAKE_SECONDS
+from cutlayer.transport.shut_out import shut_out
 from cutlayer.transport.sockets import Connection, Descriptor, connection, sockets
 
 PROVING_SECONDS = HANDSHAKE_SECONDS + HELLO_SECONDS + 5.0
@@ -46,6 +59,7 @@ class Lookout:
       seconds: That one may take.
       opened: This process's sockets; another in tests.
       connected: See `transport.sockets.connection`.
+      shut: See `transport.shut_out.shut_out`.
     """
 
     def __init__(
@@ -58,17 +72,23 @@ class Lookout:
         seconds: float = PROVING_SECONDS,
         opened: Callable[[], Iterable[Descriptor]] = sockets,
         connected: Callable[..., Connection | None] = connection,
+        shut: Callable[..., None] = shut_out,
     ) -> None:
         self._port, self._most, self._per_address = port, most, per_address
         self._most_bytes, self._seconds = most_bytes, seconds
-        self._opened, self._connected = opened, connected
+        self._opened, self._connected, self._shut = opened, connected, shut
         self._proved = Counter[str]()
-        self._since: dict[int, float] = {}  # by identity of a socket, of strangers
+        self._came_in: set[str] = set()  # since the last look
+        self._strangers: dict[int, _Stranger] = {}  # of the last look, by identity of a socket
+        self._wasted: dict[str, float] = {}  # by address, connections that came to nothing, less what it is allowed
+        self._looked = 0.0
+        self._shut_until: dict[str, float] = {}
         self._peers: dict[int, str | None] = {}  # by identity; None of what is no connection of the port
 
     def proved(self, peer: str) -> None:
         """A device has proved itself on a call from there."""
         self._proved[peer] += 1
+        self._came_in.add(peer)
 
     def ended(self, peer: str) -> None:
         """That call is over; a connection without any is a stranger's again."""
@@ -86,10 +106,14 @@ class Lookout:
           Of each connection that was ended, where it came from and why.
         """
         ended = list[tuple[str, Refused]]()
-        strangers = self._strangers(now)
+        strangers = self._found(now)
+        for host in self._wasteful(now, strangers):
+            ended.append((host, _wasted()))
         of_address: Counter[str] = Counter()
         staying = 0
-        for one in reversed(strangers):  # the newest first
+        for identity, one in sorted(
+            strangers.items(), key=lambda item: item[1].since, reverse=True
+        ):  # the newest first
             reason = None
             if one.seen.received_bytes > self._most_bytes:
                 reason = _flood(self._most_bytes)
@@ -102,11 +126,33 @@ class Lookout:
                 staying += 1
             if reason is not None and self._connected(one.descriptor, self._port, hang_up=True) is not None:
                 ended.append((one.seen.peer, reason))
+                if reason.reason != "flood":  # those were ended for their number or their silence, and are no waste
+                    del strangers[identity]
+        self._strangers = strangers
         return ended
 
-    def _strangers(self, now: float) -> list[_Stranger]:
-        """Those that there are, the oldest first."""
-        found, peers = list[_Stranger](), dict[int, str | None]()
+    def _wasteful(self, now: float, strangers: Mapping[int, _Stranger]) -> list[str]:
+        """The addresses to which the door is shut from now on, for what they have wasted since the last look."""
+        allowed, self._looked = (now - self._looked) * WASTED_PER_SECOND, now
+        self._wasted = {host: was - allowed for host, was in self._wasted.items() if was > allowed}
+        for identity, one in self._strangers.items():
+            peer, host = one.seen.peer, one.seen.host
+            if identity not in strangers and peer not in self._proved and peer not in self._came_in:
+                self._wasted[host] = self._wasted.get(host, 0.0) + 1
+        self._came_in.clear()
+        new = [host for host, was in self._wasted.items() if was > WASTED_AT_ONCE]
+        shut = {host: until for host, until in self._shut_until.items() if until > now}
+        for host in new:
+            shut[host] = now + SHUT_SECONDS
+            del self._wasted[host]
+        if shut != self._shut_until:
+            self._shut(self._port, shut, one_in=SHUT_BUT_FOR_ONE_IN)
+            self._shut_until = shut
+        return new
+
+    def _found(self, now: float) -> dict[int, _Stranger]:
+        """Those that there are, by identity of their sockets."""
+        found, peers = dict[int, _Stranger](), dict[int, str | None]()
         for descriptor in self._opened():
             key = descriptor.identity
             peers[key] = self._peers.get(key, "")
@@ -118,9 +164,10 @@ class Lookout:
                 continue
             peers[key] = None if seen is None else seen.peer
             if seen is not None and seen.peer not in self._proved:
-                found.append(_Stranger(descriptor, seen, self._since.get(key, now)))
-        self._peers, self._since = peers, {one.descriptor.identity: one.since for one in found}
-        return sorted(found, key=lambda one: one.since)
+                before = self._strangers.get(key)
+                found[key] = _Stranger(descriptor, seen, now if before is None else before.since)
+        self._peers = peers
+        return found
 
 
 def _flood(most: int) -> Refused:
@@ -136,4 +183,12 @@ def _many(per_address: int, most: int) -> Refused:
         "too-many",
         f"connection: expected at most {per_address} of one address that have proved nothing, and {most} in all, got "
         "more. The oldest was ended.",
+    )
+
+
+def _wasted() -> Refused:
+    return Refused(
+        "too-often",
+        f"address: expected at most {WASTED_PER_SECOND} connections a second that prove nothing, got more. For "
+        f"{SHUT_SECONDS:g} s of {SHUT_BUT_FOR_ONE_IN} tries to begin one, one passes.",
     )

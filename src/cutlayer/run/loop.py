@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from cutlayer.errors import Refused
 from cutlayer.methods.method import Method
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.plan import Situation
@@ -24,6 +25,7 @@ from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
 from cutlayer.rounds.patience import nobody
 from cutlayer.rounds.round import Round
+from cutlayer.run.found_out import found_out
 from cutlayer.run.judging import Judges
 from cutlayer.run.placed import placed
 from cutlayer.server.aggregation import Aggregation
@@ -32,7 +34,7 @@ from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
 from cutlayer.types import Adapter, DevicePlan, Event, History, RoundPlan, StepRecord
-from cutlayer.wire.link import Link
+from cutlayer.wire.link import Link, Refusing
 from cutlayer.wire.messages import Finish, Update
 
 
@@ -102,6 +104,7 @@ class Coordinator:
       judges: Asks devices what the adapter comes to on rows that they hold out; None where they hold out none.
       enough: Whether the run ends before its rounds do, after those so far.
       told: Gets who has moved the adapter by how much, before the round is committed.
+      sound: Whether the model runs with an adapter: in a real fleet, what does not is traced to its device.
     """
 
     def __init__(
@@ -123,8 +126,9 @@ class Coordinator:
         judges: Judges | None = None,
         enough: Callable[[], bool] = lambda: False,
         told: Callable[[list[dict[str, Any]]], None] = lambda _rows: None,
+        sound: Callable[[Adapter], bool] = lambda _adapter: True,
     ) -> None:
-        self._told = told
+        self._told, self._sound = told, sound
         self._tasks, self._judges, self._enough = tasks, judges, enough
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
@@ -160,7 +164,9 @@ class Coordinator:
         contributions = await self._hold(self._method.round, self._server, links, plan)
         plan = self._tasks.begun(plan)
         if contributions:
-            await self._server.machine.aside(lambda: self._aggregate(contributions, plan))
+            guilty = await self._server.machine.aside(lambda: self._aggregate(contributions, plan, links))
+            for device in guilty:
+                self._turn_out(device, links[device], number)
         elif number + 1 == self._rounds:
             raise nobody(plan)  # there is no round left that could make up for it
         duration = self._clock() - start
@@ -241,17 +247,37 @@ class Coordinator:
             situation = situation.of(situation.fleet.model_copy(update={"devices": idle}))
         return self._method.make_plan(number, situation)
 
-    def _aggregate(self, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
-        adapters = self._server.adapters
+    def _aggregate(
+        self, contributions: Sequence[Contribution], plan: RoundPlan, links: Mapping[str, Link]
+    ) -> list[str]:
+        """Makes the next adapter; the devices whose part of it was poison, and was left out."""
+        adapters, aggregation = self._server.adapters, self._aggregation
         if self._server.base.settings.task == "causal-lm":
             contributions = fairly_weighed(contributions, plan, self._server.ledger.samples())
-        rows = table_of(contributions, self._aggregation.began(adapters, plan), plan.round)
+        rows = table_of(contributions, aggregation.began(adapters, plan), plan.round)
         log_outliers(rows)
         self._told(rows)
-        contributions = self._aggregation.steadied(adapters, contributions, plan)
-        self._aggregation(adapters, contributions, plan)
+
+        def sound(without: Collection[str]) -> bool:
+            rest = [part for part in contributions if part.device not in without]
+            return all(self._sound(adapter) for adapter in aggregation.tried(adapters, rest, plan).values())
+
+        may_leave = self._server.may_leave
+        guilty = found_out(rows, sound, lambda device: may_leave and isinstance(links.get(device), Refusing))
+        for device in guilty:
+            self._server.take_back(device)
+        contributions = [part for part in contributions if part.device not in guilty]
+        contributions = aggregation.steadied(adapters, contributions, plan)
+        aggregation(adapters, contributions, plan)
         if self._method.fold is not None:
             self._server.folds.add(self._method.fold(contributions))
+        return guilty
+
+    def _turn_out(self, device: str, link: Link, round: int) -> None:
+        """Refuses a device, of which nothing has counted, as one that sends what may not be believed."""
+        assert isinstance(link, Refusing), "whoever is found out can be refused"
+        why = f"device {device}, round {round}: expected an adapter with which the model's loss is finite, got another."
+        link.refuse(Refused("diverged", f"{why} Lower the learning rate (--lr), or set train.clip."))
 
     def _observed(self, device: DevicePlan, update: Update | None) -> Mapping[str, Any]:
         """What the method makes of a device's update; nothing of one whose round did not count."""

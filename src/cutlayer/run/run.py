@@ -228,6 +228,7 @@ class Run:
             judges=Judges(self._method, self.server, patience) if self._inputs.config.data.hold_out else None,
             enough=lambda: self._best.exhausted,
             told=self._contributions.extend,
+            sound=self._sound,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
@@ -304,6 +305,13 @@ class Run:
                 step=self._inputs.config.train.local_steps,
             )
         return metrics
+
+    def _sound(self, adapter: Adapter) -> bool:
+        """Whether the model runs with an adapter, on the first rows that it is judged by; so where there are none."""
+        first = self._validation[:1]
+        if not first or self._method.moved is not None:
+            return True
+        return math.isfinite(evaluate(self._inputs.base, adapter, first, self._method.structure())["loss"])
 
     async def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""

@@ -132,7 +132,7 @@ class Adapters:
           ledger: Who stayed, with what.
           places: Where the tensors of an update lie in the full ones.
         """
-        self._forget(ledger)
+        self.forget(ledger)
         round = ledger.plan.round
         result = []
         served: dict[str, list[tuple[DevicePlan, float]]] = {}
@@ -179,7 +179,7 @@ class Adapters:
         """The LoRA ranks of a device's adapter on a block; none for the run's, and on the head, which has none."""
         return self._base.ranks_on(place, device.ranks) if device.ranks and place is not None else ()
 
-    def _forget(self, ledger: Ledger) -> None:
+    def forget(self, ledger: Ledger) -> None:
         """Puts the moments of server adapters that nobody who stayed has trained back to where the round began."""
         stayed = {self._owner(device.device) for device in ledger.stayed}
         for owner in {self._owner(device) for device in ledger.gone} - stayed:

@@ -55,15 +55,27 @@ class Aggregation:
 
     def __call__(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> None:
         """Makes the next adapter of the scope of all, and of each other to which somebody contributed."""
+        adapters.put(self._made(adapters, contributions, plan), plan)
+
+    def tried(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> dict[str, Adapter]:
+        """What the contributions would come to, by scope: the whole adapter as those see it who share that.
+
+        Nothing is changed by it: what aggregates carry from round to round is put back.
+        """
+        before = {scope: aggregate.state() for scope, aggregate in self._aggregates.items()}
+        made = self._made(adapters, self.steadied(adapters, contributions, plan), plan)
+        self._aggregates = {scope: self._aggregates[scope] for scope in before}
+        for scope, carried in before.items():
+            self._aggregates[scope].load(carried)
+        return {scope: {**made[EVERYONE], **own} for scope, own in made.items()}
+
+    def _made(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> dict[str, Adapter]:
         parts = {EVERYONE: [], **_by_scope(adapters, contributions, plan)}
         names = adapters.names_by_scope(plan)
-        adapters.put(
-            {
-                scope: self._of(scope)(adapters.broadcast(scope, names[scope]), given, plan)
-                for scope, given in sorted(parts.items())
-            },
-            plan,
-        )
+        return {
+            scope: self._of(scope)(adapters.broadcast(scope, names[scope]), given, plan)
+            for scope, given in sorted(parts.items())
+        }
 
     def state(self) -> State:
         """What the aggregates carry, by scope."""

@@ -58,6 +58,7 @@ class _Open:
     devices: dict[str, DevicePlan]
     updates: dict[str, Update] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
+    counted: dict[str, int] = field(default_factory=dict)  # as it opened
 
 
 class Ledger:
@@ -75,7 +76,8 @@ class Ledger:
 
     def open(self, plan: RoundPlan) -> None:
         """Opens a round."""
-        self._open = _Open(plan, {device.device: device for device in plan.devices})
+        devices = {device.device: device for device in plan.devices}
+        self._open = _Open(plan, devices, counted={n: r for n, r in self.counted.items() if n in devices})
 
     # ------------------------------------------------------------------ the round under way
 
@@ -164,6 +166,14 @@ class Ledger:
         """A device takes no further part in this round, and nothing that it did in it counts."""
         self._now.gone.add(device)
         self._left.add(device)
+
+    def take_back(self, device: str) -> None:
+        """As `leave`, of a device whose update has counted: it goes on from where it was before."""
+        self.leave(device)
+        self._now.updates.pop(device, None)
+        self.counted.pop(device, None)
+        if device in self._now.counted:
+            self.counted[device] = self._now.counted[device]
 
     def samples(self) -> dict[str, int]:
         """By device, the samples of the updates that counted since tallies were taken."""

@@ -214,6 +214,17 @@ class Server:
         assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
         self.ledger.leave(device)
 
+    def take_back(self, device: str) -> None:
+        """As `leave`, of a device whose update has counted, once its contribution was found to be poison."""
+        assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
+        self.ledger.take_back(device)
+        self.adapters.forget(self.ledger)
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether devices may leave a round."""
+        return self._may_leave
+
     def contributions(self, places: Places = nowhere_else) -> list[Contribution]:
         """The adapters of the round under way. See `Adapters.contributions`."""
         return self.adapters.contributions(self.ledger, places)

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutlayer.gate.forms import LOUDEST
 from cutlayer.testing.carrier import ModelledCarrier
 from cutlayer.transport.carrier import Carrier, CarrierLost
 from cutlayer.transport.packets import Kind, pack, unpack
@@ -199,6 +200,14 @@ def _tensor(kind: type[Any], name: str, number: float) -> Lie:
     return Lie(kind, change)
 
 
+def _poison(update: Update) -> Update:
+    """An adapter of numbers that each could be, and with which the attention of many models is infinite."""
+    adapter = {name: tensor.clone() for name, tensor in update.adapter.items()}
+    for tensor in adapter.values():
+        tensor[..., ::2] = LOUDEST["update"]  # not all of them: a layer norm's output adds up to nothing
+    return replace(update, adapter=adapter)
+
+
 def _full(tensor: Tensor, number: float) -> Tensor:
     return torch.full_like(tensor, number)
 
@@ -257,6 +266,7 @@ LIES: dict[str, Lie] = {
     "flops 1e300": _events(4, 1e300),
     "an adapter of 3e38": _tensor(Update, "adapter", 3e38),
     "an adapter of 1e6": _tensor(Update, "adapter", 1e6),
+    "poison within bounds": Lie(Update, _poison, refused=False),  # of most models it is none
     "an adapter of none": _tensor(Update, "adapter", math.nan),
     "facts of an update 3e38": _tensor(Update, "facts", 3e38),
     "a loss of none": _says(Update, "loss", math.nan),

@@ -75,6 +75,32 @@ def sockets() -> Iterator[Descriptor]:
             yield Descriptor(int(name), status.st_ino)
 
 
+def listeners(port: int) -> Iterator[socket.socket]:
+    """Copies of the sockets by which this process listens at a port; whoever gets one closes it."""
+    for descriptor in list(sockets()):  # at once: a copy would be found as well
+        try:
+            copy = os.dup(descriptor.number)
+        except OSError:  # closed since, or no descriptor is left to look at it by
+            continue
+        try:
+            found = socket.socket(fileno=copy)
+        except OSError:  # no socket by now
+            os.close(copy)
+            continue
+        if _listens(found, port):
+            yield found
+        else:
+            found.close()
+
+
+def _listens(found: socket.socket, port: int) -> bool:
+    return (
+        found.family in (socket.AF_INET, socket.AF_INET6)
+        and found.getsockname()[1] == port
+        and bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    )
+
+
 def connection(descriptor: Descriptor, port: int, *, hang_up: bool = False) -> Connection | None:
     """The connection of a socket; None where it has none at this port, or is another by now.
 
