@@ -292,13 +292,10 @@ def _header(frame: bytes, rng: random.Random, _scenes: Sequence[Scene]) -> bytes
 
 def _replaced(value: Any, rng: random.Random) -> Any:
     """A copy of something that msgpack holds, in which one leaf is another."""
-    if isinstance(value, dict) and value and rng.random() < 0.95:
-        key = rng.choice(list(value))
-        if rng.random() < 0.05:
-            return {("x" if k == key else k): v for k, v in value.items()}
-        return {**value, key: _replaced(value[key], rng)}
     if isinstance(value, list) and value and rng.random() < 0.95:
         at = rng.randrange(len(value))
+        if rng.random() < 0.05:  # one entry less, or one twice
+            return [*value[:at], *value[at + rng.choice([0, 1]) :]] if rng.random() < 0.5 else [*value, value[at]]
         return [*value[:at], _replaced(value[at], rng), *value[at + 1 :]]
     if rng.random() < 0.3:
         return rng.choice(LEAVES)

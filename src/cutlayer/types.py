@@ -72,6 +72,11 @@ class Clause:
         """The LoRA ranks with which a device may end a round, besides those of its plan."""
         return ()
 
+    @property
+    def one_rate(self) -> bool:
+        """Whether all local steps of a round have the learning rate of the first."""
+        return False
+
 
 C = TypeVar("C", bound=Clause)
 
@@ -162,6 +167,11 @@ class DevicePlan:
     def samples_in_flight(self) -> int:
         """The most samples that these have together: those whose graphs the device holds."""
         return min(self.batch_size, self.in_flight * self.micro_batch_size)
+
+    @property
+    def rates(self) -> int:
+        """Local steps that may have a learning rate of their own; what follows them has the last one's."""
+        return 1 if any(clause.one_rate for clause in self.clauses) else self.local_steps
 
     @property
     def blocks(self) -> frozenset[int] | None:

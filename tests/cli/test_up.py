@@ -16,6 +16,8 @@ import cutlayer.run.up as bring_up
 from commands import FLEET, World, run
 from cutlayer.config import read_config
 from cutlayer.gate.children import Children
+from cutlayer.server.ledger import Ledger
+from cutlayer.wire.messages import Activations
 
 
 def test_up_trains_the_adapter_of_train(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +75,37 @@ def check_that_numbers_are_real(said: str, summary: dict[str, Any]) -> None:
     (server,) = (line for line in table.splitlines() if line.startswith(" server "))
     assert "not measured" in server
     assert "signs of life" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [("epsl",), ("reindsplit", "cut=1"), ("memsfl", "labels=device")], ids="-".join)
+def test_a_device_that_is_killed_half_way_changes_nothing(
+    method: tuple[str, ...], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is killed in the middle of the second round, and another begun in its place."""
+    started, make, trained = list[Any](), asyncio.create_subprocess_exec, Ledger.trained
+
+    async def start(*words: Any, **how: Any) -> Any:
+        started.append((words, await make(*words, **how)))
+        return started[-1][1]
+
+    def killing(ledger: Ledger, arrived: Activations, loss: float) -> None:
+        trained(ledger, arrived, loss)
+        if (arrived.device, arrived.round, arrived.step) == ("quick", 1, 0) and len(started) == 2:
+            [process] = [process for words, process in started if "quick" in words]
+            process.kill()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    name, *options = method
+    flags = [*world.classification(), "--method", name, *(w for o in options for w in ("-o", f"method.{o}")), "--quiet"]
+    ran = run("train", *flags, "--out", tmp_path / "simulated")
+    assert ran.code == 0, ran.err
+    monkeypatch.setattr(Ledger, "trained", killing)
+    ran = run("up", *flags, "--out", tmp_path / "real")
+    assert ran.code == 0, ran.err
+    assert [words[words.index("--name") + 1] for words, _ in started[2:]] == ["quick"]
+    adapters = [tmp_path / folder / "adapter" / "adapter_model.safetensors" for folder in ("simulated", "real")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
 
 
 @pytest.mark.slow

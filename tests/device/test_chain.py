@@ -17,6 +17,7 @@ from cutlayer.policies.routing import Router
 from cutlayer.wire.messages import Finish, Message, SpanAnswer, SpanCall
 
 HELD = {"a": (0, 2), "b": (0, 4), "c": (2, 4), "d": (0, 1), "e": (1, 4)}
+UNEVEN = {"f": (0, 3), "g": (3, 4)}
 START, END = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
 
 
@@ -31,7 +32,7 @@ class Machines:
 
     async def ask(self, span: str, address: str, call: SpanCall) -> SpanAnswer:
         assert address == f"{span}:1"
-        first, end = HELD[span]
+        first, end = (HELD | UNEVEN)[span]
         assert first <= call.first < call.end <= end
         self.asked.append((span, call.first, call.end, call.grad_BTD is not None))
         await asyncio.sleep(1.0)
@@ -61,7 +62,9 @@ def chain(
 ) -> Chain:
     errand = Errand("run", 0, 0, "pi", torch.ones(1, 1) > 0, {}, lowest)
     router = Router(held, np.random.default_rng(seed))
-    return Chain(errand, machines, {name: f"{name}:1" for name in HELD}, router, counted, heard, restarts=restarts)
+    return Chain(
+        errand, machines, {name: f"{name}:1" for name in HELD | UNEVEN}, router, counted, heard, restarts=restarts
+    )
 
 
 def both_ways(one: Chain) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
@@ -122,15 +125,16 @@ def test_restart_begins_anew() -> None:
     assert counted.repeated == 2
 
 
-def test_a_run_of_blocks_that_fails_on_the_way_back_is_replayed_alone() -> None:
-    """`b` runs everything forward and fails on the way back: `d` runs block 0 again, `e` only runs back."""
+@pytest.mark.parametrize(("low", "middle", "high"), [("d", 1, "e"), ("f", 3, "g")])
+def test_a_run_of_blocks_that_fails_on_the_way_back_is_replayed_alone(low: str, middle: int, high: str) -> None:
+    """`b` runs everything forward and fails on the way back: `low` runs its blocks again, `high` only runs back."""
     machines, counted = Machines(lambda _number, span, call: span == "b" and call.grad_BTD is not None), Counted()
     held = {"b": (0, 4)}
     one = chain(machines, counted, held)
 
     async def there_and_back() -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         out = await one.forward(0, 4, START)
-        one._router = Router({**held, "d": (0, 1), "e": (1, 4)}, np.random.default_rng(1))
+        one._router = Router({**held, low: (0, middle), high: (middle, 4)}, np.random.default_rng(1))
         one._router.answered("b")
         back, gradients = await one.back(END)
         return out, back, gradients
@@ -139,11 +143,11 @@ def test_a_run_of_blocks_that_fails_on_the_way_back_is_replayed_alone() -> None:
     assert machines.asked == [
         ("b", 0, 4, False),
         ("b", 0, 4, True),
-        ("d", 0, 1, False),
-        ("e", 1, 4, True),
-        ("d", 0, 1, True),
+        (low, 0, middle, False),
+        (high, middle, 4, True),
+        (low, 0, middle, True),
     ]
-    assert (counted.lost, counted.repeated) == (1, 1)
+    assert (counted.lost, counted.repeated) == (1, middle)
 
 
 def test_it_waits_longer_each_time_and_never_gives_up() -> None:

@@ -22,6 +22,17 @@ def test_activations_are_scaled_when_they_leave_and_gradients_when_they_arrive()
     assert all(clause.codec(role, NONE, "") is NONE for role in ("broadcast", "update"))
 
 
+def test_other_channels_are_dropped_in_each_message() -> None:
+    clause, h_BD = DropChannels(0.5, seed=3), torch.ones(1, 64)
+    left = {
+        tuple(codec.unpack(codec.pack(h_BD), h_BD.shape, h_BD.dtype).nonzero()[:, 1].tolist())
+        for codec in (
+            clause.codec("activations", NONE, f"{round}/phone/{step}/0/") for round in (0, 1) for step in (0, 1)
+        )
+    }
+    assert len(left) == 4
+
+
 def test_what_the_run_file_asks_for_packs_what_is_left() -> None:
     codec = DropChannels(0.5, seed=0).codec("activations", Int8(), "")
     assert codec.pack(torch.randn(2, 3, 16)).shape == (2, 3, 8 + 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from cutlayer.policies.importance_ranks import (
 from cutlayer.policies.select import everyone
 from cutlayer.testing.playground import fleet_of, planned
 from cutlayer.testing.tiny import BLOCKS
-from cutlayer.types import History, StepRecord
+from cutlayer.types import Cost, DevicePlan, History, StepRecord
 from importances import MODULES, RankCosts, record
 
 # ------------------------------------------------------------------ what was measured
@@ -101,7 +102,9 @@ def test_a_matrix_that_matters_twice_as_much_has_twice_the_rank() -> None:
     assert filled([4.0, 2.0, 1.0], (1, 2, 4, 8, 16), [1, 1, 1], free_bytes=11) == (8, 4, 2)
 
 
-def ranks_of(memory_kib: int, *, history: Sequence[StepRecord] = (), **options: Any) -> dict[str, tuple[int, ...]]:
+def ranks_of(
+    memory_kib: int, *, history: Sequence[StepRecord] = (), costs: type[RankCosts] = RankCosts, **options: Any
+) -> dict[str, tuple[int, ...]]:
     fleet = fleet_of(2)
     devices = tuple(
         device.model_copy(update={"memory_bytes": 2**20 * 3 + 1024 * (memory_kib if index else 10**6)})
@@ -112,7 +115,7 @@ def ranks_of(memory_kib: int, *, history: Sequence[StepRecord] = (), **options: 
         cut_at(2),
         ranks_by_importance(**options),
         fleet=fleet.model_copy(update={"devices": devices}),
-        costs=RankCosts(BLOCKS),
+        costs=costs(BLOCKS),
         history=History(list(history)),
         num_modules=MODULES,
         rounds=10**9,
@@ -127,6 +130,24 @@ def test_ranks_are_those_that_fit_and_the_server_has_the_highest() -> None:
     assert ranks["device-0"] == (8,) * MODULES
     assert ranks["device-1"] == (8, 4, 8, 4, 8, 8)
     assert ranks_of(8)["device-1"] == (1, 1, 1, 1, 8, 8)
+
+
+class PagedCosts(RankCosts):
+    """Memory that is taken page by page."""
+
+    def device(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> Cost:
+        cost = super().device(plan, num_samples, num_tokens)
+        return replace(cost, memory_bytes=-(-cost.memory_bytes // 4096) * 4096)
+
+
+@pytest.mark.parametrize("memory_kib", range(18, 62, 4))
+def test_what_is_rounded_up_fits_too_and_costs_at_most_a_rung(memory_kib: int) -> None:
+    """Of ranks that fit but for rounding the last that were added are taken back, not all of them."""
+    ranks = ranks_of(memory_kib, costs=PagedCosts)["device-1"][:4]
+    plan = DevicePlan("device-1", cut=2, ranks=(*ranks, 8, 8))
+    used = PagedCosts(BLOCKS).device(plan, 1, 1).memory_bytes - 3 * 2**20
+    assert used <= 1024 * memory_kib
+    assert used >= 1024 * (memory_kib - 3 * 4 - 4), "the dearest rung that is left out, and a page"
 
 
 def test_what_matters_more_has_the_memory() -> None:

@@ -56,6 +56,13 @@ def test_a_gap_is_closed_by_one_of_those_who_are_not_needed() -> None:
     assert sorted(held.values()) == [(2, 5), (2, 5), (5, 8)]
 
 
+def test_who_alone_holds_a_block_stays_and_another_moves() -> None:
+    """`a` and `b` could move too, if `b` and `c` then closed the gap; until they have, a block would be nobody's."""
+    holders = [Holder("a", 1, 1.0), Holder("b", 2, 2.0), Holder("c", 1, 2.0)]
+    held = {"a": (2, 3), "b": (0, 2), "c": (0, 1)}
+    assert rebalance(held, holders, range(3), 0.75) == held | {"c": (2, 3)}
+
+
 def test_quality_decides_what_gain_is_enough() -> None:
     """The weakest block passes 2 and could pass 3 if `mover` went there: two thirds."""
     holders = [Holder("low", 3, 2.0, (2, 5)), Holder("high", 3, 2.0, (5, 8)), Holder("mover", 6, 1.0)]

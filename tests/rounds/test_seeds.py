@@ -123,13 +123,22 @@ def test_who_missed_a_round_catches_up_by_scalars_alone(bert: Base) -> None:
     assert bool(last[0].facts[SUMS].any())
 
 
-def test_a_round_of_4096_seeds_and_200_steps_is_some_eighteen_kilobytes() -> None:
-    """The paper's 17,984 bytes of scalars, less two for each index, and two headers."""
-    plan = DevicePlan("device-0", 12, 1, 200, top=12).having(SeedSearch(4096, 0, 5e-4, full=True))
-    down = Assignment("run", 40, "device-0", plan, (3e-7,), {}, facts={SUMS: torch.zeros(4096)})
+@pytest.mark.parametrize(("blocks", "num_bytes"), [(12, 17_904), (80, 17_984)])
+def test_a_round_of_4096_seeds_and_200_steps_is_below_eighteen_kilobytes(blocks: int, num_bytes: int) -> None:
+    """4,096 sums down, 200 slopes and indices up, 17,584 bytes; and two headers, with the names of a long run."""
+    run, device = "0123456789abcdef", "ward-3-workstation"
+    plan = DevicePlan(device, blocks, 1, 200, top=blocks, ranks=(0,) * blocks).having(
+        SeedSearch(4096, 0, 5e-4, clip=10.0, full=True)
+    )
+    down = Assignment(run, 1000, device, plan, (3e-7,), {}, facts={SUMS: torch.zeros(4096)}, counted=999)
     facts = {INDICES: torch.zeros(200, dtype=torch.int16), SLOPES: torch.zeros(200)}
-    up = Update("run", 40, "device-0", {}, 200, 200, 200, 1.0, 1.0, facts)
-    assert 17_584 < frame_bytes(down) + frame_bytes(up) < 18 * 1024
+    up = Update(run, 1000, device, {}, 200, 200, 20_000, 1.0, 1.0, facts)
+    assert 17_584 < frame_bytes(down) + frame_bytes(up) == num_bytes < 18_000
+
+
+def test_a_round_is_told_one_rate_whatever_the_schedule(bert: Base) -> None:
+    told = [m.learning_rates for m in played(bert).sent_down if isinstance(m, Assignment)]
+    assert told == [(learning_rate(number, 0),) for number in (0, 0, 0, 1, 1, 1)]
 
 
 def test_steep_seeds_are_drawn_rather_than_others(bert: Base) -> None:

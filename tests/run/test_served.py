@@ -54,9 +54,15 @@ def test_labels_at_home_over_a_real_wire(inputs: Path, tmp_path: Path, monkeypat
     assert all(sum(counts) > 0 for counts in told[2:])
 
 
-@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge", "gan_hfsl"])
+@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge", "gan_hfsl", "epsl"])
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
+    assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
+
+
+def test_a_cut_that_is_given_is_learnt_from_no_time(inputs: Path, tmp_path: Path) -> None:
+    """ReinDSplit with one action: nothing is left to measured times, and the adapter is that of the simulated run."""
+    values = values_for(inputs, method__name="reindsplit", method__cut=1)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))
 
 

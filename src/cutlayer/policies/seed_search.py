@@ -35,6 +35,11 @@ class SeedSearch(Clause):
     full: bool = False
 
     @property
+    def one_rate(self) -> bool:
+        """The sums of a round are multiplied by one rate."""
+        return True
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The K seeds."""
         return candidate_seeds(self.count, self.seed)

@@ -121,7 +121,7 @@ class Server:
             round=round,
             device=device.device,
             plan=device,
-            learning_rates=_shortened([self.learning_rate(round, step) for step in range(device.local_steps)]),
+            learning_rates=_shortened([self.learning_rate(round, step) for step in range(device.rates)]),
             adapter=adapter,
             folds=self.folds.missed(device.device, self.base.device_names(device.cut, top=device.top)),
             facts=facts,

@@ -3,15 +3,15 @@
     bytes   0..4     magic "CUTL"
             4..8     protocol version, uint32
             8..12    length of the header, uint32
-            12..     header, msgpack: {"kind", "fields": {name: value}, "tensors": [[path, dtype, shape]]}
+            12..     header, msgpack: [kind, [value of each field], [[path, dtype, shape] of each tensor]]
             then     each tensor's elements, contiguous, in the order of the header
 
 Numbers are little-endian, as are the machines this runs on. The header and every tensor are followed by zeros
 up to a multiple of 16 bytes, so that a decoded tensor is aligned where it lies. The path is the field's
 name, or `adapter/<tensor name>`. `docs/decisions/0005-frames.md` says why not pickle, JSON or safetensors.
 
-The fields of a kind and their types are those of its dataclass in `messages.py`: a new message needs no code
-here.
+The fields of a kind, their types and their order are those of its dataclass in `messages.py`: a new message needs no
+code here, and no frame repeats their names (`docs/decisions/0054-short-headers.md`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
 from types import UnionType
@@ -120,15 +120,17 @@ def decode(frame: bytes | bytearray | memoryview, *, max_bytes: int) -> Message 
     """
     view = memoryview(frame).cast("B")
     header, start = _read_header(view, max_bytes)
-    _expect_keys(header, ("kind", "fields", "tensors"), "frame header")
-    kind = _KINDS.get(header["kind"]) if isinstance(header["kind"], str) else None
+    if type(header) is not list or len(header) != 3:
+        raise _malformed("frame header", "[kind, values, tensors]", header)
+    name, said, entries = header
+    kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise _malformed("frame kind", f"one of {', '.join(_KINDS)}", header["kind"])
-    values = _read_fields(_READERS[kind], header["fields"], f"{header['kind']} fields")
-    tensors = _read_tensors(header["tensors"], view, start)
-    values |= {name: _take(tensors, name, hint) for name, hint in _TENSORS[kind].items()}
+        raise _malformed("frame kind", f"one of {', '.join(_KINDS)}", name)
+    values = _read_fields(_READERS[kind], said, name)
+    tensors = _read_tensors(entries, view, start)
+    values |= {field: _take(tensors, field, hint) for field, hint in _TENSORS[kind].items()}
     if tensors:
-        raise _malformed(f"{header['kind']} tensors", "only those of its fields", list(tensors))
+        raise _malformed(f"{name} tensors", "only those of its fields", list(tensors))
     return kind(**values)
 
 
@@ -158,19 +160,19 @@ def _elements(tensor: Tensor) -> memoryview:
 
 
 def _header(message: Message | Handshake, tensors: list[tuple[str, Tensor]]) -> bytes:
-    header = {
-        "kind": type(message).__name__.lower(),
-        "fields": {name: getattr(message, name) for name in _PLAIN[type(message)]},
-        "tensors": [(path, _dtype_name(path, tensor), tensor.shape) for path, tensor in tensors],
-    }
+    header = (
+        type(message).__name__.lower(),
+        [getattr(message, name) for name in _PLAIN[type(message)]],
+        [(path, _dtype_name(path, tensor), tensor.shape) for path, tensor in tensors],
+    )
     packed: bytes = msgpack.packb(header, default=_plain)
     return packed
 
 
 def _plain(value: Any) -> Any:
-    """A plan as its fields; a clause as its name and its fields."""
-    shown = {field.name: getattr(value, field.name) for field in fields(value)}
-    return [type(value).__name__, shown] if isinstance(value, Clause) else shown
+    """A plan as the values of its fields; a clause as its name and these."""
+    said = [getattr(value, field.name) for field in fields(value)]
+    return [type(value).__name__, said] if isinstance(value, Clause) else said
 
 
 def _dtype_name(path: str, tensor: Tensor) -> str:
@@ -249,9 +251,10 @@ def _is_shape(value: object) -> TypeGuard[list[int]]:
 
 
 def _read_fields(readers: Mapping[str, Reader], values: Any, where: str) -> dict[str, Any]:
-    """Plain fields, each of its declared type."""
-    _expect_keys(values, readers, where)
-    return {name: read(values[name]) for name, read in readers.items()}
+    """Plain fields in their order, each of its declared type."""
+    if type(values) is not list or len(values) != len(readers):
+        raise _malformed(f"{where} fields", f"the values of {', '.join(readers) or 'none'}", values)
+    return {name: read(value) for (name, read), value in zip(readers.items(), values, strict=True)}
 
 
 def _readers(kind: type[Any], where: str) -> dict[str, Reader]:
@@ -284,11 +287,11 @@ def _reader(hint: Any, where: str) -> Reader:
 
 
 def _read_clause(value: object, where: str) -> Clause:
-    """The name and the fields of a clause whose class this process has imported."""
+    """The name of a clause whose class this process has imported, and the values of its fields."""
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str or value[0] not in Clause.kinds:
-        raise _malformed(where, f"[name, fields], the name one of {', '.join(Clause.kinds) or 'none'}", value)
-    name, shown = value
-    return Clause.kinds[name](**_read_fields(_clause_readers(name, where), shown, f"{where} {name}"))
+        raise _malformed(where, f"[name, values], the name one of {', '.join(Clause.kinds) or 'none'}", value)
+    name, said = value
+    return Clause.kinds[name](**_read_fields(_clause_readers(name, where), said, f"{where} {name}"))
 
 
 @cache
@@ -349,11 +352,6 @@ def _skip_padding(view: memoryview, end: int) -> int:
     if start > len(view) or any(view[end:start]):
         raise _malformed("frame padding", f"{start - end} zero bytes", bytes(view[end:start]))
     return start
-
-
-def _expect_keys(value: object, keys: Collection[str], where: str) -> None:
-    if type(value) is not dict or value.keys() != set(keys):
-        raise _malformed(where, f"the keys {', '.join(keys)}", value)
 
 
 def _malformed(where: str, expected: object, got: object) -> MalformedMessage:
