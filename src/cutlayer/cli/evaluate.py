@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from cutlayer.model.adapter import LoraSettings
     from cutlayer.model.card import AdapterCard
 
-Column = Annotated[str | None, typer.Option(metavar="COLUMN", help="Where its name differs.", show_default=False)]
+
+def _column(what: str) -> Any:
+    """An option that names a column of the data."""
+    help = f"Column of the {what}, where this data calls it otherwise than the training data did."
+    return typer.Option(metavar="COLUMN", help=help, rich_help_panel="Columns", show_default=False)
 
 
 def evaluate(
@@ -43,12 +47,12 @@ def evaluate(
         ),
     ] = None,
     hardware: Annotated[str, typer.Option(metavar="cpu|cuda|cuda:N", help="Where to compute.")] = "cpu",
-    text: Column = None,
-    text_pair: Column = None,
-    label: Column = None,
-    messages: Column = None,
-    prompt: Column = None,
-    answer: Column = None,
+    text: Annotated[str | None, _column("text")] = None,
+    text_pair: Annotated[str | None, _column("second text")] = None,
+    label: Annotated[str | None, _column("label")] = None,
+    messages: Annotated[str | None, _column("chats")] = None,
+    prompt: Annotated[str | None, _column("prompt")] = None,
+    answer: Annotated[str | None, _column("answer")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Evaluate an adapter; the base model, the task and the columns are those of its training."""
