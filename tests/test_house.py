@@ -66,6 +66,7 @@ TESTED_IN = {
     "transport/carrier.py": "transport/test_session.py",  # an interface
     "transport/handshake.py": "run/test_served.py",
     "model/card.py": "model/test_export.py",
+    "api/paged.py": "api/test_simulate.py",
     "run/exported.py": "cli/test_export.py",
     "run/out.py": "cli/test_at_once.py",
     "run/trained.py": "cli/test_export.py",

@@ -65,3 +65,17 @@ def test_a_command_goes_on_with_it(trained: World, tmp_path: Path) -> None:
     ran = run("train", "--resume", tmp_path / "run")
     assert (ran.code, ran.err) == (0, "")
     assert files(tmp_path / "run") == files(trained.out)
+
+
+def test_a_page_beside_it_is_kept_with_the_run(trained: World, tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    said: list[str] = []
+
+    def after_one(_row: dict[str, Any]) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        simulated(trained, tmp_path / "run", page="127.0.0.1:0", on_page=said.append, on_round=after_one)
+    simulated(trained, tmp_path / "run", resume=True, on_page=said.append)
+    assert [line.rpartition(":")[0] for line in said] == ["page: http://127.0.0.1"] * 2
+    assert files(tmp_path / "run") == files(trained.out)

@@ -363,11 +363,11 @@ def test_who_is_given_up_is_waited_for_by_nobody() -> None:
 
 def test_a_frame_that_is_too_long_is_refused_before_it_has_memory() -> None:
     async def work() -> None:
-        up, down, lost = session(limit=300), session("life-1"), list[str]()
+        up, down, lost = session(limit=100), session("life-1"), list[str]()
         linking = asyncio.ensure_future(connected(up, down, pipe, lost))
         sending = asyncio.ensure_future(down.send(assignment(0)))
         await asyncio.sleep(1)
-        assert any("at most 300 bytes" in line for line in lost)
+        assert any("at most 100 bytes" in line for line in lost)
         assert up.standing.received == 0
         for task in (linking, sending):
             task.cancel()

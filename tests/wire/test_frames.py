@@ -226,8 +226,8 @@ def parts(frame: bytes) -> tuple[list[Any], bytes]:
 
 def place(kind: type[Any], name: str) -> int:
     """Where a header has the value of a field."""
-    hints = get_type_hints(kind)
-    plain_ones = [n for n, hint in hints.items() if hint not in (torch.Tensor, torch.Tensor | None, Adapter)]
+    hints, tensors = get_type_hints(kind), (torch.Tensor, torch.Tensor | None, Adapter)
+    plain_ones = [field.name for field in dataclasses.fields(kind) if hints[field.name] not in tensors]
     return plain_ones.index(name)
 
 
@@ -412,23 +412,23 @@ def test_a_deep_header_is_told_in_short() -> None:
         ({FIELDS: ["run", 1, 2, "phone", 0.5, 0, 0]}, "gradients fields"),
         ({FIELDS: {"run": "run"}}, "gradients fields"),
         ({TENSORS: {}}, "frame tensors: expected a list"),
-        ({"tensors": [["grad_BTD", "fp32"]]}, r"\[path, dtype, shape\]"),
-        ({"tensors": [[7, "fp32", [6]]]}, "a path that is text"),
-        ({"tensors": [["grad_BTD", "complex64", [3]]]}, "one of fp64"),
-        ({"tensors": [["grad_BTD", ["fp32"], [6]]]}, "one of fp64"),
-        ({"tensors": [["grad_BTD", "fp32", [-1, -6]]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [2.0, 3.0]]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [6, True]]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", 6]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [6] + [1] * MAX_DIMS]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [2**60]]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [0, 2**63]]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [2**40, 2**40]]]}, "tensor shape"),
-        ({"tensors": [["grad_BTD", "fp32", [9]]]}, "'grad_BTD': expected 36 bytes, got 32"),
-        ({"tensors": [["grad_BTD", "fp32", [3]]]}, "frame length|padding"),
-        ({"tensors": [["grad_BTD", "fp32", [4]], ["grad_BTD", "fp32", [2]]]}, "each path once"),
-        ({"tensors": [["h_BTD", "fp32", [6]]]}, "only those of its fields, got .'h_BTD'"),
-        ({"tensors": [["grad_BTD", "bool", [24]]]}, "booleans of 0 and 1"),
+        ({TENSORS: [["grad_BTD", "fp32"]]}, r"\[path, dtype, shape\]"),
+        ({TENSORS: [[7, "fp32", [6]]]}, "a path that is text"),
+        ({TENSORS: [["grad_BTD", "complex64", [3]]]}, "one of fp64"),
+        ({TENSORS: [["grad_BTD", ["fp32"], [6]]]}, "one of fp64"),
+        ({TENSORS: [["grad_BTD", "fp32", [-1, -6]]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [2.0, 3.0]]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [6, True]]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", 6]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [6] + [1] * MAX_DIMS]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [2**60]]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [0, 2**63]]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [2**40, 2**40]]]}, "tensor shape"),
+        ({TENSORS: [["grad_BTD", "fp32", [9]]]}, "'grad_BTD': expected 36 bytes, got 32"),
+        ({TENSORS: [["grad_BTD", "fp32", [3]]]}, "frame length|padding"),
+        ({TENSORS: [["grad_BTD", "fp32", [4]], ["grad_BTD", "fp32", [2]]]}, "each path once"),
+        ({TENSORS: [["h_BTD", "fp32", [6]]]}, "only those of its fields, got .'h_BTD'"),
+        ({TENSORS: [["grad_BTD", "bool", [24]]]}, "booleans of 0 and 1"),
     ],
 )
 def test_a_header_that_claims_what_is_not_so(change: dict[int, object], match: str) -> None:

@@ -19,6 +19,7 @@ from cutlayer.cli.generate import generate
 from cutlayer.cli.join import join
 from cutlayer.cli.log import FORMATS, LEVELS
 from cutlayer.cli.methods import methods
+from cutlayer.cli.plain import PlainCommand, PlainGroup, sentences
 from cutlayer.cli.plan import plan
 from cutlayer.cli.recommend import recommend
 from cutlayer.cli.report import report
@@ -30,19 +31,27 @@ from cutlayer.cli.train import train
 from cutlayer.cli.up import up
 
 app = typer.Typer(
+    cls=PlainGroup,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 comparing = takes_flags(compare, run_file=RunOption, without=("--method",))
-real = (takes_flags(serve), join, takes_flags(up))
-for command in (
-    *(takes_flags(train), takes_flags(plan), takes_flags(recommend), comparing, takes_flags(show_data), *real),
-    *(status, report, trace, evaluate, export, generate, methods, check, fleets, families),
-):
-    app.command(name=command.__name__.replace("_", "-"))(command)
-app.add_typer(fleet, name="fleet")
+PANELS = {
+    "Before a run": (takes_flags(plan), takes_flags(recommend), takes_flags(show_data)),
+    "A run on this machine": (takes_flags(train), comparing, takes_flags(up)),
+    "A run on a real fleet": (takes_flags(serve), join),
+    "A run, going on or ended": (status, report, trace, evaluate, generate, export),
+    "What there is": (methods, fleets, families, check),
+}
+"""The commands, as the help has them."""
+for panel, commands in PANELS.items():
+    for command in commands:
+        words = sentences(command.__doc__ or "")
+        name = command.__name__.replace("_", "-")
+        app.command(name=name, help=words, cls=PlainCommand, rich_help_panel=panel)(command)
+app.add_typer(fleet, name="fleet", rich_help_panel="A run on a real fleet")
 
 
 def _print_version(asked: bool) -> None:
@@ -62,13 +71,19 @@ def _global_options(
     _log_level: Annotated[  # `cli/log.py` has taken these out likewise
         str | None,
         typer.Option(
-            "--log-level", metavar="|".join(LEVELS), help="Of the log; or CUTLAYER_LOG_LEVEL.", show_default="warning"
+            "--log-level",
+            metavar="|".join(LEVELS),
+            help="How much the log says; or CUTLAYER_LOG_LEVEL.",
+            show_default="warning",
         ),
     ] = None,
     _log_format: Annotated[
         str | None,
         typer.Option(
-            "--log-format", metavar="|".join(FORMATS), help="Of the log; or CUTLAYER_LOG_FORMAT.", show_default="text"
+            "--log-format",
+            metavar="|".join(FORMATS),
+            help="How the log says it; or CUTLAYER_LOG_FORMAT.",
+            show_default="text",
         ),
     ] = None,
 ) -> None:

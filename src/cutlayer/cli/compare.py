@@ -28,7 +28,7 @@ DEFAULT_OUT = "runs/compare"
 def compare(
     given: Given,
     methods: Annotated[
-        list[str], typer.Argument(metavar="METHOD...", help="Methods; with options memsfl:order=fifo,cut=2.")
+        list[str], typer.Argument(metavar="METHOD", help="Methods; with options memsfl:order=fifo,cut=2.")
     ],
     *,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Runs of each method, from --seed on.")] = 1,

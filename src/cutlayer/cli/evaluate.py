@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from cutlayer.model.card import AdapterCard
     from cutlayer.run.whence import Whence
 
-Column = Annotated[str | None, typer.Option(metavar="COLUMN", help="Where its name differs.", show_default=False)]
+
+def _column(what: str) -> Any:
+    """An option that names a column of the data."""
+    help = f"Column of the {what}, where this data calls it otherwise than the training data did."
+    return typer.Option(metavar="COLUMN", help=help, rich_help_panel="Columns", show_default=False)
 
 
 def evaluate(
@@ -41,12 +45,12 @@ def evaluate(
         ),
     ] = None,
     hardware: Hardware = "cpu",
-    text: Column = None,
-    text_pair: Column = None,
-    label: Column = None,
-    messages: Column = None,
-    prompt: Column = None,
-    answer: Column = None,
+    text: Annotated[str | None, _column("text")] = None,
+    text_pair: Annotated[str | None, _column("second text")] = None,
+    label: Annotated[str | None, _column("label")] = None,
+    messages: Annotated[str | None, _column("chats")] = None,
+    prompt: Annotated[str | None, _column("prompt")] = None,
+    answer: Annotated[str | None, _column("answer")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate an adapter, or a merged folder; the base model, the task and the columns are those of its training."""

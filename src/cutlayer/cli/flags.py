@@ -168,7 +168,7 @@ class Given:
         return [*([str(self.run)] if self.run else []), *names, *(f"-o {override}" for override in self.overrides)]
 
 
-RunFile = Annotated[Path | None, typer.Argument(metavar="[RUN.yaml]", help="A run file.", show_default=False)]
+RunFile = Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="A run file.", show_default=False)]
 RunOption = Annotated[Path | None, typer.Option("--run", metavar="RUN.yaml", help="A run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

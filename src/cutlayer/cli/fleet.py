@@ -8,19 +8,22 @@ from typing import Annotated
 
 import typer
 
+from cutlayer.cli.plain import PlainCommand, PlainGroup
 from cutlayer.cli.terminal import AsJson, console, print_json
 from cutlayer.shown import shown
 
-fleet = typer.Typer(no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
+fleet = typer.Typer(cls=PlainGroup, no_args_is_help=True, help="Make a fleet of real devices, and say who may come in.")
 
 FolderOption = Annotated[Path, typer.Option("--fleet", help="The fleet folder that `init` made.")]
-NameArgument = Annotated[str, typer.Argument(help="The device's name.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The device's name.")]
 
 
-@fleet.command()
+@fleet.command(cls=PlainCommand)
 def init(
-    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
-    host: Annotated[list[str], typer.Option("--host", help="A name or address that devices dial; may be repeated.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that is not there yet.")],
+    host: Annotated[
+        list[str], typer.Option("--host", metavar="HOST", help="A name or address that devices dial; may be repeated.")
+    ],
     days: Annotated[float, typer.Option(min=1, help="How long the server's certificate is valid.")] = 365,
 ) -> None:
     """Make a fleet folder: an authority, the server's certificate, an empty roster."""
@@ -38,9 +41,11 @@ def init(
     print(f"Next: cutlayer fleet add NAME --fleet {folder}")
 
 
-@fleet.command()
+@fleet.command(cls=PlainCommand)
 def renew(
-    host: Annotated[list[str], typer.Option("--host", help="A name or address that devices dial; may be repeated.")],
+    host: Annotated[
+        list[str], typer.Option("--host", metavar="HOST", help="A name or address that devices dial; may be repeated.")
+    ],
     folder: FolderOption,
     days: Annotated[float, typer.Option(min=1, help="How long the server's certificate is valid.")] = 365,
 ) -> None:
@@ -53,7 +58,7 @@ def renew(
     print(f"{folder}: a new certificate of the server for {', '.join(host)}, valid for {days:g} days.")
 
 
-@fleet.command()
+@fleet.command(cls=PlainCommand)
 def add(
     name: NameArgument,
     folder: FolderOption,
@@ -101,7 +106,7 @@ def add(
     _say_join(name, folder, port, f"--token {name}.token")
 
 
-@fleet.command()
+@fleet.command(cls=PlainCommand)
 def revoke(name: NameArgument, folder: FolderOption) -> None:
     """Let a device in no more, at once: a running server parts with it at its next sign of life."""
     from datetime import UTC, datetime
@@ -112,7 +117,7 @@ def revoke(name: NameArgument, folder: FolderOption) -> None:
     print(f"{name} may not come in any more.")
 
 
-@fleet.command("list")
+@fleet.command("list", cls=PlainCommand)
 def list_devices(folder: FolderOption, *, as_json: AsJson = False) -> None:
     """List the devices of a fleet, and where its server runs who is here now."""
     from cutlayer.gate.roster import Roster

@@ -17,7 +17,7 @@ def methods(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[METHOD]", help="Show this one: a name, FILE.py:FUNCTION or MODULE:FUNCTION.", show_default=False
+            metavar="METHOD", help="Show this one: a name, FILE.py:FUNCTION or MODULE:FUNCTION.", show_default=False
         ),
     ] = None,
     *,

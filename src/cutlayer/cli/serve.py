@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cutlayer.config import RunConfig
 
 
+SITE = "A site: a server whose devices are another run's"
+
+
 def serve(
     given: Given,
     *,
@@ -97,21 +100,33 @@ def serve(
             metavar="HOST:PORT",
             help="Be a site of the run that is served there: devices join here, and only means go on (hfl_prune).",
             show_default=False,
+            rich_help_panel=SITE,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the site.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the site.", show_default=False, rich_help_panel=SITE)
+    ] = None,
     ca: Annotated[
         Path | None,
-        typer.Option("--ca", metavar="FILE", help="Of a site: its server's ca.crt.", show_default=False),
+        typer.Option(
+            "--ca", metavar="FILE", help="Of a site: its server's ca.crt.", show_default=False, rich_help_panel=SITE
+        ),
     ] = None,
     token: Annotated[
         Path | None,
-        typer.Option("--token", metavar="FILE", help="Of a site: holds its token; or CUTLAYER_TOKEN does."),
+        typer.Option(
+            "--token", metavar="FILE", help="Of a site: holds its token; or CUTLAYER_TOKEN does.", rich_help_panel=SITE
+        ),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option("--certificate", metavar="FILE", help="Of a site: device.crt, in place of a token.")
+        Path | None,
+        typer.Option(
+            "--certificate", metavar="FILE", help="Of a site: device.crt, in place of a token.", rich_help_panel=SITE
+        ),
     ] = None,
-    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Of a site: device.key.")] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="Of a site: device.key.", rich_help_panel=SITE)
+    ] = None,
     leash: Annotated[
         bool, typer.Option("--leash", hidden=True, help="End when standard input closes: whoever started this is gone.")
     ] = False,

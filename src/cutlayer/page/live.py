@@ -45,7 +45,7 @@ class Live:
         self._stage, self._over, self._failed = "", False, ""
         self._call: Callable[[], Sequence[DeviceNow]] | None = None
         self._needed = 0
-        self._tail = Tail(digest.folder / "contributions.jsonl")
+        self._tail = Tail(digest.folder / "contributions.jsonl", 0)
         self._rows: list[list[Any]] = []  # as they were last sent
         self._round_over = False  # since something was last sent
         self._tiles: list[list[str]] | None = None  # as of the last round
@@ -62,8 +62,11 @@ class Live:
 
     def begun(self, rounds: int, devices: Sequence[str], local_steps: int, first_round: int) -> None:
         """Rounds begin, in a folder that is there."""
-        started = self._clock()
-        self._told.append(lambda: self._begin(RunState(rounds, first_round, tuple(devices), local_steps, started)))
+        started, path = self._clock(), self._digest.folder / "contributions.jsonl"
+        tail = Tail(path, path.stat().st_size if path.exists() else 0)  # behind the rounds of earlier processes
+        self._told.append(
+            lambda: self._begin(RunState(rounds, first_round, tuple(devices), local_steps, started), tail)
+        )
 
     def event(self, event: Event) -> None:
         """A machine did something."""
@@ -128,7 +131,8 @@ class Live:
             piece["numbers"], piece["charts"] = self._digest.figures.numbers(), self._digest.figures.drawn()
         return piece
 
-    def _begin(self, state: RunState) -> None:
+    def _begin(self, state: RunState, tail: Tail) -> None:
+        self._tail = tail
         folder = RunFolder(self._digest.folder)
         self._digest.about |= folder.read_about()
         for _ in self._digest.reading(folder, state.first_round) if state.first_round else ():
@@ -218,10 +222,11 @@ class Tail:
 
     Args:
       path: of the file, which need not be there before it is read.
+      place: the byte at which they begin.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._place = path, 0
+    def __init__(self, path: Path, place: int) -> None:
+        self._path, self._place = path, place
 
     def read(self) -> list[dict[str, Any]]:
         """Whole lines since it was last read; parsed together, which takes a third of the time of one by one."""
