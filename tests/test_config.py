@@ -168,6 +168,26 @@ def test_a_fleet_file_is_named_in_its_errors(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ what is refused
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {batch_size: yes}", "train.batch_size: expected a number, got True"),
+        ("train: {rounds: true}", "train.rounds: expected a number, got True"),
+        ("train: {lr: on}", "train.lr: expected a number, got True"),
+        ("train: {eval_rows: no}", "train.eval_rows: expected a number, got False"),
+        ("train: {batch_size: 1:30}", "train.batch_size: expected a valid integer"),
+        ("train: {rounds: 1" + "0" * 400 + "}", "train.rounds: expected below 1,000,000,000,000,000,000, got 100"),
+    ],
+)
+def test_a_number_is_what_it_says(text: str, said: str, tmp_path: Path) -> None:
+    """YAML 1.1 and Python would have 1 for yes, and 90 for 1:30; no plan reckons with numbers of 400 digits."""
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_config(tmp_path / "run.yaml")
+    assert said in str(refused.value)
+    assert read_config(None, ["train.overlap=yes"]).train.overlap is True
+
+
 def test_an_error_says_whether_the_file_or_a_flag_is_wrong(tmp_path: Path) -> None:
     run = write(tmp_path / "run.yaml", {"lora": {"rank": 0}})
     with pytest.raises(ConfigError, match=r"run\.yaml: lora\.rank: expected greater than or equal to 1, got 0"):

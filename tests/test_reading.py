@@ -50,6 +50,10 @@ def test_a_name_that_begins_like_a_home_folder_is_itself(monkeypatch: pytest.Mon
         ("a: [", ":1: expected YAML, got expected the node content"),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         (b"\xff\xfe\x00", "expected YAML, got bytes that are not text"),
+        ("a: 1" + "0" * 5000, ":1: expected YAML, got what is no int that can be read"),
+        ("a: 1\nb: !!int x", ":2: expected YAML, got what is no int that can be read"),
+        ("a: !!timestamp x", ":1: expected YAML, got what is no timestamp that can be read"),
+        ("a: !!bool x", ":1: expected YAML, got what is no bool that can be read"),
     ],
 )
 def test_yaml_that_is_refused(tmp_path: Path, text: str | bytes, says: str) -> None:
@@ -75,8 +79,23 @@ def test_a_number_with_an_exponent(number: str) -> None:
     assert parse_yaml(number) == yaml_value(number, "-o x") == float(number)
 
 
+@pytest.mark.parametrize("text", ["1:30", "12:30:45", "010", "-07", "1:30.5", "2026-11-30", "2026-13-45"])
+def test_what_only_looks_like_a_number_or_a_day_is_text(text: str) -> None:
+    """It would be 90, 45045, 8, -7, 90.5 and days, one of which there is not."""
+    assert parse_yaml(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("-12", -12), ("1_000", 1000), ("0x1F", 31), ("0.5", 0.5), ("3.", 3.0), (".5", 0.5)]
+)
+def test_numbers(text: str, number: float) -> None:
+    found = parse_yaml(text)
+    assert (found, type(found)) == (number, type(number))
+    assert parse_yaml("[.inf, -.inf, 010.5]") == [float("inf"), float("-inf"), 10.5]
+
+
 PLAIN: Any = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("0123456789eE.+-_ axn:#'\"~"),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text("0123456789eE.+-_ axn:#'\"~T"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab1e0.", max_size=3), inner, max_size=3),
     max_leaves=8,
 )

@@ -118,12 +118,35 @@ AnswerMetric = Literal["exact_match", "valid_json", "rouge_l", "bleu"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 PLAIN_DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
 """Numbers that are what they say; others have a scale beside them."""
+LARGEST = 10**18
+"""What a number of a run file must be below: it fits 64 bits, sums of some of them too."""
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types among which a value may be.
+
+    Example:
+      >>> _kinds(int | None) == {int, type(None)}
+      True
+    """
+    return set(get_args(annotation)) or {annotation}
 
 
 class Section(BaseModel):
     """A part of a run file: unknown keys are errors, values do not change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _expect_a_number_where_one_belongs(cls, value: Any, info: ValidationInfo) -> Any:
+        """`batch_size: yes` would be 1, and no number of a run has twenty digits."""
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise PydanticCustomError("truth", "Input should be a number")
+        if isinstance(value, int) and abs(value) >= LARGEST and kinds & {int, float}:
+            raise PydanticCustomError("large", f"Input should be below {LARGEST:,}")
+        return value
 
 
 class ModelSection(Section):

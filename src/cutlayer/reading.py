@@ -184,8 +184,9 @@ def read_yaml(path: Any, where: str, error: type[UserError] = ConfigError) -> An
 def parse_yaml(text: str) -> Any:
     """What YAML says: of a file, or of the value of a flag.
 
-    Two things are as people mean them and not as YAML 1.1 has them: a key that stands twice is an error, where the
-    first would be lost without a word, and 5e-1 is a number.
+    Some things are as people mean them and not as YAML 1.1 has them: a key that stands twice is an error, where the
+    first would be lost without a word; 5e-1 is a number; 1:30, 010 and 2026-11-30 are text, where they would be 90, 8
+    and a day.
 
     Raises:
       yaml.YAMLError: It is not YAML, or says a key twice.
@@ -193,6 +194,8 @@ def parse_yaml(text: str) -> Any:
     Example:
       >>> parse_yaml("lr: 5e-5")
       {'lr': 5e-05}
+      >>> parse_yaml("blocks: 4:8")
+      {'blocks': '4:8'}
     """
     return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
@@ -227,6 +230,15 @@ class _Loader(yaml.SafeLoader):
         finally:
             self._depth -= 1
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, OverflowError) as wrong:  # of a tag, or of too many digits
+            kind = str(node.tag).rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"what is no {kind} that can be read", problem_mark=node.start_mark
+            ) from wrong
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         lines: dict[str, int] = {}
         for key, _ in node.value:
@@ -243,6 +255,16 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads as the same again: a text that looks like a number in quotes."""
 
 
+_NUMBERS = {  # as YAML 1.2 has them: neither base 60, nor base 8 by a leading 0
+    "tag:yaml.org,2002:int": r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$",
+    "tag:yaml.org,2002:float": r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, found) for tag, found in resolvers if tag not in {*_NUMBERS, "tag:yaml.org,2002:timestamp"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+0123456789."))
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",

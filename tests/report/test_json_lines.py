@@ -68,6 +68,16 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line(tmp_path: Path, monkeypatch
     assert file.position() == position
 
 
+def test_a_row_without_its_fields_is_as_good_as_a_damaged_line(tmp_path: Path) -> None:
+    path, fields = tmp_path / "x.jsonl", {"round": int, "devices": dict}
+    path.write_text('{"round": 0, "devices": {}}\n{"round": null, "devices": {}}\n{"round": 1}\n')
+    with pytest.raises(
+        CheckpointError, match=r"x\.jsonl:2: expected a JSON object .*, with round, devices, got .*null"
+    ):
+        list(JsonLines(path, fields=fields).read())
+    assert list(JsonLines(path, fields=fields, only_shown=True).read()) == [{"round": 0, "devices": {}}]
+
+
 def test_a_rewind_to_nothing_needs_no_file(tmp_path: Path) -> None:
     file = JsonLines(tmp_path / "x.jsonl")
     file.rewind(Position())

@@ -89,10 +89,20 @@ def test_what_devices_measured_comes_back(tmp_path: Path) -> None:
     assert replace(last, loss=0.0) == replace(idle, loss=0.0)
 
 
-@pytest.mark.parametrize("line", ['{"devices": {}}', '{"round": 1}', '{"round": 1, "devices": {"a": {"ranks": [1]}}}'])
-def test_a_line_that_is_not_a_rounds_is_refused(line: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(line + "\n")
-    with pytest.raises(CheckpointError, match="expected on every line a round and all that its devices measured"):
+WHOLE = {"round": 1, "late": 0, "devices": {}, "validation": {}, "virtual_seconds": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"round": None}, "expected a JSON object on one line, with round, late, devices"),
+        ({"validation": None}, "expected a JSON object on one line, with round, late, devices"),
+        ({"devices": {"a": {"ranks": [1]}}}, "expected on every line a round and all that its devices measured"),
+    ],
+)
+def test_a_line_that_is_not_a_rounds_is_refused(changes: dict[str, object], said: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(WHOLE | changes) + "\n")
+    with pytest.raises(CheckpointError, match=said):
         list(RunFolder(tmp_path).read_records())
 
 

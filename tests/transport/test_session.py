@@ -310,19 +310,23 @@ def test_a_device_that_missed_a_boundary_is_brought_to_the_current_round() -> No
     run_virtual(work())
 
 
-def test_a_new_carrier_takes_over_from_one_that_still_stands() -> None:
-    """A device came back before its broken connection was noticed: both carriers are there for a while."""
+@pytest.mark.parametrize("seconds", [0.1, 0.25, 0.4, 0.55, 0.7])
+def test_a_new_carrier_takes_over_from_one_that_still_stands(seconds: float) -> None:
+    """A device came back before its broken connection was noticed: both carriers are there for a while.
+
+    What was on its way on the first may be missed on the second: then the device comes back once more.
+    """
 
     async def work() -> None:
         up, down, heard_up, heard_down = session(), session("life-1"), list[Message](), list[Message]()
         talking = [asyncio.ensure_future(device(up, heard_down)), asyncio.ensure_future(server(down, heard_up, 3))]
-        first, attached = pipe(Slow(), Slow()), list[asyncio.Future[None]]()
-        for end, carrier, peer in ((up, first[0], down.standing), (down, first[1], up.standing)):
-            attached.append(asyncio.ensure_future(end.attach(carrier, peer)))
-        await asyncio.sleep(0.55)  # in the middle of something
-        second = pipe(Slow(), Slow())
-        for end, carrier, peer in ((up, second[0], down.standing), (down, second[1], up.standing)):
-            attached.append(asyncio.ensure_future(end.attach(carrier, peer)))
+        first = pipe(Slow(), Slow())
+        attached = [
+            asyncio.ensure_future(end.attach(carrier, peer))
+            for end, carrier, peer in ((up, first[0], down.standing), (down, first[1], up.standing))
+        ]
+        await asyncio.sleep(seconds)  # in the middle of something
+        attached.append(asyncio.ensure_future(connected(up, down, lambda: pipe(Slow(), Slow()), [])))
         await asyncio.sleep(0.2)
         first[1].close()
         await asyncio.gather(*talking)

@@ -356,6 +356,7 @@ def list_fleets() -> list[Fleet]:
 
 _MEGA, _GIBI, _TERA = 1e6, 2**30, 1e12
 _MOST = 1e6  # whoever writes more than that many Mbit/s or TFLOP/s wrote bits or FLOPs
+_LEAST_MBIT, _LEAST_TFLOPS = 1e-6, 1e-12  # a bit, or a FLOP, per second
 
 
 class _Row(BaseModel):
@@ -369,14 +370,14 @@ R = TypeVar("R", bound=_Row)
 
 class _ServerRow(_Row):
     name: str = Field("server", pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
-    tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 52.2")
+    tflops: float = Field(ge=_LEAST_TFLOPS, le=_MOST, description="peak TFLOP/s, such as 52.2")
     efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
     memory_gib: float = Field(gt=0, le=_MOST, description="memory in GiB, such as 16")
     up_mbit: float | None = Field(
-        None, gt=0, le=_MOST, description="rate of all devices together to the server in Mbit/s, such as 1000"
+        None, ge=_LEAST_MBIT, le=_MOST, description="rate of all devices together to the server in Mbit/s, such as 1000"
     )
     down_mbit: float | None = Field(
-        None, gt=0, le=_MOST, description="rate of the server to all devices together in Mbit/s, such as 1000"
+        None, ge=_LEAST_MBIT, le=_MOST, description="rate of the server to all devices together in Mbit/s, such as 1000"
     )
 
     def profile(self) -> ServerProfile:
@@ -393,13 +394,13 @@ class _ServerRow(_Row):
 class _DeviceRow(_Row):
     name: str = Field(pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
     count: int = Field(1, ge=1, le=_MOST, description="number of such devices, such as 10")
-    tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 0.472")
+    tflops: float = Field(ge=_LEAST_TFLOPS, le=_MOST, description="peak TFLOP/s, such as 0.472")
     efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
     memory_gib: float = Field(gt=0, le=_MOST, description="memory in GiB, such as 4")
-    up_mbit: float = Field(gt=0, le=_MOST, description="rate to the server in Mbit/s, such as 100")
-    down_mbit: float = Field(gt=0, le=_MOST, description="rate from the server in Mbit/s, such as 100")
+    up_mbit: float = Field(ge=_LEAST_MBIT, le=_MOST, description="rate to the server in Mbit/s, such as 100")
+    down_mbit: float = Field(ge=_LEAST_MBIT, le=_MOST, description="rate from the server in Mbit/s, such as 100")
     latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency in ms, such as 5")
-    max_blocks: int | None = Field(None, ge=0, description="most blocks that it lends, such as 3")
+    max_blocks: int | None = Field(None, ge=0, le=_MOST, description="most blocks that it lends, such as 3")
     data_weight: float = Field(1.0, gt=0, le=_MOST, description="share of the data beside others', such as 1")
     modes: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [1.0], min_length=1, description="parts of its speed among which it changes, such as [1.0, 0.6, 0.3]"
@@ -432,11 +433,11 @@ class _DeviceRow(_Row):
 class _SpanRow(_Row):
     name: str = Field(pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
     count: int = Field(1, ge=1, le=_MOST, description="number of such machines, such as 4")
-    tflops: float = Field(gt=0, le=_MOST, description="peak TFLOP/s, such as 8")
+    tflops: float = Field(ge=_LEAST_TFLOPS, le=_MOST, description="peak TFLOP/s, such as 8")
     efficiency: float = Field(gt=0, le=1, description="part of the peak that training reaches, such as 0.3")
     memory_gib: float = Field(gt=0, le=_MOST, description="memory for blocks in GiB, such as 8")
-    up_mbit: float = Field(gt=0, le=_MOST, description="rate at which it sends in Mbit/s, such as 100")
-    down_mbit: float = Field(gt=0, le=_MOST, description="rate at which it is sent to in Mbit/s, such as 100")
+    up_mbit: float = Field(ge=_LEAST_MBIT, le=_MOST, description="rate at which it sends in Mbit/s, such as 100")
+    down_mbit: float = Field(ge=_LEAST_MBIT, le=_MOST, description="rate at which it is sent to in Mbit/s, such as 100")
     latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency of its connection in ms, such as 20")
     blocks: str | None = Field(None, pattern=r"^\d+:\d+$", description='blocks that it holds, such as "4:8"')
     failures: float = Field(0.0, ge=0, lt=1, description="probability that it fails at a request, such as 0.001")
@@ -477,8 +478,8 @@ def _machines(row: _DeviceRow | _SpanRow) -> Iterator[dict[str, Any]]:
 class _SiteRow(_Row):
     name: str = Field(pattern=NAME_PATTERN, description="name, of letters, digits, . _ -")
     devices: list[str] = Field(min_length=1, description="devices that are there, as a list of names of rows")
-    up_mbit: float = Field(gt=0, le=_MOST, description="rate to the server in Mbit/s, such as 20")
-    down_mbit: float = Field(gt=0, le=_MOST, description="rate from the server in Mbit/s, such as 50")
+    up_mbit: float = Field(ge=_LEAST_MBIT, le=_MOST, description="rate to the server in Mbit/s, such as 20")
+    down_mbit: float = Field(ge=_LEAST_MBIT, le=_MOST, description="rate from the server in Mbit/s, such as 50")
     latency_ms: float = Field(ge=0, le=_MOST, description="one-way latency to the server in ms, such as 15")
 
     def profile(self, rows: dict[str, list[str]]) -> SiteProfile:

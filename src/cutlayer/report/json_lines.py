@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cutlayer.errors import CheckpointError
@@ -64,10 +65,13 @@ class JsonLines:
       path: The file.
       only_shown: Whether nothing depends on its rows but what people are shown: then a line that was damaged is left
         out, and no reason to stop.
+      fields: What every row has, and of which types: another object is as good as a damaged line.
     """
 
-    def __init__(self, path: Path, *, only_shown: bool = False) -> None:
-        self.path, self._only_shown = path, only_shown
+    def __init__(
+        self, path: Path, *, only_shown: bool = False, fields: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        self.path, self._only_shown, self._fields = path, only_shown, fields
         self._position: Position | None = None  # not known before this process has read the file
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -140,20 +144,23 @@ class JsonLines:
         """The rows, one by one.
 
         Raises:
-          CheckpointError: a line is not a JSON object; a resume rewinds past a torn one.
+          CheckpointError: a line is not a JSON object with the fields; a resume rewinds past a torn one.
         """
         if not self.path.exists():
             return
         with open(self.path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 row = _object(line)
-                if row is not None:
+                if row is not None and all(isinstance(row.get(name), kind) for name, kind in self._fields.items()):
                     yield row
                 elif not self._only_shown:
                     raise CheckpointError(
-                        f"{self.path}:{number}: expected a JSON object on one line, got {line[:60]!r}. "
+                        f"{self.path}:{number}: expected a JSON object on one line{self._with()}, got {line[:60]!r}. "
                         "Resume the run with --resume, which cuts off a torn line."
                     )
+
+    def _with(self) -> str:
+        return f", with {', '.join(self._fields)}" if self._fields else ""
 
 
 def _object(line: str) -> dict[str, Any] | None:

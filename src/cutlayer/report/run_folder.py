@@ -43,15 +43,20 @@ TENSORBOARD = "tensorboard"
 _log = logging.getLogger("cutlayer.trackers")
 
 
+OF_A_ROUND = {"round": int, "late": int, "devices": dict, "validation": dict, "virtual_seconds": int | float}
+"""Fields of a line of metrics.jsonl without which nobody can read it, and their types."""
+OF_A_CONTRIBUTION = {"round": int, "device": str}
+
+
 class RunFolder:
     """The folder of one run. `create` makes one, `reopen` continues one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics = JsonLines(path / "metrics.jsonl")
+        self._metrics = JsonLines(path / "metrics.jsonl", fields=OF_A_ROUND)
         self._events = JsonLines(path / "events.jsonl", only_shown=True)
         self._samples = JsonLines(path / "samples.jsonl", only_shown=True)
-        self._contributions = JsonLines(path / "contributions.jsonl", only_shown=True)
+        self._contributions = JsonLines(path / "contributions.jsonl", only_shown=True, fields=OF_A_CONTRIBUTION)
         self._scalars: Scalars | None = None
         self._reports = Reports((), path, {})
         self._summary: Mapping[str, Any] | None = None

@@ -177,7 +177,8 @@ def write_reports(
         summary["held_out"] = {"metrics": held_out, "devices": devices}
     with in_need_of_room(folder.path, "at its end", "its report"):
         last = shown[-1].round if shown else logbook.rounds_done - 1
-        folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
+        if any(event.round == last for event in shown):  # none where events.jsonl was lost, which nothing else reads
+            folder.write_report(gantt_svg(shown, round=last, first_steps=STEPS_IN_CHART, order=names))
         folder.write_summary(summary)
         folder.write_page(finished_page(digest, summary))
     return Outcome(folder.path, adapter, logbook.before, summary["metrics"], rows, summary)
