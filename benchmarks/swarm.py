@@ -1,6 +1,6 @@
 """Steps a second through machines that fail: replaying what was lost against beginning the step anew (`petals`).
 
-    python benchmarks/swarm.py [--processes]
+    python benchmarks/swarm.py [--processes] [--no-virtual]
 
 The first table is on the virtual clock: one device trains MiniLM through twelve machines that hold two blocks each,
 every block four times over (`recover=replay`, `recover=restart`); each request fails with the probability that stands
@@ -10,9 +10,11 @@ conversation, on machines that do no arithmetic. Petals' Table 1 (arXiv 2312.083
 generated, and who begins anew has all tokens before it to do again. A local step of training has nothing before it to
 lose, so beginning anew costs at most itself.
 
-With --processes the same run is served by processes on this machine: a server, a device, and machines that hold half of
-the model each, twice over; in the second row one of these is killed (SIGKILL) every few seconds, and another begun in
-its place. "same adapter" is whether the run ends with the bytes of the undisturbed one.
+With --processes runs are served by processes on this machine: a server, a device, and machines that hold half of the
+model each, twice over. Each of these is killed (SIGKILL) at a request with the probability that stands in the row, by a
+seeded schedule (`mortal.py`), and another begun in its place after --process-outage seconds, which then has to start.
+"same adapter" is whether the run ends with the bytes of the undisturbed one. A short run may see no kill at a small
+probability: the column says how many there were.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from cutlayer.run.inputs import prepare
 from cutlayer.run.loop import Logbook
 from cutlayer.run.rehearsed import rehearse
 from cutlayer.run.run import situation_of
+from mortal import fatal_request
 from tables import publish
 
 PROBABILITIES = (0.0, 1e-4, 1e-3, 1e-2)
@@ -63,6 +66,8 @@ class Row:
 class Served:
     """One run of processes."""
 
+    recover: str
+    probability: float
     kills: int
     seconds: float
     steps_per_second: float
@@ -120,54 +125,79 @@ def free_port() -> int:
 
 
 class Process:
-    """A command of cutlayer's in a process of its own, its words in a file."""
+    """A command of cutlayer's in a process of its own, what it says in a file."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], log: Path, program: Sequence[str] = ("-m", "cutlayer")) -> None:
         self._words, self._log = words, log
-        self.start()
+        self.start(program)
 
-    def start(self) -> None:
+    def start(self, program: Sequence[str]) -> None:
         with open(self._log, "ab") as log:
-            self._process = subprocess.Popen([sys.executable, "-m", "cutlayer", *self._words], stdout=log, stderr=log)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+            self._process = subprocess.Popen([sys.executable, *program, *self._words], stdout=log, stderr=log)
 
     def end(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self._process.kill()
+            self._process.wait()
 
-    def wait(self, seconds: float) -> int:
+    def wait(self, seconds: float | None = None) -> int:
         return self._process.wait(seconds)
 
 
+class Mortal(Process):
+    """A machine of the swarm that is killed at requests, and begun again.
+
+    Args:
+      name: Its name, from which its lives are drawn.
+      probability: With which a request kills it.
+      outage_seconds: How long nobody begins it again.
+
+    Attributes:
+      kills: how often it was killed.
+    """
+
+    def __init__(self, words: Sequence[str], log: Path, name: str, probability: float, outage_seconds: float) -> None:
+        self._lives = random.Random(name)
+        self._probability, self._outage_seconds = probability, outage_seconds
+        self._over, self.kills = threading.Event(), 0
+        super().__init__(words, log, self._life())
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def end(self) -> None:
+        self._over.set()
+        super().end()
+        self._keeper.join()
+
+    def _life(self) -> tuple[str, ...]:
+        return str(Path(__file__).with_name("mortal.py")), str(fatal_request(self._probability, self._lives))
+
+    def _keep(self) -> None:
+        """Begins it again whenever it was killed, until it is ended."""
+        while self.wait() == -signal.SIGKILL and not self._over.is_set():
+            self.kills += 1
+            if not self._over.wait(self._outage_seconds):
+                self.start(self._life())
+
+
 @contextlib.contextmanager
-def spans_of(run: Path, fleet: dict[str, Any], here: Path) -> Iterator[list[Process]]:
+def spans_of(
+    run: Path, fleet: dict[str, Any], here: Path, probability: float, outage_seconds: float
+) -> Iterator[list[Mortal]]:
     """A process for each span of a fleet."""
     processes = []
     for row in fleet["spans"]:
-        port = row["address"].rpartition(":")[2]
+        name, port = row["name"], row["address"].rpartition(":")[2]
         words = ["serve", str(run), "--span", row["blocks"], "--port", port]
-        processes.append(Process(words, here / f"{row['name']}.log"))
+        processes.append(Mortal(words, here / f"{name}.log", name, probability, outage_seconds))
     try:
         yield processes
     finally:
         for process in processes:
             process.end()
-
-
-def killing(processes: Sequence[Process], every_seconds: float, over: threading.Event, kills: list[int]) -> None:
-    """Kills one at a time, and begins another in its place, until the run is over."""
-    dice = random.Random(0)
-    while not over.wait(every_seconds):
-        process = dice.choice(processes)
-        process.kill()
-        kills.append(1)
-        process.start()
 
 
 def listening(addresses: Sequence[str], seconds: float) -> None:
@@ -183,8 +213,10 @@ def listening(addresses: Sequence[str], seconds: float) -> None:
             time.sleep(0.2)
 
 
-def served(overrides: Sequence[str], steps: int, kill_every: float | None, here: Path) -> tuple[Served, bytes]:
-    """A run of processes; every few seconds one of the spans is killed."""
+def served(
+    overrides: Sequence[str], steps: int, recover: str, probability: float, outage_seconds: float, here: Path
+) -> tuple[Served, bytes]:
+    """A run of processes, whose spans are killed at requests."""
     fleet = fleet_of(0.0, 0.0, copies=2, length=BLOCKS // 2)
     for row in fleet["spans"]:
         row["address"] = f"127.0.0.1:{free_port()}"
@@ -194,14 +226,15 @@ def served(overrides: Sequence[str], steps: int, kill_every: float | None, here:
         "train.rounds": 1,
         "train.eval_every": 100,
         "method.name": "petals",
+        "method.recover": recover,
         "out": str(here / "run"),
     }
     config = read_config(None, overrides, values=values)
     run = here / "run.yaml"
     run.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    kills, over, port = list[int](), threading.Event(), free_port()
-    with spans_of(run, fleet, here) as processes:
-        listening([row["address"] for row in fleet["spans"]], 120.0)
+    port = free_port()
+    with spans_of(run, fleet, here, probability, outage_seconds) as spans:
+        listening([row["address"] for row in fleet["spans"]], 600.0)
         server = Process(["serve", str(run), "--port", str(port), "--quiet"], here / "server.log")
         words = [
             "join",
@@ -214,32 +247,31 @@ def served(overrides: Sequence[str], steps: int, kill_every: float | None, here:
             str(here / "phone"),
         ]
         device = Process(words, here / "phone.log")
-        killer = threading.Thread(target=killing, args=(processes, kill_every, over, kills), daemon=True)
-        if kill_every is not None:
-            killer.start()
         try:
             if server.wait(1800.0):
                 raise RuntimeError((here / "server.log").read_text()[-2000:])
         finally:
-            over.set()
-            if kill_every is not None:
-                killer.join()
             device.end()
     [row] = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
     facts = row["devices"]["phone"]["facts"]
     seconds = clock_seconds(row)
     adapter = (here / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
-    return Served(len(kills), seconds, steps / seconds, facts["lost"], facts["repeated"], same_adapter=True), adapter
+    kills = sum(span.kills for span in spans)
+    found = (seconds, steps / seconds, facts["lost"], facts["repeated"])
+    return Served(recover, probability, kills, *found, same_adapter=True), adapter
 
 
-def processes(overrides: Sequence[str], steps: int, kill_every: float) -> list[Served]:
-    """Undisturbed, and with a kill every few seconds."""
+def processes(
+    overrides: Sequence[str], steps: int, probabilities: Sequence[float], outage_seconds: float
+) -> list[Served]:
+    """Each way to recover at each probability, the first of which is that of the undisturbed run."""
     rows, first = [], b""
-    for every in (None, kill_every):
-        with tempfile.TemporaryDirectory(prefix="swarm-") as folder:
-            row, adapter = served(overrides, steps, every, Path(folder))
-        first = first or adapter
-        rows.append(Served(**{**asdict(row), "same_adapter": adapter == first}))
+    for recover in ("replay", "restart"):
+        for probability in probabilities:
+            with tempfile.TemporaryDirectory(prefix="swarm-") as folder:
+                row, adapter = served(overrides, steps, recover, probability, outage_seconds, Path(folder))
+            first = first or adapter
+            rows.append(replace(row, same_adapter=adapter == first))
     return rows
 
 
@@ -254,11 +286,15 @@ def table_of(rows: Sequence[Row]) -> Listing:
 
 
 def process_table(rows: Sequence[Served]) -> Listing:
-    result = Listing(title="processes on this machine")
-    for heading in ("kills", "seconds", "steps a second", "calls lost", "blocks run again", "same adapter"):
+    result = Listing(title="processes on this machine, killed at requests")
+    result.add_column("recover")
+    headings = ("a request kills", "kills", "seconds", "steps a second", "calls lost", "blocks run again")
+    for heading in (*headings, "same adapter"):
         result.add_column(heading, justify="right")
     for row in rows:
         numbers = [
+            row.recover,
+            f"{row.probability:g}",
             str(row.kills),
             f"{row.seconds:.1f}",
             f"{row.steps_per_second:.2f}",
@@ -277,15 +313,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of a round on the virtual clock")
     parser.add_argument("--outage", type=float, default=30.0, help="seconds that a machine is gone after a failure")
     parser.add_argument("--processes", action="store_true", help="with processes too")
-    parser.add_argument("--process-steps", type=int, default=100)
-    parser.add_argument("--kill-every", type=float, default=10.0, help="seconds")
+    parser.add_argument("--no-virtual", dest="virtual", action="store_false", help="with processes alone")
+    parser.add_argument("--process-steps", type=int, default=60)
+    parser.add_argument("--process-outage", type=float, default=1.0, help="seconds until it is begun again")
+    parser.add_argument("--probabilities", type=float, nargs="+", default=PROBABILITIES, help="of processes")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/swarm.json"))
     args = parser.parse_args(arguments)
     common = [f"model.name={args.model}", f"data.path={args.data}", "data.max_length=64", "train.batch_size=8"]
-    rows = virtual(common, args.steps, args.outage)
-    tables, result = [table_of(rows)], {"virtual": [asdict(row) for row in rows]}
+    tables, result = [], {}
+    if args.virtual:
+        rows = virtual(common, args.steps, args.outage)
+        tables.append(table_of(rows))
+        result["virtual"] = [asdict(row) for row in rows]
     if args.processes:
-        runs = processes(common, args.process_steps, args.kill_every)
+        runs = processes(common, args.process_steps, args.probabilities, args.process_outage)
         tables.append(process_table(runs))
         result["processes"] = [asdict(row) for row in runs]
     publish(tables, args.json, {"steps": args.steps, "outage_seconds": args.outage}, result)

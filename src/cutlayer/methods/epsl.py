@@ -14,9 +14,10 @@ Efficient Parallel Split Learning over Resource-constrained Wireless Edge Networ
     m aggregated ones broadcast, others unicast      each device gets both; a broadcast's saving is noted
     subchannels, power and cut planned for latency   not here: cut
 
-Certain is little: phi, that phi=0 is parallel split learning, and that last-layer gradients are aggregated. The
-formulas are recalled with some confidence. With phi=0 this is a merged batch, one loss and each device its rows, which
-is mergesfl's step; with average=true it is mergesfl with batch=fixed.
+Certain is little: phi, that phi=0 is parallel split learning, and that last-layer gradients are aggregated (abstract).
+That client sides are not averaged is said of parallel split learning in another abstract of the group. The formulas are
+recalled with some confidence. With phi=0 this is a merged batch, one loss and each device its rows, which is mergesfl's
+step; with average=true it is mergesfl with batch=fixed.
 
 Ours: where the mean gradient passes back (variant), who stands with whom (pairing), lambda by what a device brings to
 the step, and m from the smallest batch (docs of server/steps/epsl.py). Gradients of different texts do not align, so

@@ -13,11 +13,12 @@ Federated Split Learning with Model Pruning and Gradient Quantization in Wireles
     aggregation of device parts every I rounds        aggregating_every(interval)
     each coordinate over those who kept it            scatter(weighted=False)
 
-What is certain (abstract, reviews): the device part pruned, activations dropped at random, gradients quantised, an
-aggregation every I rounds, CIFAR-10 on VGG-19, best at moderate pruning, 8 bits and a shallow cut. Our reading: whole
-heads and channels go, by the size of W + s B A, with LoRA on what is left; whole channels of the hidden width are
-dropped; the rule by which device parts, and the server's copies with them, are averaged is SFL-V1's; all defaults. I
-rounds of the paper are one round here. At the end the adapter is on the whole model: what was pruned is there again.
+Certain (abstract): the device part pruned dynamically, activations dropped at random, gradients quantised. From reviews
+alone: an aggregation every I rounds, CIFAR-10 on VGG-19, best at moderate pruning, 8 bits and a shallow cut. Our
+reading: whole heads and channels go, by the size of W + s B A, with LoRA on what is left; whole channels of the hidden
+width are dropped; the rule by which device parts, and the server's copies with them, are averaged is SFL-V1's; all
+defaults. I rounds of the paper are one round here. At the end the adapter is on the whole model: what was pruned is
+there again.
 
 Neutral: prune=0.0, dropout=0.0, bits=null.
 

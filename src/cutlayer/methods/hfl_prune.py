@@ -13,12 +13,13 @@ Adaptive Federated Pruning in Hierarchical Wireless Networks
     every so many rounds the cloud averages the edges     at_sites(cloud_every), mean_per_block()
 
 Certain (abstract): device, edge and cloud; pruning under a latency threshold; closed forms of ratio and bandwidth by
-KKT; about half of the communication at like accuracy. Our reading: the form of the ratio; that what matters least is
-what is small; every 5 rounds; the edge keeps its old value where nobody has an entry. Left out: bandwidth shares, every
-device has its own link. Pruned are heads and FFN channels of the frozen model, by the size of its weights, which never
-change: so a device prunes the same units in every round, and one that prunes more prunes those of one that prunes less
-too. A fleet without sites is one site. On a real fleet a site is a process of its own (`cutlayer serve --site-of`), to
-which its devices' adapters go, and only means go on; with none, all devices are at one site, the server.
+KKT; about half of the communication at like accuracy. Our reading: the form of the ratio; the mean by coordinate, where
+the edge keeps its old value if nobody has an entry; that what matters least is what is small; every 5 rounds. Left out:
+bandwidth shares, every device has its own link. Pruned are heads and FFN channels of the frozen model, by the size of
+its weights, which never change: so a device prunes the same units in every round, and one that prunes more prunes those
+of one that prunes less too. A fleet without sites is one site. On a real fleet a site is a process of its own
+(`cutlayer serve --site-of`), to which its devices' adapters go, and only means go on; with none, all devices are at one
+site, the server.
 
 Neutral: prune=0.0.
 

@@ -12,7 +12,8 @@ HO-SFL: Hybrid-Order Split Federated Learning with Backprop-Free Clients and Dim
     g_c = 1/(P mu) sum_p v_p u_p, a step of descent          optimizers.zeroth(mean_terms(seeds, slopes))
     O(P) aggregation: no client model is sent up             rounds.hybrid.moved: the server makes the steps again
 
-What is certain: the scalar, one upload and one gradient down a step, P = 2 for language, mu = 1e-3. Our reading:
+No code is public, and the paper itself could not be read. From a detailed reading by others: one upload and one
+gradient down a step, P = 2 for language, mu = 1e-3; and the scalar, which an equation of HO-FL repeats. Our reading:
 each device has seeds of its own and moves by its own slopes, averaged after each round, which lets devices have cuts of
 their own (as HO-FL of the same group; the paper shares P directions and averages the scalars at each step, for which
 all devices must hold the same blocks); the server's adapter is stepped by AdamW, as everywhere here, the device's by

@@ -16,12 +16,12 @@ HSplitLoRA: A Heterogeneous Split Parameter-Efficient Fine-Tuning Framework for 
     noise-free aggregation: factors concatenated      stack()
     merged into the base, adapters begin anew         Method.fold, begin_anew(), fresh_moments()
 
-What is certain (reviews that agree): the three parts, the product of value and gradient over a memory cost, its
-smoothing, ranks from a set in order of importance under a budget, a threshold before a split point changes, stacking,
-folding, beginning anew. Our reading: absolute values; the cost; the proxy of LoRA's gradients between exact probes;
-that ranks rise one rung at a time; the knapsack's objective; that the server's own copy counts in the stack with what
-was trained through it; all constants (the paper's are not known here). A round here is the paper's aggregation period:
-train.local_steps.
+From reviews, no code is public: the three parts, ranks in order of importance under a budget, a threshold before a
+split point changes, stacking, folding, beginning anew. From one review alone: the formulas of importance (the product
+of value and gradient over a memory cost) and of its smoothing. Our reading: absolute values; the cost; the proxy of
+LoRA's gradients between exact probes; that ranks rise one rung at a time; the knapsack's objective; that the server's
+own copy counts in the stack with what was trained through it; all constants (the paper's are not known here). A round
+here is the paper's aggregation period: train.local_steps.
 
 Evidence: reviews; formulas second-hand, the objective and all constants are our reading.
 """
