@@ -1,6 +1,6 @@
 """One device that is an enemy, and what `train.robust` makes of it: accuracy with and without.
 
-    python benchmarks/robust.py                     a minute on two cores
+    python benchmarks/robust.py                     a minute on two free cores
     python benchmarks/robust.py --rounds 20 --seeds 3 --method fedlora --method memsfl        the full table
 
 A simulated fleet learns `builtin:reviews`; in every round the last device sends, in place of what it has trained,

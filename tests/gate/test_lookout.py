@@ -178,10 +178,18 @@ def test_who_wastes_few_connections_a_second_is_let_in_for_good() -> None:
     assert not port.shut
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_front_on_this_machine_is_never_shut_out(host: str) -> None:
+    """Everybody comes from there."""
+    port = Port()
+    assert port.waste(port.lookout(), host, 2 * WASTED_AT_ONCE, 0.0) == []
+    assert not port.shut
+
+
 def test_devices_that_come_and_go_have_wasted_nothing() -> None:
     port = Port()
     lookout = port.lookout()
-    for number in range(2 * WASTED_AT_ONCE):
+    for number in range(3 * WASTED_AT_ONCE):
         [identity] = port.come("10.0.0.1")
         lookout.look(0.0)
         lookout.proved(f"10.0.0.1:{1000 + identity}")

@@ -35,6 +35,8 @@ from cutlayer.transport.grpc_carrier import HANDSHAKE_SECONDS
 from cutlayer.transport.shut_out import shut_out
 from cutlayer.transport.sockets import Connection, Descriptor, connection, sockets
 
+NEVER_SHUT_OUT = frozenset({"127.0.0.1", "::1"})
+"""From there everybody comes who comes through a front, and what `up` has started."""
 PROVING_SECONDS = HANDSHAKE_SECONDS + HELLO_SECONDS + 5.0
 """What gRPC and the door end themselves they end with a word."""
 
@@ -137,7 +139,8 @@ class Lookout:
         self._wasted = {host: was - allowed for host, was in self._wasted.items() if was > allowed}
         for identity, one in self._strangers.items():
             peer, host = one.seen.peer, one.seen.host
-            if identity not in strangers and peer not in self._proved and peer not in self._came_in:
+            known = host in NEVER_SHUT_OUT or peer in self._proved or peer in self._came_in
+            if identity not in strangers and not known:
                 self._wasted[host] = self._wasted.get(host, 0.0) + 1
         self._came_in.clear()
         new = [host for host, was in self._wasted.items() if was > WASTED_AT_ONCE]
@@ -189,6 +192,6 @@ def _many(per_address: int, most: int) -> Refused:
 def _wasted() -> Refused:
     return Refused(
         "too-often",
-        f"address: expected at most {WASTED_PER_SECOND} connections a second that prove nothing, got more. For "
+        f"address: expected at most {WASTED_PER_SECOND} connections a second that are seen to prove nothing, got more. For "
         f"{SHUT_SECONDS:g} s of {SHUT_BUT_FOR_ONE_IN} tries to begin one, one passes.",
     )
