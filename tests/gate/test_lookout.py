@@ -17,7 +17,7 @@ import pytest
 
 from cutlayer.errors import Refused
 from cutlayer.gate import door as doors
-from cutlayer.gate.allowance import SHUT_BUT_FOR_ONE_IN, SHUT_SECONDS, WASTED_AT_ONCE, WASTED_PER_SECOND
+from cutlayer.gate.allowance import SHUT_BUT_FOR_ONE_IN, SHUT_SECONDS, STRANGER_BYTES, WASTED_AT_ONCE, WASTED_PER_SECOND
 from cutlayer.gate.door import Admission, GrpcDoor, door_of
 from cutlayer.gate.lookout import PROVING_SECONDS, Lookout
 from cutlayer.gate.refusals import Refusals
@@ -136,7 +136,9 @@ def test_a_device_that_has_proved_itself_is_nobodys_stranger_until_its_call_ends
     lookout.ended("10.0.0.1:1000")
     assert lookout.look(10_002.0) == []
     lookout.ended("10.0.0.1:1000")
-    assert reasons(lookout.look(10_003.0)) == {"10.0.0.1:1000": "flood"}
+    assert lookout.look(10_003.0) == [], "what came of a device's training is no flood"
+    port.at[0] = Connection("10.0.0.1", 1000, 10**12 + STRANGER_BYTES + 1)
+    assert reasons(lookout.look(10_004.0)) == {"10.0.0.1:1000": "flood"}
 
 
 def test_what_is_no_connection_of_the_port_is_looked_at_once() -> None:

@@ -48,6 +48,8 @@ class _Stranger:
     descriptor: Descriptor
     seen: Connection
     since: float
+    paid_bytes: int
+    """That had come when the call of a device on it was over."""
 
 
 class Lookout:
@@ -81,6 +83,7 @@ class Lookout:
         self._opened, self._connected, self._shut = opened, connected, shut
         self._proved = Counter[str]()
         self._came_in: set[str] = set()  # since the last look
+        self._left: set[str] = set()  # connections on which the call of a device is over
         self._strangers: dict[int, _Stranger] = {}  # of the last look, by identity of a socket
         self._wasted: dict[str, float] = {}  # by address, connections that came to nothing, less what it is allowed
         self._looked = 0.0
@@ -97,6 +100,7 @@ class Lookout:
         self._proved[peer] -= 1
         if not self._proved[peer]:
             del self._proved[peer]
+            self._left.add(peer)
 
     def look(self, now: float) -> list[tuple[str, Refused]]:
         """Looks once, and hangs up.
@@ -117,7 +121,7 @@ class Lookout:
             strangers.items(), key=lambda item: item[1].since, reverse=True
         ):  # the newest first
             reason = None
-            if one.seen.received_bytes > self._most_bytes:
+            if one.seen.received_bytes - one.paid_bytes > self._most_bytes:
                 reason = _flood(self._most_bytes)
             elif now - one.since > self._seconds:
                 reason = _slow(self._seconds)
@@ -167,9 +171,12 @@ class Lookout:
                 continue
             peers[key] = None if seen is None else seen.peer
             if seen is not None and seen.peer not in self._proved:
-                before = self._strangers.get(key)
-                found[key] = _Stranger(descriptor, seen, now if before is None else before.since)
+                since, paid_bytes = now, seen.received_bytes if seen.peer in self._left else 0
+                if (before := self._strangers.get(key)) is not None:
+                    since, paid_bytes = before.since, before.paid_bytes
+                found[key] = _Stranger(descriptor, seen, since, paid_bytes)
         self._peers = peers
+        self._left.intersection_update(peer for peer in peers.values() if peer)
         return found
 
 

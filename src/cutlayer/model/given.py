@@ -144,7 +144,7 @@ class GivenAdapter:
                 raise self._unfit(
                     f"tensors of the {len(base.shapes)} that this model and lora.targets train, got {name} "
                     f"{tuple(value.shape)}",
-                    "Name the modules that it adapts in lora.targets",
+                    "Use the base model that it was trained on, and name the modules that it adapts in lora.targets",
                 )
             adapter[name] = value.to(base.device, torch.float32)
         for b, a in factor_names(self.tensors):

@@ -65,7 +65,8 @@ class JsonLines:
       path: The file.
       only_shown: Whether nothing depends on its rows but what people are shown: then a line that was damaged is left
         out, and no reason to stop.
-      fields: What every row has, and of which types: another object is as good as a damaged line.
+      fields: What every row has, and of which types: another object is as good as a damaged line. Of names with `or`
+        between them it has one.
     """
 
     def __init__(
@@ -151,13 +152,18 @@ class JsonLines:
         with open(self.path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 row = _object(line)
-                if row is not None and all(isinstance(row.get(name), kind) for name, kind in self._fields.items()):
+                if row is not None and self._has_fields(row):
                     yield row
                 elif not self._only_shown:
                     raise CheckpointError(
                         f"{self.path}:{number}: expected a JSON object on one line{self._with()}, got {line[:60]!r}. "
                         "Resume the run with --resume, which cuts off a torn line."
                     )
+
+    def _has_fields(self, row: Mapping[str, Any]) -> bool:
+        return all(
+            any(isinstance(row.get(name), kind) for name in names.split(" or ")) for names, kind in self._fields.items()
+        )
 
     def _with(self) -> str:
         return f", with {', '.join(self._fields)}" if self._fields else ""

@@ -31,6 +31,7 @@ from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.files import Lock, locked, private_folder, write_atomically
 from cutlayer.reading import reading
 from cutlayer.report.json_lines import JsonLines, Position, to_json
+from cutlayer.report.round_row import MODELLED, REAL
 from cutlayer.report.tensorboard import Scalars
 from cutlayer.report.trackers.reports import Reports
 
@@ -43,7 +44,10 @@ TENSORBOARD = "tensorboard"
 _log = logging.getLogger("cutlayer.trackers")
 
 
-OF_A_ROUND = {"round": int, "late": int, "devices": dict, "validation": dict, "virtual_seconds": int | float}
+OF_A_ROUND = {
+    "round": int, "late": int, "devices": dict, "validation": dict,
+    f"{MODELLED} or {REAL}": int | float,
+}
 """Fields of a line of metrics.jsonl without which nobody can read it, and their types."""
 OF_A_CONTRIBUTION = {"round": int, "device": str}
 
