@@ -20,8 +20,8 @@ STRANGER_BYTES = 2**17
 """That a connection may send before it has proved itself, on the wire: TLS and a call take some thousands."""
 WASTED_AT_ONCE, WASTED_PER_SECOND = 32, 2
 """Connections of one address that were seen and are gone without having proved anything: so many in a burst, and so
-many a second for good. Broken TLS costs the server a handshake each; of 500 a second a few are seen at a look, of 10,000
-hundreds."""
+many a second for good. Broken TLS costs the server a handshake each; of 500 a second a few are seen at a look, of
+10,000 hundreds."""
 SHUT_SECONDS = 30.0
 """For which the door is all but shut to an address that wasted more than that."""
 SHUT_BUT_FOR_ONE_IN = 16

@@ -199,6 +199,6 @@ def _many(per_address: int, most: int) -> Refused:
 def _wasted() -> Refused:
     return Refused(
         "too-often",
-        f"address: expected at most {WASTED_PER_SECOND} connections a second that are seen to prove nothing, got more. For "
-        f"{SHUT_SECONDS:g} s of {SHUT_BUT_FOR_ONE_IN} tries to begin one, one passes.",
+        f"address: expected at most {WASTED_PER_SECOND} connections a second that are seen to prove nothing, got more. "
+        f"For {SHUT_SECONDS:g} s of {SHUT_BUT_FOR_ONE_IN} tries to begin one, one passes.",
     )
