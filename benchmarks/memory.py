@@ -285,10 +285,9 @@ def device_side(job: Job, blocks: int, device: str) -> tuple[int, int]:
     Without the tiny model first, what torch sets up at its first step would be taken for the device's.
     """
     torch.set_num_threads(1)
-    _train_device(JOBS["tiny"], 1, device)
-    before = _peak(device)
-    predicted = _train_device(job, blocks, device)
-    return _peak(device) - before, predicted
+    before, _ = _train_device(JOBS["tiny"], 1, device)
+    after, predicted = _train_device(job, blocks, device)
+    return after - before, predicted
 
 
 def device_process(job: Job, device: str) -> ProcessRow:
@@ -296,12 +295,12 @@ def device_process(job: Job, device: str) -> ProcessRow:
     torch.set_num_threads(1)
     keep_freed_memory(ON_A_DEVICE)
     own = own_bytes()
-    _train_device(job, job.cut, device)
-    return ProcessRow(job.num_samples, job.dtype, job.recomputed, peak_memory_bytes(), own)
+    peak, _ = _train_device(job, job.cut, device)
+    return ProcessRow(job.num_samples, job.dtype, job.recomputed, peak, own)
 
 
-def _train_device(job: Job, blocks: int, device: str) -> int:
-    """A few steps; returns the predicted bytes."""
+def _train_device(job: Job, blocks: int, device: str) -> tuple[int, int]:
+    """A few steps; returns the peak and the predicted bytes, which are counted afterwards: counting takes memory."""
     base, costs = Base(job.settings, device), CostModel(job.settings).of(SHAPE.flow)
     profile = equal_fleet(1).devices[0]
     player = make_device(profile, base, costs, random_batches(job, STEPS))
@@ -316,7 +315,7 @@ def _train_device(job: Job, blocks: int, device: str) -> int:
             await player.back(batch, h_BTD, torch.randn_like(h_BTD), step, moves=True)
 
     run_virtual(steps())
-    return costs.device(plan, job.num_samples, job.num_tokens).memory_bytes
+    return _peak(device), costs.device(plan, job.num_samples, job.num_tokens).memory_bytes
 
 
 def _peak(device: str) -> int:
