@@ -139,8 +139,8 @@ def points_and_spread(one: Figures, other: Figures) -> str:
 
 def less(one: Figures, other: Figures, of: str) -> str:
     """How much less a whole run took."""
-    ratio = one["totals"][of]["mean"] / other["totals"][of]["mean"] if other["totals"][of]["mean"] else float("nan")
-    return f"{100 * (ratio - 1):+.1f} %"
+    mine, others = (figures["totals"][of]["mean"] for figures in (one, other))
+    return f"{100 * (mine / others - 1):+.1f} %" if others else "none there"
 
 
 def speedup(one: Figures, other: Figures, of: str = "virtual_seconds") -> str:
