@@ -70,7 +70,8 @@ def without(windows: bool) -> str:
     return WITHOUT.format(modules=modules, names=names, windows=windows)
 
 
-@pytest.mark.parametrize("windows", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["windows", "macos"])
+@pytest.mark.slow
+@pytest.mark.parametrize("windows", [True, False], ids=["windows", "macos"])
 def test_a_device_joins_and_trains_to_the_end(windows: bool, inputs: Path, tmp_path: Path) -> None:
     fleet = {
         "server": {"tflops": 1, "efficiency": 0.3, "memory_gib": 4},

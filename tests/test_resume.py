@@ -152,7 +152,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("sixths", [(3,), pytest.param((1, 5), marks=pytest.mark.slow)], ids=["half-way", "elsewhere"])
-@pytest.mark.parametrize("name", list(by_turns(OPTIONS, one_of=2)))
+@pytest.mark.parametrize("name", list(by_turns(OPTIONS, one_of=3)))
 def test_stopped_in_the_middle_of_any_round(name: str, sixths: tuple[int, ...], inputs: Path, tmp_path: Path) -> None:
     options = OPTIONS[name]
     run(config_for(inputs, tmp_path / "whole", *options))
@@ -230,7 +230,7 @@ def test_a_full_disk_at_the_end(file: str, inputs: Path, tmp_path: Path, monkeyp
     assert result_of(Path(config.out)) == result_of(tmp_path / "whole")
 
 
-TWICE = by_turns(sorted(TABLE), one_of=3, always=("memsfl", "teasq_fed"))
+TWICE = by_turns(sorted(TABLE), one_of=4, always=("memsfl", "teasq_fed"))
 
 
 @pytest.mark.parametrize("method", list(TWICE))

@@ -121,6 +121,7 @@ def test_what_is_done_is_kept_and_more_may_be_asked(compared: tuple[Path, Ran], 
     assert run("compare", *flags(made_once, out)).code == 0
 
 
+@pytest.mark.slow
 def test_stopped_half_way_and_begun_again_it_comes_to_the_same(
     compared: tuple[Path, Ran], made_once: World, tmp_path: Path
 ) -> None:

@@ -255,7 +255,7 @@ def adapters_in(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("task", "options"),
     [
-        pytest.param("classification", PERSONAL, id="personal"),
+        pytest.param("classification", PERSONAL, id="personal", marks=pytest.mark.slow),
         pytest.param("causal-lm", [], id="causal-lm", marks=pytest.mark.slow),
     ],
 )

@@ -334,7 +334,7 @@ PRUNED = [
 ]
 
 
-@pytest.mark.parametrize(("family", "task", "ranks", "prune"), list(by_turns(PRUNED, one_of=3)))
+@pytest.mark.parametrize(("family", "task", "ranks", "prune"), list(by_turns(PRUNED, one_of=5)))
 def test_a_pruned_model_costs_what_it_really_does(
     family: str, task: str, ranks: tuple[int, ...], prune: float, tiny_model: ModelMaker
 ) -> None:
@@ -363,13 +363,9 @@ def test_a_pruned_model_costs_what_it_really_does(
 # ------------------------------------------------------------------ ranks by module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "task"),
-    [
-        ("bert", "classification"),
-        pytest.param("gpt2", "causal-lm", marks=pytest.mark.slow),
-        pytest.param("llama", "causal-lm", marks=pytest.mark.slow),
-    ],
+    ("family", "task"), [("bert", "classification"), ("gpt2", "causal-lm"), ("llama", "causal-lm")]
 )
 def test_ranks_by_module_cost_what_counting_says(family: str, task: str, tiny_model: ModelMaker) -> None:
     """Linear in each rank: forward FLOPs and memory as if counted, backward FLOPs but for the lowest block's inputs."""

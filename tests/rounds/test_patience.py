@@ -289,7 +289,7 @@ def test_a_planned_deadline_is_later_while_devices_read_their_weights(
     assert seconds[1] == pytest.approx([15.0, 16.0])
 
 
-@pytest.mark.parametrize(("method", "policy", "after"), list(by_turns(CASES, one_of=3)), ids=str)
+@pytest.mark.parametrize(("method", "policy", "after"), list(by_turns(CASES, one_of=4)), ids=str)
 def test_every_round_ends_though_a_device_never_answers(
     method: str, policy: Stragglers, after: int, bert: Base
 ) -> None:
@@ -486,7 +486,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "kind", "late"), list(by_turns(PARTS, one_of=3)))
+@pytest.mark.parametrize(("method", "kind", "late"), list(by_turns(PARTS, one_of=4)))
 def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, bert: Base, undisturbed: Played) -> None:
     """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
     policy = quorum(0.5, late)

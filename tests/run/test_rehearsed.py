@@ -28,7 +28,7 @@ from cutlayer.testing import tiny
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from turns import by_turns
 
-ON_EACH_TASK = by_turns(product(TABLE, ("classification", "causal-lm")), one_of=4)
+ON_EACH_TASK = by_turns(product(TABLE, ("classification", "causal-lm")), one_of=6)
 
 
 @pytest.mark.parametrize(("method", "task"), list(ON_EACH_TASK))

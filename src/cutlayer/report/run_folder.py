@@ -45,7 +45,10 @@ _log = logging.getLogger("cutlayer.trackers")
 
 
 OF_A_ROUND = {
-    "round": int, "late": int, "devices": dict, "validation": dict,
+    "round": int,
+    "late": int,
+    "devices": dict,
+    "validation": dict,
     f"{MODELLED} or {REAL}": int | float,
 }
 """Fields of a line of metrics.jsonl without which nobody can read it, and their types."""

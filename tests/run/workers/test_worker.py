@@ -29,9 +29,9 @@ PRUNED = {"lora__targets": ["all-linear"]}
     ("method", "changes"),
     [
         ("memsfl", {"train__micro_batches": 2}),
-        ("flora", {"train__stragglers": "deadline:300"}),
+        pytest.param("flora", {"train__stragglers": "deadline:300"}, marks=pytest.mark.slow),
         ("fedspine", PRUNED),
-        ("local_only", {}),
+        pytest.param("local_only", {}, marks=pytest.mark.slow),
     ],
 )
 def test_two_workers_train_the_adapter_of_one_server(
@@ -43,7 +43,7 @@ def test_two_workers_train_the_adapter_of_one_server(
     assert [place.asked.count("hold") for place in team.places] == [3, 3]
 
 
-@pytest.mark.parametrize("method", ["memsfl", "fedlora"])
+@pytest.mark.parametrize("method", ["memsfl", pytest.param("fedlora", marks=pytest.mark.slow)])
 def test_a_worker_dies_in_the_middle_of_a_round(method: str, inputs: Path, tmp_path: Path) -> None:
     values, team = values_for(inputs, method__name=method, train__rounds=3), Team(2)
 
