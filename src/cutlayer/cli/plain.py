@@ -13,28 +13,26 @@ CALLED = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 """What a value is called where its option does not say it."""
 
 
-class PlainCommand(TyperCommand):
+class _Plain:
+    """What commands and groups of them have alike: each parameter, and `--help` itself, is named plainly."""
+
+    params: list[Any]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for parameter in self.params:
+            _name_plainly(parameter)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _name_plainly(super().get_help_option(ctx))  # type: ignore[misc]
+
+
+class PlainCommand(_Plain, TyperCommand):
     """A command whose help names values plainly, and switches not at all."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        for parameter in self.params:
-            _name_plainly(parameter)
 
-    def get_help_option(self, ctx: Any) -> Any:
-        return _name_plainly(super().get_help_option(ctx))
-
-
-class PlainGroup(TyperGroup):
+class PlainGroup(_Plain, TyperGroup):
     """A group whose help does."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        for parameter in self.params:
-            _name_plainly(parameter)
-
-    def get_help_option(self, ctx: Any) -> Any:
-        return _name_plainly(super().get_help_option(ctx))
 
 
 def _name_plainly(parameter: Any) -> Any:

@@ -117,9 +117,8 @@ class Lookout:
             ended.append((host, _wasted()))
         of_address: Counter[str] = Counter()
         staying = 0
-        for identity, one in sorted(
-            strangers.items(), key=lambda item: item[1].since, reverse=True
-        ):  # the newest first
+        newest_first = sorted(strangers.items(), key=lambda item: item[1].since, reverse=True)
+        for identity, one in newest_first:
             reason = None
             if one.seen.received_bytes - one.paid_bytes > self._most_bytes:
                 reason = _flood(self._most_bytes)
