@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.data.batches import parts_of
-from cutlayer.device.process import own_bytes
+from cutlayer.device.process import own_bytes, process_bytes
 from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.adapter import split_adapter
@@ -75,6 +75,7 @@ from tables import in_fresh_process, publish, require_device
 
 CUTS = (1, 1, 2, 2, 3, 3)
 STEPS = 2  # steps are alike: with all moments there from the start, the first has the peak
+STEPS_OF_A_PROCESS = 8  # of a whole process the heap is a part, and its holes take some steps to settle
 TARGET = 0.79
 EVALUATED = 60
 WHOLE = (1.1, 1.05)
@@ -112,13 +113,17 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
-    """A device's whole process; `own_bytes` of it were there before there was a model."""
+    """A device's whole process; `own_bytes` of it were there before there was a model.
+
+    `foretold_bytes` is what `cutlayer plan` would have said that it takes at most.
+    """
 
     num_samples: int
     dtype: str
     recomputed: bool
     peak_bytes: int
     own_bytes: int
+    foretold_bytes: int
 
 
 def cuts_of(num_devices: int) -> list[int]:
@@ -295,21 +300,24 @@ def device_process(job: Job, device: str) -> ProcessRow:
     torch.set_num_threads(1)
     keep_freed_memory(ON_A_DEVICE)
     own = own_bytes()
-    peak, _ = _train_device(job, job.cut, device)
-    return ProcessRow(job.num_samples, job.dtype, job.recomputed, peak, own)
+    peak, _ = _train_device(job, job.cut, device, STEPS_OF_A_PROCESS)
+    costs, plan = CostModel(job.settings).of(SHAPE.flow), DevicePlan("device", job.cut)
+    part, fixed = (costs.device(plan, samples, job.num_tokens).memory_bytes for samples in (job.num_samples, 0))
+    foretold = process_bytes(own, part, fixed, costs.largest_bytes(plan, job.num_samples, job.num_tokens))
+    return ProcessRow(job.num_samples, job.dtype, job.recomputed, peak, own, foretold)
 
 
-def _train_device(job: Job, blocks: int, device: str) -> tuple[int, int]:
+def _train_device(job: Job, blocks: int, device: str, num_steps: int = STEPS) -> tuple[int, int]:
     """A few steps; returns the peak and the predicted bytes, which are counted afterwards: counting takes memory."""
     base, costs = Base(job.settings, device), CostModel(job.settings).of(SHAPE.flow)
     profile = equal_fleet(1).devices[0]
-    player = make_device(profile, base, costs, random_batches(job, STEPS))
-    plan = DevicePlan(profile.name, blocks, job.num_samples, STEPS)
+    player = make_device(profile, base, costs, random_batches(job, num_steps))
+    plan = DevicePlan(profile.name, blocks, job.num_samples, num_steps)
     adapter = split_adapter(base.initial_adapter(seed=0), base.device_names(blocks))
-    player.begin(Assignment(RUN, 0, profile.name, plan, (LEARNING_RATE,) * STEPS, adapter))
+    player.begin(Assignment(RUN, 0, profile.name, plan, (LEARNING_RATE,) * num_steps, adapter))
 
     async def steps() -> None:
-        for step in range(STEPS):
+        for step in range(num_steps):
             batch = player.draw()
             h_BTD = await player.bottom(batch, step)
             await player.back(batch, h_BTD, torch.randn_like(h_BTD), step, moves=True)
@@ -362,7 +370,7 @@ def few_bits_table(rows: Sequence[ProcessRow], job: Job) -> Listing:
     result = Listing(title=f"{job.model}: device with {job.cut} blocks, MiB (aim: 0.4 of fp32's)")
     for heading in ("batch", "weights", "blocks"):
         result.add_column(heading)
-    for heading in ("process", "of fp32's", "before a model", "beside it", "of fp32's"):
+    for heading in ("process", "of fp32's", "foretold", "over it", "before a model", "beside it", "of fp32's"):
         result.add_column(heading, justify="right")
     for row in rows:
         plain = next(one for one in rows if one.num_samples == row.num_samples and one.dtype == "fp32")
@@ -373,6 +381,8 @@ def few_bits_table(rows: Sequence[ProcessRow], job: Job) -> Listing:
             "recomputed" if row.recomputed else "kept",
             mib(row.peak_bytes),
             f"{row.peak_bytes / plain.peak_bytes:.2f}",
+            mib(row.foretold_bytes),
+            f"{row.foretold_bytes / row.peak_bytes:.2f}",
             mib(row.own_bytes),
             mib(net),
             f"{net / plain_net:.2f}",

@@ -76,7 +76,7 @@ def lengths(messages: list[Message]) -> int:
     return sum(len(encode(message)) for message in messages if not isinstance(message, Finish))
 
 
-@pytest.mark.parametrize(("method", "codec"), list(by_turns(product(METHODS, CODECS), one_of=4)))
+@pytest.mark.parametrize(("method", "codec"), list(by_turns(product(METHODS, CODECS), one_of=5)))
 def test_every_method_with_every_codec(method: str, codec: str, bert: Base) -> None:
     plain, packed = (played(bert, method, codecs) for codecs in (UNCOMPRESSED, everything(codec)))
     start = bert.initial_adapter(0)
@@ -98,7 +98,7 @@ def test_what_both_ends_must_hold_alike_is_never_packed(codec: str, bert: Base) 
     assert lengths(plain.sent_up) == lengths(packed.sent_up)
 
 
-@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=3)))
 def test_bf16_of_a_bf16_model_changes_no_bit(method: str, half: Base) -> None:
     plain, packed = (
         played(half, method, codecs) for codecs in (UNCOMPRESSED, compression(activations="bf16", gradients="bf16"))
@@ -107,14 +107,14 @@ def test_bf16_of_a_bf16_model_changes_no_bit(method: str, half: Base) -> None:
     assert plain.events == packed.events
 
 
-@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=3)))
 def test_all_of_top_k_changes_no_bit_across_the_cut(method: str, bert: Base) -> None:
     """The neutral setting: everything is kept, and costs twice the bytes."""
     packed = played(bert, method, compression(activations="topk:1", gradients="topk:1"))
     assert not differing(played(bert, method, UNCOMPRESSED), packed)
 
 
-@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=3)))
 def test_all_of_top_k_is_the_update_up_to_rounding(method: str, bert: Base) -> None:
     plain, packed = (played(bert, method, codecs) for codecs in (UNCOMPRESSED, compression(adapters="topk:1")))
     for name, value in trained(plain).items():

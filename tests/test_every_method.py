@@ -116,10 +116,9 @@ def subjects() -> dict[str, Subject]:
 
 def every_law_on_every_row() -> Iterator[ParameterSet]:
     """`test_resume.py` stops runs of every method in more places: here that law is slow on most rows."""
-    for method, law in product(METHODS, LAWS):
-        slow = law == "stop_and_resume_is_never_stopped" and method not in ("memsfl", "vanilla")
-        slow |= law == "devices_may_come_and_go" and METHODS.index(method) % 2 == 1
-        yield pytest.param(method, law, marks=[pytest.mark.slow] if slow else [])
+    stopped = [(method, "stop_and_resume_is_never_stopped") for method in METHODS]
+    yield from by_turns(stopped, one_of=len(METHODS))
+    yield from by_turns((row for row in product(METHODS, LAWS) if row not in stopped), one_of=3)
 
 
 @pytest.mark.parametrize(("method", "law"), list(every_law_on_every_row()))
@@ -338,7 +337,7 @@ def judged_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_inputs(tmp_path_factory.mktemp("judged"), rows=24)
 
 
-@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=3)))
 def test_devices_say_what_the_server_would_say_of_their_rows(
     method: str, judged_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

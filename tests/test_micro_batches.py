@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,7 @@ from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Finish, Gradients
 from ends import served, server_for
+from turns import by_turns
 
 CUTTING = ["memsfl", "reindsplit", "sfl_v1", "sl", "vanilla"]
 """Those whose rounds take batches in parts."""
@@ -79,8 +81,7 @@ def assert_same(one: Adapter, other: Adapter) -> None:
 # ------------------------------------------------------------------ what is learnt
 
 
-@pytest.mark.parametrize("method", CUTTING)
-@pytest.mark.parametrize("micro_batches", [2, 3])
+@pytest.mark.parametrize(("method", "micro_batches"), list(by_turns(product(CUTTING, (2, 3)), one_of=2)))
 def test_overlap_changes_nothing_that_is_learnt(method: str, micro_batches: int, bert: Base, llama: Base) -> None:
     for base in (bert, llama):
         off, on = (run(base, method, micro_batches=micro_batches, overlap=overlap) for overlap in (False, True))
@@ -95,8 +96,7 @@ def test_nor_does_the_order_of_the_server(order: str, bert: Base) -> None:
     assert_same(run(bert, options={"order": order}, micro_batches=2).adapter, expected.adapter)
 
 
-@pytest.mark.parametrize("cut", range(BLOCKS + 1))
-@pytest.mark.parametrize("method", CUTTING)
+@pytest.mark.parametrize(("method", "cut"), list(by_turns(product(CUTTING, range(BLOCKS + 1)), one_of=2)))
 def test_micro_batches_are_gradient_accumulation(method: str, cut: int, bert: Base, llama: Base) -> None:
     """Plain PEFT training that adds up gradients of the parts of a batch, bit for bit, also of unequal parts."""
     for base in (bert, llama):
@@ -317,8 +317,7 @@ def test_parts_of_a_step_that_is_not_done_count_on_neither_side(bert: Base, llam
     assert cut_short > 5
 
 
-@pytest.mark.parametrize("after", range(1, 7))
-@pytest.mark.parametrize("method", ["memsfl", "sl"])
+@pytest.mark.parametrize(("method", "after"), list(by_turns(product(("memsfl", "sl"), range(1, 7)), one_of=2)))
 def test_a_device_that_leaves_in_the_middle_of_a_step_begins_again(method: str, after: int, bert: Base) -> None:
     """Wherever it was: the rounds that follow are the same as if it had never begun the one that it left."""
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from cutlayer.types import Event
 from turns import by_turns
 
 ROUNDS = 3
+FLEET = {
+    "server": {"tflops": 52.2, "efficiency": 0.3, "memory_gib": 16},
+    "defaults": {"efficiency": 0.3, "up_mbit": 100, "down_mbit": 100, "latency_ms": 5, "memory_gib": 4},
+    "devices": [{"name": "nano", "tflops": 0.472}, {"name": "tx2", "tflops": 1.33}, {"name": "m3", "tflops": 3.533}],
+}
 
 
 class Stopped(Exception):
@@ -61,6 +67,7 @@ def overrides_for(inputs: Path, out: Path) -> tuple[str, ...]:
         "train.local_steps=3",
         "train.batch_size=4",
         "train.lr=0.01",
+        f"fleet={json.dumps(FLEET)}",
         f"out={out}",
     )
 
@@ -152,7 +159,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("sixths", [(3,), pytest.param((1, 5), marks=pytest.mark.slow)], ids=["half-way", "elsewhere"])
-@pytest.mark.parametrize("name", list(by_turns(OPTIONS, one_of=3)))
+@pytest.mark.parametrize("name", list(by_turns(OPTIONS, one_of=4)))
 def test_stopped_in_the_middle_of_any_round(name: str, sixths: tuple[int, ...], inputs: Path, tmp_path: Path) -> None:
     options = OPTIONS[name]
     run(config_for(inputs, tmp_path / "whole", *options))
@@ -165,8 +172,11 @@ def test_stopped_in_the_middle_of_any_round(name: str, sixths: tuple[int, ...], 
         assert result_of(Path(config.out)) == expected
 
 
-@pytest.mark.parametrize("options", [(), ("method.name=flora", "wire.adapters=topk:0.5")], ids=["plain", "folds"])
-@pytest.mark.parametrize("torn", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("options", "torn"),
+    list(by_turns(product([(), ("method.name=flora", "wire.adapters=topk:0.5")], range(3)), one_of=2)),
+    ids=str,
+)
 def test_from_any_checkpoint_that_is_kept(
     torn: int, options: tuple[str, ...], inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,7 +240,7 @@ def test_a_full_disk_at_the_end(file: str, inputs: Path, tmp_path: Path, monkeyp
     assert result_of(Path(config.out)) == result_of(tmp_path / "whole")
 
 
-TWICE = by_turns(sorted(TABLE), one_of=4, always=("memsfl", "teasq_fed"))
+TWICE = by_turns(sorted(TABLE), one_of=5, always=("memsfl", "teasq_fed"))
 
 
 @pytest.mark.parametrize("method", list(TWICE))
@@ -272,7 +282,7 @@ def test_prefixes_of_their_own(inputs: Path, tmp_path: Path, monkeypatch: pytest
         assert found == {name: value for name, value in expected.items() if name != "events"}
 
 
-@pytest.mark.parametrize("method", ["legend", "reindsplit"])
+@pytest.mark.parametrize("method", ["legend", pytest.param("reindsplit", marks=pytest.mark.slow)])
 def test_a_plan_made_of_measurements(method: str, inputs: Path, tmp_path: Path) -> None:
     """Devices change their speed, which changes their depths or cuts: a resumed run plans the same."""
     fleet = {
@@ -355,7 +365,10 @@ def test_a_real_kill(inputs: Path, tmp_path: Path) -> None:
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("method", "late"), [("memsfl", "drop"), ("fedlora", "drop"), ("memsfl", "use")])
+LATE = by_turns([("memsfl", "drop"), ("fedlora", "drop"), ("memsfl", "use")], one_of=2)
+
+
+@pytest.mark.parametrize(("method", "late"), list(LATE))
 def test_a_run_in_which_devices_were_late(method: str, late: str, inputs: Path, tmp_path: Path) -> None:
     """Those that were dropped go back, in the run that never stopped and in the one that goes on.
 

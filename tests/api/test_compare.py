@@ -29,6 +29,7 @@ def test_what_cannot_be_leaves_no_folder(
     assert not (tmp_path / "compared").exists()
 
 
+@pytest.mark.slow
 def test_each_round_of_each_run_is_told_and_what_is_done_is_kept(inputs: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     sections: dict[str, Any] = {

@@ -59,7 +59,7 @@ class Device:
         return said
 
 
-@pytest.mark.parametrize("in_a_cell", [False, True])
+@pytest.mark.parametrize("in_a_cell", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_from_both_sides(in_a_cell: bool, here: Path, tmp_path: Path) -> None:
     device, rows = Device(here, tmp_path / "pi-1"), list[dict[str, Any]]()
 

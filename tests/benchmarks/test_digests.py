@@ -31,6 +31,7 @@ def code_of(*words: object) -> Any:
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_and_another_table_is_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "digests.json"
     assert code_of("write", table, "--only", PACKED) == 0

@@ -12,8 +12,6 @@ from cutlayer.testing.faults import KINDS
 
 SEEDS = 100
 """Of the 2,000 of `make faults`, which CI plays whole."""
-QUICK = ("memsfl", "flora")
-"""Of these methods also without it."""
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +19,8 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> fault_simulation.Campa
     return fault_simulation.Campaign(tmp_path_factory.mktemp("campaign"))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(name, marks=[pytest.mark.slow] if name not in QUICK else []) for name in fault_simulation.METHODS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", fault_simulation.METHODS)
 def test_whatever_happens(method: str, campaign: fault_simulation.Campaign) -> None:
     methods = fault_simulation.METHODS
     seeds = range(methods.index(method), SEEDS, len(methods))

@@ -95,7 +95,7 @@ def test_processes_in_few_bits_are_held_against_fp32_with_the_same_batch(
     def measured(_: Any, job: Job, device: str) -> memory.ProcessRow:
         assert device == "cpu"
         net = (job.settings.dtype == "fp32") * 300 + 100 * job.num_samples - 50 * job.settings.checkpoint_device
-        return memory.ProcessRow(job.num_samples, job.dtype, job.recomputed, (400 + net) * 2**20, 400 * 2**20)
+        return memory.ProcessRow(job.num_samples, job.dtype, job.recomputed, (400 + net) * 2**20, 400 * 2**20, 2**30)
 
     monkeypatch.setattr(memory, "in_fresh_process", measured)
     path = tmp_path / "memory.json"
@@ -106,7 +106,8 @@ def test_processes_in_few_bits_are_held_against_fp32_with_the_same_batch(
         *((1, "fp32", False), (1, "int8", False), (1, "int8", True)),
     ]
     shown = [line.split() for line in capsys.readouterr().out.splitlines() if " x 8 " in line]
-    assert [(line[-4], line[-1]) for line in shown] == [
-        *(("1.00", "1.00"), ("0.67", "0.40"), ("0.61", "0.30")),  # 900, 600 and 550 of 900; 500, 200 and 150 of 500
-        *(("1.00", "1.00"), ("0.62", "0.25"), ("0.56", "0.12")),
+    assert [(line[-6], line[-4], line[-1]) for line in shown] == [
+        # 900, 600 and 550 of 900; 1,024 over each; 500, 200 and 150 of 500
+        *(("1.00", "1.14", "1.00"), ("0.67", "1.71", "0.40"), ("0.61", "1.86", "0.30")),
+        *(("1.00", "1.28", "1.00"), ("0.62", "2.05", "0.25"), ("0.56", "2.28", "0.12")),
     ]

@@ -122,6 +122,7 @@ def test_a_bad_file_is_one_line(
     assert not world.out.exists()
 
 
+@pytest.mark.slow
 def test_it_is_compared_and_a_run_of_another_text_is_not_taken_for_its_own(mine: Path, world: World) -> None:
     words = ["compare", "./mine.py:mine:cut=2", "vanilla:cut=2", *world.classification(), "--out", "compared"]
     ran = run(*words)

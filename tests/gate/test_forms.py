@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from cutlayer.wire.messages import (
     Recall,
     Update,
 )
+from turns import by_turns
 from watched import guarded_run
 from wrongs import wrongs
 
@@ -215,21 +217,18 @@ def conversations(variant: Variant, task: str, folder: Path) -> list[Conversatio
     return list(unlike.values())
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def task(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def named(of: tuple[Variant, str]) -> str:
+    return "-".join(map(str, of))
 
 
-@pytest.fixture(scope="module")
-def folder(task: str, tiny_model: ModelMaker) -> Path:
-    return tiny_model(TASKS[task], task)
-
-
-@pytest.fixture(scope="module", params=VARIANTS, ids=str)
-def played(request: pytest.FixtureRequest, task: str, folder: Path) -> list[Conversation]:
+@pytest.fixture(
+    scope="module", params=list(by_turns([(one,) for one in product(VARIANTS, TASKS)], one_of=2)), ids=named
+)
+def played(request: pytest.FixtureRequest, tiny_model: ModelMaker) -> list[Conversation]:
     """What two honest devices say."""
+    variant, task = request.param
     try:
-        return conversations(request.param, task, folder)
+        return conversations(variant, task, tiny_model(TASKS[task], task))
     except ConfigError as error:
         pytest.skip(f"no {task}: {error}")
 

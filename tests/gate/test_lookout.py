@@ -349,13 +349,12 @@ def test_what_a_stranger_says_never_reaches_the_terminal(tmp_path: Path) -> None
         assert server.stdin is not None
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        for _ in range(3):
-            with socket.create_connection(("127.0.0.1", port)) as stranger, contextlib.suppress(ConnectionError):
-                stranger.sendall(PREFACE + frame(4, 0, 0, b""))
-                text = b"\nerror: FORGED: run rm -rf\n\x1b[31m"
-                stranger.sendall(frame(7, 0, 0, struct.pack(">II", 0, 2) + text) * 20)
-                while stranger.recv(1000):
-                    pass
+        with socket.create_connection(("127.0.0.1", port)) as stranger, contextlib.suppress(ConnectionError):
+            stranger.sendall(PREFACE + frame(4, 0, 0, b""))
+            text = b"\nerror: FORGED: run rm -rf\n\x1b[31m"
+            stranger.sendall(frame(7, 0, 0, struct.pack(">II", 0, 2) + text) * 20)
+            while stranger.recv(1000):
+                pass
         server.communicate(b"\n", timeout=20)
         said.seek(0)
         assert b"FORGED" not in said.read()

@@ -32,10 +32,12 @@ from cutlayer.testing.playground import ListedBatches, Played, fleet_of, play, s
 from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, Update
+from turns import by_turns
 
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 2, 2
 MODELS = {"bert": "classification", "llama": "causal-lm"}
+EACH = [(variant, phi) for variant in ("mean", "sample", "wire") for phi in (0.25, 0.5, 1.0)]
 
 
 @pytest.fixture(params=MODELS)
@@ -108,8 +110,7 @@ def alike(task: Any) -> tuple[Fleet, dict[str, ListedBatches]]:
     return fleet, {device.name: ListedBatches(batches) for device in fleet.devices}
 
 
-@pytest.mark.parametrize("phi", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("variant", ["mean", "sample", "wire"])
+@pytest.mark.parametrize(("variant", "phi"), list(by_turns(EACH, one_of=2)))
 def test_of_equal_batches_any_phi_is_phi_0(variant: str, phi: float, base: Base) -> None:
     """On the wire to the last bit; elsewhere as near as AdamW's first steps leave gradients rounded otherwise."""
     one = played(base, epsl(phi=phi, variant=variant, pairing=False), *alike(base.settings.task))

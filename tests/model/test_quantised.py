@@ -31,6 +31,7 @@ from turns import CASES, by_turns
 
 ModelMaker = Callable[[str, str], Path]
 FEW = [("llama", "causal-lm"), ("qwen2", "causal-lm"), ("gpt2", "causal-lm"), ("bert", "classification")]
+EACH = [(kind, *one) for kind in KINDS for one in FEW]
 
 
 def with_dense_weights(base: Base) -> Base:
@@ -109,8 +110,7 @@ def test_halves_are_computed_with_where_asked(kind: str, tiny_model: ModelMaker)
     assert torch.equal(base.weights.get(name), fp32.weights.get(name).bfloat16())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("family", "task"), FEW)
+@pytest.mark.parametrize(("kind", "family", "task"), list(by_turns(EACH, one_of=2)))
 def test_a_part_holds_its_own_and_the_cost_model_knows_its_bytes(
     family: str, task: str, kind: str, tiny_model: ModelMaker
 ) -> None:

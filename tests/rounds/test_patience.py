@@ -95,7 +95,7 @@ def weighed(trained: list[Adapter], weights: list[int]) -> Adapter:
     }
 
 
-@pytest.mark.parametrize(("method", "after"), list(by_turns(product(METHODS, range(STEPS + 1)), one_of=3)))
+@pytest.mark.parametrize(("method", "after"), list(by_turns(product(METHODS, range(STEPS + 1)), one_of=4)))
 def test_a_round_goes_on_without_a_device(method: str, after: int, bert: Base) -> None:
     """Wherever in its round the device leaves: before it begins, between two steps, before its update."""
     played = run(bert, method, leaving("device-1", after=after))
@@ -130,7 +130,7 @@ def test_who_left_is_not_in_the_mean(method: str, bert: Base) -> None:
     assert not [name for name in expected if not torch.equal(expected[name], played.adapter[name])]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=3)))
 def test_a_round_that_everybody_leaves_says_what_to_do(method: str, bert: Base) -> None:
     fleet = fleet_of(3)
     names = [device.name for device in fleet.devices]
@@ -233,7 +233,7 @@ def in_order(played: Played) -> list[str]:
     return sorted(map(str, played.events))
 
 
-@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=2)))
+@pytest.mark.parametrize("method", list(by_turns(METHODS, one_of=3)))
 def test_who_is_in_time_notices_no_policy(method: str, bert: Base, undisturbed: Played) -> None:
     """A deadline that nobody reaches and a quorum of all are `wait_all`, to the last bit and message."""
     expected = undisturbed
@@ -289,7 +289,7 @@ def test_a_planned_deadline_is_later_while_devices_read_their_weights(
     assert seconds[1] == pytest.approx([15.0, 16.0])
 
 
-@pytest.mark.parametrize(("method", "policy", "after"), list(by_turns(CASES, one_of=4)), ids=str)
+@pytest.mark.parametrize(("method", "policy", "after"), list(by_turns(CASES, one_of=6)), ids=str)
 def test_every_round_ends_though_a_device_never_answers(
     method: str, policy: Stragglers, after: int, bert: Base
 ) -> None:
@@ -486,7 +486,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("method", "kind", "late"), list(by_turns(PARTS, one_of=4)))
+@pytest.mark.parametrize(("method", "kind", "late"), list(by_turns(PARTS, one_of=6)))
 def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, bert: Base, undisturbed: Played) -> None:
     """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
     policy = quorum(0.5, late)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cutlayer.types import Adapter, DevicePlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message, Update
+from turns import by_turns
 
 ModelMaker = Callable[[str, str], Path]
 SEARCH = SeedSearch(16, seed=0, epsilon=1e-3)
@@ -64,8 +66,7 @@ def test_only_scalars_cross_the_network(full: bool, bert: Base) -> None:
         assert {name: tuple(fact.shape) for name, fact in update.facts.items()} == {INDICES: (2,), SLOPES: (2,)}
 
 
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("pro", [False, True])
+@pytest.mark.parametrize(("full", "pro"), list(by_turns(product((False, True), repeat=2), one_of=2)))
 def test_processes_of_their_own_have_the_same_weights(full: bool, pro: bool, bert: Base) -> None:
     """In one process devices share the weights and move them to and fro; apart each has its own."""
     together, apart = played(bert, full=full, pro=pro), played(bert, full=full, pro=pro, apart=True)

@@ -28,7 +28,7 @@ from cutlayer.testing import tiny
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from turns import by_turns
 
-ON_EACH_TASK = by_turns(product(TABLE, ("classification", "causal-lm")), one_of=6)
+ON_EACH_TASK = by_turns(product(TABLE, ("classification", "causal-lm")), one_of=8)
 
 
 @pytest.mark.parametrize(("method", "task"), list(ON_EACH_TASK))
@@ -41,8 +41,10 @@ def test_a_round_of_equal_texts_takes_what_was_rehearsed(method: str, task: str,
     rehearsed_is_played(world, task, method, *needs.get(method, []))
 
 
-@pytest.mark.parametrize("codec", ["bf16", "int8", "topk:0.1"])
-@pytest.mark.parametrize("method", ["memsfl", "fedlora", "splitfrozen"])
+COMPRESSED = by_turns(product(["memsfl", "fedlora", "splitfrozen"], ["bf16", "int8", "topk:0.1"]), one_of=3)
+
+
+@pytest.mark.parametrize(("method", "codec"), list(COMPRESSED))
 def test_and_so_does_one_that_is_compressed(method: str, codec: str, world: World) -> None:
     packed = [part for role in ("activations", "gradients", "adapters") for part in (f"--compress-{role}", codec)]
     rehearsed_is_played(world, "classification", method, *packed)

@@ -22,6 +22,7 @@ from cutlayer.run.served import serve
 from cutlayer.testing import tiny
 from cutlayer.wire.messages import Ready
 from real import FLEET, one_thread, served, simulated, values_for
+from turns import by_turns
 
 
 def bytes_of(outcome: Outcome) -> bytes:
@@ -54,7 +55,10 @@ def test_labels_at_home_over_a_real_wire(inputs: Path, tmp_path: Path, monkeypat
     assert all(sum(counts) > 0 for counts in told[2:])
 
 
-@pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge", "gan_hfsl", "epsl"])
+SERVED = by_turns(["memsfl", "splitfrozen", "fedlora", "sl", "flora", "prge", "gan_hfsl", "epsl"], one_of=2)
+
+
+@pytest.mark.parametrize("method", list(SERVED))
 def test_the_adapter_of_the_simulated_run(method: str, inputs: Path, tmp_path: Path) -> None:
     values = values_for(inputs, method__name=method)
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(values, tmp_path / "simulated"))

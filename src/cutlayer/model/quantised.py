@@ -219,13 +219,12 @@ class _Product(torch.autograd.Function):
             for first, end, rows_IO in chunks:
                 y_SO.addmm_(x_SI[:, first:end], rows_IO)
             return y_SO
-        _, end, rows_OI = next(chunks)
-        if end == form.shape[0]:
-            return functional.linear(x_SI, rows_OI, bias)
         y_SO = x_SI.new_empty(len(x_SI), form.shape[0])
-        y_SO[:, :end] = functional.linear(x_SI, rows_OI, None if bias is None else bias[:end])
         for first, end, rows_OI in chunks:
-            y_SO[:, first:end] = functional.linear(x_SI, rows_OI, None if bias is None else bias[first:end])
+            if bias is None:
+                torch.mm(x_SI, rows_OI.T, out=y_SO[:, first:end])
+            else:
+                torch.addmm(bias[first:end], x_SI, rows_OI.T, out=y_SO[:, first:end])
         return y_SO
 
     @staticmethod
@@ -235,7 +234,7 @@ class _Product(torch.autograd.Function):
         if form.outputs == 1:
             dx_SI = dy_SO.new_empty(len(dy_SO), form.shape[0])
             for first, end, rows_IO in chunks:
-                dx_SI[:, first:end] = dy_SO @ rows_IO.T
+                torch.mm(dy_SO, rows_IO.T, out=dx_SI[:, first:end])
             return dx_SI, None, None, None, None
         _, end, rows_OI = next(chunks)
         dx_SI = dy_SO[:, :end] @ rows_OI

@@ -46,13 +46,14 @@ def table_of(contributions: Sequence[Contribution], began: Began, round: int) ->
       round: The round.
     """
     own = [part for part in contributions if part.device and part.adapter]
-    changes = [change(began(part), part) for part in own]
+    before = [began(part) for part in own]
+    changes = [change(values, part) for values, part in zip(before, own, strict=True)]
     norms = [norm(one) for one in changes]
     total: Adapter = {}
-    for part, one in zip(own, changes, strict=True):
+    for part, values, one in zip(own, before, changes, strict=True):
         for name, value in one.items():
             if name not in total:
-                total[name] = torch.zeros_like(began(part)[name], dtype=torch.float32)
+                total[name] = torch.zeros_like(values[name], dtype=torch.float32)
             total[name][places_of(part, name)] += value
     weights = [max(part.weights.values(), default=0.0) for part in own]
     middle, weight = median_low(norms or [0.0]), math.fsum(weights)

@@ -36,10 +36,12 @@ from cutlayer.testing.tiny import random_batch
 from cutlayer.types import Adapter, DevicePlan, Event, Flow, RoundPlan
 from cutlayer.wire.messages import Activations, Gradients
 from ends import activations_for, server_for
+from turns import by_turns
 
 ModelMaker = Callable[[str, str], Path]
 CUT = 1
 SIZES = (4, 6, 5)
+EACH = [(variant, phi) for variant in ("mean", "sample", "wire") for phi in (0.25, 0.5, 1.0)]
 MODELS = {"bert": "classification", "llama": "causal-lm", "qwen2": "classification"}
 """An encoder, texts, and a decoder whose head looks at the last token."""
 
@@ -226,8 +228,7 @@ def assert_follows(
             assert not row_TD[len(expected_TD) :].any()
 
 
-@pytest.mark.parametrize("phi", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("variant", ["mean", "sample", "wire"])
+@pytest.mark.parametrize(("variant", "phi"), list(by_turns(EACH, one_of=2)))
 def test_the_step_is_its_formulas(variant: str, phi: float, base: Base) -> None:
     arrived = unequal(base)
     answered, gradients = serve(server_of(base, 3), epsl(phi, variant=variant, pairing=False, seed=5), arrived)
@@ -263,8 +264,7 @@ def test_phi_0_is_the_merged_step(variant: str, base: Base) -> None:
     assert all(torch.equal(gradients[name], value) for name, value in expected_gradients.items())
 
 
-@pytest.mark.parametrize("phi", [0.25, 0.5, 1.0])
-@pytest.mark.parametrize("variant", ["mean", "sample", "wire"])
+@pytest.mark.parametrize(("variant", "phi"), list(by_turns(EACH, one_of=2)))
 def test_of_equal_batches_any_phi_is_phi_0(variant: str, phi: float, base: Base) -> None:
     """On the wire to the last bit; elsewhere up to the rounding of batches of another size."""
     arrived = [sent(base, i, samples=4, tokens=10, seed=9) for i in range(3)]
