@@ -217,6 +217,22 @@ def test_it_fits_a_narrow_window_and_a_dark_room(
     page.close()
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_names_stand_whole(width: int, tmp_path: Path, browser: Browser) -> None:
+    """In the table and in the timeline, of devices that differ in their last letters."""
+    folder = write_run(tmp_path / "run", devices=2, rounds=3)
+    for device, side in (("pi-0", "east"), ("pi-1", "west")):
+        rename(folder, device, f"old-workstation-on-the-{side}")
+    folder.write_page(report_of(folder))
+    page = browser.open((folder.path / "report.html").as_uri(), width=width)
+    page.until("document.querySelectorAll('#lane-rows li').length === 3")
+    cut = "(box) => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight + 1"
+    names = "[...document.querySelectorAll('#rows tbody th button, #lane-rows .who')]"
+    assert page.value(f"{names}.length") == 5
+    assert page.value(f"{names}.filter({cut}).map((box) => box.innerText)") == []
+    page.close()
+
+
 @pytest.mark.slow
 def test_a_thousand_devices_and_ten_thousand_rounds(tmp_path: Path, browser: Browser) -> None:
     """Rows of all rounds, and of the last ones all events: as much as a page holds, and a browser that is quick."""

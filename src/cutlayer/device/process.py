@@ -6,8 +6,8 @@
     START     what counting a part's costs and the first step set up
     fixed     weights, adapter, gradients and moments (`model/cost.py`)
     moving    what comes and goes with a batch, likewise
-    holes     what glibc's heap keeps of memory that was given back to it, because nothing fits: so many of the largest
-              tensors that lie on the heap, never more than what comes and goes can leave, and a share of that
+    holes     what glibc's heap keeps of memory that was given back to it, because nothing fits: a share of what comes
+              and goes, and so many of its largest tensors, up to a bound
 
 A plan compares parts with what devices lend to their parts, on whatever fleet: so a device that joins says `for_a_part`
 of what is free, and no process is in a simulation. Measured in docs/decisions/0040; on macOS and Windows, whose heaps
@@ -20,11 +20,11 @@ import psutil
 
 MIB = 2**20
 START_BYTES = 56 * MIB
-HOLES, MOST_HOLES = 17, 1.6
-"""Of the largest tensor, and the most for what comes and goes."""
-HEAP_BYTES = 32 * MIB
-"""glibc maps what is larger by itself."""
-SHARE = 0.16
+HOLES, MOST_BYTES = 48, 104 * MIB
+"""How many of the largest tensor, and the most that they take."""
+MOST_HOLES = 4.0
+"""Of what comes and goes, the most that they take, however large the largest tensor is said to be."""
+SHARE = 0.36
 """Of what comes and goes, which many tensors cut into smaller pieces."""
 
 
@@ -44,10 +44,10 @@ def process_bytes(own: int, part: int, fixed: int, largest: int) -> int:
 
     Example:
       >>> process_bytes(400 * MIB, part=300 * MIB, fixed=200 * MIB, largest=2 * MIB) // MIB
-      806
+      888
     """
     moving = part - fixed
-    holes = min(HOLES * min(largest, HEAP_BYTES), MOST_HOLES * moving)
+    holes = min(HOLES * largest, MOST_BYTES, MOST_HOLES * moving)
     return own + START_BYTES + part + int(SHARE * moving + holes)
 
 
@@ -61,4 +61,4 @@ def for_a_part(free: int) -> int:
       At least 1.
     """
     left = max(0, free - START_BYTES)
-    return max(1, int(left / (1 + SHARE + MOST_HOLES)), int((left - HOLES * HEAP_BYTES) / (1 + SHARE)))
+    return max(1, int(left / (1 + SHARE + MOST_HOLES)), int((left - MOST_BYTES) / (1 + SHARE)))

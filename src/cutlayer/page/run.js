@@ -521,6 +521,12 @@ function soon() {
   });
 }
 
+// Names stand whole: their column is as wide as the longest, and in a narrow window they break into two lines.
+function giveNamesRoom() {
+  const longest = rows.reduce((most, row) => Math.max(most, String(row[NAME]).length), 0);
+  document.documentElement.style.setProperty("--name", `${longest}ch`);
+}
+
 function take(piece) {
   if (piece.tiles) showTiles(piece.tiles);
   if (piece.waiting !== undefined) say(find("waiting"), piece.waiting);
@@ -530,6 +536,7 @@ function take(piece) {
   if (piece.whole) rows = [];
   for (const [place, row] of piece.rows ?? []) rows[place] = row;
   if (piece.rows) {
+    giveNamesRoom();
     showStates();
     if (opened) showFacts();
   }
