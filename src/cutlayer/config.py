@@ -113,10 +113,11 @@ def our_names(section: str, content: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-Dtype = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
+PlainDtype = Literal["fp32", "bf16", "fp16"]
+Dtype = Literal[PlainDtype, "int8", "nf4"]
 AnswerMetric = Literal["exact_match", "valid_json", "rouge_l", "bleu"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-PLAIN_DTYPES: tuple[Dtype, ...] = ("fp32", "bf16", "fp16")
+PLAIN_DTYPES: tuple[PlainDtype, ...] = get_args(PlainDtype)
 """Numbers that are what they say; others have a scale beside them."""
 LARGEST = 10**18
 """What a number of a run file must be below: it fits 64 bits, sums of some of them too."""
@@ -162,7 +163,7 @@ class ModelSection(Section):
     dtype: Dtype = "fp32"
     """Of the frozen weights: plain numbers, or 8 or 4 bits each with a scale for many (docs/decisions/0040). Trainable
     tensors are fp32."""
-    compute: Literal["fp32", "bf16", "fp16"] | None = None
+    compute: PlainDtype | None = None
     """What is computed in, and what crosses the network: None is the weights' own dtype, fp32 for int8 and nf4."""
     adapter: str | None = None
     """A folder with an adapter to go on from, of a run or plain PEFT's; None begins anew."""

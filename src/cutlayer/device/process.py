@@ -20,11 +20,11 @@ import psutil
 
 MIB = 2**20
 START_BYTES = 56 * MIB
-HOLES, MOST_BYTES = 48, 104 * MIB
+HOLES, MOST_BYTES = 52, 120 * MIB
 """How many of the largest tensor, and the most that they take."""
 MOST_HOLES = 4.0
 """Of what comes and goes, the most that they take, however large the largest tensor is said to be."""
-SHARE = 0.36
+SHARE = 0.4
 """Of what comes and goes, which many tensors cut into smaller pieces."""
 
 
@@ -44,7 +44,7 @@ def process_bytes(own: int, part: int, fixed: int, largest: int) -> int:
 
     Example:
       >>> process_bytes(400 * MIB, part=300 * MIB, fixed=200 * MIB, largest=2 * MIB) // MIB
-      888
+      900
     """
     moving = part - fixed
     holes = min(HOLES * largest, MOST_BYTES, MOST_HOLES * moving)
