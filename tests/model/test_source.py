@@ -194,6 +194,19 @@ def test_parts_share_their_storage(tiny_model: ModelMaker) -> None:
     assert base.weights.bytes_read == everything
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+def test_a_file_is_mapped_once(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """However many of its tensors are there: each mapping has whole pages of its own, of up to 2 MiB."""
+    folder = shutil.copytree(tiny_model("llama", "causal-lm"), tmp_path / "model")
+    base = open_base(folder, "causal-lm")
+    for cut in (0, 2):
+        base.device_part(cut)
+        base.server_part(cut)
+    assert len(base.weights.loaded) > 20
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    assert len(mapped) == 1
+
+
 def test_the_same_part_is_built_once(tiny_model: ModelMaker) -> None:
     base = open_base(tiny_model("llama", "causal-lm"), "causal-lm")
     assert base.device_part(1) is base.device_part(1)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from cutlayer.fleet.profile import DeviceProfile
-from cutlayer.policies.scope import EVERYONE, personal, personal_below_the_cut, shared
+from cutlayer.policies.scope import EVERYONE, lowest_blocks_personal, personal, personal_below_the_cut, shared
 from cutlayer.testing.playground import fleet_of
 from cutlayer.types import DevicePlan
 
@@ -25,6 +25,16 @@ def test_a_personal_scope_is_the_devices_name_everywhere() -> None:
 def test_below_the_cut_it_is_the_devices_above_it_everybodys(cut: int) -> None:
     scopes = [personal_below_the_cut(DevicePlan("pi", cut), place) for place in PLACES]
     assert scopes == ["pi"] * cut + [EVERYONE] * (3 - cut) + [EVERYONE], "the head is on the server"
+
+
+@pytest.mark.parametrize("own", range(4))
+@pytest.mark.parametrize("cut", range(4))
+def test_so_many_of_the_lowest_blocks_are_the_devices_and_none_that_it_has_not(own: int, cut: int) -> None:
+    scopes = [lowest_blocks_personal(own)(DevicePlan("pi", cut), place) for place in PLACES]
+    assert [scope == "pi" for scope in scopes] == [
+        place is not None and place < own and place < cut for place in PLACES
+    ]
+    assert set(scopes) <= {"pi", EVERYONE}
 
 
 @pytest.mark.parametrize("name", [EVERYONE, "a/b"])

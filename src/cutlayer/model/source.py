@@ -324,6 +324,7 @@ class Weights:
         self._forms, self._instead = forms or {}, instead or {}
         self._loaded: dict[str, Tensor] = {}
         self._headers: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        self._mapped: dict[Path, Any] = {}
         self.bytes_read = 0
 
     @property
@@ -466,8 +467,10 @@ class Weights:
         if stored.path.suffix == SUFFIX or (stored.stored, stored.dtype, device.type) != (None, dtype, "cpu"):
             return stored.whole(dtype, device)
         try:
-            with safe_open(stored.path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(stored.name)
-                return tensor
+            # One mapping for each file: in each, a tensor takes whole pages of the page cache, of up to 2 MiB.
+            if stored.path not in self._mapped:
+                self._mapped[stored.path] = safe_open(stored.path, framework="pt")
+            tensor: Tensor = self._mapped[stored.path].get_tensor(stored.name)
+            return tensor
         except (SafetensorError, OSError) as error:
             raise _no_safetensors(stored.path, error) from error
