@@ -36,9 +36,10 @@ def test_lines_in_a_pipe(tmp_path: Path) -> None:
     kept.folder.mkdir()
     (kept.folder / "summary.json").write_text("{}")
     out, clock = io.StringIO(), Clock()
+    clock.now = 5000.0  # of a machine that has been on for a while
     with Progress(Console(file=out), [a, b, kept], "accuracy", 1, clock) as display:
         display.started(a, 0)
-        clock.now = 20.0
+        clock.now += 20.0
         display.round_done(a, {"round": 9, "validation": {"accuracy": 0.81239}})
         display.ended(a, None)
         display.started(b, 4)

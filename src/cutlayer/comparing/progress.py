@@ -62,7 +62,7 @@ class Progress:
         self._console, self._metric, self._jobs, self._clock = console, metric, jobs, clock
         self._states = {run.name: _State(run.config.train.rounds, "kept" if run.done else "waiting") for run in runs}
         for state in self._states.values():
-            state.rounds_done = state.rounds if state.word == "kept" else 0
+            state.rounds_done = state.began_at_round = state.rounds if state.word == "kept" else 0
         self._screen = Screen(console, self.view)
 
     def __enter__(self) -> Self:
