@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from reprlib import repr as shortened
@@ -239,6 +239,10 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
     return 8 + length, header
 
 
+def _mapping(path: Path) -> Any:
+    return safe_open(path, framework="pt")
+
+
 def _no_safetensors(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path}: expected a safetensors file, got {error}. Fetch it again.")
 
@@ -404,7 +408,8 @@ class Weights:
             stored = self.rows(name)
             if not stored.is_floating_point and name + SCALE in self:
                 raise self._of_another_form(name, "plain numbers", stored)
-            self._loaded[name] = self._whole(stored, self._dtype if stored.is_floating_point else stored.dtype)
+            dtype = self._dtype if stored.is_floating_point else stored.dtype
+            self._loaded[name] = self._whole(stored, dtype, self._device, self._mapping)
         return self._loaded[name]
 
     def rounded(self, name: str) -> tuple[Tensor, Tensor]:
@@ -432,7 +437,7 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored, on the CPU and not kept; packed weights in fp32."""
         stored = self.rows(name)
-        return self._whole(stored, stored.read_as, torch.device("cpu"))
+        return self._whole(stored, stored.read_as, torch.device("cpu"), _mapping)
 
     def rows(self, name: str) -> Rows:
         """The tensor in its file; nothing of it has been read.
@@ -460,17 +465,22 @@ class Weights:
         start = data + int(entry["data_offsets"][0])
         return Rows(path, place[1], start, tuple(entry["shape"]), dtype, entry.get("stored"))
 
-    def _whole(self, stored: Rows, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    def _mapping(self, path: Path) -> Any:
+        """The one mapping of a file for all tensors that are held: in each, a tensor takes whole pages of up to 2 MiB.
+
+        Whoever changes a held tensor changes what lies there; `read` looks at the file itself.
+        """
+        if path not in self._mapped:
+            self._mapped[path] = _mapping(path)
+        return self._mapped[path]
+
+    def _whole(self, stored: Rows, dtype: torch.dtype, device: torch.device, mapping: Callable[[Path], Any]) -> Tensor:
         """A tensor of a file. What lies there as it is wanted is not copied, but mapped."""
-        device = device or self._device
         self.bytes_read += stored.num_bytes
         if stored.path.suffix == SUFFIX or (stored.stored, stored.dtype, device.type) != (None, dtype, "cpu"):
             return stored.whole(dtype, device)
         try:
-            # One mapping for each file: in each, a tensor takes whole pages of the page cache, of up to 2 MiB.
-            if stored.path not in self._mapped:
-                self._mapped[stored.path] = safe_open(stored.path, framework="pt")
-            tensor: Tensor = self._mapped[stored.path].get_tensor(stored.name)
+            tensor: Tensor = mapping(stored.path).get_tensor(stored.name)
             return tensor
         except (SafetensorError, OSError) as error:
             raise _no_safetensors(stored.path, error) from error
