@@ -48,7 +48,6 @@ def test_the_planner_plans() -> None:
     assert ran(PLANNER + PLANNED) == "[1, 1, 2]\n"
 
 
-@pytest.mark.slow
 def test_in_python(mine: Path, inputs: Path) -> None:
     nested: dict[str, Any] = {}
     for key, value in values_for(inputs, train__rounds=1, train__local_steps=1).items():

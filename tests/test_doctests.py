@@ -25,13 +25,7 @@ def run(tests: Iterator[doctest.DocTest]) -> int:
     return runner.tries
 
 
-SLOW = ("compare", "serve")
-"""Whose examples start processes."""
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PUBLIC]
-)
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = getattr(cutlayer, name)
