@@ -919,9 +919,9 @@ CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[
                 ("hsplitlora", "splitlora:cut=1", "hsplitlora:server_share=1.0", "hsplitlora:lowest=32"),
                 f"--fleet unequal-five {WRITING}",
                 16,
-                target=20.0,
+                target=400.0,
             ),
-            Trial("gsm8k", ("hsplitlora", "hetlora:by=memory"), f"--fleet roomy-five {WRITING}", 16, target=20.0),
+            Trial("gsm8k", ("hsplitlora", "hetlora:by=memory"), f"--fleet roomy-five {WRITING}", 16, target=400.0),
         ),
     ),
     "fedsl": (
