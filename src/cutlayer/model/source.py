@@ -239,7 +239,7 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
     return 8 + length, header
 
 
-def _mapping(path: Path) -> Any:
+def _mapped_anew(path: Path) -> Any:
     return safe_open(path, framework="pt")
 
 
@@ -409,7 +409,7 @@ class Weights:
             if not stored.is_floating_point and name + SCALE in self:
                 raise self._of_another_form(name, "plain numbers", stored)
             dtype = self._dtype if stored.is_floating_point else stored.dtype
-            self._loaded[name] = self._whole(stored, dtype, self._device, self._mapping)
+            self._loaded[name] = self._whole(stored, dtype, self._device, self._mapped_once)
         return self._loaded[name]
 
     def rounded(self, name: str) -> tuple[Tensor, Tensor]:
@@ -437,7 +437,7 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored, on the CPU and not kept; packed weights in fp32."""
         stored = self.rows(name)
-        return self._whole(stored, stored.read_as, torch.device("cpu"), _mapping)
+        return self._whole(stored, stored.read_as, torch.device("cpu"), _mapped_anew)
 
     def rows(self, name: str) -> Rows:
         """The tensor in its file; nothing of it has been read.
@@ -465,22 +465,22 @@ class Weights:
         start = data + int(entry["data_offsets"][0])
         return Rows(path, place[1], start, tuple(entry["shape"]), dtype, entry.get("stored"))
 
-    def _mapping(self, path: Path) -> Any:
+    def _mapped_once(self, path: Path) -> Any:
         """The one mapping of a file for all tensors that are held: in each, a tensor takes whole pages of up to 2 MiB.
 
         Whoever changes a held tensor changes what lies there; `read` looks at the file itself.
         """
         if path not in self._mapped:
-            self._mapped[path] = _mapping(path)
+            self._mapped[path] = _mapped_anew(path)
         return self._mapped[path]
 
-    def _whole(self, stored: Rows, dtype: torch.dtype, device: torch.device, mapping: Callable[[Path], Any]) -> Tensor:
+    def _whole(self, stored: Rows, dtype: torch.dtype, device: torch.device, mapped: Callable[[Path], Any]) -> Tensor:
         """A tensor of a file. What lies there as it is wanted is not copied, but mapped."""
         self.bytes_read += stored.num_bytes
         if stored.path.suffix == SUFFIX or (stored.stored, stored.dtype, device.type) != (None, dtype, "cpu"):
             return stored.whole(dtype, device)
         try:
-            tensor: Tensor = mapping(stored.path).get_tensor(stored.name)
+            tensor: Tensor = mapped(stored.path).get_tensor(stored.name)
             return tensor
         except (SafetensorError, OSError) as error:
             raise _no_safetensors(stored.path, error) from error
