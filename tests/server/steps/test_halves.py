@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bases import open_base
+from cutlayer.errors import DivergedError
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.methods.table import build_method
 from cutlayer.model.base import Base
@@ -102,6 +103,24 @@ def test_two_halves_are_one_step(bert: Base) -> None:
     assert torch.equal(grad, h_BTD.grad)
     assert done == ["moved"]
     assert all(parameter.grad is not None for parameter in trainable.parameters.values())
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_moves_nothing(loss: float, bert: Base) -> None:
+    """Though the gradients that come with it are finite."""
+    server = server_for(bert, fleet_of(1))
+    server.begin(plan_of(1), one_per_device)
+    arrived = replace(activations_for(bert, BATCH, 1), labels=None)
+    trainable, done = server.adapters.trainable("device-0"), list[str]()
+
+    async def program() -> None:
+        passing = await forward_half(server, arrived, lambda: trainable.parameters)
+        returned = HiddenGradients("run", 0, 0, "device-0", torch.ones_like(passing.graph.output), loss)
+        await back_half(server, passing, returned, lambda: done.append("moved"))
+
+    with pytest.raises(DivergedError, match="device device-0, round 0, step 0: expected a finite loss"):
+        run_virtual(program())
+    assert done == []
 
 
 def test_a_rehearsal_returns_what_halves_would_be_like(bert: Base) -> None:
