@@ -633,6 +633,16 @@ def round_seconds(folder: Path, *, half: bool) -> list[float]:
     return seconds[len(seconds) // 2 :] if half else seconds
 
 
+def five_clients(source: str, memory_gib: Sequence[float]) -> dict[str, Any]:
+    """A fleet whose clients differ in their memory alone."""
+    return {
+        "source": source,
+        "server": {"tflops": 35.6, "efficiency": 0.3, "memory_gib": 24},
+        "defaults": {"tflops": 0.1, "efficiency": 0.3, "up_mbit": 20, "down_mbit": 20, "latency_ms": 5},
+        "devices": [{"name": f"client-{number}", "memory_gib": gib} for number, gib in enumerate(memory_gib)],
+    }
+
+
 FLEETS: dict[str, dict[str, Any]] = {
     "field-ten": {
         "source": "insect traps: ten machines as weak as Raspberry Pis that grow hot; all of it our choice",
@@ -691,23 +701,14 @@ FLEETS: dict[str, dict[str, Any]] = {
             {"name": "newer", "count": 3, "tflops": 0.15},
         ],
     },
-    "unequal-five": {
-        "source": "five clients of unequal memories, as HSplitLoRA's, for a small model; all of it our choice",
-        "server": {"tflops": 35.6, "efficiency": 0.3, "memory_gib": 24},
-        "defaults": {"tflops": 0.1, "efficiency": 0.3, "up_mbit": 20, "down_mbit": 20, "latency_ms": 5},
-        "devices": [
-            {"name": f"client-{number}", "memory_gib": gib} for number, gib in enumerate((0.055, 0.06, 0.07, 0.08, 0.1))
-        ],
-    },
-    "roomy-five": {
-        "source": "the clients of unequal-five with room for the whole model, which HetLoRA's hold; our choice",
-        "server": {"tflops": 35.6, "efficiency": 0.3, "memory_gib": 24},
-        "defaults": {"tflops": 0.1, "efficiency": 0.3, "up_mbit": 20, "down_mbit": 20, "latency_ms": 5},
-        "devices": [
-            {"name": f"client-{number}", "memory_gib": gib}
-            for number, gib in enumerate((0.105, 0.11, 0.115, 0.125, 0.14))
-        ],
-    },
+    "unequal-five": five_clients(
+        "five clients of unequal memories, as HSplitLoRA's, for a small model; all of it our choice",
+        (0.055, 0.06, 0.07, 0.08, 0.1),
+    ),
+    "roomy-five": five_clients(
+        "the clients of unequal-five with room for the whole model, which HetLoRA's hold; our choice",
+        (0.105, 0.11, 0.115, 0.125, 0.14),
+    ),
     "unequal-ten": {
         "source": "ten machines of three speeds, each slower now and then; our choice",
         "server": {"tflops": 1.0, "efficiency": 0.3, "memory_gib": 8},

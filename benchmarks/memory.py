@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 
 from cutlayer.data.batches import parts_of
-from cutlayer.device.process import own_bytes, process_bytes
+from cutlayer.device.process import foretold_bytes, own_bytes
 from cutlayer.device.talks.split import SHAPE
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.adapter import split_adapter
@@ -301,9 +301,8 @@ def device_process(job: Job, device: str) -> ProcessRow:
     keep_freed_memory(ON_A_DEVICE)
     own = own_bytes()
     peak, _ = _train_device(job, job.cut, device, STEPS_OF_A_PROCESS)
-    costs, plan = CostModel(job.settings).of(SHAPE.flow), DevicePlan("device", job.cut)
-    part, fixed = (costs.device(plan, samples, job.num_tokens).memory_bytes for samples in (job.num_samples, 0))
-    foretold = process_bytes(own, part, fixed, costs.largest_bytes(plan, job.num_samples, job.num_tokens))
+    costs = CostModel(job.settings).of(SHAPE.flow)
+    foretold = foretold_bytes(own, costs, DevicePlan("device", job.cut), job.num_samples, job.num_tokens)
     return ProcessRow(job.num_samples, job.dtype, job.recomputed, peak, own, foretold)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutlayer.device.process import MIB, START_BYTES, for_a_part, own_bytes, process_bytes
+from cutlayer.device.process import MIB, START_BYTES, for_a_part, foretold_bytes, own_bytes, process_bytes
 
 SAMPLES, TOKENS, BLOCKS, STEPS = 8, 128, 4, 4
 SHAPE = {"n_embd": 512, "n_layer": BLOCKS, "n_head": 8, "n_positions": TOKENS, "vocab_size": 8192}
@@ -104,8 +104,7 @@ def _train(folder: str, dtype: str, cut: int, share: float) -> dict[str, int]:
     own = own_bytes()
     settings, plan = ModelSettings(folder, "causal-lm", dtype=dtype), DevicePlan("pi", cut)
     costs = CostModel(settings).of(shape_by_name("split").flow)
-    part, fixed = (costs.device(plan, samples, TOKENS).memory_bytes for samples in (SAMPLES, 0))
-    predicted = process_bytes(own, part, fixed, costs.largest_bytes(plan, SAMPLES, TOKENS))
+    predicted = foretold_bytes(own, costs, plan, SAMPLES, TOKENS)
     if share:
         mapped = _mapped_bytes() + int(share * (predicted - own_bytes())) + PAD_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (mapped, mapped))

@@ -133,13 +133,11 @@ def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: 
       plan: Of a round.
       own: Bytes of a process that has imported what a device imports.
     """
-    from cutlayer.device.process import process_bytes
+    from cutlayer.device.process import foretold_bytes
     from cutlayer.report.human import human_bytes
 
     largest = max(plan.devices, key=situation.device_bytes)
-    fixed = inputs.costs.device(largest, 0, situation.num_tokens).memory_bytes
-    tensor = inputs.costs.largest_bytes(largest, largest.samples_in_flight, situation.num_tokens)
-    most = process_bytes(own, situation.device_bytes(largest), fixed, tensor)
+    most = foretold_bytes(own, inputs.costs, largest, largest.samples_in_flight, situation.num_tokens)
     return (
         f"device: at most {human_bytes(most)} for the whole process of {largest.device} ({human_bytes(own)} before "
         "there is a model; the rest is its part, and holes in the heap)"

@@ -16,7 +16,13 @@ are others, and for tensors that are mapped one by one (`MALLOC_MMAP_THRESHOLD_`
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import psutil
+
+if TYPE_CHECKING:
+    from cutlayer.model.cost import ShapedCosts
+    from cutlayer.types import DevicePlan
 
 MIB = 2**20
 START_BYTES = 56 * MIB
@@ -49,6 +55,20 @@ def process_bytes(own: int, part: int, fixed: int, largest: int) -> int:
     moving = part - fixed
     holes = min(HOLES * largest, MOST_BYTES, MOST_HOLES * moving)
     return own + START_BYTES + part + int(SHARE * moving + holes)
+
+
+def foretold_bytes(own: int, costs: ShapedCosts, plan: DevicePlan, num_samples: int, num_tokens: int) -> int:
+    """The most that the process of a device takes whose part is counted.
+
+    Args:
+      own: See `process_bytes`.
+      costs: Of the shape of the round.
+      plan: The device's.
+      num_samples: Texts of its largest batch, as many as it holds at a time.
+      num_tokens: Tokens of each.
+    """
+    part, fixed = (costs.device(plan, samples, num_tokens).memory_bytes for samples in (num_samples, 0))
+    return process_bytes(own, part, fixed, costs.largest_bytes(plan, num_samples, num_tokens))
 
 
 def for_a_part(free: int) -> int:

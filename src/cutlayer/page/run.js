@@ -522,8 +522,11 @@ function soon() {
 }
 
 // Names stand whole: their column is as wide as the longest, and in a narrow window they break into two lines.
-function giveNamesRoom() {
-  const longest = rows.reduce((most, row) => Math.max(most, String(row[NAME]).length), 0);
+let longest = 0;
+function giveNamesRoom(changed) {
+  const most = changed.reduce((most, [, row]) => Math.max(most, String(row[NAME]).length), longest);
+  if (most === longest) return;
+  longest = most;
   document.documentElement.style.setProperty("--name", `${longest}ch`);
 }
 
@@ -536,7 +539,7 @@ function take(piece) {
   if (piece.whole) rows = [];
   for (const [place, row] of piece.rows ?? []) rows[place] = row;
   if (piece.rows) {
-    giveNamesRoom();
+    giveNamesRoom(piece.rows);
     showStates();
     if (opened) showFacts();
   }
