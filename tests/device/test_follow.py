@@ -43,7 +43,7 @@ def close(round: int, *, wanted: bool = True) -> Close:
 def followed(says: Sequence[Message], ended: Sequence[Message | None] = ()) -> tuple[list[int], list[int]]:
     """The rounds that were worked in, and those of which an update was sent."""
     worker, link = Worker(ended), ScriptedLink(says, hasty=True)
-    run_virtual(follow(link, worker, worker.work))  # type: ignore[arg-type]
+    run_virtual(follow(link, worker, worker.work, worker.update))  # type: ignore[arg-type]
     assert all(isinstance(message, Update) for message in link.messages)
     return worker.worked, [message.round for message in link.messages]
 

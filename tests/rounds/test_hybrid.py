@@ -46,14 +46,14 @@ def bert(tiny_model: ModelMaker) -> Base:
 def kept(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], Adapter]:
     """By device and round, the adapter that a device has when it sends its update."""
     adapters: dict[tuple[str, int], Adapter] = {}
-    update = Hybrid._update
+    update = Hybrid.update
 
     def watched(talk: Hybrid) -> Update:
         device = talk._device
         adapters[device.name, device.now.round] = device.trainable.adapter()
         return update(talk)
 
-    monkeypatch.setattr(Hybrid, "_update", watched)
+    monkeypatch.setattr(Hybrid, "update", watched)
     return adapters
 
 

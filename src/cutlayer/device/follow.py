@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from functools import partial
 
+from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
 from cutlayer.device.judging import judge
+from cutlayer.state import Stateless
 from cutlayer.wire.link import Link, unexpected
 from cutlayer.wire.messages import Assignment, Close, Finish, Judge, Message, Update
 
@@ -14,14 +18,45 @@ Work = Callable[[Assignment], Awaitable[Message | None]]
 comes after a round that went on without this device."""
 
 
-async def follow(link: Link, device: Device, work: Work, update: Callable[[], Update] | None = None) -> None:
+class RoundTalk(Stateless, ABC):
+    """A talk that does the same in each round: some work, at whose end it sends an update.
+
+    It keeps nothing from round to round, unless it overrides `state` and `load`.
+
+    Args:
+      device: The device.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    async def converse(self, link: Link) -> None:
+        """See `Talk.converse`."""
+        async with Attentive(link) as heard:
+            await follow(heard, self._device, partial(self.work, heard), self.update)
+
+    @abstractmethod
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """The steps of one round. See `Work`.
+
+        Args:
+          heard: The link to the server, which a talk that waits for no answer listens to between steps.
+          assignment: What the server wants of the round.
+        """
+
+    def update(self) -> Update:
+        """What the device sends at the end of a round."""
+        return self._device.update()
+
+
+async def follow(link: Link, device: Device, work: Work, update: Callable[[], Update]) -> None:
     """Follows the server until the run is over.
 
     Args:
       link: To the server.
       device: The device.
       work: What it does in a round.
-      update: Makes what it sends at the end of one; None for `device.update()`.
+      update: Makes what it sends at the end of one.
     """
     message = await link.receive()
     while not isinstance(message, Finish):
@@ -29,7 +64,7 @@ async def follow(link: Link, device: Device, work: Work, update: Callable[[], Up
         if isinstance(message, Assignment):
             ended = await work(message)
             if ended is None or (isinstance(ended, Close) and ended.wanted):
-                await link.send(device.update() if update is None else update())
+                await link.send(update())
         elif isinstance(message, Judge):
             message = await judge(device, link, message)
             continue

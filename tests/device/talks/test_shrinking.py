@@ -78,7 +78,7 @@ def test_the_penalty_is_in_the_loss_that_trains_and_not_in_the_one_that_is_told(
 
     expected = by_hand(bert, penalty)
     with monkeypatch.context() as patch:
-        patch.setattr(Shrinking, "_update", see_all_of_it)
+        patch.setattr(Shrinking, "update", see_all_of_it)
         update = hold_round(device_of(bert), assignment(bert, penalty=penalty))
     for name, value in expected.items():
         torch.testing.assert_close(update.adapter[name], value, rtol=1e-5, atol=1e-6)
@@ -134,7 +134,7 @@ def test_a_round_begins_with_nothing_pruned(bert: Base) -> None:
 def test_moments_of_what_is_left_go_on(bert: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device of rank 8 that prunes to 5 steps like AdamW that had only ever had the first five rows."""
     whole: Adapter = {}
-    at_end = Shrinking._update
+    at_end = Shrinking.update
 
     def watched(talk: Shrinking) -> Update:
         whole.update({n: v.clone() for n, v in talk._device.state().branch("moments").tensors.items()})
@@ -142,7 +142,7 @@ def test_moments_of_what_is_left_go_on(bert: Base, monkeypatch: pytest.MonkeyPat
 
     device = device_of(bert, BATCHES * 2)
     with monkeypatch.context() as patch:
-        patch.setattr(Shrinking, "_update", watched)
+        patch.setattr(Shrinking, "update", watched)
         hold_round(device, assignment(bert, penalty=0.7))
     left = device.state().branch("moments").tensors
     assert left.keys() == whole.keys()

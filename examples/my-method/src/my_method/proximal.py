@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cutlayer.device.attentive import Attentive
-from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
-from cutlayer.state import Stateless
 from cutlayer.types import Clause
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message
 
 
@@ -21,30 +18,22 @@ class Proximal(Clause):
     mu: float
 
 
-class ProximalTalk(Stateless):
+class ProximalTalk(RoundTalk):
     """Trains alone, on a short lead.
 
     Args:
       device: The device.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    async def converse(self, link: Link) -> None:
-        """Takes part in rounds until the server says that the run is over."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._device.train(step, before_step=self._pull)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """The local steps of a round; or the message that ended them early."""
+        self._device.begin(assignment)
+        heard.begin()
+        for step in range(assignment.plan.local_steps):
+            await self._device.train(step, before_step=self._pull)
+            if (ended := heard.waiting()) is not None:
+                return ended
+        return None
 
     def _pull(self) -> None:
         """Adds the gradient of the term, mu (w - w0), to that of the loss."""

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 from cutlayer.device.attentive import Attentive
-from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.device.talks.local import steps_alone
 from cutlayer.policies.held_near import HeldNear
-from cutlayer.state import Stateless
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message
 
 
-class HeldNearTalk(Stateless):
+class HeldNearTalk(RoundTalk):
     """Trains alone; to the gradient of its loss it adds that of mu / 2 |w - w0|^2, where w0 is what was broadcast.
 
     Args:
       device: The device.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            return await steps_alone(self._device, heard, assignment, before_step=self._pull)
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        return await steps_alone(self._device, heard, assignment, before_step=self._pull)
 
     def _pull(self) -> None:
         """Adds mu (w - w0) to the gradient."""

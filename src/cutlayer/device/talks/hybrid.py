@@ -16,15 +16,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cutlayer.device.device import Device
-from cutlayer.device.follow import ends, follow
+from cutlayer.device.attentive import Attentive
+from cutlayer.device.follow import RoundTalk, ends
 from cutlayer.device.shape import Shape
 from cutlayer.model.optimizers import zeroth
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import Trainable, TrainSettings
 from cutlayer.model.zeroth import mean_terms, projected
 from cutlayer.policies.directions import directions_of, step_seeds
-from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Flow
 from cutlayer.wire.link import Link, unexpected
 from cutlayer.wire.messages import Assignment, Facts, Gradients, Message, Update
@@ -33,28 +32,21 @@ SLOPES = "slopes"
 """The fact of a step: fp32 (P,), by how much the loss would grow along each direction, per unit of its length."""
 
 
-class Hybrid(Stateless):
+class Hybrid(RoundTalk):
     """Runs forward and is told the gradient at the cut.
 
     Args:
       device: The device.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            for step in range(assignment.plan.local_steps):
-                if (ended := await self._step(link, assignment, step)) is not None:
-                    self._device.take_back()
-                    return ended
-            return None
-
-        await follow(link, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        for step in range(assignment.plan.local_steps):
+            if (ended := await self._step(heard, assignment, step)) is not None:
+                self._device.take_back()
+                return ended
+        return None
 
     async def _step(self, link: Link, assignment: Assignment, step: int) -> Message | None:
         device, passes = self._device, 1 + directions_of(assignment.plan).count
@@ -94,7 +86,7 @@ class Hybrid(Stateless):
             work, batch, step, share=asked.count / (1 + asked.count), like=lambda: torch.zeros(asked.count)
         )
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
         """The steps are known by their slopes: the adapter stays here."""
         return self._device.update(adapter={})
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import ends, follow
+from cutlayer.device.follow import RoundTalk, ends
 from cutlayer.device.shape import Shape
 from cutlayer.fleet.clock import now
 from cutlayer.model.base import Base
@@ -30,13 +30,12 @@ from cutlayer.model.part import Part
 from cutlayer.model.seams import Seams
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.layerwise import REACHED, Pieces, Reach, pieces_of
-from cutlayer.state import Stateless
 from cutlayer.types import Adapter, Batch
-from cutlayer.wire.link import Link, unexpected
+from cutlayer.wire.link import unexpected
 from cutlayer.wire.messages import Assignment, Gradients, Message, Update
 
 
-class Layers(Stateless):
+class Layers(RoundTalk):
     """Runs backward for as long as it may.
 
     Args:
@@ -44,27 +43,22 @@ class Layers(Stateless):
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._seams = Seams(device.base.family.blocks)
         self._begun = 0.0
         self._reached: list[int] = []  # steps in which the head and then each block from the output down was reached
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            await self._device.machine.aside(self._part)
-            self._begun = now()  # its part was built, if it had not been, before the clock runs
-            self._reached = [0] * (assignment.plan.cut + 1)
-            step_of = self._alone if assignment.plan.alone else self._below_the_cut
-            for step in range(assignment.plan.local_steps):
-                if (ended := await step_of(heard, assignment, step)) is not None:
-                    return ended
-            return None
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        await self._device.machine.aside(self._part)
+        self._begun = now()  # its part was built, if it had not been, before the clock runs
+        self._reached = [0] * (assignment.plan.cut + 1)
+        step_of = self._alone if assignment.plan.alone else self._below_the_cut
+        for step in range(assignment.plan.local_steps):
+            if (ended := await step_of(heard, assignment, step)) is not None:
+                return ended
+        return None
 
     def _part(self) -> Part:
         """What the device holds."""
@@ -173,7 +167,7 @@ class Layers(Stateless):
 
     # ------------------------------------------------------------------ the end of a round
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
         """The blocks that were reached, and how often each was."""
         device = self._device
         plan, (head, *down) = device.now.plan, self._reached

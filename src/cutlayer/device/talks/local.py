@@ -6,33 +6,23 @@ from collections.abc import Callable
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.model.part import WholePart
-from cutlayer.state import Stateless
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message
 
 
-class Local(Stateless):
+class Local(RoundTalk):
     """Trains alone.
 
     Args:
       device: The device.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            return await steps_alone(self._device, heard, assignment)
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        return await steps_alone(self._device, heard, assignment)
 
 
 async def steps_alone(

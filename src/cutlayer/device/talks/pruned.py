@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.device.talks.local import steps_alone
 from cutlayer.model.base import Base
@@ -25,7 +25,6 @@ from cutlayer.packing import StartedFrom
 from cutlayer.policies.prune import Prune, most_important
 from cutlayer.state import State
 from cutlayer.types import Adapter, DevicePlan, Flow
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message, Update
 
 CHANGE = "change"
@@ -80,7 +79,7 @@ def _only(scores: Tensor, units: tuple[int, ...]) -> Tensor:
     return torch.zeros_like(scores).index_copy_(0, chosen, scores[chosen])
 
 
-class Pruned:
+class Pruned(RoundTalk):
     """Trains alone on what it has left.
 
     Args:
@@ -88,28 +87,23 @@ class Pruned:
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._pruning: Pruning | None = None  # a device that never prunes knows nothing of it
         self._change = 0.0
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment, self._prune)
-            self._change = 0.0
-            scores = bool((prune := assignment.plan.clause(Prune)) and prune.score)
-            return await steps_alone(
-                self._device,
-                heard,
-                assignment,
-                part=self._part,
-                before_step=self._score if scores else None,
-                after_step=self._measure if scores else None,
-            )
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment, self._prune)
+        self._change = 0.0
+        scores = bool((prune := assignment.plan.clause(Prune)) and prune.score)
+        return await steps_alone(
+            self._device,
+            heard,
+            assignment,
+            part=self._part,
+            before_step=self._score if scores else None,
+            after_step=self._measure if scores else None,
+        )
 
     def _prune(self, adapter: Adapter) -> Adapter:
         """Removes what the plan asks for; what is left of the adapter."""
@@ -132,7 +126,8 @@ class Pruned:
     def _measure(self) -> None:
         self._change = _lora_distance(self._device.trainable.values(), self._device.broadcast)
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
+        """See `RoundTalk.update`; with what the device has left, and its scores."""
         if self._pruning is None:
             return self._device.update()
         change = torch.tensor(self._change, dtype=torch.float64)

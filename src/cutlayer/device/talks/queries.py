@@ -17,7 +17,7 @@ import torch
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.model.base import Base
 from cutlayer.model.optimizers import zeroth
@@ -27,13 +27,11 @@ from cutlayer.model.zeroth import lora_fa, mean_terms, two_sided
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.directions import step_seeds
 from cutlayer.policies.queries import queries_of
-from cutlayer.state import Stateless
 from cutlayer.types import Adapter, Batch, DevicePlan, Flow
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message, Update
 
 
-class QueriesTalk(Stateless):
+class QueriesTalk(RoundTalk):
     """Trains alone by queries.
 
     Args:
@@ -41,25 +39,20 @@ class QueriesTalk(Stateless):
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._recurrence: Recurrence | None = None  # of this round, where the form is that
         self._last: tuple[float, Sequence[float]] = (0.0, ())  # rate and slopes of the pass before
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            self._recurrence, self._last = None, (0.0, ())
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._step(step)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        self._recurrence, self._last = None, (0.0, ())
+        heard.begin()
+        for step in range(assignment.plan.local_steps):
+            await self._step(step)
+            if (ended := heard.waiting()) is not None:
+                return ended
+        return None
 
     async def _step(self, step: int) -> None:
         device, now = self._device, self._device.now
@@ -99,7 +92,7 @@ class QueriesTalk(Stateless):
         self._last = device.now.rate(step), slopes
         return float(losses_2Q.mean())
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
         """What has moved, which is not A."""
         device = self._device
         if self._recurrence is not None:

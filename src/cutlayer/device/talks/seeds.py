@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.model.base import Base
 from cutlayer.model.dropout import still
@@ -24,9 +24,7 @@ from cutlayer.model.kseed import SKIPPED, Walk
 from cutlayer.model.standing import Standing
 from cutlayer.policies.seed_search import SeedSearch, search_of
 from cutlayer.policies.seeds import draw, uniform
-from cutlayer.state import Stateless
 from cutlayer.types import Adapter, DevicePlan, Flow
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message, Update
 
 SUMS, ODDS = "sums", "odds"
@@ -35,7 +33,7 @@ INDICES, SLOPES = "seed_indices", "slopes"
 """The facts of an update: int16 (T,), which seed each step took, -1 for none; fp32 (T,), the slope along it."""
 
 
-class Seeds(Stateless):
+class Seeds(RoundTalk):
     """Trains alone along seeds.
 
     Args:
@@ -43,24 +41,19 @@ class Seeds(Stateless):
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._walk: Walk | None = None
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            standing = await self._device.machine.aside(lambda: self._begin(assignment))
-            heard.begin()
-            for step in range(assignment.plan.local_steps):
-                await self._step(standing, step)
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        standing = await self._device.machine.aside(lambda: self._begin(assignment))
+        heard.begin()
+        for step in range(assignment.plan.local_steps):
+            await self._step(standing, step)
+            if (ended := heard.waiting()) is not None:
+                return ended
+        return None
 
     def _begin(self, assignment: Assignment) -> Standing:
         """The weights where the round begins."""
@@ -88,7 +81,7 @@ class Seeds(Stateless):
         loss = await device.forwards(work, batch, step, like=lambda: 0.0)
         device.count(batch, loss)
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
         """The scalars; a round that ended early took no step in what was left of it."""
         assert self._walk is not None, "a round begins with a walk"
         facts, steps = self._walk.facts(), self._device.now.plan.local_steps

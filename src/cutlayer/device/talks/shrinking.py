@@ -13,22 +13,20 @@ from torch import Tensor
 
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.device.talks.local import steps_alone
 from cutlayer.model.base import Base
 from cutlayer.packing import StartedFrom
 from cutlayer.policies.self_prune import SelfPrune, tail_norm
-from cutlayer.state import Stateless
 from cutlayer.types import Adapter
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message, Update
 
 RANKS_LEFT = "ranks_left"
 """The fact of an update: int32, the rank of the adapter on each block."""
 
 
-class Shrinking(Stateless):
+class Shrinking(RoundTalk):
     """Trains alone at ranks of its own choice.
 
     Args:
@@ -36,22 +34,17 @@ class Shrinking(Stateless):
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._may: SelfPrune | None = None
         self._shrank = False  # the tail of its LoRA factors, in this round
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            self._may, self._shrank = assignment.plan.clause(SelfPrune), False
-            return await steps_alone(
-                self._device, heard, assignment, before_step=self._hold_small, after_step=self._compare
-            )
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        self._may, self._shrank = assignment.plan.clause(SelfPrune), False
+        return await steps_alone(
+            self._device, heard, assignment, before_step=self._hold_small, after_step=self._compare
+        )
 
     def _hold_small(self) -> None:
         if self._may is not None and self._may.penalty:
@@ -66,7 +59,7 @@ class Shrinking(Stateless):
         """The norm of what the device would lose of this adapter if it pruned its ranks."""
         return tail_norm(adapter, may.ranks, self._device.base.block_of)
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
         """What the device trained in this round; of its ranks, what it has not pruned."""
         device, may = self._device, self._may
         if may is None:

@@ -18,16 +18,15 @@ from torch import Tensor
 
 from cutlayer.data.batches import parts_of
 from cutlayer.device.ahead import Ahead
-from cutlayer.device.device import Device
-from cutlayer.device.follow import ends, follow
+from cutlayer.device.attentive import Attentive
+from cutlayer.device.follow import RoundTalk, ends
 from cutlayer.device.shape import Shape
-from cutlayer.state import Stateless
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link, unexpected
 from cutlayer.wire.messages import Assignment, Gradients, Message, Update
 
 
-class Split(Stateless):
+class Split(RoundTalk):
     """Sends activations up and waits for their gradient.
 
     A talk that does more below the cut overrides what a round is made of: `begin`, `ahead`, `back`, `update`.
@@ -36,20 +35,13 @@ class Split(Stateless):
       device: The device.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self.begin(assignment)
-            if assignment.plan.in_flight == 1:
-                return await self._steps(link, assignment)
-            async with Ahead(link) as ahead:
-                return await self._steps(ahead, assignment)
-
-        await follow(link, self._device, work, self.update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self.begin(assignment)
+        if assignment.plan.in_flight == 1:
+            return await self._steps(heard, assignment)
+        async with Ahead(heard) as ahead:
+            return await self._steps(ahead, assignment)
 
     def begin(self, assignment: Assignment) -> None:
         """Begins a round."""

@@ -10,15 +10,14 @@ import torch
 from cutlayer.device.ahead import Ahead
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.policies.repeat import Repeat
 from cutlayer.state import State
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Message, Recall
 
 
-class Stream:
+class Stream(RoundTalk):
     """Sends activations up, the next batch in the making while one is on its way.
 
     Args:
@@ -26,24 +25,19 @@ class Stream:
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._sent: set[int] = set()  # the samples whose activations the server keeps
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            heard.begin()
-            async with Ahead(heard) as ahead:
-                for step in range(assignment.plan.local_steps):
-                    if (ended := heard.waiting()) is not None:
-                        return ended
-                    await ahead.send(await self._batch(assignment, step))
-            return heard.waiting()
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        heard.begin()
+        async with Ahead(heard) as ahead:
+            for step in range(assignment.plan.local_steps):
+                if (ended := heard.waiting()) is not None:
+                    return ended
+                await ahead.send(await self._batch(assignment, step))
+        return heard.waiting()
 
     async def _batch(self, assignment: Assignment, step: int) -> Activations | Recall:
         """Runs a batch up to the cut and forgets it; or names it, if the server has all of it."""

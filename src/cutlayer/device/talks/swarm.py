@@ -23,7 +23,7 @@ from torch import Tensor
 from cutlayer.device.attentive import Attentive
 from cutlayer.device.chain import Chain, Counted, Errand, Interrupted
 from cutlayer.device.device import Device
-from cutlayer.device.follow import follow
+from cutlayer.device.follow import RoundTalk
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError
 from cutlayer.fleet.machine import Work
@@ -31,16 +31,14 @@ from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.policies.routing import Router
 from cutlayer.policies.spans import Through
-from cutlayer.state import Stateless
 from cutlayer.types import Adapter, Batch, Cost, DevicePlan, Flow
-from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Assignment, Message, Update
 
 SPANS = "spans"
 """The fact of an update: int64, what the device counted (`policies.spans.COUNTED`)."""
 
 
-class Swarm(Stateless):
+class Swarm(RoundTalk):
     """Trains through spans.
 
     Args:
@@ -48,36 +46,31 @@ class Swarm(Stateless):
     """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        super().__init__(device)
         self._counted = Counted()
         self._bytes_before = (0, 0)
 
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            device = self._device
-            device.begin(assignment)
-            heard.begin()
-            self._counted, self._bytes_before = Counted(), self._bytes()
-            through = assignment.plan.clause(Through)
-            random = np.random.default_rng([device.settings.seed, assignment.round, *device.name.encode()])
-            router = Router({} if through is None else through.held, random)
-            for step in range(assignment.plan.local_steps):
-                if through is None:
-                    await device.train(step)
-                else:
-                    try:
-                        await self._step(step, through, router, heard)
-                    except Interrupted as interrupted:
-                        device.take_back()
-                        return interrupted.message
-                if (ended := heard.waiting()) is not None:
-                    return ended
-            return None
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work, self._update)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        device = self._device
+        device.begin(assignment)
+        heard.begin()
+        self._counted, self._bytes_before = Counted(), self._bytes()
+        through = assignment.plan.clause(Through)
+        random = np.random.default_rng([device.settings.seed, assignment.round, *device.name.encode()])
+        router = Router({} if through is None else through.held, random)
+        for step in range(assignment.plan.local_steps):
+            if through is None:
+                await device.train(step)
+            else:
+                try:
+                    await self._step(step, through, router, heard)
+                except Interrupted as interrupted:
+                    device.take_back()
+                    return interrupted.message
+            if (ended := heard.waiting()) is not None:
+                return ended
+        return None
 
     async def _step(self, step: int, through: Through, router: Router, heard: Attentive) -> None:
         """One local step."""
@@ -212,7 +205,7 @@ class Swarm(Stateless):
         spans = self._device.spans
         return (0, 0) if spans is None else (spans.bytes_sent, spans.bytes_received)
 
-    def _update(self) -> Update:
+    def update(self) -> Update:
         if self._device.now.plan.clause(Through) is None:
             return self._device.update()
         moved = [after - before for after, before in zip(self._bytes(), self._bytes_before, strict=True)]

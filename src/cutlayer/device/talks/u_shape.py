@@ -19,12 +19,10 @@ from torch import Tensor
 
 from cutlayer.device.ahead import Ahead
 from cutlayer.device.attentive import Attentive
-from cutlayer.device.device import Device
-from cutlayer.device.follow import ends, follow
+from cutlayer.device.follow import RoundTalk, ends
 from cutlayer.device.shape import Shape
 from cutlayer.device.talks.local import steps_alone
 from cutlayer.policies.delay import delay_of
-from cutlayer.state import Stateless
 from cutlayer.types import Batch, DevicePlan, Flow
 from cutlayer.wire.link import Link, unexpected
 from cutlayer.wire.messages import Assignment, Gradients, Hidden, HiddenGradients, Message
@@ -39,30 +37,22 @@ class _Begun:
     returned: bool = False  # whether its `HiddenGradients` have been sent
 
 
-class UShape(Stateless):
+class UShape(RoundTalk):
     """Sends activations up, follows what comes down to the loss, and waits for the gradient at the cut.
 
     Args:
       device: The device.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    async def converse(self, link: Link) -> None:
-        """See `Talk.converse`."""
-
-        async def work(assignment: Assignment) -> Message | None:
-            self._device.begin(assignment)
-            if assignment.plan.alone:
-                return await steps_alone(self._device, heard, assignment)
-            if delay_of(assignment.plan) == 0:
-                return await self._steps(heard, assignment)
-            async with Ahead(heard) as ahead:
-                return await self._steps(ahead, assignment)
-
-        async with Attentive(link) as heard:
-            await follow(heard, self._device, work)
+    async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
+        """See `RoundTalk.work`."""
+        self._device.begin(assignment)
+        if assignment.plan.alone:
+            return await steps_alone(self._device, heard, assignment)
+        if delay_of(assignment.plan) == 0:
+            return await self._steps(heard, assignment)
+        async with Ahead(heard) as ahead:
+            return await self._steps(ahead, assignment)
 
     async def _steps(self, link: Link, assignment: Assignment) -> Message | None:
         """All steps of a round, at most so many under way as the delay allows; or the message that ended them."""
