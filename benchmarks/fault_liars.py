@@ -48,10 +48,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fedkseed": {},
     "16 bits": {"method.name": "fedlora", "model.dtype": "fp16"},
     "16 bits, split": {"method.name": "memsfl", "model.dtype": "fp16"},
+    "16 bits, held out": {"method.name": "fedlora", "model.dtype": "fp16", "data.hold_out": 0.3},
     "held out": {"method.name": "memsfl", "data.hold_out": 0.3},
     "held out, alone": {"method.name": "fedlora", "data.hold_out": 0.3},
 }
 """By name, keys of the config; the method of that name where they name none."""
+NO_ROWS = {"16 bits, held out"}
+"""Settings whose server has no validation rows, as that of a real fleet may not."""
 
 
 @dataclass
@@ -94,7 +97,9 @@ class Campaign:
         if setting not in self._worlds:
             scratch = self._folder / setting.replace(" ", "-").replace(",", "")
             scratch.mkdir()
-            self._worlds[setting] = World({"method.name": setting, **SETTINGS[setting]}, self._inputs, scratch)
+            self._worlds[setting] = World(
+                {"method.name": setting, **SETTINGS[setting]}, self._inputs, scratch, judges=setting not in NO_ROWS
+            )
         return self._worlds[setting]
 
     def _look(self, world: World, lie: str, result: Result, out: Path) -> tuple[str, list[str]]:

@@ -31,6 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cutlayer import joining
 from cutlayer.config import RunConfig, read_config
+from cutlayer.data.tasks import Samples
 from cutlayer.device import agent, own_link
 from cutlayer.device.own_data import read_own_data
 from cutlayer.device.probe import Probed
@@ -99,11 +100,13 @@ class World:
       values: keys of the config.
       inputs: a folder with the model and the data.
       scratch: where run folders go.
+      judges: whether the server has validation rows of its own.
     """
 
     values: dict[str, Any]
     inputs: Path
     scratch: Path
+    judges: bool = True
 
     @property
     def data(self) -> dict[str, Path]:
@@ -123,6 +126,8 @@ class World:
     def run_inputs(self, out: Path) -> ServerInputs:
         """Of a new life of the server."""
         made = replace(_shares(self.inputs)[1], config=self._config.model_copy(update={"out": str(out)}))
+        if not self.judges:
+            made = replace(made, validation=Samples.none())
         made.__dict__["base"] = base(made.model_settings)
         made.__dict__["costs"] = cost_model(made.model_settings).of(made.shape.flow)
         return made

@@ -41,6 +41,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What is written need not survive a loss of power, which no test can bring about; the order of calls is tested."""
+    with mock.patch.object(os, "fsync", lambda _handle: None):
+        yield
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A headless browser; skips where there is none."""

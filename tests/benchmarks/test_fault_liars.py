@@ -42,7 +42,7 @@ def test_one_liar(setting: str, campaign: fault_liars.Campaign) -> None:
     assert counts.runs[setting].total() == len(HERE[setting])
 
 
-@pytest.mark.parametrize("setting", ["16 bits", "16 bits, split"])
+@pytest.mark.parametrize("setting", ["16 bits", "16 bits, split", "16 bits, held out"])
 def test_poison_that_shows_when_the_model_runs(setting: str, campaign: fault_liars.Campaign) -> None:
     """Each number of it could be; the run goes on with the adapter of the fleet without who sent it."""
     counts = campaign.play(setting, ["poison within bounds"])

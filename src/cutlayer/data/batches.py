@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cutlayer.data.tasks import MASKED, Ragged, Samples
 from cutlayer.errors import CheckpointError, DataError
+from cutlayer.reading import TaskKind
 from cutlayer.state import State
 from cutlayer.types import Batch
 
@@ -113,6 +114,25 @@ def parts_of(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
         )
         for part in rows
     ]
+
+
+def random_tokens(task: TaskKind, vocabulary: int, num_tokens: int, samples: int = 4) -> Batch:
+    """Texts that mean nothing, always the same: enough to see whether a model runs.
+
+    Args:
+      task: What they are labelled for: with their own tokens, or with the first class.
+      vocabulary: Number of tokens that the model knows.
+      num_tokens: Of each text.
+      samples: How many texts.
+
+    Example:
+      >>> random_tokens("causal-lm", vocabulary=50, num_tokens=8).input_ids_BT.shape
+      torch.Size([4, 8])
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(vocabulary, (samples, num_tokens), generator=generator)
+    labels = ids_BT if task == "causal-lm" else torch.zeros(samples, dtype=torch.int64)
+    return Batch(ids_BT, torch.ones_like(ids_BT), labels, None, tuple(range(samples)), _weight_of(labels))
 
 
 def _weight_of(labels: torch.Tensor) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from cutlayer.data.batches import random_tokens
 from cutlayer.errors import DivergedError, UserError, leaves
 from cutlayer.fleet.machine import Machine
 from cutlayer.fleet.profile import Fleet
@@ -48,6 +49,8 @@ from cutlayer.state import Keeper, State, joined
 from cutlayer.transport.descriptors import with_descriptors
 from cutlayer.types import Adapter, Event, RoundPlan
 
+SOME_TOKENS = 32
+"""Of each text that means nothing, on which an adapter is tried."""
 LOST_ROUNDS = 2
 """In a row, in which nobody has finished; then a run ends."""
 
@@ -307,11 +310,14 @@ class Run:
         return metrics
 
     def _sound(self, adapter: Adapter) -> bool:
-        """Whether the model runs with an adapter, on the first rows that it is judged by; so where there are none."""
-        first = self._validation[:1]
-        if not first or self._method.moved is not None:
+        """Whether the model runs with an adapter, on the first rows that it is judged by and on tokens by chance: a
+        server may have no rows."""
+        if self._method.moved is not None:
             return True
-        return math.isfinite(evaluate(self._inputs.base, adapter, first, self._method.structure())["loss"])
+        base, config = self._inputs.base, self._inputs.config
+        some = random_tokens(base.settings.task, base.vocabulary, min(SOME_TOKENS, config.data.max_length))
+        batches = [*self._validation[:1], some]
+        return math.isfinite(evaluate(base, adapter, batches, self._method.structure())["loss"])
 
     async def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""
