@@ -42,9 +42,10 @@ from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.gate.hub import Hub
 from cutlayer.model import cost
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.fingerprint import Fingerprint, fingerprint
 from cutlayer.model.pieces import PieceServer
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import ModelFiles
 from cutlayer.report.progress import NoProgress
 from cutlayer.run import desk as hosting

@@ -40,8 +40,9 @@ from cutlayer.gate.forms import ScriptOf
 from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.cost import cost_model
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression, compression

@@ -11,8 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import DTYPES
 from cutlayer.reading import TaskKind
 from cutlayer.types import Adapter, Batch

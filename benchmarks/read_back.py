@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cutlayer.data.source import load_validation
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.place import MINILM
+from cutlayer.model.settings import ModelSettings
 from cutlayer.report.listing import Listing
 from cutlayer.settings import load_tokenizer
 from cutlayer.types import Batch

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.structure import Structure
 from cutlayer.testing.tiny import LABELS
 from cutlayer.types import Adapter, Kept

@@ -44,7 +44,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """What is written need not survive a loss of power, which no test can bring about; the order of calls is tested."""
-    with mock.patch.object(os, "fsync", lambda _handle: None):
+    with mock.patch.object(os, "fsync", return_value=None):
         yield
 
 

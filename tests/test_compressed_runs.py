@@ -11,7 +11,8 @@ import torch
 
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.testing.playground import Played, fleet_of, play, streams_for
 from cutlayer.testing.tiny import LABELS

@@ -18,7 +18,8 @@ from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.policies.aggregate import mean_per_block
 from cutlayer.policies.order import ORDERS

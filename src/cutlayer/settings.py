@@ -18,10 +18,11 @@ from cutlayer.device.own_data import DataSpec
 from cutlayer.device.shape import Shape
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.cost import ShapedCosts
 from cutlayer.model.families import read_family
 from cutlayer.model.processor import has_bf16_units
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.model.vocabulary import check_fit

@@ -20,9 +20,10 @@ from commands import World, run, stopped_after_a_round
 from cutlayer.config import read_config
 from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.card import read_card
 from cutlayer.model.export import read_adapter
+from cutlayer.model.settings import ModelSettings
 from cutlayer.server.evaluate import evaluate
 
 

@@ -16,7 +16,7 @@ from cutlayer.device.process import MIB, START_BYTES, for_a_part, foretold_bytes
 
 SAMPLES, TOKENS, BLOCKS, STEPS = 8, 128, 4, 4
 SHAPE = {"n_embd": 768, "n_layer": BLOCKS, "n_head": 12, "n_positions": TOKENS}
-"""GPT-2 small's, of fewer blocks. Of smaller ones the heap's holes, which differ from run to run, are too much of all."""
+"""GPT-2 small's, of fewer blocks. Of narrower ones the heap's holes, which differ from run to run, are too much."""
 
 
 @given(st.integers(1, 2**42), st.floats(0, 1), st.integers(0, 2**40))
@@ -93,8 +93,9 @@ def _train(folder: str, dtype: str, cut: int, share: float) -> dict[str, int]:
 
     import cutlayer.joining  # noqa: F401  what a device imports
     from cutlayer.device.shape import shape_by_name
-    from cutlayer.model.base import Base, ModelSettings
+    from cutlayer.model.base import Base
     from cutlayer.model.cost import CostModel
+    from cutlayer.model.settings import ModelSettings
     from cutlayer.model.trainable import OptimizerSettings, Trainable
     from cutlayer.report.summary import peak_memory_bytes
     from cutlayer.transport.allocator import ON_A_DEVICE, PAD_BYTES, keep_freed_memory

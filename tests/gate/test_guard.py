@@ -20,7 +20,8 @@ from cutlayer.gate.forms import MOST_EVENTS, ScriptOf
 from cutlayer.gate.guard import Guard
 from cutlayer.methods.table import TABLE
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.structure import units_by_name
 from cutlayer.packing import UNCOMPRESSED, Compression, compression
 from cutlayer.policies.prune import Prune

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bases import moved_adapter, open_base, settings_for
 from cutlayer.device.shape import shape_by_name
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.cost import (
     BYTES_PER_TRAINABLE,
     HEAP_SLACK,
@@ -31,6 +31,7 @@ from cutlayer.model.cost import (
 from cutlayer.model.counting import PROBE_SAMPLES, Counter, Held
 from cutlayer.model.imagined import FUSED_ATTENTION
 from cutlayer.model.part import Part, model_inputs
+from cutlayer.model.settings import ModelSettings
 from cutlayer.policies.delay import Delay
 from cutlayer.policies.prune import Prune
 from cutlayer.testing import tiny

@@ -74,8 +74,9 @@ def _measure(side: str, cut: int, tiny: str, folder: str) -> tuple[int, int]:
     import torch
 
     from cutlayer.device.shape import shape_by_name
-    from cutlayer.model.base import Base, ModelSettings
+    from cutlayer.model.base import Base
     from cutlayer.model.cost import CostModel
+    from cutlayer.model.settings import ModelSettings
     from cutlayer.model.trainable import OptimizerSettings, Trainable
     from cutlayer.report.summary import peak_memory_bytes
     from cutlayer.types import DevicePlan

@@ -135,7 +135,8 @@ SAVE = """
 import sys
 from pathlib import Path
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.export import save_adapter
 from cutlayer.model.card import AdapterCard
 

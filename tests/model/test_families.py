@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from cutlayer import Method, cut_at, everyone, mean_per_block, relay
 from cutlayer.errors import ModelError
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.cut import check_paths, head_modules
 from cutlayer.model.families import FAMILIES, Family, family_content, family_of, read_family
+from cutlayer.model.settings import ModelSettings
 from cutlayer.testing.playground import learning_rate, plain_training, played
 from cutlayer.testing.tiny import BLOCKS, CONFIGS
 from turns import CASES

@@ -21,7 +21,7 @@ pytest.importorskip("gguf")
 from bases import moved_adapter, open_base, settings_for
 from cutlayer.errors import ModelError
 from cutlayer.model import llama_cpp as module
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.llama_cpp import LlamaCpp, cached, llama3, llama3_factors
 from cutlayer.model.part import model_inputs
@@ -29,6 +29,7 @@ from cutlayer.model.pieces import PieceServer, PieceStore
 from cutlayer.model.place import SMOLLM2, gguf_in
 from cutlayer.model.pretrained import pretrained
 from cutlayer.model.quantised import KINDS
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import ModelFiles, read_header
 from cutlayer.settings import load_tokenizer
 from cutlayer.testing.tiny import random_batch

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.families import FAMILIES
 from cutlayer.model.part import model_inputs
+from cutlayer.model.settings import ModelSettings
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import BLOCKS, LABELS, random_batch
 from cutlayer.types import Adapter, Batch

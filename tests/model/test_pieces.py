@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from bases import open_base, settings_for
 from cutlayer.errors import MalformedMessage, ModelError
 from cutlayer.model import pieces
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.part import Part
 from cutlayer.model.pieces import (
     EMBEDDINGS,
@@ -35,6 +35,7 @@ from cutlayer.model.pieces import (
     read_manifest,
 )
 from cutlayer.model.place import MINILM
+from cutlayer.model.settings import ModelSettings
 from cutlayer.testing.tiny import BLOCKS, save_tiny_model, save_tiny_tokenizer
 from turns import CASES, by_turns
 

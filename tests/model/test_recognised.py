@@ -189,7 +189,7 @@ def test_a_device_is_sent_the_text_tower_alone(seeing: Path, tmp_path: Path) -> 
 
 
 def test_the_row_of_a_listed_model_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cutlayer.model.base.recognised", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr("cutlayer.model.skeleton.recognised", lambda *_: pytest.fail("tried"))
     assert tiny_base("llama", "causal-lm").family.name == "llama"
 
 

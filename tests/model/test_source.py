@@ -216,7 +216,8 @@ def test_the_same_part_is_built_once(tiny_model: ModelMaker) -> None:
 
 PEAK = """
 import sys
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.adapter import LoraSettings
 
 def peak_bytes():

@@ -9,19 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from cutlayer.errors import ConfigError, ModelError
 from cutlayer.model.adapter import (
     PREFIX,
-    LoraSettings,
     at_rank,
     attach_lora,
     check_targets,
@@ -32,93 +28,23 @@ from cutlayer.model.adapter import (
     shape_at_rank,
     target_modules,
 )
-from cutlayer.model.asked import check_room
 from cutlayer.model.classes import in_the_heads_order, why_drawn_anew
 from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
-from cutlayer.model.families import FAMILIES, Family, family_of
+from cutlayer.model.families import Pooling
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
-from cutlayer.model.pooling import FRESH_POOLER_STD, choose_pooling, install_pooling
-from cutlayer.model.pretrained import config_of, from_config_json
-from cutlayer.model.quantised import KINDS, SCALE, Form, Kind, forms_of, quantise
-from cutlayer.model.recognised import recognised
-from cutlayer.model.source import DTYPES, ModelFiles, Weights
+from cutlayer.model.pooling import FRESH_POOLER_STD
+from cutlayer.model.quantised import SCALE, Form, forms_of, quantise
+from cutlayer.model.settings import ModelSettings
+from cutlayer.model.skeleton import BUILDING, Skeletons, backbone_of
+from cutlayer.model.source import ModelFiles, Weights
 from cutlayer.model.standing import Standing
 from cutlayer.model.structure import Structure
-from cutlayer.reading import TaskKind
 from cutlayer.types import Adapter, Kept
 
 Blocks = frozenset[int] | None
 """Which blocks have an adapter; None for all of them."""
-
-_BUILDING = Lock()
-"""Held while torch and PEFT make modules on the meta device: they say so to the whole process, not to a thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """What a run says of the model.
-
-    Attributes:
-      name: folder, GGUF file, hub name, `builtin:minilm` or `builtin:smollm2`.
-      task: what it is trained for.
-      num_labels: classes of a classification; 0 for causal LM.
-      pad_id: the token id that pads. The model's config keeps its own, from which RoBERTa counts its positions.
-      dtype: of the frozen weights: fp32, bf16, fp16, int8 or nf4 (`model/quantised.py`). Trainable tensors are always
-        fp32.
-      compute: of the activations and of what frozen tensors are computed with; None is the weights' own, and fp32 where
-        these are int8 or nf4.
-      pooling: `auto`, or how a sentence becomes a vector.
-      base_dropout: whether the base model's own dropout is on while training. Off, the cut is exact.
-      checkpoint_device: the device recomputes its blocks in the backward pass, to hold fewer activations.
-      checkpoint_server: the same on the server.
-      lora: the adapter.
-      family: where the parts of the model are, in place of the row of its family.
-      revision: of a model on the hub; None for its newest.
-      labels: the classes by name, in the order of their ids, by which a checkpoint's own head is taken over or not;
-        none takes it as it stands.
-    """
-
-    name: str
-    task: TaskKind
-    num_labels: int = 0
-    pad_id: int = 0
-    dtype: str = "fp32"
-    compute: str | None = None
-    pooling: str = "auto"
-    base_dropout: bool = False
-    checkpoint_device: bool = False
-    checkpoint_server: bool = False
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    family: Family | None = None
-    revision: str | None = None
-    labels: tuple[str, ...] = ()
-
-    @property
-    def quantised(self) -> Kind | None:
-        """In which form the frozen weights are; None for plain numbers."""
-        return next((kind for kind in KINDS if kind == self.dtype), None)
-
-    @property
-    def computes_in(self) -> torch.dtype:
-        """What it computes in.
-
-        Raises:
-          ConfigError: Plain weights of another dtype.
-        """
-        own = "fp32" if self.quantised else self.dtype
-        if self.compute not in (None, own) and not self.quantised:
-            raise ConfigError(
-                f"model.compute: expected {own}, in which the weights are, got {self.compute}. Set model.dtype to "
-                f"{self.compute}, or to one of {', '.join(KINDS)}."
-            )
-        return DTYPES[self.compute or own]
-
-    @property
-    def drops(self) -> bool:
-        """Whether anything drops out while training."""
-        return self.base_dropout or self.lora.dropout > 0
 
 
 class Base:
@@ -141,21 +67,18 @@ class Base:
         self.device = torch.device(device)
         self.files = ModelFiles(settings.name, settings.revision)
         self.dtype = settings.computes_in
-        self.config = self._transformers_config(depth)
-        self.family = self._family()
-        self.pooling = choose_pooling(settings.pooling, self.family)
-        if self.pooling == "last" and getattr(self.config, "pad_token_id", None) is None:
-            self.config.pad_token_id = settings.pad_id  # transformers asks for one, and `model/ends.py` for none
-        self.trained_heads = self._trained_heads()
-        skeleton = self._skeleton()
+        self._skeletons = Skeletons(settings, self.files, self.device, depth)
+        self.config, self.family = self._skeletons.config, self._skeletons.family
+        self.trained_heads = self._skeletons.trained_heads
+        skeleton = self._skeletons.make()
         self._prefix: str = skeleton.base_model_prefix
-        check_paths(skeleton, self._backbone(skeleton), self.family)
+        check_paths(skeleton, backbone_of(skeleton), self.family)
         self._blocks = f"{self._prefix}.{self.family.blocks}"
         self.num_blocks = len(skeleton.get_submodule(self._blocks))
         self._ties = _ties(skeleton)
         if self._ties and self._has_own_head():
             self.config.tie_word_embeddings = False
-            skeleton, self._ties = self._skeleton(), {}
+            skeleton, self._ties = self._skeletons.make(), {}
         self.parameter_shapes = {name: value.shape for name, value in skeleton.named_parameters()}
         self.parameter_names = [name for name in self.parameter_shapes if name not in self._ties]
         kind = settings.quantised
@@ -164,7 +87,7 @@ class Base:
         self.weights = self._weights(self.forms)
         check_targets(skeleton, self._blocks, self.family, settings.lora.targets)
         self.target_names = peft_targets(skeleton, self._blocks, self.family, settings.lora.targets)
-        self._pool(skeleton)
+        self._skeletons.pool(skeleton)
         self._block_pattern = re.compile(re.escape(f"{PREFIX}{self._blocks}.") + r"(\d+)\.")
         self.shapes = self._trainable_shapes(skeleton)
         self._folded: dict[str, int] = {}
@@ -202,12 +125,12 @@ class Base:
         return self._device_parts[cut, adapted]
 
     def _device_part(self, cut: int, adapted: frozenset[int], kept: Kept | None) -> DevicePart:
-        model = self._skeleton(checkpoint=self.settings.checkpoint_device)
+        model = self._skeletons.make(checkpoint=self.settings.checkpoint_device)
         if kept is not None:
             self.structure.shrink(model, kept)
-        keep_device_side(model, self._backbone(model), self.family, cut)
+        keep_device_side(model, backbone_of(model), self.family, cut)
         self._finish(model, adapted, kept)
-        return DevicePart(model, self._backbone(model), find_slots(model, ()))
+        return DevicePart(model, backbone_of(model), find_slots(model, ()))
 
     def server_part(self, cut: int, blocks: Blocks = None) -> ServerPart:
         """Blocks `[cut, L)` and the head; parts that hold the same are one object. See `device_part`."""
@@ -221,9 +144,9 @@ class Base:
         check_cut(first, self.num_blocks)
         key = (first, self._adapted(blocks, first, self.num_blocks), checkpoint)
         if key not in self._upper_parts:
-            model = self._skeleton(checkpoint=checkpoint)
-            feed = keep_server_side(self._backbone(model), self.family, first, self.num_blocks, self.dtype)
-            self._pool(model)
+            model = self._skeletons.make(checkpoint=checkpoint)
+            feed = keep_server_side(backbone_of(model), self.family, first, self.num_blocks, self.dtype)
+            self._skeletons.pool(model)
             self._finish(model, key[1])
             slots = find_slots(model, self.trained_heads)
             self._upper_parts[key] = ServerPart(model, feed, slots)
@@ -235,20 +158,20 @@ class Base:
         check_cut(first, end)
         key = (first, end, self._adapted(blocks, first, end))
         if key not in self._middle_parts:
-            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
-            feed = keep_server_side(self._backbone(model), self.family, first, self.num_blocks, self.dtype)
-            keep_device_side(model, self._backbone(model), self.family, end)
+            model = self._skeletons.make(checkpoint=self.settings.checkpoint_server)
+            feed = keep_server_side(backbone_of(model), self.family, first, self.num_blocks, self.dtype)
+            keep_device_side(model, backbone_of(model), self.family, end)
             self._finish(model, key[2])
             slots = find_slots(model, ())
-            self._middle_parts[key] = MiddlePart(model, self._backbone(model), feed, slots)
+            self._middle_parts[key] = MiddlePart(model, backbone_of(model), feed, slots)
         return self._middle_parts[key]
 
     def whole(self, blocks: Blocks = None) -> WholePart:
         """The unsplit model. See `device_part`."""
         key = self._adapted(blocks, 0, self.num_blocks)
         if key not in self._wholes:
-            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
-            self._pool(model)
+            model = self._skeletons.make(checkpoint=self.settings.checkpoint_server)
+            self._skeletons.pool(model)
             self._finish(model, key)
             self._wholes[key] = WholePart(model, find_slots(model, self.trained_heads), self.device)
         return self._wholes[key]
@@ -271,9 +194,9 @@ class Base:
         key = (kept, self._adapted(blocks, 0, self.num_blocks))
         if self._pruned is None or self._pruned[0] != key:
             self._pruned = None  # before its successor is there
-            model = self._skeleton(checkpoint=self.settings.checkpoint_server)
+            model = self._skeletons.make(checkpoint=self.settings.checkpoint_server)
             self.structure.shrink(model, kept)
-            self._pool(model)
+            self._skeletons.pool(model)
             self._finish(model, key[1], kept)
             self._pruned = key, WholePart(model, find_slots(model, self.trained_heads), self.device)
         return self._pruned[1]
@@ -285,7 +208,7 @@ class Base:
         Raises:
           ConfigError: This model or these LoRA targets cannot be pruned.
         """
-        skeleton = self._skeleton()
+        skeleton = self._skeletons.make()
         if self.settings.dtype == "nf4":
             raise ConfigError(
                 "model.dtype: expected int8 or a plain dtype where rows and columns of weights are removed, got nf4, "
@@ -468,6 +391,11 @@ class Base:
         return self.weights.held(self._untied(path))
 
     @property
+    def pooling(self) -> Pooling:
+        """How a sentence becomes a vector."""
+        return self._skeletons.pooling
+
+    @property
     def vocabulary(self) -> int:
         """Number of tokens that the model knows."""
         return int(self.config.get_text_config().vocab_size)
@@ -557,53 +485,6 @@ class Base:
         weight = self.weights.read(f"{owner}.dense.weight").float()
         return bool(weight.std() < 0.5 * float(self.config.initializer_range))
 
-    def _transformers_config(self, depth: int | None) -> Any:
-        config = config_of(self.files)
-        if self.settings.task == "classification":
-            config.num_labels = self.settings.num_labels
-            config.problem_type = "single_label_classification"
-        if depth is not None:
-            config.num_hidden_layers = depth
-            if getattr(config, "layer_types", None):
-                config.layer_types = (list(config.layer_types) * depth)[:depth]
-        config.use_cache = False
-        if not self.settings.base_dropout:
-            for key, value in config.to_dict().items():
-                if "drop" in key and isinstance(value, (int, float)):
-                    setattr(config, key, 0.0)
-        return config
-
-    def _family(self) -> Family:
-        """The row of the model, or one that is recognised and tried."""
-        settings, model_type = self.settings, self.files.model_type
-        if settings.family is not None or model_type in FAMILIES:
-            return family_of(model_type, settings.task, settings.family)
-        return recognised(settings.name, self.config, settings.task, self._built)
-
-    def _built(self, config: Any, where: str = "meta") -> Any:
-        """The task model of a config, its parameters as they are made."""
-        with _BUILDING, torch.device(where), from_config_json(self.settings.name):
-            return model_class(self.settings.task).from_config(config, dtype=self.dtype, trust_remote_code=False)
-
-    def _trained_heads(self) -> tuple[str, ...]:
-        if self.settings.task == "causal-lm":
-            return ()
-        pooler = self.family.pooler
-        if pooler is None or self.pooling != "pooler":
-            return self.family.head
-        prefix = model_class(self.settings.task)._model_mapping[type(self.config)].base_model_prefix
-        return (f"{prefix}.{pooler}", *self.family.head)
-
-    def _skeleton(self, *, checkpoint: bool = False) -> Any:
-        """The task model on the meta device, with real values in the buffers that no checkpoint holds."""
-        model = self._built(self.config)
-        check_room(self.settings.name, sum(buffer.nbytes for buffer in model.buffers()))
-        _rebuild_buffers(model, self.device)
-        if checkpoint:  # before the cut takes away the embeddings, where transformers hangs a hook
-            model.activation_checkpointing_enable()
-            model.disable_input_require_grads()  # the hook: it would make a device without adapters train
-        return model
-
     def _weights(self, forms: Mapping[str, Form] | None = None) -> Weights:
         instead = {source: tied for tied, source in self._ties.items()}
         return Weights(
@@ -619,18 +500,11 @@ class Base:
             return any(weights.differ(source, tied) for tied, source in self._ties.items())
         return False
 
-    def _pool(self, model: Any) -> None:
-        if self.settings.task == "classification":
-            install_pooling(model, self.family, self.pooling)
-
-    def _backbone(self, model: Any) -> Any:
-        return getattr(model, model.base_model_prefix)
-
     def _finish(self, model: Any, blocks: frozenset[int], kept: Kept | None = None) -> None:
         """Attaches LoRA to these blocks, assigns the frozen tensors, freezes, and sets the modes."""
         modules = target_modules(model, self._blocks, self.family, self.settings.lora.targets)
         held = [path for path in modules if self.block_of(f"{PREFIX}{path}") in blocks]
-        with _BUILDING:
+        with BUILDING:
             attach_lora(model, held, self.settings.lora)
         quantise(model, self.forms, self.dtype)
         model.requires_grad_(False)
@@ -685,29 +559,10 @@ class Base:
         return {**lora, **of_blocks.get(None, {})}
 
 
-def model_class(task: TaskKind) -> Any:
-    """The class that makes the task model of any config."""
-    return AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
-
-
 def _ties(model: Any) -> dict[str, str]:
     """Parameter -> the parameter whose tensor it shares, such as an output head tied to the embeddings."""
     tied = getattr(model, "_tied_weights_keys", None) or {}
     return dict(tied) if model.config.tie_word_embeddings else {}
-
-
-def _rebuild_buffers(model: Any, device: torch.device) -> None:
-    """Gives the buffers that are not in a checkpoint (rotary tables, position ids) their values.
-
-    transformers recomputes them in `_init_weights`; the parameters are still on the meta device, where initialising
-    costs nothing.
-    """
-    for module in model.modules():
-        absent = [name for name, buffer in module._buffers.items() if buffer is not None and buffer.is_meta]
-        if absent and device.type != "meta":
-            for name in absent:
-                module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
-            model._init_weights(module)
 
 
 def _has_parameters(model: nn.Module, name: str) -> bool:

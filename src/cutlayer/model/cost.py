@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from cutlayer.model.adapter import PREFIX
-from cutlayer.model.base import Base, Blocks, ModelSettings
+from cutlayer.model.base import Base, Blocks
 from cutlayer.model.counting import DEPTH, PROBE_LENGTHS, Counter, Held, Pieces
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.structure import Left
 from cutlayer.types import Cost, DevicePlan, Flow, adapted_blocks
 

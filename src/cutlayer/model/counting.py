@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cutlayer.model.base import Base, Blocks, ModelSettings
+from cutlayer.model.base import Base, Blocks
 from cutlayer.model.imagined import Imagined
 from cutlayer.model.loss import Learned
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.structure import Left
 from cutlayer.reading import TaskKind
 from cutlayer.types import Kept, adapted_blocks

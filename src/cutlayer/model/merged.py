@@ -25,7 +25,7 @@ from torch import Tensor
 from cutlayer.errors import AdapterError
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
-from cutlayer.model.base import Base, model_class
+from cutlayer.model.base import Base
 from cutlayer.model.card import CARD, AdapterCard
 from cutlayer.model.export import card_text
 from cutlayer.model.fingerprint import public_name
@@ -35,6 +35,7 @@ from cutlayer.model.pooling import install_pooling
 from cutlayer.model.portable import copy_tokenizer
 from cutlayer.model.pretrained import config_of
 from cutlayer.model.pruned import described
+from cutlayer.model.skeleton import model_class
 from cutlayer.model.source import DTYPES, INDEX
 from cutlayer.types import Adapter, Batch
 

@@ -37,10 +37,11 @@ from safetensors import SafetensorError, safe_open
 from cutlayer.errors import MalformedMessage, ModelError
 from cutlayer.files import sha256, sync_folder
 from cutlayer.model.adapter import PREFIX
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.cut import check_cut
 from cutlayer.model.packed import written_note
 from cutlayer.model.quantised import SCALE, Form
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import INDEX, TOKENIZER, read_header
 
 EMBEDDINGS, HEAD = "embeddings.safetensors", "head.safetensors"

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from cutlayer.files import write_folder_atomically
 from cutlayer.model.adapter import PREFIX
-from cutlayer.model.base import Base, model_class
+from cutlayer.model.base import Base
 from cutlayer.model.card import BESIDE, AdapterCard
 from cutlayer.model.export import fill_adapter
 from cutlayer.model.fingerprint import public_name
 from cutlayer.model.pretrained import config_of
+from cutlayer.model.skeleton import model_class
 from cutlayer.types import Adapter, Kept
 
 TOKENIZER_FILES = (

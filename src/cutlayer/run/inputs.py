@@ -39,13 +39,14 @@ from cutlayer.fleet.profile import Fleet, load_fleet
 from cutlayer.methods.contradictions import check, check_held_out
 from cutlayer.methods.method import Method
 from cutlayer.methods.table import build_method, found
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.card import AdapterCard
 from cutlayer.model.classes import in_the_heads_order
 from cutlayer.model.cost import ShapedCosts, cost_model
 from cutlayer.model.families import FAMILIES, family_content, family_of, read_family
 from cutlayer.model.fingerprint import fingerprint
 from cutlayer.model.quantised import KINDS
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import ModelFiles
 from cutlayer.model.trainable import TrainSettings
 from cutlayer.model.vocabulary import check_ids

@@ -24,7 +24,8 @@ from cutlayer.fleet.machine import ModelledMachine, Work
 from cutlayer.fleet.presence import Hours, hours_of
 from cutlayer.fleet.profile import DeviceProfile
 from cutlayer.methods.method import Method
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
+from cutlayer.model.settings import ModelSettings
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.stragglers import Stragglers, wait_all
 from cutlayer.reading import TaskKind

@@ -20,12 +20,13 @@ from cutlayer.data.batches import evaluation_batches
 from cutlayer.data.source import NO_DATA
 from cutlayer.data.tasks import pad_token_id
 from cutlayer.errors import AdapterError, UserError
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.card import CARD, AdapterCard, read_card
 from cutlayer.model.export import base_files
 from cutlayer.model.folds import taken_back
 from cutlayer.model.given import GivenAdapter, read_given
 from cutlayer.model.model_card import Training
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.source import ModelFiles
 from cutlayer.policies.scope import shared
 from cutlayer.report.run_folder import RunFolder

@@ -23,8 +23,9 @@ from cutlayer.gate.guard import Guard
 from cutlayer.gate.guarded import guarded
 from cutlayer.methods.method import Method
 from cutlayer.model.adapter import LoraSettings
-from cutlayer.model.base import Base, ModelSettings
+from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
+from cutlayer.model.settings import ModelSettings
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
 from cutlayer.packing import UNCOMPRESSED, CompressedLink, Compression
 from cutlayer.policies.aggregate import Aggregate, Contribution
