@@ -128,7 +128,7 @@ def accuracy(one: Figures) -> float:
 
 
 def points(one: Figures, other: Figures) -> str:
-    """How much more accurate, in percentage points, and both accuracies."""
+    """The difference of two accuracies in percentage points, and both accuracies."""
     return f"{100 * (accuracy(one) - accuracy(other)):+.1f} ({accuracy(one):.3f} / {accuracy(other):.3f})"
 
 
@@ -139,13 +139,13 @@ def points_and_spread(one: Figures, other: Figures) -> str:
 
 
 def less(one: Figures, other: Figures, of: str) -> str:
-    """How much less a whole run took."""
+    """The percentage by which a whole run's total differs from the other's: below 0 where the first takes less."""
     mine, others = (figures["totals"][of]["mean"] for figures in (one, other))
     return f"{100 * (mine / others - 1):+.1f} %" if others else "none there"
 
 
 def speedup(one: Figures, other: Figures, of: str = "virtual_seconds") -> str:
-    """How many times sooner the target was reached."""
+    """The factor by which the target was reached sooner than by the other."""
     if one["to_target"] is None:
         return "not reached by the system"
     if other["to_target"] is None:
@@ -238,7 +238,7 @@ def hsplitlora(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
 def on_a_chat_model(
     trial: Trial, figures: Sequence[Figures], papers: Mapping[str, str] = MappingProxyType({})
 ) -> list[Line]:
-    """What is said and what it took, of a language model; and what one process took for it on this machine.
+    """Lines of a language model: its metrics and the costs of its run; what one process took for it on this machine.
 
     Args:
       trial: The comparison.
@@ -373,7 +373,7 @@ def accuracy_by(one: Figures, seconds: float) -> float:
 
 
 def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
-    """How long rounds and steps take, of all rounds and, in brackets, of the second half, when a table has been learnt.
+    """Figures of rounds and steps: of all rounds and, in brackets, of the second half, when a table has been learnt.
 
     The latency threshold of a seed is that of the system, the median of its first round, for the fixed cuts too.
     """
@@ -399,7 +399,7 @@ def reindsplit(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
 
 
 def hsfl(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
-    """What rounds take, and how well each device classifies rows spread as its own are."""
+    """Training time, the accuracy of each device on rows spread as its own are, and the accuracy on all classes."""
     system, *others = figures
     mine = [at_home(folder) for folder in system["folders"]]
     lines = []
@@ -489,7 +489,7 @@ def ho_sfl(trial: Trial, figures: Sequence[Figures]) -> list[Line]:
 
 
 def petals(_trial: Trial, figures: Sequence[Figures]) -> list[Line]:
-    """What failing machines cost: time, and nothing of what is learnt."""
+    """The cost of failing machines: time, and nothing of what is learnt."""
     system, *others = figures
     lines = []
     for other in others:
@@ -615,7 +615,7 @@ def rows_in(folder: Path, *, half: bool) -> list[dict[str, Any]]:
 
 
 def records_in(folder: Path, *, half: bool) -> list[StepRecord]:
-    """What devices measured in them."""
+    """Records of what devices measured in the rounds of a run, or in their second half."""
     return [record for row in rows_in(folder, half=half) for record in records_of(row)]
 
 
@@ -746,7 +746,7 @@ FLEETS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-"""By name, fleets of this file alone: where computing decides about time, and not the network."""
+"""Fleets of this file alone, by name: computing decides about time in them, and not the network."""
 FIXED_CUTS = (("cut=1",), ("cut=2",), ("cut=3",))
 SMALL_STEPS = "--batch-size 8 --max-length 32"
 SHORT_STEPS = "--local-steps 1 --batch-size 4 --eval-every 100 --spread iid"
@@ -773,7 +773,7 @@ PLACES = f"{ON_CHATS} --max-length 128 --local-steps 4"
 ONE_SMALL_STEP = (
     "--rounds 1 --local-steps 1 --batch-size 1 -o train.eval_rows=4 -o train.metric_rows=2 -o train.new_tokens=4"
 )
-"""For the quick mode of a model that takes seconds for a step."""
+"""Flags of the quick mode for a model that takes seconds for a step."""
 CLAIMS: dict[str, tuple[Callable[[Trial, Sequence[Figures]], list[Line]], tuple[Trial, ...]]] = {
     "splitfrozen": (
         splitfrozen,
@@ -1060,7 +1060,7 @@ def with_short_validation(data: Path, work: Path) -> Path:
 
 
 def source_of(trial: Trial, data: Path, work: Path) -> str:
-    """What `--data` takes for a trial: what is built in, or a folder with short validation."""
+    """The value of `--data` for a trial: built-in data by name, or a folder with short validation."""
     if trial.data.startswith("builtin:"):
         return trial.data
     return str(with_short_validation(data / trial.data.removesuffix(CHATS), work))
@@ -1096,7 +1096,7 @@ def fleet_file(name: str, work: Path) -> str:
 
 
 def facts_of(out: Path, figures: Figures) -> dict[str, float]:
-    """What a method's rounds have noted of its devices, as numbers by name, summed over a run; the mean over runs."""
+    """Numbers that a method's rounds have noted of its devices, by name, summed over a run; the mean over runs."""
     result: Counter[str] = Counter()
     for run in figures["runs"]:
         for line in (out / run["folder"] / "metrics.jsonl").read_text().splitlines():

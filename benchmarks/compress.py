@@ -1,4 +1,4 @@
-"""What codecs cost: milliseconds of processor time to pack and unpack a MiB of fp32 activations, and the bytes left.
+"""The cost of codecs: milliseconds of processor time to pack and unpack a MiB of fp32 activations, and the bytes left.
 
 All codecs take turns in one process with one thread, and so does a plain copy, against which ratios are; the figure is
 the least of many turns. `frame` is what encoding a message with the packed tensor costs beside.

@@ -255,7 +255,7 @@ class Stage:
         return {key: value for key, value in line.items() if key not in ("metrics", "events")} | {"bytes": _of(sent)}
 
     def digests(self, out: Path) -> Line:
-        """What a run left."""
+        """Digests of the files that a run left."""
         line = {"adapter": hashlib.sha256((out / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()}
         for name in ("adapters", "pruned"):
             if (out / name).is_dir():
@@ -372,7 +372,7 @@ def _of(value: Any) -> str:
 
 
 def plays_of(only: Sequence[str], *, simulated: bool = True, grpc: bool = True) -> list[Play]:
-    """What is to be played, of the simulated runs and the real ones; a method's name stands for its variants too.
+    """The runs to be played, simulated and real; a method's name stands for its variants too.
 
     Raises:
       ConfigError: There is no such case.
@@ -429,7 +429,7 @@ def differences(old: Mapping[str, Line], new: Mapping[str, Line]) -> list[str]:
 
 
 def machine() -> dict[str, str]:
-    """What digests depend on beside the code."""
+    """The versions and the kind of processor on which digests depend beside the code."""
     cpu = torch.backends.cpu.get_cpu_capability()
     return {"python": platform.python_version(), "torch": torch.__version__, "cpu": f"{platform.machine()} {cpu}"}
 

@@ -1,4 +1,4 @@
-"""What the real transport is held against: a tensor there and another one back, over bare sockets and bare gRPC.
+"""Yardsticks of the real transport: a tensor there and another one back, over bare sockets and bare gRPC.
 
 No names, no numbers, no checks, and nothing is done about a connection that ends. A tensor is read where it lies and
 handed over as a view of what arrived; gRPC wants `bytes`, so there it is copied once, as in any program that sends
@@ -30,7 +30,7 @@ class Contender(Protocol):
     """Some connections to the server's process, all opened before anything is measured."""
 
     async def trips(self, tensor: Tensor, connections: int, each: int) -> None:
-        """So many round trips on each of so many connections, one after the other on each."""
+        """Makes so many round trips on each of so many connections, one after the other on each."""
 
     async def close(self) -> None:
         """Ends the connections."""

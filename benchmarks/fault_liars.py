@@ -52,14 +52,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "held out": {"method.name": "memsfl", "data.hold_out": 0.3},
     "held out, alone": {"method.name": "fedlora", "data.hold_out": 0.3},
 }
-"""By name, keys of the config; the method of that name where they name none."""
+"""Keys of the config, by the setting's name, which is that of the method where the keys name none."""
 NO_ROWS = {"16 bits, held out"}
 """Settings whose server has no validation rows, as that of a real fleet may not."""
 
 
 @dataclass
 class Counts:
-    """What many runs came to.
+    """Outcomes of many runs, counted.
 
     Attributes:
       runs: by setting, how many lies were told, and by what reason refused.
@@ -103,7 +103,7 @@ class Campaign:
         return self._worlds[setting]
 
     def _look(self, world: World, lie: str, result: Result, out: Path) -> tuple[str, list[str]]:
-        """By what the liar was refused, and what must not be."""
+        """Finds the reasons for which the liar was refused, and the problems: what must not be."""
         problems = list(result.problems)
         if result.outcome != "done" or problems:
             return "failed", [f"ended with {result.outcome or 'nothing'}", *problems]

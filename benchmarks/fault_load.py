@@ -31,14 +31,14 @@ STAGGER_SECONDS = 0.5
 START_SECONDS = 600.0
 MANY_ROUNDS = 1_000_000
 GROWTH_BYTES = 4 * 2**20
-"""Of a process in the second half: less is the allocator's pages, more is a leak."""
+"""Growth of a process in the second half: less is the allocator's pages, more is a leak."""
 RECORD_BYTES = 520
-"""Of the history, what one device did in one round: as tracemalloc counts it."""
+"""Bytes of the history for what one device did in one round, as tracemalloc counts them."""
 
 
 @dataclass
 class Use:
-    """What a process used over time.
+    """Memory and descriptors that a process used over time.
 
     Attributes:
       resident_bytes, descriptors: one value for each sample.
@@ -52,7 +52,7 @@ class Use:
         self.descriptors.append(process.num_fds())
 
     def growth(self, values: Sequence[int]) -> int:
-        """How much larger the median of the last quarter is than that of the third."""
+        """Growth from the median of the third quarter to that of the last."""
         quarter = len(values) // 4
         third, last = sorted(values[2 * quarter : 3 * quarter]), sorted(values[3 * quarter :])
         return last[len(last) // 2] - third[len(third) // 2]

@@ -33,7 +33,7 @@ FROZEN_SECONDS = 8.0
 END_SECONDS = 300.0
 FAREWELL_SECONDS = 20.0
 START_SECONDS = 300.0
-"""Of the first process: its imports, on a machine with other things to do."""
+"""Seconds that the first process may take: for its imports, on a machine with other things to do."""
 HARDEST: tuple[What, ...] = ("kill device", "kill server", "freeze device", "freeze server", "cut", "silence", "slow")
 
 
@@ -48,7 +48,7 @@ class Fault:
 
 @dataclass
 class Ended:
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
       same: whether its adapter is that of the undisturbed run.
@@ -179,7 +179,7 @@ class FleetUnderFire:
             await proxy.slow(4.0, delay_seconds=0.1, bytes_per_second=50_000)
 
     async def _noticed(self, what: str, proxy: Proxy, side: Literal["device", "server"], since: float) -> None:
-        """How long the other end took to end the connection."""
+        """Measures the seconds until the other end ended the connection."""
         for _ in range(100):
             when = proxy.first_end(side, since)
             if when is not None:

@@ -43,9 +43,9 @@ POLICIES: tuple[dict[str, Any], ...] = (
 )
 """And what is packed: what packing lost goes with a device's commit points."""
 TOGETHER = ("sl",)
-"""In which devices wait for each other, so that there is no quorum."""
+"""Methods in which devices wait for each other, so that there is no quorum."""
 IN_PARTS = ("memsfl", "sl")
-"""In which a batch may go in micro-batches."""
+"""Methods in which a batch may go in micro-batches."""
 HOLDING_OUT: dict[str, Any] = {"data.hold_out": 0.3, "train.eval_every": 1}
 """Devices judge the adapter before the first round and after each."""
 SHOWN = {"train.micro_batches": "in parts", "data.hold_out": "holding out", "train.eval_every": "every round"}
@@ -59,7 +59,7 @@ def _counters() -> dict[str, Counter[str]]:
 
 @dataclass
 class Counts:
-    """What many runs came to.
+    """Outcomes of many runs, counted.
 
     Attributes:
       runs: by setting, how they ended.
@@ -88,7 +88,7 @@ class Counts:
 
 
 def setting(seed: int, methods: Sequence[str]) -> dict[str, Any]:
-    """What a seed trains, and how long its rounds wait."""
+    """Keys of the config for a seed: what it trains, and how long its rounds wait."""
     random = Random(f"setting {seed}")
     method = methods[seed % len(methods)]
     policies = [policy for policy in POLICIES if method not in TOGETHER or "quorum" not in str(policy)]
@@ -139,7 +139,7 @@ _campaign: Campaign | None = None
 
 
 def _begin(folder: Path, methods: Sequence[str]) -> None:
-    """In a new process of the pool."""
+    """Prepares a new process of the pool."""
     global _campaign
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # asyncio's, of tasks that a crash ends

@@ -64,10 +64,10 @@ from cutlayer.wire.messages import Hello, Ready
 from models import model_folder
 
 ROUNDS, LOCAL_STEPS, BATCH_SIZE, ROWS = 3, 2, 2, 6
-"""Of each device; it passes its data twice, so that what the server keeps of the first time is recalled."""
+"""Sizes for each device; it passes its data twice, so that what the server keeps of the first time is recalled."""
 LATENCY_SECONDS = 0.01
 LONGEST_SECONDS = 4_000.0
-"""On the virtual clock: after this a run hangs."""
+"""Seconds on the virtual clock: a run that takes longer hangs."""
 AWAY_SECONDS = 40.0
 """The longest that what crashed stays away."""
 LIAR = "liar"
@@ -75,7 +75,7 @@ LIAR = "liar"
 CALLED_SERVER = "called server"
 """The lie of a member whose name is another machine's."""
 HEAD_START_SECONDS = 2.0
-"""By which it comes before the others."""
+"""Seconds by which the liar comes before the others."""
 CRASHES = ("crash device", "crash server", "full disk", "skewed clock")
 FLEET: dict[str, Any] = {
     "server": {"tflops": 0.00001, "efficiency": 0.3, "memory_gib": 4},
@@ -121,11 +121,11 @@ class World:
 
     @property
     def rows(self) -> int:
-        """Of each device, those that it trains on."""
+        """Number of rows that each device trains on."""
         return ROWS - round(ROWS * self._config.data.hold_out)
 
     def run_inputs(self, out: Path) -> ServerInputs:
-        """Of a new life of the server."""
+        """Inputs of a new life of the server."""
         made = replace(_shares(self.inputs)[1], config=self._config.model_copy(update={"out": str(out)}))
         if not self.judges:
             made = replace(made, validation=Samples.none())
@@ -202,7 +202,7 @@ def write_inputs(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What happens in a run.
+    """The plan of a run: what goes wrong in it, and within which bounds.
 
     Attributes:
       seed: of everything that is drawn.
@@ -248,7 +248,7 @@ def drawn_plan(seed: int, packets: int, kinds: tuple[str, ...] = (*KINDS, *CRASH
 
 @dataclass
 class Result:
-    """What became of a run.
+    """The outcome of a run.
 
     Attributes:
       outcome: `done`, or the error with which it ended.
@@ -342,7 +342,7 @@ class _Stage:
     # -------------------------------------------------------------- who runs
 
     async def run(self) -> None:
-        """Until the server is done and every device knows."""
+        """Plays the run until the server is done and every device knows."""
         asyncio.get_running_loop().set_exception_handler(self._unexpected)
         async with asyncio.timeout(LONGEST_SECONDS):
             self._serve()
@@ -608,7 +608,7 @@ class _Noted(Session):
 
 
 def _patches(stage: _Stage) -> Iterator[Any]:
-    """What is shared between the processes that one process plays, made small, or watched."""
+    """Patches of what is shared between the processes that one process plays: made small, or watched."""
     plan = stage.plan
 
     class Noted(_Noted):

@@ -1,4 +1,4 @@
-"""What a device pays that never runs backward: time of a step by P-RGE's forms, memory beside inference and training.
+"""The cost of a device that never runs backward: time of a step by P-RGE's forms, memory beside inference and training.
 
     python benchmarks/forward_only.py
 

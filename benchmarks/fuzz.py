@@ -110,7 +110,7 @@ class Scene:
 
 @dataclass
 class Found:
-    """What came of a campaign."""
+    """The outcome of a campaign."""
 
     outcomes: Counter[str]
     seconds: float
@@ -128,7 +128,7 @@ class Canned:
         self.frame = b""
 
     async def send(self, message: Message) -> None:
-        """What the server says goes nowhere."""
+        """Drops what the server says."""
 
     async def receive(self) -> Message:
         message = decode(self.frame, max_bytes=self._guard.frame_limit())
@@ -174,7 +174,7 @@ def fuzz(scenes: Sequence[Scene], inputs: int, seed: int, *, first: int = 0) -> 
 
 
 def received(scene: Scene, frame: bytes) -> Message:
-    """What the server's end of the link makes of a frame, at this point of the round."""
+    """The message that the server's end of the link makes of a frame, at this point of the round."""
     guard = Guard(
         DEVICE,
         RUN,
@@ -206,7 +206,7 @@ def compressed(scene: Scene, link: Link) -> Link:
 
 
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that waits for nothing."""
+    """The result of a coroutine that waits for nothing."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -215,7 +215,7 @@ def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def trained(scene: Scene, message: Message) -> str:
-    """What the server does with a message that passed."""
+    """Trains the server on a message that passed; returns the outcome."""
     scene.server.begin(RoundPlan(0, (scene.assignment.plan,)), one_per_device)
     try:
         if isinstance(message, Activations):
@@ -455,7 +455,7 @@ class World:
         return Activations(RUN, 0, step, DEVICE, h_BTD, mask_BT, labels.int(), weight, **fields)
 
     def update(self, plan: DevicePlan, weight: int) -> Update:
-        """Where the device prunes, as if its first units were left."""
+        """The honest update of a device; one that prunes has its first units left."""
         adapter, facts = dict(self.assignment(plan).adapter), Adapter()
         if prune := plan.clause(Prune):
             heads, channels = (tuple(range(number)) for number in self.base.structure.left(prune.ratio))
@@ -473,7 +473,7 @@ class World:
         return Update(RUN, 0, DEVICE, adapter, *alone, 1.0, facts)
 
     def packed(self, update: Update, codecs: Compression) -> Update:
-        """With differences of nothing: an update is what changed."""
+        """Packs differences of nothing in place of the tensors: an update is what changed."""
         if codecs == UNCOMPRESSED:
             return update
         zeros = {name: torch.zeros_like(value) for name, value in update.adapter.items()}

@@ -1,4 +1,4 @@
-"""What is trained, and the plain transformers + PEFT loop that everything is held against."""
+"""Jobs to train, and the plain transformers + PEFT loop that everything is held against."""
 
 from __future__ import annotations
 

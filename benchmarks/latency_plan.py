@@ -45,7 +45,7 @@ from tables import publish
 
 METHOD = "sfl_v1"
 DEVICES = 3
-"""Of a random fleet: every combination of six cuts is 216 rounds."""
+"""Size of a random fleet: every combination of six cuts is 216 rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Regret:
 
 
 class Bench:
-    """What is the same in every round that is rehearsed: the model, the data and the method."""
+    """The model, the data and the method, which are the same in every round that is rehearsed."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
         self._inputs = prepare(read_config(None, (*overrides, f"method.name={METHOD}", "train.rounds=1")))

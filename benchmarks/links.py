@@ -48,7 +48,7 @@ END_SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """In how many parts a batch crosses the network, and whether two of them may be under way."""
+    """The number of parts in which a batch crosses the network, and whether two of them may be under way."""
 
     micro_batches: int
     overlap: bool
@@ -113,7 +113,7 @@ def make_config(folder: Path, settings: argparse.Namespace) -> RunConfig:
 
 
 def _model(name: str, folder: Path) -> str:
-    """What `model.name` takes: of a random model a copy that has a tokenizer."""
+    """The value of `model.name`: for a random model the folder of a copy that has a tokenizer."""
     if name == "minilm":
         return model_name(name)
     shutil.copytree(model_folder(name), folder / "model")
@@ -122,7 +122,7 @@ def _model(name: str, folder: Path) -> str:
 
 
 def step_seconds(run: Path) -> float:
-    """Of a run folder: the median round's wall time by its steps, without the first round and the last."""
+    """Seconds of a step in a run: the median round's wall time by its steps, without the first round and the last."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     config = read_config(run / "config.yaml")
     return statistics.median(row["wall_seconds"] for row in rows[1:-1]) / config.train.local_steps

@@ -403,7 +403,7 @@ def whole_table(split: WholeRun, plain: WholeRun, job: Job, steps: int) -> Listi
 
 
 def growth_table(per_device: float, bound: float, few: int, many: int) -> Listing:
-    """What one more device adds."""
+    """The memory that one more device adds, as a table."""
     result = Listing(title=f"memsfl server: MiB per added device, from {few} to {many} devices")
     for heading in ("measured", "bound: adapter + moments + queued activations"):
         result.add_column(heading, justify="right")

@@ -82,7 +82,7 @@ def model_folder(name: str) -> Path:
 
 
 def model_name(name: str) -> str:
-    """What `ModelSettings.name` takes for this model."""
+    """The value of `ModelSettings.name` for this model."""
     return MINILM if name == "minilm" else str(model_folder(name))
 
 

@@ -1,4 +1,4 @@
-"""What splitting costs: tokens per second of a split run over those of a plain transformers + PEFT loop.
+"""The cost of splitting: tokens per second of a split run over those of a plain transformers + PEFT loop.
 
     python benchmarks/overhead.py
 
@@ -53,7 +53,7 @@ PLAIN = ("peft", "peft fused")
 CONTENDERS = (*PLAIN, "split")
 SWAPS = 300
 STEPS = {"gpt2": 2, "llama-1b": 5, "minilm": 5, "nano": 10, "smollm2-nano": 2, "smollm2-random": 2, "tiny": 10}
-"""In a turn: some seconds, so that turns are neighbours in time."""
+"""Steps in a turn, by model: some seconds of them, so that turns are neighbours in time."""
 
 
 @dataclass(frozen=True, slots=True)

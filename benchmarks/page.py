@@ -1,4 +1,4 @@
-"""What a page beside a run costs the server: processor time while nobody, one and eight watch, by size of the fleet.
+"""The cost of a page beside a run: the server's processor time while nobody, one and eight watch, by size of the fleet.
 
     python benchmarks/page.py
 
@@ -38,7 +38,7 @@ from tables import in_fresh_process, publish
 TARGET = 0.01
 STEPS, SAMPLES, NUM_BYTES = 2, 8, 40_000
 WARM_ROUNDS = 2
-"""That are not measured: who has just come has been sent everything."""
+"""Rounds that are not measured: a watcher that has just come has been sent everything."""
 WATCHER = """
 import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
@@ -54,7 +54,7 @@ print(total)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured.
+    """A case that is measured: a fleet and its watchers, for some seconds.
 
     Attributes:
       devices: of the fleet.
@@ -71,7 +71,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What was measured.
+    """The measured cost of a page.
 
     Attributes:
       share: of a core.
@@ -170,14 +170,14 @@ def asked(port: int) -> bytes:
 
 
 def roll_call(who: Sequence[str], seconds: float, round_seconds: float) -> list[DeviceNow]:
-    """How they are: steps and bytes of all of them change as time goes by."""
+    """The roll call of the devices: steps and bytes of all of them change as time goes by."""
     step = int(seconds % round_seconds / round_seconds * STEPS)
     sent = int(seconds * NUM_BYTES / round_seconds)
     return [DeviceNow(name, "training", True, 2, step, STEPS, 1.5, sent + n, sent, 0.5) for n, name in enumerate(who)]
 
 
 def events_of(round: int, who: Sequence[str], round_seconds: float) -> list[Event]:
-    """Of a round."""
+    """Events of a round."""
     made, begun, pace = list[Event](), round * round_seconds, round_seconds / STEPS
     for name in who:
         for step in range(STEPS):

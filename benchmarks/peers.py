@@ -1,4 +1,4 @@
-"""What a real fleet costs on one machine, beside a bare training loop and a peer: the job that peers were measured on.
+"""The cost of a real fleet on one machine, beside a bare training loop and a peer: the job that peers were measured on.
 
     python benchmarks/peers.py [--nvflare PYTHON]
 
@@ -121,7 +121,7 @@ def _cutlayer(*words: str) -> psutil.Popen:
 
 
 def _at_round(rounds: int, run: Path, processes: Sequence[psutil.Popen]) -> tuple[float, float]:
-    """When so many rounds are done, and the processor time of all by then."""
+    """Waits until so many rounds are done; returns the moment, and the processor time of all processes by then."""
     deadline, rows = time.monotonic() + END_SECONDS, run / "metrics.jsonl"
     while not rows.exists() or len(rows.read_text().splitlines()) < rounds:
         assert time.monotonic() < deadline, f"expected round {rounds} to end, got {run}"
@@ -149,7 +149,7 @@ def nvflare(python: Path, steps: int, folder: Path) -> Turn:
 
 
 async def seconds_to_first_step(job: Job, folder: Path) -> float:
-    """From when three processes start, their imports done, until the last device is at its first step."""
+    """Seconds from the start of three processes, their imports done, until the last device is at its first step."""
     port = free_port()
     words = ["--port", str(port), "--min-devices", str(DEVICES)]
     server = Program(["serve", str(write_run_file(job, folder)), *words], folder / "server.log")

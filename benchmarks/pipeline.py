@@ -1,4 +1,4 @@
-"""When it pays to cut the server in stages and to decompose the backward pass.
+"""The gain from cutting the server in stages and from decomposing the backward pass.
 
     python benchmarks/pipeline.py
 

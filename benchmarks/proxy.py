@@ -10,7 +10,7 @@ Side = Literal["device", "server"]
 CHUNK_BYTES = 2**16
 CHUNKS_UNDER_WAY = 64
 BURST_SECONDS = 0.02
-"""What a link has not carried for so long it may carry at once: sleeping too long, on a busy machine, slows it not."""
+"""Seconds of an idle link that it may make up for at once: sleeping too long, on a busy machine, does not slow it."""
 
 
 class Proxy:
@@ -70,7 +70,7 @@ class Proxy:
         self.delay_seconds, self.bytes_per_second = 0.0, float("inf")
 
     def first_end(self, side: Side, since: float) -> float | None:
-        """When that side first ended a connection after `since`."""
+        """The moment at which that side first ended a connection after `since`; None if it ended none."""
         return min((when for who, when in self.ended if who == side and when >= since), default=None)
 
     def _abort(self) -> None:

@@ -71,7 +71,7 @@ def adapted(job: Job) -> Job:
 
 
 def kept_at(base: Base, ratio: float) -> Kept:
-    """What a device that pruned to this ratio has left, if its last units mattered least."""
+    """The units that are left on a device that pruned to this ratio, if its last units mattered least."""
     heads, channels = (tuple(range(left)) for left in base.structure.left(ratio))
     return Kept((heads,) * base.num_blocks, (channels,) * base.num_blocks)
 
@@ -147,7 +147,7 @@ def peak_of(job: Job, ratio: float, what: str) -> int:
 
 
 def weights_of(job: Job, ratio: float) -> int:
-    """What the frozen tensors of the part take."""
+    """Bytes of the frozen tensors of the part."""
     part = Contender(job, ratio).part
     trained = {slot.module._parameters[slot.attribute] for slot in part.slots}
     return sum(p.numel() * p.element_size() for p in part.model.parameters() if p not in trained)

@@ -1,4 +1,4 @@
-"""What a curious server reads of the texts: from activations at a cut, the tokens that a device was sent them for.
+"""Tokens that a curious server reads back from the activations that a device sends at a cut.
 
     python benchmarks/read_back.py --data FOLDER
 
@@ -38,7 +38,7 @@ CODECS: tuple[Codec, ...] = (AsItIs(), Int8())
 
 @dataclass(frozen=True)
 class Read:
-    """How much is read at a cut.
+    """The share of tokens that is read at a cut.
 
     Attributes:
       cut: blocks on the device.
@@ -59,7 +59,7 @@ def named(h_ND: Tensor, table_VD: Tensor, ids_N: Tensor) -> float:
 
 
 def read_back(base: Base, batch: Batch, common: Sequence[int], cuts: Sequence[int]) -> list[Read]:
-    """What is read of a batch at each cut.
+    """Reads a batch back at each cut.
 
     Args:
       base: The model.

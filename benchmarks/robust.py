@@ -72,7 +72,7 @@ ATTACKS: dict[str, Attack | None] = {"nobody": None, "back x10": back, "noise x1
 
 
 def accuracy(out: Path, attack: Attack | None, robust: str, **values: Any) -> float:
-    """Of the adapter at the end of a run in which the last device attacks in every round."""
+    """Accuracy of the adapter at the end of a run in which the last device attacks in every round."""
     hold = Patience.hold
 
     async def attacked(self: Patience, round: Any, server: Any, links: Any, plan: Any) -> list[Contribution]:

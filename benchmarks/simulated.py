@@ -38,7 +38,7 @@ class Cycle:
 
 
 def equal_fleet(num_devices: int) -> Fleet:
-    """So many devices of 0.3 TFLOP/s on 100 Mbit/s, and a server of 15 TFLOP/s."""
+    """A fleet of so many devices of 0.3 TFLOP/s on 100 Mbit/s, and a server of 15 TFLOP/s."""
     devices = tuple(
         DeviceProfile(
             name=f"device-{index:02d}",
@@ -81,4 +81,4 @@ def _machine(profile: DeviceProfile | ServerProfile) -> ModelledMachine:
 
 
 def forget(_event: Event) -> None:
-    """Where events go that nobody wants."""
+    """Drops an event that nobody wants."""

@@ -1,4 +1,4 @@
-"""What strangers cost a server that trains: connections that say nothing, TLS that is none, frames without end.
+"""The cost of strangers to a server that trains: connections that say nothing, TLS that is none, frames without end.
 
     python benchmarks/strangers.py [--only KIND,...] [--seconds N] [--descriptors N]
 
@@ -70,12 +70,12 @@ while True:
             ready.unregister(key.fileobj)
             key.fileobj.close()
 """
-"""Whom an attack costs next to nothing."""
+"""A program that an attack costs next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an attack cost.
+    """The cost of an attack.
 
     Attributes:
       grown_bytes: resident memory of the server, at its highest, more than before.
@@ -144,14 +144,14 @@ class Served:
             time.sleep(SAMPLE_SECONDS)
 
     def pace(self, seconds: float) -> Pace:
-        """How it goes without anybody else."""
+        """The pace over so many seconds without anybody else."""
         with self.paced() as pace:
             time.sleep(seconds)
         return pace
 
     @contextlib.contextmanager
     def paced(self) -> Iterator[Pace]:
-        """How it goes meanwhile, known at the end."""
+        """The pace meanwhile, known at the end."""
         pace = Pace()
         rounds, spent, began = self.rounds(), self._spent(), time.monotonic()
         yield pace
@@ -224,7 +224,7 @@ def cost_of(kind: str, served: Served, fleet: Path, seconds: float) -> Cost:
 
 
 def measured(kinds: Sequence[str], seconds: float, descriptors: int) -> dict[str, Cost]:
-    """By attack, its cost, each on a server of its own."""
+    """Measures each attack on a server of its own; returns the costs by attack."""
     costs = {}
     for kind in kinds:
         with tempfile.TemporaryDirectory() as name:

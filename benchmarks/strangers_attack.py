@@ -39,7 +39,7 @@ BEGINNINGS = {"continue": frame(1, 0, 1, b"")}
 
 
 class Attack:
-    """What several threads do until a time.
+    """An attack that several threads make until a time.
 
     Args:
       kind: One of `THREADS`.

@@ -1,4 +1,4 @@
-"""What the scripts share that is not about models: a fresh process, one table, one JSON file."""
+"""Helpers that the scripts share beside models: a fresh process, one table, one JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What labels at home cost in bytes and time, and how good the fronts of the three searches are at equal evaluations.
+"""The cost of labels at home in bytes and time, and how good the fronts of the three searches are at equal evaluations.
 
     python benchmarks/u_shape.py
 
@@ -71,7 +71,7 @@ class Quality:
 
 
 class Bench:
-    """What is the same in every round: the model and the data."""
+    """The model and the data, which are the same in every round."""
 
     def __init__(self, overrides: Sequence[str]) -> None:
         self._inputs = prepare(read_config(None, (*overrides, "train.rounds=1")))
@@ -106,7 +106,7 @@ class Bench:
             yield self.played(fleet, "gan_hfsl", {"cut": 2, "delay": delay}, f"gan_hfsl, delay {delay}", "device")
 
     def tradeoff(self, fleet: Fleet) -> Tradeoff:
-        """What plans of the fleet take."""
+        """The tradeoff between plans of the fleet."""
         _, situation = self.on(fleet, "gan_hfsl", {})
         return tradeoff_of(make_plan((everyone(), labels_on_devices(), delayed(1)), 0, situation), situation)
 

@@ -1,4 +1,4 @@
-"""What the real transport carries: payload and round trips, beside bare sockets and a bare gRPC stream.
+"""The speed of the real transport: payload and round trips, beside bare sockets and a bare gRPC stream.
 
     python benchmarks/wire.py
 
@@ -55,14 +55,14 @@ MIB = 2**20
 SAMPLE_BYTES = 48 * MIB
 """Each way in a sample: a twentieth of a second for a fast one, so that turns are neighbours in time."""
 MOST_TRIPS = 192
-"""Of a sample: small messages are many."""
+"""Most round trips in a sample: small messages are many."""
 LEAST_TRIPS = 8
-"""Of a device in a sample: local steps of a round."""
+"""Least round trips of a device in a sample: local steps of a round."""
 PAIRS = (("ours", "grpc"), ("ours", "tcp"), ("ours tls", "grpc tls"), ("ours tls", "tls"), ("grpc tls", "tls"))
 """Rates of the first over the second."""
 RUN, LIFE = "benchmark", "life"
 IN_FLIGHT_BYTES = 256 * MIB
-"""As in `run/served.py`, which would bring all of transformers into the processes that are measured."""
+"""The limit of `run/served.py`, which would bring all of transformers into the processes that are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Row:
 
 
 def _session(name: str = "", shelf: Shelf | None = None) -> Session:
-    """As `run/served.py` makes it, but that no plan bounds what may arrive."""
+    """A session as `run/served.py` makes it, but that no plan bounds what may arrive."""
     incoming, outgoing = Budget(IN_FLIGHT_BYTES), Budget(IN_FLIGHT_BYTES)
     return Session(name, limit_bytes=lambda: 2**26, incoming=incoming, outgoing=outgoing, shelf=shelf)
 
@@ -262,7 +262,7 @@ async def _sample(pipe: Connection, contender: Contender, tensor: Tensor, connec
 
 
 def _cpu_seconds(pipe: Connection) -> float:
-    """Of both processes."""
+    """Seconds of processor time of both processes."""
     pipe.send(True)
     server: float = pipe.recv()
     return server + time.process_time()
@@ -299,7 +299,7 @@ def _quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def rates_table(rows: Sequence[Row]) -> Listing:
-    """What each carries."""
+    """The table of what each contender carries."""
     result = Listing(title="MiB/s each way (round trips/s; cpu ms per MiB, both ends)")
     for heading in ("size", "devices", *CONTENDERS):
         result.add_column(heading, justify="right")
@@ -313,7 +313,7 @@ def rates_table(rows: Sequence[Row]) -> Listing:
 
 
 def ratios_table(rows: Sequence[Row]) -> Listing:
-    """What was asked."""
+    """The table of one contender's rates over another's."""
     result = Listing(title="rates of a over b: median (quartiles), and by processor time")
     result.add_column("size", justify="right")
     result.add_column("devices", justify="right")

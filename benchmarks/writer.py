@@ -20,7 +20,7 @@ VOCABULARY, TOKENS, BATCH, STEPS, RATE = 2048, 64, 32, 600, 2e-3
 READ = (("emotion", "text"), ("sst2", "sentence"))
 """Data sets and columns that it has read."""
 WORDS = (*READ, ("gsm8k", "question"))
-"""Whose words its tokenizer knows: a tokenizer is fitted to what a model is for, without learning from it."""
+"""Data sets and columns whose words the tokenizer knows; the model itself learns from those of `READ` alone."""
 END = "<end>"
 
 

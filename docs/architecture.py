@@ -109,7 +109,7 @@ def _rooms(svg: ET.Element, layers: list[str], top: float) -> None:
 
 
 def _width(column: list[str]) -> float:
-    """In letters, with some air."""
+    """Width of a column in letters, with some air."""
     return max(map(len, column)) + 1.5
 
 

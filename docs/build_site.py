@@ -49,7 +49,7 @@ ROOMS = (
     *("cutlayer.wire.messages", "cutlayer.device.shape", "cutlayer.device.device", "cutlayer.device.follow"),
     *("cutlayer.device.attentive", "cutlayer.testing.laws", "cutlayer.testing.playground", "cutlayer.testing.tiny"),
 )
-"""What a method in a package of its own imports beside the public names (examples/my-method)."""
+"""Modules that a method in a package of its own imports from, beside the public names (examples/my-method)."""
 
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".md": "markdown", ".sh": "bash"}
 EXAMPLES = f"{DOCS / 'griffe_examples.py'}:ExampleSections"
@@ -307,7 +307,7 @@ def undocumented() -> list[str]:
 
 
 class _Asked(HTMLParser):
-    """What a page makes a browser fetch."""
+    """The addresses at other hosts that a page makes a browser fetch."""
 
     def __init__(self) -> None:
         super().__init__()

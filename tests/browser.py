@@ -126,7 +126,7 @@ class Page:
         return self._browser.call(method, self._session, **params)
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression, or a promise of it, is in the page."""
+        """The value that a JavaScript expression, or a promise of it, has in the page."""
         done = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in done, f"{expression}: {done['exceptionDetails']}"
         return done["result"].get("value")

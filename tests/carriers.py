@@ -18,7 +18,7 @@ class MemoryCarrier:
         self.closed = False
 
     def pass_on(self, packet: bytes) -> list[bytes]:
-        """What becomes of a packet that is sent."""
+        """The packets that arrive of one that is sent."""
         return [packet]
 
     async def send(self, packet: bytes) -> None:

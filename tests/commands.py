@@ -25,7 +25,7 @@ FLEET: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command did: its exit code and what it printed.
+    """The result of a command: its exit code and what it printed.
 
     Attributes:
       err: on standard error, but for its progress.

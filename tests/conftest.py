@@ -1,4 +1,4 @@
-"""What every test shares: one thread, tiny models made once, the real data where it is."""
+"""Fixtures that every test shares: one thread, tiny models made once, the real data where it is."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> ModelMaker:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """What is written need not survive a loss of power, which no test can bring about; the order of calls is tested."""
+    """Leaves out `fsync`: no test can bring about the loss of power that it is for; the order of calls is tested."""
     with mock.patch.object(os, "fsync", return_value=None):
         yield
 

@@ -77,7 +77,7 @@ def device_for(
 
 
 def activations_for(base: Base, batch: Batch, cut: int, *, device: str = "device-0", step: int = 0) -> Activations:
-    """What a device with an untrained adapter would send for this batch."""
+    """The message that a device with an untrained adapter would send for this batch."""
     part = base.device_part(cut)
     part.use(base.initial_adapter(0))
     h_BTD = part.forward(model_inputs(batch)).detach()
@@ -123,7 +123,7 @@ class ScriptedLink:
 
     @property
     def messages(self) -> list[Message]:
-        """What the device said."""
+        """The messages that the device sent."""
         return [message for _, message in self.heard]
 
     async def send(self, message: Message) -> None:
@@ -147,6 +147,6 @@ class ScriptedLink:
 
 
 def converse(device: Device, link: ScriptedLink) -> list[Message]:
-    """What a device says."""
+    """Plays a device's talk; returns the messages that it sends."""
     run_virtual(device.converse(link))
     return link.messages

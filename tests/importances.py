@@ -13,7 +13,7 @@ MODULES = 2 * BLOCKS  # of the playground's model, two a block
 
 
 def record(round: int, device: str = "device-0", weight: int = 1, **scores: Sequence[float]) -> StepRecord:
-    """What a device and the server found: exact=..., proxy=... of each module."""
+    """A record of what a device and the server found: exact=..., proxy=... of each module."""
     facts = {f"{what}/{place}": value for what, values in scores.items() for place, value in enumerate(values)}
     return StepRecord(round, device, 1, weight, weight, 0.5, 1.0, 1.0, 0.0, 1, 1, facts=facts)
 

@@ -17,18 +17,18 @@ SECONDS = 10.0
 
 
 def names(devices: int) -> list[str]:
-    """Of so many devices."""
+    """Names of so many devices."""
     return [f"pi-{number}" for number in range(devices)]
 
 
 def config(out: Path, rounds: int) -> RunConfig:
-    """Of a made-up run."""
+    """The config of a made-up run."""
     values = {"train": {"rounds": rounds, "local_steps": STEPS}, "method": {"name": "memsfl"}, "out": str(out)}
     return RunConfig.model_validate(values)
 
 
 def events(round: int, devices: list[str]) -> list[Event]:
-    """Of a round: each device takes its steps one after the other, and the server one for each; the last is slowest."""
+    """Events of a round: each device takes its steps in turn, and the server one for each; the last is slowest."""
     begun, made = round * SECONDS, list[Event]()
     for place, name in enumerate(devices):
         pace = SECONDS * (0.5 + 0.5 * (place + 1) / len(devices)) / STEPS
@@ -94,7 +94,7 @@ def write_run(out: Path, *, devices: int = 3, rounds: int = 4, of: int | None = 
 
 
 def write_round(folder: RunFolder, round: int, who: list[str]) -> None:
-    """What a run writes at the end of a round."""
+    """Writes what a run writes at the end of a round."""
     folder.append_metrics(row(round, who))
     folder.append_events(events(round, who))
     folder.append_contributions(contributions(round, who))

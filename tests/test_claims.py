@@ -1,4 +1,4 @@
-"""Whatever a device claims and whatever it measured, within what the door and the guard let through: no planner of any
+"""Claims and measurements of a device, of any kind that the door and the guard let through: no planner of any
 method raises anything but what leaves that device out."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MEASURED = st.fixed_dictionaries(
 
 
 def counts(samples: int, classes: int = 3) -> st.SearchStrategy[tuple[int, ...]]:
-    """What the door lets through: of each class some, all together the samples."""
+    """Counts that the door lets through: of each class some, all together the samples."""
     ends = st.lists(st.integers(0, samples), min_size=classes - 1, max_size=classes - 1).map(sorted)
     return ends.map(lambda cuts: tuple(b - a for a, b in zip([0, *cuts], [*cuts, samples], strict=True)))
 

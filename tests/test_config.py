@@ -1,4 +1,4 @@
-"""What a run file may say, how flags lie over it, and that it stands alone."""
+"""Keys of a run file, how flags lie over it, and that it stands alone."""
 
 from __future__ import annotations
 

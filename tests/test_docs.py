@@ -1,4 +1,4 @@
-"""What docs/your-own-method.md shows is what happens."""
+"""The code that docs/your-own-method.md shows does what the page says."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ran(code: str, names: dict[str, Any] | None = None) -> str:
-    """What the code prints."""
+    """The text that the code prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(code, str(PAGE), "exec"), {} if names is None else names)

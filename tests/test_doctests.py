@@ -34,7 +34,7 @@ def test_public_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=str)
 def test_modules(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not public may use its module's names."""
+    """Examples of what is not public may use the names of its module."""
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(".".join(path.with_suffix("").parts))
     found = doctest.DocTestFinder().find(module)

@@ -142,7 +142,7 @@ async def honest(fleet: Fleet, name: str, data: Path, out: Path, address: str, m
 
 
 async def heard(carrier: Carrier, *packets: bytes) -> str:
-    """What the server says to this in the end: the reason of its refusal, or `lost`."""
+    """The server's last word to these packets: the reason of its refusal, or `lost`."""
 
     async def reason() -> str:
         while not isinstance(answer := await hear(carrier), Refusal):
@@ -341,7 +341,7 @@ async def in_a_round(fleet: Fleet, address: str, name: str) -> AsyncIterator[tup
 
 
 def batch(assignment: Assignment, name: str) -> Activations:
-    """What an honest device would send first."""
+    """The activations that an honest device would send first."""
     rows, tokens, hidden = assignment.plan.batch_size, 6, 16
     return Activations(
         assignment.run,

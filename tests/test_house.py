@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def rooms_imported(module: Path) -> set[str]:
 
 
 def tracked_files() -> list[Path]:
-    """What git would hand to others: tracked files, and new ones that are not ignored."""
+    """Files that git would hand to others: tracked files, and new ones that are not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
@@ -184,6 +185,40 @@ def test_every_public_name_has_a_docstring(module: Path) -> None:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
     assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+NO_SUBJECT = re.compile(r"(?:What|Who|Whose|Whom|Whoever|Whatever|Of)\b")
+"""Words with which no docstring begins, not even a test's, which may be a sentence."""
+NO_NOUN = re.compile(
+    rf"{NO_SUBJECT.pattern}|(?:Which|That|How|Why|Where|When|If|By|As|For|In|So|From|To|At|On|With|After|Before|Between"
+    r"|Within|While)\b"
+)
+"""The same of all others: they begin with a noun or a verb."""
+
+
+def docstrings_of(path: Path) -> Iterator[str]:
+    """The docstrings of a file, those under constants and attributes too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        for before, one in pairwise([None, *body] if documented else body):
+            text = one.value.value if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) else None
+            if isinstance(text, str) and (before is None or isinstance(before, ast.Assign | ast.AnnAssign)):
+                yield text.strip()
+
+
+@pytest.mark.parametrize("folder", ["src", "benchmarks", "examples", "docs", "tests"])
+def test_docstrings_begin_with_a_noun_or_a_verb(folder: str) -> None:
+    wrong, seen = NO_SUBJECT if folder == "tests" else NO_NOUN, 0
+    badly = list[str]()
+    for path in sorted((PROJECT / folder).rglob("*.py")):
+        for text in docstrings_of(path):
+            seen += 1
+            badly += [f"{path.relative_to(PROJECT)}: {text.splitlines()[0]}"] if wrong.match(text) else []
+    assert seen
+    assert not badly, "\n".join(badly)
 
 
 # ------------------------------------------------------------------ what is written down
@@ -289,7 +324,7 @@ def normal(name: str) -> str:
 # ------------------------------------------------------------------ what runs
 
 HOLD_NO_CODE = {"LoraConfig.from_pretrained", "PeftModel.from_pretrained", "type(skeleton).from_pretrained"}
-"""Of classes that are there already: they look for no other, and two have no word by which it could be refused."""
+"""Loaders of classes that are there already: none looks for another, and two have no word by which to refuse one."""
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
@@ -320,7 +355,7 @@ GENERIC = (
     "state.py",
     "sealed.py",
 )
-"""What every shape and every method goes through, and none of them may change."""
+"""Modules that every shape and every method goes through, and none of them may change."""
 KEPT_APART = {
     "rounds/round.py",
     "rounds/judging.py",
@@ -467,7 +502,7 @@ HANDED = {
 
 
 def test_only_its_keeper_writes_what_outlives_a_round() -> None:
-    """Whatever a class with `state` and `load` has, only it sets; but for a few, and these in one place."""
+    """Attributes of a class with `state` and `load` are set by it alone; but for a few, and these in one place."""
     kept = {name for keeper in keepers() for name in attributes_of(keeper) if not name.startswith("_")}
     assert {"shared", "trainable", "sums"} <= kept, "the walk found the keepers"
     written = set()

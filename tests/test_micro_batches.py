@@ -241,7 +241,7 @@ def of(played: Played, what: str) -> list[Event]:
 def test_overlap_is_never_slower(
     bert: Base, up: float, down: float, latency: float, flops: float, samples: int, micro_batches: int
 ) -> None:
-    """Of one device: at every moment something goes on, and everything takes as long as without."""
+    """A single device has something going on at every moment, and everything takes as long as without."""
     links = {"up_bits_per_second": up, "down_bits_per_second": down, "latency_seconds": latency}
     fleet = slow_link(**links, flops_per_second=flops)
     on, off = (
@@ -262,7 +262,7 @@ def test_on_a_slow_link_every_device_gains(bert: Base) -> None:
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 4])
 def test_a_forecast_is_what_happens(micro_batches: int, overlap: bool, bert: Base) -> None:
-    """Of a device that is alone with the server; what a message says beside its tensors is all that is left out."""
+    """The device is alone with the server; what a message says beside its tensors is all that is left out."""
     fleet = slow_link()
     played = timed(bert, fleet, samples=5, micro_batches=micro_batches, overlap=overlap)
     plan = DevicePlan("device-0", 2, batch_size=5, micro_batches=micro_batches, overlap=overlap)
@@ -365,7 +365,7 @@ def test_parts_by_hand(plan: DevicePlan) -> None:
 
 
 def test_memory_is_that_of_the_parts_under_way() -> None:
-    """Of the device two parts, of the server one step and a queue; and gradients of adapters whose turn it is not."""
+    """The device holds two parts, the server one step and a queue; and gradients of adapters whose turn it is not."""
     costs, plans = cost_of_samples(), [DevicePlan("phone", 1, 8), DevicePlan("tablet", 2, 8)]
 
     def bytes_of(**how: Any) -> tuple[int, int]:

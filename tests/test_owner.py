@@ -1,4 +1,4 @@
-"""What a device's owner allows, against servers that ask for more: over a wire, with a real device behind it."""
+"""Limits of a device's owner, against servers that ask for more: over a wire, with a real device behind it."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_bytes_are_those_of_what_is_packed() -> None:
 
 @pytest.mark.parametrize("name", ["bf16", "int8", "topk:0.25", "topk:1"])
 def test_a_device_that_trains_nothing_changes_nothing(name: str) -> None:
-    """Whatever the broadcast lost on the way down."""
+    """The server's adapter stays what it was, whatever the broadcast lost on the way down."""
 
     async def program() -> None:
         pair, values = Pair(compression(adapters=name)), adapter(0)
@@ -299,7 +299,7 @@ def test_a_tensor_that_changed_its_shape_or_left_owes_nothing() -> None:
 
 
 def test_fresh_factors_owe_nothing() -> None:
-    """What the last update lost belongs to factors that are gone."""
+    """The part that the last update lost belongs to factors that are gone."""
 
     async def program() -> None:
         pair, values = Pair(compression(adapters="topk:0.25")), adapter(0)
@@ -408,7 +408,7 @@ def test_a_device_that_trained_what_it_was_not_sent() -> None:
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(st.sampled_from(["bf16", "int8", "topk:0.25"]), st.integers(0, 3), st.integers(0, 2**32))
 def test_damaged_frames_are_refused_or_make_another_message(name: str, kind: int, seed: int) -> None:
-    """What a frame cannot tell, the link does: nothing but MalformedMessage, and tensors of the shape to expect."""
+    """The link tells what a frame cannot: nothing but MalformedMessage, and tensors of the shape to expect."""
     dice = random.Random(seed)
     codecs = compression(activations=name, gradients=name, adapters=name)
 

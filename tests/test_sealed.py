@@ -1,4 +1,4 @@
-"""What is sealed comes back as it was, or is refused."""
+"""A state that is sealed comes back as it was, or is refused."""
 
 from __future__ import annotations
 

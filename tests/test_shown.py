@@ -1,4 +1,4 @@
-"""What another machine says is shown as it is: no character moves a cursor, begins a line or turns letters."""
+"""Text of another machine is shown as it is: no character moves a cursor, begins a line or turns letters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kinds(root: type[CutlayerError]) -> list[type[CutlayerError]]:
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds(CutlayerError) if kind.__module__ == errors.__name__])
 def test_every_error_of_ours_is_shown_so(kind: type[CutlayerError]) -> None:
-    """Whatever it quotes: so does whoever prints one, in a terminal, a log or a goodbye."""
+    """An error shows whatever it quotes so, and so does whoever prints it, in a terminal, a log or a goodbye."""
     error = kind.__new__(kind, "join: expected a name, got \x1b[2J\n\u202e.")
     Exception.__init__(error, "join: expected a name, got \x1b[2J\n\u202e.")
     assert str(error) == r"join: expected a name, got \x1b[2J\n\u202e."

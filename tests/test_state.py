@@ -61,7 +61,7 @@ names = st.sampled_from(["a", "b", "a b", "a-2", "ü", "*"])
 
 @given(st.dictionaries(names, st.dictionaries(names, st.integers(0, 9), max_size=3), max_size=5), st.sets(names))
 def test_a_tree_restricted_and_joined_again_is_the_whole(tree: dict[str, dict[str, int]], some: set[str]) -> None:
-    """What two workers have of a tree is the tree, whoever has which branch."""
+    """The branches that two workers have of a tree are the tree, whoever has which branch."""
     whole = {name: leaf(len(name), *made, n=sum(made.values())) for name, made in tree.items()}
     one = joined({name: branch for name, branch in whole.items() if name in some})
     other = joined({name: branch for name, branch in whole.items() if name not in some})

@@ -43,7 +43,7 @@ def shell(tmp_path: Path) -> dict[str, str]:
 
 
 def executed(arguments: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """What it prints. Whatever it started ends with it."""
+    """Runs a program; returns what it prints. Whatever the program started ends with it."""
     started = time.monotonic()
     process = subprocess.Popen(
         arguments,

@@ -13,7 +13,7 @@ PIPE = 10_000
 
 
 def problems(shown: Listing, width: int) -> list[str]:
-    """What is missing or cut where the table is drawn so wide; nothing in a pipe may be left out."""
+    """Problems of a table that is drawn so wide: what is missing or cut; nothing in a pipe may be left out."""
     out = io.StringIO()
     Console(file=out, width=width, color_system=None, markup=False).print(shown)
     lines = out.getvalue().splitlines()

@@ -18,7 +18,7 @@ from cutlayer.wire.frames import DTYPES
 from cutlayer.wire.messages import Activations, HiddenGradients, Judged, Measured, Message, Recall, Update
 
 Wrong = tuple[str, Message]
-"""What is wrong, and the message."""
+"""A word for what is wrong, and the message."""
 
 
 def wrongs(message: Message) -> Iterator[Wrong]:
@@ -120,7 +120,7 @@ def tensors(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def wrong_elements(tensor: Tensor) -> list[tuple[str, float | int | bool]]:
-    """What an element must not be, whatever the tensor is for."""
+    """Values that an element must not have, whatever the tensor is for."""
     if tensor.is_floating_point():
         return [("nan", torch.nan), ("inf", torch.inf), ("-inf", -torch.inf)]
     if tensor.dtype is torch.bool:

@@ -1,4 +1,4 @@
-"""What a run file may say. Every field has a default but none is silent: a run writes its whole config back.
+"""The fields of a run file. Every field has a default but none is silent: a run writes its whole config back.
 
 model: {name: builtin:minilm}
 data: {path: builtin:reviews, task: classification, text: text, label: label}
@@ -80,15 +80,16 @@ NOT_HERE = {
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 CAUSAL_LM = {("data", "max_length"): 1024, ("train", "lr"): 2e-4, ("lora", "targets"): ("all-linear",)}
-"""What causal LM starts from where classification starts from other defaults."""
+"""Defaults of causal LM where those of classification are others, by section and key."""
 
 METRICS: dict[TaskKind, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1", "loss"),
     "causal-lm": ("perplexity", "loss"),
 }
-"""What an evaluation of each task gives to compare by, beside train.metrics; `compare` takes the first by default."""
+"""Metrics to compare by that an evaluation of each task gives, beside train.metrics; `compare` takes the first by
+default."""
 LOWER_IS_BETTER = ("loss", "perplexity")
-"""Of all metrics; every other one should be high."""
+"""Metrics that should be low; every other one should be high."""
 
 FOUND = tuple(f"data.{name}" for name in ("messages", "prompt", "answer", "text", "template"))
 """Keys that a run fills in from its data and its tokenizer where nobody did."""
@@ -120,7 +121,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 PLAIN_DTYPES: tuple[PlainDtype, ...] = get_args(PlainDtype)
 """Numbers that are what they say; others have a scale beside them."""
 LARGEST = 10**18
-"""What a number of a run file must be below: it fits 64 bits, sums of some of them too."""
+"""The bound that every number of a run file must be below: it fits 64 bits, sums of some of them too."""
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -156,19 +157,19 @@ class ModelSection(Section):
     name: str = "builtin:minilm"
     """A folder with config.json and *.safetensors, a GGUF file, a hub name, builtin:minilm or builtin:smollm2."""
     revision: str | None = None
-    """Of a model on the hub: a branch, a tag or a commit; None for its newest."""
+    """Revision of a model on the hub: a branch, a tag or a commit; None for its newest."""
     family: str | dict[str, Any] | None = None
-    """Where the model's parts are, for a family that `cutlayer families` has not: a YAML file, or the content of one
+    """Places of the model's parts, for a family that `cutlayer families` has not: a YAML file, or the content of one
     written out here (docs/adding-a-family.md)."""
     dtype: Dtype = "fp32"
-    """Of the frozen weights: plain numbers, or 8 or 4 bits each with a scale for many (docs/decisions/0040). Trainable
-    tensors are fp32."""
+    """Dtype of the frozen weights: plain numbers, or 8 or 4 bits each with a scale for many (docs/decisions/0040).
+    Trainable tensors are fp32."""
     compute: PlainDtype | None = None
-    """What is computed in, and what crosses the network: None is the weights' own dtype, fp32 for int8 and nf4."""
+    """Dtype of computing, and of what crosses the network: None is the weights' own dtype, fp32 for int8 and nf4."""
     adapter: str | None = None
     """A folder with an adapter to go on from, of a run or plain PEFT's; None begins anew."""
     pooling: Literal["auto", "pooler", "mean", "cls", "last"] = "auto"
-    """How a classifier makes one vector of a sentence; auto is the family's own way."""
+    """The way in which a classifier makes one vector of a sentence; auto is the family's own."""
     base_dropout: bool = False
     """The base model's own dropout while training. Off, the cut is exact."""
     checkpoint_device: bool = False
@@ -204,13 +205,14 @@ class DataSection(Section):
     path: str = "builtin:reviews"
     """A folder with train.* and validation.*, a file, a hub name, or builtin:reviews."""
     revision: str | None = None
-    """Of data on the hub: a branch, a tag or a commit; None for its newest."""
+    """Revision of data on the hub: a branch, a tag or a commit; None for its newest."""
     split: str = "train"
-    """To learn from: of hub data, and of a folder the file of that name."""
+    """The split to learn from: of hub data, and of a folder the file of that name."""
     validation_split: str | None = None
-    """To judge rounds by: by default `validation` where there is one. `test` is taken only where it stands here."""
+    """The split to judge rounds by: by default `validation` where there is one. `test` is taken only where it stands
+    here."""
     seed: int | None = Field(None, ge=0)
-    """Of what is held out and who gets which rows; None for train.seed."""
+    """Seed of what is held out and who gets which rows; None for train.seed."""
     task: TaskKind = "classification"
     text: str | None = None
     """Classification: the column of the (first) sentence, by default `text`. Causal LM: a column of plain text."""
@@ -270,13 +272,13 @@ class TrainSection(Section):
     keep_moments: bool = True
     """AdamW's moments outlive the end of a round."""
     stragglers: str | None = None
-    """How long a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION; None leaves it to the
-    method, and most wait for all."""
+    """The rule by which a round waits for its devices: wait_all, deadline:SECONDS or quorum:FRACTION; None leaves it to
+    the method, and most wait for all."""
     late: Late = "drop"
-    """What becomes of the work of a device that is late: drop, use what it has done (docs/decisions/0021), or keep: it
+    """The rule for the work of a device that is late: drop, use what it has done (docs/decisions/0021), or keep: it
     finishes, and counts when it has (docs/decisions/0031)."""
     robust: str = "none"
-    """How much one device may move the mean of what devices train: none, clip:FACTOR, median or trimmed:F
+    """The limit on how much one device may move the mean of what devices train: none, clip:FACTOR, median or trimmed:F
     (docs/decisions/0044)."""
     eval_every: int = Field(1, ge=1)
     """Rounds between two evaluations; the last round is always evaluated."""
@@ -285,24 +287,24 @@ class TrainSection(Section):
     eval_rows: int | None = Field(None, ge=1)
     """Validation rows by which adapters are judged, drawn by `seed`; None for all."""
     keep: Literal["best", "last"] = "last"
-    """Which round's adapter the run ends with: the last one's, or that of the best evaluation by train.metric."""
+    """The round whose adapter the run ends with: the last one, or that of the best evaluation by train.metric."""
     metric: str = "loss"
-    """By which rounds are compared: the loss and perplexity should be low, every other metric high."""
+    """The metric by which rounds are compared: the loss and perplexity should be low, every other metric high."""
     patience: int = Field(0, ge=0)
     """The run ends after so many evaluations without a better one; 0 plays all rounds."""
     save_every: int = Field(0, ge=0)
     """Rounds between two adapters in adapters/round-N of the run folder; 0 writes none."""
     checkpoints: int = Field(3, ge=1)
-    """So many of the last checkpoints are kept: a run goes on from the newest that is whole. They cost disk alone."""
+    """Number of last checkpoints that are kept: a run goes on from the newest that is whole. They cost disk alone."""
     samples: tuple[str, ...] = ()
     """Causal LM: prompts that the model answers, greedily, at every evaluation: on the screen and in samples.jsonl."""
     metrics: tuple[AnswerMetric, ...] = ()
     """Causal LM: what answers to held-out prompts are judged by, at every evaluation."""
     metric_rows: int = Field(64, ge=1)
-    """So many held-out rows, a seeded sample of them, are answered for train.metrics."""
+    """Number of held-out rows, a seeded sample of them, that are answered for train.metrics."""
     answer_pattern: str = ""
-    """For exact_match: a regular expression whose first group, or all of it, is the answer, such as '#### *(.+)'; the
-    last place counts. Empty compares the whole text."""
+    """Pattern for exact_match: a regular expression whose first group, or all of it, is the answer, such as
+    '#### *(.+)'; the last place counts. Empty compares the whole text."""
     new_tokens: int = Field(128, ge=1)
     """The longest answer for train.samples and train.metrics."""
     seed: int = Field(0, ge=0)
@@ -363,16 +365,16 @@ class TrainSection(Section):
 
 
 class WireSection(Section):
-    """How tensors are packed before they cross the network: none, bf16, int8 or topk:FRACTION; adapters sparse:F:BITS
-    too (docs/compression.md)."""
+    """The codecs that pack tensors before they cross the network: none, bf16, int8 or topk:FRACTION; for adapters
+    sparse:F:BITS too (docs/compression.md)."""
 
     activations: str = "none"
     gradients: str = "none"
-    """Of the loss by the activations."""
+    """Gradients of the loss by the activations."""
     adapters: str = "none"
     """Both ways; upwards the difference to what was broadcast, by top-k only upwards."""
     error_feedback: bool = True
-    """What packing a device's update lost is added to its next."""
+    """Whether what packing a device's update lost is added to its next."""
 
     @field_validator("activations", "gradients", "adapters")
     @classmethod
@@ -386,12 +388,12 @@ class WireSection(Section):
 
 
 class MethodSource(Section):
-    """Which text a method was that is not of the method table: a run goes on with no other."""
+    """The place and digest of the text of a method that is not of the method table: a run goes on with no other."""
 
     at: str
     """Its file, or its module."""
     sha256: str = Field(pattern="[0-9a-f]{64}")
-    """Of the text."""
+    """SHA-256 of the text."""
 
 
 class MethodSection(BaseModel):
@@ -400,7 +402,7 @@ class MethodSection(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "memsfl"
-    """Of the method table, FILE.py:FUNCTION, MODULE:FUNCTION, or a name that an installed package offers."""
+    """A name of the method table, FILE.py:FUNCTION, MODULE:FUNCTION, or a name that an installed package offers."""
     source: MethodSource | None = None
     """A run writes it down; a method of the table has none."""
 
@@ -441,7 +443,7 @@ class RunConfig(Section):
     """A built-in fleet, a fleet file, or the content of one written out here; on a real fleet also `measured`, the
     default of `cutlayer serve`: every machine measures itself."""
     hardware: str = "cpu"
-    """Where this process computes: cpu, cuda or cuda:N."""
+    """The processor on which this process computes: cpu, cuda or cuda:N."""
     out: str = "runs/latest"
     """The run folder."""
 
@@ -536,7 +538,7 @@ def _template(template: str | None) -> str | None:
 
 
 def _value(section: Any, key: str) -> Any:
-    """What a section says, which may be read already or not."""
+    """The value of a key in a section, which may be read already or not."""
     return section.get(key) if isinstance(section, Mapping) else getattr(section, key, None)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree.
+"""The things that can go wrong, as a tree.
 
 CutlayerError
 |- UserError (exit code 2)       something a person gave us is wrong; one line, no traceback

@@ -19,11 +19,11 @@ except ImportError:  # Windows
 
 
 OTHERS = 0o077
-"""What others may do with a file, as bits of its mode."""
+"""Bits of a file's mode that say what others may do with it."""
 
 
 class _Alone:
-    """How many runs of this process want what they make to be for its owner alone, and what held before the first."""
+    """Count of the runs of this process that want what they make for its owner alone, and the mask before the first."""
 
     def __init__(self) -> None:
         self.lock, self.runs, self.before = ThreadLock(), 0, 0
@@ -34,7 +34,7 @@ _alone = _Alone()
 
 @contextmanager
 def for_owner_alone() -> Iterator[None]:
-    """Whatever this process makes meanwhile is for its owner alone: files 0600, folders 0700, also what libraries make.
+    """Keeps what this process makes meanwhile for its owner alone: files 0600, folders 0700, also what libraries make.
 
     A process has one such mask: it is taken back when the last of those who asked for it has ended. Windows has none;
     there a folder of a person's own is for nobody else as it is.
@@ -93,7 +93,7 @@ def _private(path: str, flags: int) -> int:
 
 
 Retire = Callable[[Path], None]
-"""What becomes of a folder that another one has taken the place of; it stands under another name."""
+"""Deals with a folder that another one has taken the place of; the old one stands under another name."""
 
 
 def remove(folder: Path) -> None:

@@ -62,7 +62,7 @@ CHUNK_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How a device joins.
+    """The settings with which a device joins.
 
     Attributes:
       name: its name.
@@ -180,7 +180,7 @@ def _preparing(
 
 
 def _lending(joining: Joining, welcome: Welcome, notice: Callable[[str], None], taken: set[tuple[str, int]]) -> Lending:
-    """What the device lends to this run, of which the server has said what it is.
+    """The part of itself that the device lends to this run, of which the server has said what it is.
 
     Raises:
       Declined: The owner does not allow it.
@@ -209,12 +209,12 @@ def _config_of(welcome: Welcome) -> RunConfig:
 
 
 def _state_of(joining: Joining, welcome: Welcome) -> Path:
-    """Where the device keeps what it is in a run."""
+    """The folder in which the device keeps its state in a run."""
     return joining.folder / "state" / _as_name(welcome.run)
 
 
 class _Files:
-    """Where the model's files come from: this machine, or the server.
+    """The model's files, from this machine or from the server.
 
     Attributes:
       revision: of a model on the hub, where its name is the run's.
@@ -230,7 +230,7 @@ class _Files:
 
     @property
     def name(self) -> str:
-        """By which `ModelFiles` finds them."""
+        """The name by which `ModelFiles` finds these files."""
         return self._named if self._store is None else str(self._store.folder)
 
     async def fetch(self, cut: int, top: int | None = None, *, ask: Asking | None = None) -> None:
@@ -349,7 +349,7 @@ class _Attendance:
         )
 
     async def _before_round(self, opening: Assignment | Judge) -> None:
-        """What the round needs of the model, and what its steps cost: now, so that no step waits for it."""
+        """Fetches what a round needs of the model, and counts what its steps cost: now, so that no step waits."""
         plan, num_tokens = opening.plan, self._config.data.max_length
         await self._files.fetch(*((plan.cut, plan.top) if isinstance(opening, Judge) else self._shape.reads(plan)))
         count = self._costs.device_forward if isinstance(opening, Judge) else self._costs.device
@@ -366,5 +366,5 @@ class _Attendance:
 
 
 def _as_name(run: str) -> str:
-    """What a server calls its run, as the name of a folder and nothing else."""
+    """The name that a server gives its run, as the name of a folder and nothing else."""
     return re.sub(r"[^0-9A-Za-z]", "-", run)[:64]

@@ -1,4 +1,4 @@
-"""What is packed before it crosses the network: activations, their gradients, adapters. For any method.
+"""The packing of what crosses the network: activations, their gradients, adapters. For any method.
 
 `CompressedLink` lies around an end of a link. Rounds, devices and the server talk through it in whole tensors; what
 it hands to the transport are the same messages with the tensors of `wire.messages.ROLES` packed by a codec of
@@ -98,7 +98,7 @@ def codec_under(plan: DevicePlan, role: Role, codec: Codec, at: str = "") -> Cod
 def compression(
     *, activations: str = "none", gradients: str = "none", adapters: str = "none", error_feedback: bool = True
 ) -> Compression:
-    """By names, as in a run file.
+    """Finds codecs by their names, as in a run file.
 
     An adapter's largest changes may all sit in a few rows of one factor, and rows of `lora_B` are as short as the
     rank: top-k chooses over a whole tensor there. On the way down it does nothing: a device holds nothing to which
@@ -197,7 +197,7 @@ class CompressedLink(Around):
         return message
 
     def state(self) -> State:
-        """What packing the last update lost: the device's end needs it to go on as this one would."""
+        """The part of the last update that packing lost: the device's end needs it to go on as this one would."""
         return State(tensors=dict(self._lost))
 
     def load(self, state: State) -> None:
@@ -284,7 +284,7 @@ class CompressedLink(Around):
         return codec.unpack(packed, (*packed.shape[:-1], width), torch.float32)
 
     def _references(self, update: Message) -> Adapter:
-        """What this end holds of what the device started from."""
+        """The tensors that this end holds of what the device started from."""
         assert isinstance(update, Update), "no other message has this role"
         if update.round not in self._broadcasts:
             raise MalformedMessage(
@@ -294,7 +294,7 @@ class CompressedLink(Around):
         return self._started_from(self._broadcasts[update.round], update)
 
     def _answered(self, round: int) -> None:
-        """What was broadcast for this round will not be referred to any more."""
+        """Forgets what was broadcast for this round and those before: nothing will refer to it any more."""
         self._broadcasts = {number: adapter for number, adapter in self._broadcasts.items() if number > round}
 
     def _is_over(self, round: int) -> bool:
@@ -303,7 +303,7 @@ class CompressedLink(Around):
 
 
 def _reference(references: Adapter, name: str, shape: torch.Size | None = None) -> Tensor:
-    """What the difference of this name refers to."""
+    """The tensor that the difference of this name refers to."""
     reference = references.get(name)
     if reference is None or shape not in (None, reference.shape):
         raise MalformedMessage(

@@ -29,9 +29,9 @@ import yaml
 from cutlayer.errors import ConfigError, UserError
 
 TaskKind = Literal["classification", "causal-lm"]
-"""What is learnt, as a person says it."""
+"""The task that is learnt, as a person says it."""
 HUB_SECONDS = 3.0
-"""For a connection to the hub, and for its name to be looked up."""
+"""Seconds for a connection to the hub, and for its name to be looked up."""
 DEEPEST = 50
 """Levels of a YAML file: more are no config, and would exhaust the stack."""
 MERGED = "tag:yaml.org,2002:merge"
@@ -157,7 +157,7 @@ def local(path: str | Path) -> Path:
 
 
 def read_yaml(path: Any, where: str, error: type[UserError] = ConfigError) -> Any:
-    """What a YAML file says.
+    """Reads a YAML file.
 
     Args:
       path: A `Path`, or a file inside a package.
@@ -182,7 +182,7 @@ def read_yaml(path: Any, where: str, error: type[UserError] = ConfigError) -> An
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML says: of a file, or of the value of a flag.
+    """Reads YAML: the text of a file, or the value of a flag.
 
     Some things are as people mean them and not as YAML 1.1 has them: a key that stands twice is an error, where the
     first would be lost without a word; 5e-1 is a number; 1:30, 010 and 2026-11-30 are text, where they would be 90, 8
@@ -201,7 +201,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """What the value of a flag says, by YAML.
+    """Reads the value of a flag as YAML.
 
     Args:
       text: The value as it was typed.

@@ -1,4 +1,4 @@
-"""What a config means for what both ends build: the model, the task's columns, training, packing, a device's data.
+"""Settings of what both ends build, by a config: the model, the task's columns, training, packing, a device's data.
 
 A device imports this and not `run/inputs.py`, which knows every method and the server.
 """
@@ -32,7 +32,7 @@ from cutlayer.wire.link import Link
 
 
 def model_settings(config: RunConfig, labels: tuple[str, ...], pad_id: int) -> ModelSettings:
-    """What the config says of the model, with what only the data and the tokenizer know."""
+    """The model's settings in the config, with what only the data and the tokenizer know."""
     model, lora = config.model, config.lora
     return ModelSettings(
         name=model.name,
@@ -105,7 +105,7 @@ def load_tokenizer(files: ModelFiles) -> Any:
 
 
 def train_settings(config: RunConfig) -> TrainSettings:
-    """How both ends train."""
+    """The settings by which both ends train."""
     train = config.train
     optimizer = OptimizerSettings(weight_decay=train.weight_decay, clip=train.clip)
     return TrainSettings(optimizer, keep_moments=train.keep_moments, seed=train.seed)
@@ -135,7 +135,7 @@ def data_seed(config: RunConfig) -> int:
 
 
 def data_spec(config: RunConfig, labels: tuple[str, ...], pad_id: int, index: int) -> DataSpec:
-    """What the device at this place in the fleet must know to read its own data."""
+    """The facts that the device at this place in the fleet must know to read its own data."""
     data, train = config.data, config.train
     return DataSpec(
         task=data.task,

@@ -20,7 +20,7 @@ from cutlayer.types import Adapter
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a keeper needs to go on as if it had never stopped.
+    """The state that a keeper needs to go on as if it had never stopped.
 
     Attributes:
       facts: what JSON can hold; of a tree, the facts of each branch by its name.
@@ -77,10 +77,10 @@ def joined(branches: Mapping[str, State] | Iterable[tuple[str, State]]) -> State
 
 
 class Keeper(Protocol):
-    """Whoever keeps something that outlives a round."""
+    """A keeper of something that outlives a round."""
 
     def state(self) -> State:
-        """What it needs to go on from here."""
+        """The state that the keeper needs to go on from here."""
 
     def load(self, state: State) -> None:
         """Goes on from a `state`."""

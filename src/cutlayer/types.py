@@ -83,7 +83,7 @@ C = TypeVar("C", bound=Clause)
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """What one device does in one round. What only some methods decide is in clauses.
+    """The work of one device in one round. What only some methods decide is in clauses.
 
     Example:
       >>> from cutlayer import DevicePlan
@@ -110,7 +110,7 @@ class DevicePlan:
     overlap: bool = True
     """Whether the device computes the next micro-batch of a step while one is on its way."""
     clauses: tuple[Clause, ...] = ()
-    """What else was decided, one clause of a kind."""
+    """The other decisions, one clause of a kind."""
 
     def having(self, clause: Clause) -> DevicePlan:
         """The plan with this clause, in place of one of its kind.
@@ -181,7 +181,7 @@ class DevicePlan:
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """Who takes part in a round and how. Planners map a plan to a better plan.
+    """The devices that take part in a round, and how. Planners map a plan to a better plan.
 
     `ranks` is the rank of the full adapter on each block, of which a device's are at most as large; empty for the
     run's rank everywhere. It is the same in every round of a run. `deadline_seconds` closes this round after so long,
@@ -217,7 +217,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What a device runs in a local step, for the cost model. A shape of a round says it of its own steps.
+    """The work of a device in a local step, for the cost model. A shape of a round says it of its own steps.
 
     Attributes:
       forwards: forward passes over the batch.
@@ -238,7 +238,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one step of one part costs. FLOPs of a forward pass, of a backward pass; bytes that it must hold."""
+    """The cost of one step of one part: FLOPs of a forward pass, of a backward pass; bytes that it must hold."""
 
     forward_flops: float
     backward_flops: float
@@ -275,7 +275,7 @@ class Costs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one device measured in one round. Times are virtual in simulation, wall on a real fleet."""
+    """The figures that one device measured in one round. Times are virtual in simulation, wall on a real fleet."""
 
     round: int
     device: str
@@ -303,7 +303,7 @@ class StepRecord:
 
 @dataclass(slots=True)
 class History:
-    """What rounds really did: the only thing that a learning planner may learn from."""
+    """Records of what rounds really did: the only thing that a learning planner may learn from."""
 
     records: list[StepRecord] = field(default_factory=list)
 

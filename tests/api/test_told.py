@@ -1,4 +1,4 @@
-"""What a caller is told of a run, and how the caller ends it."""
+"""The rows and events that a caller is told of a run, and how the caller ends it."""
 
 from __future__ import annotations
 

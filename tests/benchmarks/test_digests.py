@@ -20,7 +20,7 @@ PACKED = "splitlora:packed"
 
 @pytest.fixture(autouse=True)
 def _environment() -> Iterator[None]:
-    """What a command sets in the environment goes with it."""
+    """Undoes what a command has set in the environment."""
     with mock.patch.dict(os.environ):
         yield
 

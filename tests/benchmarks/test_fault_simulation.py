@@ -11,7 +11,7 @@ import faulty_runs
 from cutlayer.testing.faults import KINDS
 
 SEEDS = 100
-"""Of the 2,000 of `make faults`, which CI plays whole."""
+"""Seeds that are played here of the 2,000 of `make faults`, which CI plays whole."""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ TINY = pruning.adapted(JOBS["tiny"])
 
 
 def test_a_contender_has_lost_what_it_says() -> None:
-    """Of the tiny model's two heads and 64 channels; c_fc and c_proj of width 16."""
+    """Half of the tiny model's two heads and 64 channels is gone; c_fc and c_proj are of width 16."""
     whole, half = (pruning.Contender(TINY, ratio) for ratio in (0.0, 0.5))
     assert half.base.structure.left(0.5) == (1, 32)
     attention, channels = 16 * 3 * 8 + 3 * 8 + 8 * 16, 2 * 16 * 32 + 32

@@ -1,4 +1,4 @@
-"""What is read back of texts: all of them where nothing has been computed, chance where nothing is left of them."""
+"""Texts that are read back: all of them where nothing has been computed, chance where nothing is left of them."""
 
 from __future__ import annotations
 

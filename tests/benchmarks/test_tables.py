@@ -1,4 +1,4 @@
-"""What benchmarks print: whole, in a pipe too."""
+"""Tables that benchmarks print: whole, in a pipe too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be told without torch is told without it: nobody waits seconds of imports to hear of a word misspelt.
+"""Answers that need no torch are given without it: nobody waits seconds of imports to hear of a word misspelt.
 
 One process in which torch cannot be imported is given every command line of the tables, one after the other.
 """
@@ -109,7 +109,7 @@ ANSWERS = {
     "families": (["families"], "bert"),
     "the version": (["--version"], "cutlayer"),
 }
-"""Of commands that need no torch at all."""
+"""Command lines that need no torch at all, and a word of each answer."""
 
 
 def commands() -> Iterator[list[str]]:

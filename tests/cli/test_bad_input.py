@@ -1,4 +1,4 @@
-"""Whatever a user can get wrong: one line that says where, what was expected, what was found and what to change."""
+"""Mistakes that a user can make: one line that says where, what was expected, what was found and what to change."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ one_run.main()
 
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_a_report_of_the_others(made_once: World, tmp_path: Path) -> None:
-    """Of the methods of which every run ended; it names what failed, and the same command tries again."""
+    """The report is of the methods of which every run ended; it names what failed, and the same command tries again."""
     out = tmp_path / "out"
     asked = flags(made_once, out, "--rounds", 1, "--seeds", 2)
     with mock.patch("cutlayer.comparing.pool.COMMAND", (sys.executable, "-c", FAILS_WITH_VANILLA)):

@@ -26,7 +26,7 @@ from cutlayer.server.forecast import Forecast
 
 
 def inputs_of(flags: list[object]) -> RunInputs:
-    """Of a run by flags."""
+    """Inputs of a run by flags."""
     names = {"--model": "model.name", "--data": "data.path", "--fleet": "fleet", "--out": "out", "--lr": "train.lr"}
     train = {f"--{name}": f"train.{name.replace('-', '_')}" for name in ("rounds", "local-steps", "batch-size")}
     data = {

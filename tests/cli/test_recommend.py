@@ -33,7 +33,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def flags_of(world: World) -> list[object]:
-    """Of a run whose model is that of all tests: what it costs is counted once."""
+    """Flags of a run whose model is that of all tests: what it costs is counted once."""
     return [*world.classification(), "--model", world.classifier.resolve()]
 
 

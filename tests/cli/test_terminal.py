@@ -1,4 +1,4 @@
-"""What the terminal shows."""
+"""The lines and warnings that the terminal shows."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_up_trains_the_adapter_of_train(world: World, monkeypatch: pytest.Monkey
 
 
 def check_that_numbers_are_real(said: str, summary: dict[str, Any]) -> None:
-    """What machines measured, and not what a fleet file says of others."""
+    """Checks that numbers are what machines measured, and not what a fleet file says of others."""
     assert "virtual_seconds" not in summary["totals"]
     assert summary["on_the_wire"]["bytes_up"] > summary["totals"]["bytes_up"]
     table = said[said.rindex(" device ") :]

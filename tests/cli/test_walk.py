@@ -1,4 +1,4 @@
-"""Whatever of all that a person gives cannot be read, at whatever moment: one line in our form, and nothing written.
+"""Files that a person gives and that cannot be read, at whatever moment: one line in our form, and nothing written.
 
 Each command is run once, and everything that it opens, lists or looks at of what it was given is counted; then it is
 run again with one of these failing, as a disk does, for each. What C and Rust open (safetensors, tokenizers, pyarrow)
@@ -38,7 +38,7 @@ sys.addaudithook(_hook)  # which nobody can take away again: it asks for `_touch
 
 @contextmanager
 def touching(touch: Touch) -> Iterator[None]:
-    """Whatever is opened, listed or looked at meanwhile is told first."""
+    """Tells `touch` of each file or folder before it is opened, listed or looked at meanwhile."""
     global _touch
     stat = os.stat
 
@@ -77,7 +77,7 @@ def touched(given: Path, command: Callable[[], Ran], failing: int | None = None)
 
 
 def without_memory(out: str) -> list[str]:
-    """What is printed, without the lines of what this process holds: it grows from run to run."""
+    """Lines that were printed, without those of the memory of this process, which grows from run to run."""
     return [line for line in out.splitlines() if "process" not in line]
 
 

@@ -1,4 +1,4 @@
-"""Who was best at what, and by how much."""
+"""The method that was best at each thing, and by how much."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_memory_decides_how_many_run_at_once(tmp_path: Path) -> None:
     "method", [pytest.param(name, marks=[pytest.mark.slow] if at % 4 else []) for at, name in enumerate(sorted(TABLE))]
 )
 def test_the_first_guess_is_made_for_every_method(method: str, tmp_path: Path) -> None:
-    """Of what trains the whole model by gradients: no method needs more, whatever its plans say."""
+    """The guess is of training the whole model by gradients: no method needs more, whatever its plans say."""
     here = save_inputs(tmp_path, rows=24)
     values = {"model.name": str(here / "model"), "data.path": str(here / "data"), "data.max_length": 16}
     inputs = prepare(read_config(None, values={**values, "method.name": method}))

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison, and the time that is left."""
+"""The lines that a person sees of a comparison, and the time that is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tables say, and what they mark."""
+"""Cells and marks of the tables."""
 
 from __future__ import annotations
 

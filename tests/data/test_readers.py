@@ -225,7 +225,7 @@ def test_real_files_mean_what_they_did(shared_data: Path, tmp_path: Path, name: 
 
 
 def test_a_column_that_nobody_asks_for_may_be_anything(tmp_path: Path) -> None:
-    """What `datasets` has no type for: a map, and an extension."""
+    """Columns that `datasets` has no type for: a map, and an extension."""
     ids = pyarrow.ExtensionArray.from_storage(pyarrow.uuid(), pyarrow.array([b"0" * 16] * 2, pyarrow.binary(16)))
     pairs = pyarrow.array([[("a", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int32()))
     columns = {"id": ids, "pairs": pairs, "text": ["a", None], "label": pyarrow.array(["x", "y"]).dictionary_encode()}

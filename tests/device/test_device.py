@@ -58,7 +58,7 @@ def local_step(device: Device, step: int) -> Activations:
 
 
 def sent_by(device: Device, step: int) -> Activations:
-    """What a device would send first in a step."""
+    """The message that a device would send first in a step."""
     batch = device.draw()
     return device.activations(batch, run_virtual(device.bottom(batch, step)), step)
 
@@ -251,7 +251,7 @@ def test_an_update_says_what_the_talk_says(bert: Base) -> None:
 
 
 def test_before_a_round_it_may_go_back(bert: Base) -> None:
-    """What goes back may also say more of the assignment (`commit.py`)."""
+    """The hook that goes back may also say more of the assignment (`commit.py`)."""
     device = device_for(bert, BATCHES)
     device.before_round = lambda given: replace(given, learning_rates=(0.5, 0.5))
     device.begin(assignment(bert, 2))

@@ -1,4 +1,4 @@
-"""What an owner allows: read as people write it, and what a run or a plan beyond it is answered."""
+"""Limits that an owner sets: read as people write them, and what a run or a plan beyond them is answered."""
 
 from __future__ import annotations
 

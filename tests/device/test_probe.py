@@ -1,4 +1,4 @@
-"""What a device says of itself, with clocks and files made up."""
+"""Facts that a device tells of itself, with clocks and files made up."""
 
 from __future__ import annotations
 

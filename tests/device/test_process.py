@@ -21,7 +21,7 @@ SHAPE = {"n_embd": 768, "n_layer": BLOCKS, "n_head": 12, "n_positions": TOKENS}
 
 @given(st.integers(1, 2**42), st.floats(0, 1), st.integers(0, 2**40))
 def test_what_a_part_may_take_fits(free: int, fixed: float, largest: int) -> None:
-    """Whatever share of it comes and goes, in tensors of whatever size."""
+    """The part fits whatever share of it comes and goes, in tensors of whatever size."""
     part = for_a_part(free)
     assert part >= 1
     if part > 1:
@@ -124,7 +124,7 @@ def _train(folder: str, dtype: str, cut: int, share: float) -> dict[str, int]:
 
 
 def _mapped_bytes() -> int:
-    """What counts against `RLIMIT_DATA`."""
+    """Bytes that count against `RLIMIT_DATA`."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmData:")[2].split()[0])
 

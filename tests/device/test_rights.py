@@ -1,4 +1,4 @@
-"""Who may read a file, by a mode or by a list of access."""
+"""The accounts that may read a file, by a mode or by a list of access."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device has sent is written down for its owner: before it leaves, in one line each, and not without bound."""
+"""The owner's log of what a device sends: one line for each message, before it leaves, and not without bound."""
 
 from __future__ import annotations
 

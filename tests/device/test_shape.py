@@ -19,7 +19,7 @@ from cutlayer.types import DevicePlan, Flow
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """What was looked up with other entry points."""
+    """Forgets what was looked up with other entry points."""
     shape_by_name.cache_clear()
     yield
     shape_by_name.cache_clear()
@@ -59,7 +59,7 @@ def test_every_talk_is_a_shape_of_its_name() -> None:
     ],
 )
 def test_a_name_that_is_none_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it is: nothing is imported of it."""
+    """The name imports nothing, whatever it is."""
     monkeypatch.setattr(shapes, "_defined_in", lambda module: pytest.fail(f"imported {module}"))
     with pytest.raises(JoinError, match=r"^join: expected one of the shapes .*split.*Install the server's version"):
         shape_by_name(name)

@@ -1,4 +1,4 @@
-"""What a device is given for a round: its clock, its share of a connection, and the energy of both."""
+"""The allotment of a device for a round: its clock, its share of a connection, and the energy of both."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_messages_of_one_instant_stay_in_order() -> None:
 # ------------------------------------------------------------------ a connection of the server that devices share
 
 BITS = 8 * len(encode(UP))
-"""Of a message up: 8 kbit/s and 16 kbit/s are the rates of the link alone."""
+"""Bits of a message up: 8 kbit/s and 16 kbit/s are the rates of the link alone."""
 
 
 def gateway(up: float | None = None, down: float | None = None) -> Gateway:

@@ -133,7 +133,7 @@ def test_the_real_machine_keeps_one_thread_and_leaves_the_loop_free() -> None:
 
 
 def test_works_in_turn_let_nobody_between_them() -> None:
-    """What one machine's first piece leaves is used up before another machine of the process begins."""
+    """The result of one machine's first piece is used up before another machine of the process begins."""
     done: list[str] = []
     events: list[Event] = []
 

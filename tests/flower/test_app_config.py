@@ -1,4 +1,4 @@
-"""What Flower hands over: read into the same settings as the command line's, and nothing in it is ignored."""
+"""Values that Flower hands over: read into the same settings as the command line's, and none of them is ignored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "flower-app" / "pyproject.tom
 
 
 def defaults() -> dict[str, Any]:
-    """What the example app says."""
+    """The settings of the example app."""
     import tomllib
 
     config: dict[str, Any] = tomllib.loads(EXAMPLE.read_text())["tool"]["flwr"]["app"]["config"]

@@ -37,7 +37,7 @@ class Fake:
         return {call: self.ended.pop(call) for call in calls if call in self.ended}
 
     def last(self, node: int) -> str:
-        """What the node's last call is known by."""
+        """The name by which the node's last call is known."""
         index = max(i for i, (called, _) in enumerate(self.sent) if called == node)
         return f"{node}/{index}"
 

@@ -97,7 +97,7 @@ class Flower:
         pytest.fail(self.logs())
 
     def logs(self) -> str:
-        """What the programs have said."""
+        """The text that the programs have logged."""
         return "\n".join(f"== {file.name}\n{file.read_text()}" for file in sorted(self.folder.glob("*.log")))
 
     def _key(self, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Who may come in where `cutlayer up` has started the devices: each of them by its own token, and nobody else."""
+"""Devices that may come in where `cutlayer up` has started them: each by its own token, and nobody else."""
 
 from __future__ import annotations
 

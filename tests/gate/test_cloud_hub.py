@@ -1,4 +1,4 @@
-"""Whom a run has where some of its devices are at sites, and where each of them is."""
+"""The devices of a run where some of them are at sites, and where each of them is."""
 
 from __future__ import annotations
 

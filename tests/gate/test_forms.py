@@ -106,7 +106,7 @@ VARIANTS = variants()
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one device said in one round, up to its update, and the rows of its data that the server had before."""
+    """The messages of one device in one round, up to its update, and the rows of its data that the server had then."""
 
     base: Base
     method: Method
@@ -146,7 +146,7 @@ class Conversation:
         return isinstance(self.assignment, Judge)
 
     def script(self, forms: Forms) -> Script:
-        """What the device may say."""
+        """The script of what the device may say."""
         if isinstance(self.assignment, Judge):
             return judging.script(self.assignment, forms)
         return self.method.round.script(self.assignment.plan, forms)
@@ -192,7 +192,7 @@ def rows_of(message: Message) -> set[int]:
 
 @cache
 def conversations(variant: Variant, task: str, folder: Path) -> list[Conversation]:
-    """Of each device of a run of two rounds, those that are unlike each other."""
+    """Conversations of each device of a run of two rounds, those that are unlike each other."""
     base = open_base(folder, task, lora=LoraSettings(targets=("all-linear",)))
     method = variant.build()
     judges = method.moved is None
@@ -225,7 +225,7 @@ def named(of: tuple[Variant, str]) -> str:
     scope="module", params=list(by_turns([(one,) for one in product(VARIANTS, TASKS)], one_of=2)), ids=named
 )
 def played(request: pytest.FixtureRequest, tiny_model: ModelMaker) -> list[Conversation]:
-    """What two honest devices say."""
+    """The conversations of two honest devices."""
     variant, task = request.param
     try:
         return conversations(variant, task, tiny_model(TASKS[task], task))
@@ -398,7 +398,7 @@ def forms_of(one: Conversation) -> Forms:
 
 
 def walk(script: Script, messages: Sequence[Message]) -> list[tuple[Form, ...]]:
-    """What a script allows, point after point, where these come; it has no more points than they are."""
+    """The forms that a script allows, point after point, where these messages come: no more points than messages."""
     walked = [as_options(next(script))]
     *before, update = [message for message in messages if not isinstance(message, Measured)]
     for message in before:

@@ -90,7 +90,7 @@ def test_packed_messages_pass(method: str, name: str, bert: Base) -> None:
 @pytest.mark.parametrize("late", ["drop", "use"])
 @pytest.mark.parametrize("method", ["memsfl", "splitfrozen", "fedlora", "fedspine"])
 def test_late_devices_pass(method: str, late: Late, bert: Base) -> None:
-    """Whatever of an earlier round, or of a round that was closed, is on its way."""
+    """Messages of an earlier round, or of a round that was closed, pass while they are on their way."""
     options = {"cache": False} if "cache" in TABLE[method].options else {}
     run, _ = guarded_run(bert, method, stragglers=quorum(0.3, late), **options)
     assert any(record.late for record in run.logbook.history.records)
@@ -103,7 +103,7 @@ def test_recalls_pass(bert: Base) -> None:
 
 @pytest.mark.parametrize("method", ["fedlora", "fedspine"])
 def test_the_frame_limit_is_tight(method: str, bert: Base) -> None:
-    """Of the longest message of its plan, but for numbers of the header that could be longer."""
+    """The limit is that of the longest message of its plan, but for numbers of the header that could be longer."""
     _, seen = guarded_run(bert, method)
     longest: dict[int, int] = {}
     for _, limit, message in seen:
@@ -133,7 +133,7 @@ def script_for(plan: DevicePlan) -> ScriptOf:
 
 
 def assignment_for(base: Base, plan: DevicePlan, round: int = 0) -> Assignment:
-    """What a device with this plan is told."""
+    """The assignment of a device with this plan."""
     server = server_for(base, fleet_of(1))
     server.begin(RoundPlan(round, (plan,)), one_per_device)
     return server.assignment(plan)
@@ -222,7 +222,7 @@ def test_the_honest_ones_of_these_tests_pass(bert: Base, llama: Base) -> None:
 
 
 def test_a_round_knows_nothing_of_the_one_before(llama: Base) -> None:
-    """What was recalled has no weight that is known, and who has said what it measured sends no more batches."""
+    """Recalled samples have no known weight, and a device that has said what it measured sends no more batches."""
     recall = Recall("run", 0, 1, "device-0", torch.arange(4, dtype=torch.int32), LONGEST)
     guard, heavy = guard_for(llama, KEEPING, rows=frozenset(range(4))), 2 * honest(llama).weight + 1
     rows_B = torch.arange(4, dtype=torch.int32)
@@ -348,7 +348,7 @@ def test_an_update_in_the_middle_of_a_step(bert: Base) -> None:
 
 
 def test_a_round_begins_with_a_first_part(bert: Base) -> None:
-    """Whatever became of the last one's."""
+    """The first part of a round passes whatever became of the last round's parts."""
     guard = guard_for(bert, IN_PARTS)
     check(guard, part_of(bert, 0))
     guard.open(assignment_for(bert, IN_PARTS))
@@ -430,7 +430,7 @@ def test_what_has_no_place(bert: Base) -> None:
 
 
 def test_a_late_message_passes_as_nothing(bert: Base) -> None:
-    """Whatever is in it: nobody will look. Its run and its sender are checked."""
+    """The message passes whatever is in it: nobody will look. Its run and its sender are checked."""
     guard = guard_for(bert, SPLIT)
     check(guard, honest(bert))
     guard.open(assignment_for(bert, SPLIT, 3))

@@ -1,4 +1,4 @@
-"""Who is connected and who belongs to the fleet, as the hub sees it, over modelled connections.
+"""Devices that are connected and those that belong to the fleet, as the hub sees them, over modelled connections.
 
 Whole runs with it are in `run/test_served.py`, `test_hostile.py` and `benchmarks/test_fault_simulation.py`.
 """

@@ -1,4 +1,4 @@
-"""What a device that judges may say, and when; every field of it is tried wrongly in test_forms.py."""
+"""Messages that a judging device may send, and when; every field of them is tried wrongly in test_forms.py."""
 
 from __future__ import annotations
 

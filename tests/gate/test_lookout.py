@@ -321,7 +321,7 @@ def _begin_until_shut_out(port: int) -> None:
 
 
 def test_grpc_reads_no_more_ahead_than_it_is_told() -> None:
-    """Of grpcio 1.84 and later: without it, one connection of a stranger takes two hundred megabytes."""
+    """The option is of grpcio 1.84 and later: without it, one connection of a stranger takes two hundred megabytes."""
     assert ("grpc.experimental.tcp_max_read_buffer_size", READ_BYTES) in SERVER_OPTIONS
 
 

@@ -1,4 +1,4 @@
-"""What a site may report: what its devices can have done, the mean in the model's shapes, and nothing else."""
+"""Reports that a site may make: what its devices can have done, the mean in the model's shapes, and nothing else."""
 
 from __future__ import annotations
 

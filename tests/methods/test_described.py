@@ -1,4 +1,4 @@
-"""What is read from a method's text is what Python would say of it."""
+"""The description that is read from a method's text is what Python would say of it."""
 
 from __future__ import annotations
 

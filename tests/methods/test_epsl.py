@@ -214,6 +214,6 @@ def test_options_that_make_no_sense(options: dict[str, Any], said: str) -> None:
 
 
 def test_everybody_is_waited_for_at_one_cut_with_whole_batches() -> None:
-    """What `Method` refuses goes by these (tests/methods/test_mergesfl.py)."""
+    """Refusals of `Method` go by these (tests/methods/test_mergesfl.py)."""
     round = epsl().round
     assert (round.equal_cuts, round.together, round.cuts_batches, round.divisible) == (True, True, False, False)

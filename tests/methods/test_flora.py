@@ -26,7 +26,7 @@ from exported import card_for, logits_of, plain_peft, whole_logits
 ModelMaker = Callable[[str, str], Path]
 ROUNDS, STEPS = 3, 2
 RANKS = {"device-0": 1, "device-1": 4, "device-2": 8}
-"""Of the playground's speeds, 1 : 3 : 5."""
+"""Ranks for the playground's speeds, 1 : 3 : 5."""
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from cutlayer.types import History, RoundPlan
 from cutlayer.wire.messages import Assignment, Update
 
 RANKS = {"device-0": 1, "device-1": 4, "device-2": 8}
-"""Of the playground's speeds, 1 : 3 : 5."""
+"""Ranks for the playground's speeds, 1 : 3 : 5."""
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def played(base: Base, *planners: Any, rounds: int = ROUNDS, devices: int = 3, *
 
 
 def test_a_round_adds_the_dense_mean_of_all_products(llama: Base) -> None:
-    """Of unequal ranks, from unequal cuts: a module over who trained it, the server's copy with what went through."""
+    """The products are of unequal ranks, from unequal cuts: a module over those that trained it,
+    the server's copy with what went through."""
     llama.whole()
     before = {name: tensor.clone() for name, tensor in llama.weights.loaded.items()}
     run = played(llama, cuts_that_move, some_ranks(llama), rounds=1)
@@ -201,7 +202,7 @@ def test_no_device_is_above_its_memory_and_little_of_it_is_left(llama: Base) -> 
 
 
 def test_ranks_follow_importance_within_a_device(llama: Base) -> None:
-    """Of modules of one size, none has a lower rank than one that matters less."""
+    """No module has a lower rank than one of its size that matters less."""
     scores = [float(1 + (5 * place) % 7) for place in range(21)]
     history = [record(0, exact=scores, proxy=[1.0] * 21)]
     device = plans(llama, [needs(llama, 1, 4)], history, cut=1).devices[0]

@@ -1,4 +1,4 @@
-"""What a method says beside its plan."""
+"""The settings of a method beside its plan."""
 
 from __future__ import annotations
 

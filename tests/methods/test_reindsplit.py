@@ -38,7 +38,7 @@ from real import served, simulated, values_for
 ModelMaker = Callable[[str, str], Path]
 STEPS = 2
 CUTS = ({"device-0": 1, "device-1": 2}, {"device-0": 2, "device-1": 2}, {"device-0": 1, "device-1": 3})
-"""Of three rounds: one cut moves up and back again, the other stays and then moves up to the last block."""
+"""Cuts of three rounds: one moves up and back again, the other stays and then moves up to the last block."""
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_one_action_is_a_fixed_cut(cut: int, bert: Base) -> None:
 
 
 def test_a_moved_cut_moves_lora_tensors_only(bert: Base) -> None:
-    """What a device is sent is the adapter of the blocks that it has now, and to be cut anew costs that alone."""
+    """The adapter of the blocks that it has now is all that a device is sent, and to be cut anew costs that alone."""
     run, _ = played(bert, moving(CUTS), devices=2, rounds=3)
     sent = [message for message in run.sent_down if isinstance(message, Assignment)]
     assert len(sent) == 6

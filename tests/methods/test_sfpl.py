@@ -86,7 +86,7 @@ def test_a_pool_of_one_device_is_split_learning(cut: int, base: Base) -> None:
 
 
 def test_one_mini_batch_of_all_is_the_merged_batch(base: Base) -> None:
-    """Whatever the permutation: mergesfl with batch sizes that are given, and everybody."""
+    """The run is that of mergesfl with batch sizes that are given, and everybody, whatever the permutation."""
     one = played(base, server_batch=1000)
     other = played(base, "mergesfl", batch="fixed")
     assert_same(one.adapter, other.adapter)
@@ -151,7 +151,7 @@ def test_every_sample_is_trained_on_once(base: Base, monkeypatch: pytest.MonkeyP
 
 
 def fingerprint(sample_TD: torch.Tensor) -> tuple[float, ...]:
-    """What tells a sample from others, however long it is padded."""
+    """Numbers that tell a sample from others, however long it is padded."""
     return tuple(sample_TD[:2].flatten().tolist())
 
 

@@ -312,12 +312,12 @@ def test_a_loss_that_is_not_finite_names_those_in_the_batch(bert: Base, monkeypa
 
 
 def saved(record: StepRecord, what: str) -> float:
-    """Of a device's round, what it did not compute (`flops`) or send (`bytes`); 0 where nothing is said of it."""
+    """The FLOPs (`flops`) or bytes (`bytes`) that a device's round saved; 0 where nothing is said of them."""
     return float(record.facts.get(f"saved_{what}", 0))
 
 
 def test_one_epoch_with_the_cache_is_one_without(base: Base) -> None:
-    """Whatever it stores, and it sends no more than the names of the samples beside."""
+    """The run is the same whatever it stores, and it sends no more than the names of the samples beside."""
     fleet = fleet_of(3)
     plain = run(base, fleet, deepest=2, cache=False)
     for stored in ("fp32", "bf16", "int8"):
@@ -328,7 +328,7 @@ def test_one_epoch_with_the_cache_is_one_without(base: Base) -> None:
 
 
 def test_the_same_batches_again_are_the_same_run(base: Base) -> None:
-    """What is kept is what was sent, to the bit."""
+    """Activations that are kept are those that were sent, to the bit."""
     fleet = fleet_of(3)
     plain, kept = (
         run(base, fleet, streams=epochs(base, fleet, same=True), deepest=2, cache=cache) for cache in (False, True)

@@ -160,7 +160,7 @@ def package(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose name is the same from any folder."""
+    """The name of a file is the same from any folder."""
     monkeypatch.chdir(file.parent)
     row = found("./mine.py:mine")
     assert (row.name, row.ours, row.source.at) == (f"{file}:mine", False, str(file))

@@ -321,7 +321,7 @@ def simulate(made: RunConfig, display: NoProgress | None = None, *, resume: bool
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """What must not depend on a stop. Events of one instant may stand in another order."""
+    """Results that must not depend on a stop. Events of one instant may stand in another order."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
     return {

@@ -1,4 +1,4 @@
-"""What a config.json asks for, refused before anything is made of it."""
+"""Demands of a config.json, refused before anything is made of it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_sizes_beyond_those_of_any_model(family: str, change: dict[str, Any], co
 
 
 def test_a_pieces_folder_is_asked_no_less(copied: Callable[..., Path], tmp_path: Path) -> None:
-    """What a server sent as config.json is read by the same door, with no weights beside it."""
+    """A config.json that a server sent is read by the same door, with no weights beside it."""
     (tmp_path / "sent").mkdir()
     shutil.copy(copied("llama", num_hidden_layers=10**6) / "config.json", tmp_path / "sent")
     with pytest.raises(ModelError, match="num_hidden_layers of at most 1024"):

@@ -50,7 +50,7 @@ def at(cut: int) -> DevicePlan:
 
 
 def shaped(settings: ModelSettings, shape: str = "split") -> ShapedCosts:
-    """What steps of rounds of this shape cost."""
+    """The costs of steps in rounds of this shape."""
     return cost_model(settings).of(shape_by_name(shape).flow)
 
 
@@ -71,7 +71,7 @@ def all_learned(task: str) -> Batch:
 
 @dataclass
 class Measured:
-    """What one pass of a part really did."""
+    """The measured cost of one pass of a part."""
 
     output: Tensor
     flops: float
@@ -418,7 +418,7 @@ def every_part(ranks: tuple[int, ...]) -> list[Held]:
 
 @pytest.mark.parametrize(("family", "task"), every_family())
 def test_any_part_is_the_sum_of_its_pieces(family: str, task: str, tiny_model: ModelMaker) -> None:
-    """What was counted on no more than two blocks is what running the part itself counts: to the last FLOP and byte.
+    """Counts from no more than two blocks are what running the part itself counts: to the last FLOP and byte.
 
     Ranks that were counted and ranks that lie on their line; blocks that do not train, below and between.
     """

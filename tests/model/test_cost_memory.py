@@ -18,7 +18,7 @@ import pytest
 BAND = (0.9, 1.3)
 """Predicted over measured, on a heap without holes: every tensor is mapped on its own."""
 OF_A_HEAD_ALONE = 0.65
-"""What MKL takes while it multiplies gradients of logits with the head is no tensor, as large as the logits here."""
+"""The least for a head alone: MKL takes as much as the logits, in no tensor, while it multiplies their gradients."""
 NO_HOLES = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 """For glibc. Without it, the heap keeps holes that no tensor fits: 60 to 160 MiB here, whatever the part."""
 BAND_WITH_HOLES = (0.6, 1.3)

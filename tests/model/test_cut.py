@@ -1,4 +1,4 @@
-"""What stands in the places that a part does not hold, and which places those are."""
+"""Stand-ins in the places that a part does not hold, and which places those are."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_every_path_of_a_row_is_there(family: str, task: str) -> None:
 
 @pytest.mark.parametrize("family", sorted(name for name, row in FAMILIES.items() if "classification" in row.tasks))
 def test_the_head_of_a_row_is_the_whole_head(family: str) -> None:
-    """What a classifier trains is every module outside the backbone that has parameters."""
+    """A classifier trains every module outside the backbone that has parameters."""
     model = meta_model(family, "classification")
     outside = head_modules(model, getattr(model, model.base_model_prefix))
     with_parameters = {name for name in outside if any(True for _ in model.get_submodule(name).parameters())}

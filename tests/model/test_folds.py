@@ -33,7 +33,7 @@ def test_stacks_come_back_by_number_and_not_by_text() -> None:
 
 @pytest.mark.parametrize(("ranks", "expected"), [((), 2), ((1,), 3), ((3, 1), 6), ((3, 4, 5), 6)])
 def test_it_is_the_sum_of_everything(ranks: tuple[int, ...], expected: int) -> None:
-    """Of a 6 x 9 module the rank is at most 6."""
+    """The rank of a 6 x 9 module is at most 6."""
     current = {**factors(2, 99), HEAD: torch.randn(4)}
     result = taken_back(current, all_folds(*ranks))
     dense = sum(stack[B] @ stack[A] for _, stack in by_number(all_folds(*ranks))) + current[B] @ current[A]

@@ -55,7 +55,7 @@ def assert_same(one: Adapter, other: Adapter) -> None:
 
 
 def received(walk: Walk) -> Tensor:
-    """What the server makes of what was sent."""
+    """The sums that the server makes of what was sent."""
     facts = walk.facts()
     return sums_of(facts["seed_indices"], facts["scalars"], RATES, COUNT)
 

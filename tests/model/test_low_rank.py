@@ -59,7 +59,7 @@ def test_it_is_the_truncated_svd_of_the_dense_matrix(rows: int, columns: int, ra
 
 
 def test_the_first_of_many_are_those_of_few() -> None:
-    """What a device of a lower rank is sent is the SVD of that rank."""
+    """The factors that a device of a lower rank is sent are the SVD of that rank."""
     b, a = truncated(*stacked(terms(12, 20, 3, 4)), 6)
     for rank in range(1, 6):
         few_b, few_a = truncated(*stacked(terms(12, 20, 3, 4)), rank)

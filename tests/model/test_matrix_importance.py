@@ -102,7 +102,7 @@ def test_the_proxy_says_nothing_while_half_of_an_adapter_is_zero(tiny_model: Mod
 
 
 def test_what_an_exact_probe_takes(tiny_model: ModelMaker) -> None:
-    """Of one part, counted: what its backward pass does beyond that of a step that is not weighed."""
+    """FLOPs of one part, counted: those of its backward pass beyond the pass of a step that is not weighed."""
     base, adapter = opened(tiny_model, "llama", "causal-lm")
     part, batch = base.device_part(CUT), random_batch("causal-lm")
     part.use(adapter)

@@ -51,7 +51,7 @@ def test_philox_gives_the_known_answers(counter: tuple[int, ...], key: tuple[int
 @pytest.mark.parametrize(("start", "end"), [(0, 64), (3, 5), (7, 1001), (2**33 + 5, 2**33 + 70)])
 @pytest.mark.parametrize("seed", [0, 12345, 10**11, ALL])
 def test_an_accelerators_bits_are_the_cpus(seed: int, start: int, end: int) -> None:
-    """What runs there is run here on the CPU; numpy's generator, which the CPU uses, is another program."""
+    """The code of an accelerator is run here on the CPU; numpy's generator, which the CPU uses, is another program."""
     first, last = start // 8, -(-end // 8)
     counter_N = torch.arange(first + 1, last + 1)
     zero_N = torch.zeros_like(counter_N)

@@ -178,7 +178,7 @@ def test_a_tensor_in_bf16_moves_by_noise_of_fp32() -> None:
 
 
 def quantisations(gradient: Tensor, times: int, *, bits: int, seed: int = 0) -> Tensor:
-    """What the other rule was given, at so many steps with this gradient."""
+    """Gradients that the other rule was given, at so many steps with this gradient."""
     given = []
 
     def watching(parameters: Mapping[str, nn.Parameter], _moments: Adapter, _rate: float) -> None:

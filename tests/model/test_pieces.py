@@ -57,7 +57,7 @@ def fetch(server: PieceServer, store: PieceStore, manifest: Iterable[Piece], chu
 
 
 def frozen(part: Part) -> dict[str, torch.Tensor]:
-    """What a part holds of the base model. Its trainable tensors are still on the meta device."""
+    """The tensors of the base model that a part holds. Its trainable tensors are still on the meta device."""
     return {name: value for name, value in part.model.named_parameters() if not value.is_meta}
 
 

@@ -130,7 +130,7 @@ def test_a_forward_that_a_cut_changes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_forward_that_a_cut_breaks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked of a block that is not there."""
+    """The forward pass asks something of a block that is not there."""
     config = Olmo2Config(**_without("head_dim"), rms_norm_eps=1e-4)
     config.save_pretrained(tmp_path)
     original = Olmo2Model.forward

@@ -62,7 +62,7 @@ def test_weights_are_the_first_ones_less_sums_of_noise() -> None:
     ],
 )
 def test_every_way_to_some_sums_ends_at_the_same_weights(way: list[Tensor]) -> None:
-    """Who was there in every round, who missed some, and who went too far and came back."""
+    """Devices that were there in every round, that missed some, or that went too far and came back, all end alike."""
     standing = Standing(weights(), SEEDS)
     for sums_K in way:
         standing.move(sums_K)

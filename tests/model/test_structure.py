@@ -216,4 +216,4 @@ def test_lora_must_cover_what_is_pruned(tiny_model: ModelMaker) -> None:
 def test_a_family_that_is_not_described(bert: Base) -> None:
     row = replace(FAMILIES["bert"], ffn_output="mlp.down_proj")
     with pytest.raises(ConfigError, match=r"families\.py.*ffn_output.*'mlp\.down_proj'"):
-        Structure(bert._skeleton(), bert._blocks, row)
+        Structure(bert._skeletons.make(), bert._blocks, row)

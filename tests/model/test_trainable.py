@@ -142,7 +142,7 @@ def test_names_that_stay_keep_their_moments_and_new_ones_begin_anew() -> None:
 
 
 def test_moments_survive_a_file() -> None:
-    """What a checkpoint does: save, another process loads, training goes on bit for bit."""
+    """A checkpoint does this: save, another process loads, training goes on bit for bit."""
     one = Trainable(values("a", "b"), SETTINGS)
     train(one, range(2))
     stored = load(save(one.moments()))

@@ -125,7 +125,7 @@ def test_queries_leave_the_adapter_as_it_was(bert: Base) -> None:
 
 
 def alignment(terms: list[tuple[int, float]], gradient: Adapter) -> tuple[float, float]:
-    """Of the estimate and the gradient: how long the one is along the other, and the cosine."""
+    """The length of the estimate along the gradient, as a part of the gradient's own, and the cosine of the two."""
     estimate = {n: sum(noise_of(seed, n, g) * factor for seed, factor in terms) for n, g in gradient.items()}
     flat, exact = (torch.cat([t.flatten() for t in x.values()]).double() for x in (estimate, gradient))
     return float(flat @ exact / (exact @ exact)), float(flat @ exact / (flat.norm() * exact.norm()))
@@ -252,7 +252,7 @@ class Offset(nn.Module):
 
 
 def test_the_difference_comes_before_the_product() -> None:
-    """Of numbers near 4096 the difference is exact, and a product is not: by hand in fp64."""
+    """The difference of numbers near 4096 is exact, and a product is not: by hand in fp64."""
     generator = torch.Generator().manual_seed(0)
     backbone, inputs = Offset(), {"x": torch.randn(14, 3, generator=generator)}
     part = DevicePart(backbone, backbone, [Slot("a", backbone.layer, "weight")])

@@ -47,7 +47,7 @@ def beside(
 
 
 def status_of(port: int, context: ssl.SSLContext | None = None, **headers: str) -> int:
-    """Of the page."""
+    """The HTTP status of the page."""
     connection = (
         http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=context)
         if context

@@ -31,7 +31,7 @@ def test_the_cells_of_a_strip_add_up_to_the_time_of_its_events(length: float) ->
 
 
 def test_news_laid_over_the_whole_are_the_whole() -> None:
-    """What a page does with pieces, done here: the same strips and bars as of somebody who comes later."""
+    """Pieces laid together as a page does: the same strips and bars as of somebody who comes later."""
     line = Timeline(["pi"])
     strips, bars, cell = [["", ""], ["", ""]], [], 0.0
     for number in range(300):

@@ -36,7 +36,7 @@ def area(leaves: list[Leaf], num_ranks: int) -> float:
 @pytest.mark.parametrize("num_ranks", [1, 3, 5])
 @pytest.mark.parametrize("seed", range(5))
 def test_leaves_always_partition_the_square(num_ranks: int, seed: int) -> None:
-    """Whatever is played: edges, corners and one arm again and again included."""
+    """Leaves partition the square whatever is played: edges, corners and one arm again and again included."""
     rng, tree = random.Random(seed), Tree(num_ranks, discount=0.9, smallest=0.05)
     special = (0.0, 1.0, 0.5, 0.25)
     for _ in range(60):

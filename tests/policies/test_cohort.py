@@ -41,7 +41,7 @@ NEAR = 0.01
 
 @pytest.mark.parametrize(("num_devices", "number"), [(6, 3), (10, 4), (15, 5)])
 def test_it_finds_what_brute_force_finds(num_devices: int, number: int) -> None:
-    """Of twenty searches nearly all find the very best cohort, and each a good one."""
+    """The very best cohort is found by nearly all of twenty searches, and a good one by each."""
     masks_PN = np.stack([mask_of(chosen, num_devices) for chosen in combinations(range(num_devices), number)])
     searches = [search_of(num_devices, number, seed=seed) for seed in range(20)]
     missed = [search.scores(masks_PN).max() - search.scores(search.best()[None])[0] for search in searches]

@@ -1,4 +1,4 @@
-"""What a method's option `cut` may say."""
+"""Values that a method's option `cut` may have."""
 
 from __future__ import annotations
 

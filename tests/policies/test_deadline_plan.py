@@ -113,7 +113,7 @@ def test_the_chance_that_nobody_gets_down_is_below_a_half() -> None:
 
 @pytest.mark.parametrize("bound", VARIANTS[:7], ids=range(7))
 def test_no_other_plan_within_the_budget_is_better(bound: Bound) -> None:
-    """Of 300 near and far."""
+    """Plans near and far, 300 of them, are tried."""
     schedule, rng = solved(bound), np.random.default_rng(1)
     best, _, _ = bound.at(np.array(schedule.deadlines), schedule.block_seconds)
     for spread in np.geomspace(1e-3, 1.0, 300):

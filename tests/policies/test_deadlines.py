@@ -146,7 +146,7 @@ def test_every_depth_alike() -> None:
 
 
 def test_measured_chances_are_how_often_it_was_so() -> None:
-    """What the model says counts as one round; a round that the device has left reached nothing."""
+    """The model's own chance counts as one round; a round that the device has left reached nothing."""
     history = History(
         [
             record("device-0", 0, facts={REACHED: [0, 1, 2, 2]}),

@@ -23,7 +23,7 @@ RANKS = (5, 6, 7, 8)
 
 
 def record(device: str, capacity: Capacity, depth: int, *, round: int = 0, num_bytes: int = 1000) -> StepRecord:
-    """What a device of exactly this capacity measures."""
+    """The record that a device of exactly this capacity measures."""
     forward, backward = STEPS * capacity.forward_seconds, STEPS * depth * capacity.backward_seconds
     return StepRecord(
         round=round,

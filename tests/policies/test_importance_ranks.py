@@ -142,7 +142,7 @@ class PagedCosts(RankCosts):
 
 @pytest.mark.parametrize("memory_kib", range(18, 62, 4))
 def test_what_is_rounded_up_fits_too_and_costs_at_most_a_rung(memory_kib: int) -> None:
-    """Of ranks that fit but for rounding the last that were added are taken back, not all of them."""
+    """Ranks that fit but for rounding lose the last that were added, not all of them."""
     ranks = ranks_of(memory_kib, costs=PagedCosts)["device-1"][:4]
     plan = DevicePlan("device-1", cut=2, ranks=(*ranks, 8, 8))
     used = PagedCosts(BLOCKS).device(plan, 1, 1).memory_bytes - 3 * 2**20

@@ -329,7 +329,7 @@ def test_links_as_declared_without_a_spread() -> None:
 
 
 def test_a_slowdown_is_the_mean_over_states() -> None:
-    """Of a log-normal rate's inverse the mean is exp(spread^2 / 2)."""
+    """The mean of a log-normal rate's inverse is exp(spread^2 / 2)."""
     situation = situation_of()
     assert link_slowdown("device-0", situation, 0.5, 200_000) == pytest.approx(np.exp(0.125), rel=0.01)
     one, other = (link_slowdown(f"device-{index}", situation, 0.5, 20) for index in (0, 1))

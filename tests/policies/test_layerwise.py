@@ -31,7 +31,7 @@ def part(device: int, depth: int, values: Tensor) -> Contribution:
 
 
 def plan_of(odds: Sequence[Sequence[float]]) -> RoundPlan:
-    """Of devices with these chances to reach each layer, the lowest first."""
+    """A plan of devices with these chances to reach each layer, the lowest first."""
     devices = (DevicePlan(f"device-{index}").having(Reach(1.0, (*own, 1.0))) for index, own in enumerate(odds))
     return RoundPlan(0, tuple(devices))
 

@@ -112,12 +112,12 @@ def test_a_front_against_enumeration(search: str) -> None:
 
 @pytest.mark.parametrize("search", ["nsga2", "gan"])
 def test_it_finds_more_than_draws_do(search: str) -> None:
-    """Of 5^18 plans 1024 are tried."""
+    """The search tries 1024 of 5^18 plans."""
     assert quality(search, LARGE, 1024) > quality("enumerate", LARGE, 1024) + 0.02
 
 
 def test_the_generator_is_taught_by_the_judge() -> None:
-    """What it proposes dominates what it is shown more often than what is drawn does."""
+    """Proposals of the generator dominate what it is shown more often than draws do."""
     generator = np.random.default_rng(0)
     shown = drawn(LARGE, 128, generator)
     points, scaled = objectives(shown), torch.from_numpy(shown.reshape(128, -1) / 4).float()

@@ -19,7 +19,7 @@ WHOLE = Kept(((0, 1, 2),) * 2, ((0, 1, 2, 3),) * 2)
 
 
 def test_the_least_important_of_each_block_go() -> None:
-    """Whatever the other block's numbers are; of equals the earlier one stays."""
+    """The other block's numbers change nothing; of equals the earlier one stays."""
     assert most_important(IMPORTANCE, WHOLE, (2, 2)) == Kept(((1, 2), (0, 1)), ((0, 2), (0, 3)))
     assert most_important(IMPORTANCE, WHOLE, (1, 3)) == Kept(((1,), (0,)), ((0, 2, 3), (0, 1, 3)))
 

@@ -1,4 +1,4 @@
-"""What is left below a cut: the largest units of each block, judged with what LoRA has learnt; all above stays."""
+"""The units left below a cut: the largest of each block, judged with what LoRA has learnt; all above stays."""
 
 from __future__ import annotations
 

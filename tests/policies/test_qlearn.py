@@ -51,7 +51,7 @@ def record(device: str, round: int = 0, **values: Any) -> StepRecord:
 
 
 def missed(device: str, round: int, cut: int = 2) -> StepRecord:
-    """What stands of a device of whose round nothing counts."""
+    """The record of a device of whose round nothing counts."""
     return record(device, round, cut=cut, steps=0, samples=0, weight=0, loss=NAN, flops=0.0, late=True)
 
 
@@ -88,7 +88,7 @@ ALIKE = fleet_with({"a": GIB, "b": GIB, "c": GIB})
 
 @dataclass(frozen=True)
 class Speed:
-    """What a modelled device takes for a step: seconds per block, and of the network."""
+    """Seconds that a modelled device takes for a step: per block, and for the network."""
 
     block_seconds: float
     network_seconds: float = 0.2
@@ -222,7 +222,7 @@ def test_a_device_that_becomes_slower_is_cut_where_slow_ones_are() -> None:
 
 @pytest.mark.parametrize("cut", range(BLOCKS + 1))
 def test_one_action_is_a_fixed_cut(cut: int) -> None:
-    """Whatever the history says: the plans are equal in all that they hold."""
+    """The plans are equal in all that they hold, whatever the history says."""
     modelled = Modelled(TEN, noise=0.1)
     for round in range(4):
         situation = modelled.situation(8)
@@ -292,7 +292,7 @@ def test_exploration_falls_in_a_line_and_then_stays() -> None:
 
 
 def test_as_many_cuts_are_left_to_chance_as_epsilon_says() -> None:
-    """Of 400 draws, where the table knows one best cut: those of the others, and of both of them alike."""
+    """The other cuts are counted in 400 draws where the table knows one best cut: both of them come alike."""
     names = [f"device-{index}" for index in range(40)]
     start = [record(name, 0, cut=3) for name in names]
     found = [record("device-0", 1, cut=1, loss=0.1)]  # a lower loss is all that is good here

@@ -1,4 +1,4 @@
-"""Who joins a round."""
+"""The devices that join a round."""
 
 from __future__ import annotations
 

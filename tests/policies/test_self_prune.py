@@ -78,7 +78,7 @@ def test_the_last_row_stays() -> None:
 
 
 def test_a_device_goes_on_at_what_it_left_itself() -> None:
-    """Of its last round in which it might prune; rounds of others, and rounds that left it no choice, say nothing."""
+    """The last round in which the device might prune decides; rounds of others or without a choice say nothing."""
     given = situation(
         record(0, "device-0", (8, 8, 8)),
         record(1, "device-0", (4, 4, 4)),

@@ -29,7 +29,7 @@ def broadcast() -> Adapter:
 
 
 def test_neutral_is_the_mean_bit_for_bit() -> None:
-    """Whatever the ages."""
+    """The ages change nothing."""
     given = parts(4, 2, 0)
     plain = mean_per_block()(broadcast(), given, RoundPlan(4))
     found = staleness_weighted(mixing=1.0, power=0.0)(broadcast(), given, RoundPlan(4))

@@ -77,7 +77,7 @@ def test_without_the_clause_it_is_adamw(bert: Base) -> None:
 
 @pytest.mark.parametrize("method", ["memsfl", "splitlora", "sfl_v2", "vanilla", "mergesfl", "splitfrozen", "hetlora"])
 def test_every_server_step_follows_it(method: str, bert: Base) -> None:
-    """Whoever owns a server adapter: what it remembers is what gradient descent remembers, and so on the device."""
+    """Every owner of a server adapter remembers what gradient descent remembers, and so does the device."""
     fleet = fleet_of(2)
     streams = streams_for(fleet, "classification", steps=ROUNDS * STEPS, samples=lambda _: 4)
 

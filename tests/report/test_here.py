@@ -1,4 +1,4 @@
-"""Who is here, as a server says it: believed while it is fresh, by nobody when it is not."""
+"""The devices that are here, as a server says it: believed while the word is fresh, by nobody when it is not."""
 
 from __future__ import annotations
 

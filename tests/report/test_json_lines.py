@@ -51,7 +51,7 @@ def test_a_rewind_cuts_off_a_torn_line_and_what_came_after_the_position(tmp_path
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has been written is known again, by reading it."""
+    """The lines that have been written are known again, by reading them."""
     file = JsonLines(tmp_path / "x.jsonl")
     file.append([{"n": 1}])
     position = file.position()

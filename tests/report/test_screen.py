@@ -1,4 +1,4 @@
-"""What is drawn again and again, on terminals only."""
+"""Text that is drawn again and again, on terminals only."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from cutlayer.report.tensorboard import Scalars
 
 
 def written(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself would show: (step, value) by tag."""
+    """The points that TensorBoard itself would show: (step, value) by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     accumulator = EventAccumulator(str(folder)).Reload()

@@ -167,7 +167,7 @@ PLAN = DevicePlan("device-0", 1, 4, 2).having(Directions(2, 1e-3, 1.0))
 
 
 def said(base: Base) -> list[Message]:
-    """What an honest device says, whose slopes are 1 and -2, then 3 and 0.5."""
+    """The messages of an honest device, whose slopes are 1 and -2, then 3 and 0.5."""
     messages: list[Message] = []
     for step, slopes in enumerate(([1.0, -2.0], [3.0, 0.5])):
         batch = random_batch("classification", seed=step)

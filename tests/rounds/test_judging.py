@@ -136,7 +136,7 @@ class Many(MadeUpRows):
 
 @pytest.mark.parametrize("method", ["memsfl", "fedlora"])
 def test_nobody_is_waited_for_longer_than_for_a_round(method: str, tiny_model: ModelMaker) -> None:
-    """What comes after that, in the middle of the next round, is dropped; the round goes on with the device."""
+    """Messages that come later, in the middle of the next round, are dropped; the round goes on with the device."""
     base = open_base(tiny_model("bert", "classification"), "classification")
     quick = judged(base, method)
     last = quick.rows[-1]

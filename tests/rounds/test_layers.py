@@ -79,7 +79,7 @@ def test_with_time_enough_it_is_federated_averaging(options: dict[str, Any], rul
 
 
 def test_and_so_it_is_for_a_language_model(base: Base) -> None:
-    """Whose devices count alike here and by their tokens there: with one device it is the same."""
+    """The devices count alike here and by their tokens there: with one device it is the same."""
     one = fleet().model_copy(update={"devices": fleet().devices[:1]})
     runs = []
     for name, options in (("salf", {"deadline": 1e6}), ("fedlora", {})):
@@ -133,7 +133,7 @@ def _only(device: str, seconds: float) -> Any:
 
 @pytest.mark.parametrize("cut", [None, 2])
 def test_every_message_of_a_short_round_passes_the_guard(cut: int | None, base: Base) -> None:
-    """Whoever gets how far: updates have what their facts say."""
+    """The updates have what their facts say, whoever gets how far."""
     run, seen = guarded_run(base, "salf", deadline=0.5, cut=cut)
     updates = [message for _, _, message in seen if isinstance(message, Update)]
     assert len(updates) == 9

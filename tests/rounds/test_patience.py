@@ -229,7 +229,7 @@ def undisturbed(bert: Base, method: str, whole_runs: dict[str, Played]) -> Playe
 
 
 def in_order(played: Played) -> list[str]:
-    """What happened; of the same instant, by the text of it: timers of an instant may fire in any order."""
+    """Events that happened; of the same instant, by their text: timers of an instant may fire in any order."""
     return sorted(map(str, played.events))
 
 
@@ -422,7 +422,7 @@ def lost_in(base: Base, method: str, *rounds: int, of: int, seconds: float) -> P
 @pytest.mark.usefixtures("again")
 @pytest.mark.parametrize("method", ["fedlora", "memsfl"])
 def test_a_round_that_nobody_finished_is_lost_and_the_next_has_twice_the_time(method: str, bert: Base) -> None:
-    """Of two that are lost nothing is left but the time: the third trains what the first would have trained on."""
+    """Two lost rounds leave nothing but the time: the third trains what the first would have trained on."""
     played = lost_in(bert, method, 0, 1, of=3, seconds=7.0)
     assert [row["virtual_seconds"] for row in played.rows[:2]] == [7.0, 21.0], "7 s, and 14"
     assert 21.0 < played.rows[2]["virtual_seconds"] < 28.0
@@ -488,7 +488,7 @@ PARTS = [
 
 @pytest.mark.parametrize(("method", "kind", "late"), list(by_turns(PARTS, one_of=6)))
 def test_every_counted_sample_counts_once(method: str, kind: str, late: Late, bert: Base, undisturbed: Played) -> None:
-    """What counted of a device is what it has drawn up to where it will go on, each batch once and none left out."""
+    """The counted samples of a device are all that it has drawn up to where it will go on, each batch once."""
     policy = quorum(0.5, late)
     if kind == "deadline":
         policy = deadline(0.7 * undisturbed.rows[0]["virtual_seconds"], late)

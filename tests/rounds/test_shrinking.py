@@ -42,7 +42,7 @@ def played(base: Base, may: SelfPrune | None, *, method: str = "hetlora") -> Pla
 
 
 def updates(run: Played) -> list[Update]:
-    """Of the second round."""
+    """Updates of the second round."""
     return [message for message in run.sent_up if isinstance(message, Update) and message.round == 1]
 
 

@@ -164,7 +164,7 @@ def test_a_site_whose_devices_are_not_drawn_keeps_what_it_has_and_reports_it() -
 
 
 def test_state_goes_on() -> None:
-    """What a site has, and has trained, is there after a checkpoint."""
+    """The state of a site, with what it has trained, is there after a checkpoint."""
     first, second = sited(local()), sited(local())
     sites = joined({"a": State({"weight": 7}, {"w": torch.full((1,), 3.0)})})
     first.load(joined({"inner": State(), "sites": sites}))

@@ -68,7 +68,7 @@ def plan_of(num_devices: int, *, steps: int = 2) -> RoundPlan:
 
 
 def said(base: Base, name: str, *, steps: int = 2) -> list[Any]:
-    """What an honest device says in one round."""
+    """The messages of an honest device in one round."""
     h_BTD, ones_BT = torch.ones(4, 6, 16), torch.ones(4, 6).bool()
     labels = torch.zeros(4, dtype=torch.int32)
     activations = [Activations("run", 0, step, name, h_BTD, ones_BT, labels, 4) for step in range(steps)]

@@ -69,7 +69,7 @@ def test_the_server_sends_an_assignment_and_no_more(bert: Base) -> None:
 
 
 def test_a_loss_is_shared_by_weight(bert: Base) -> None:
-    """What devices are told they lost adds up to what the server lost."""
+    """The losses that devices are told add up to what the server lost."""
     said = {f"device-{i}": honest(bert, f"device-{i}", seed=10 * i) for i in range(2)}
     losses: list[float] = []
     backward = Stages.backward

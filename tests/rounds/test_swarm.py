@@ -87,7 +87,7 @@ def plain(base: Base, played: Played, seed: int = 0) -> Adapter:
 @pytest.mark.parametrize("cut", [0, 1])
 @pytest.mark.parametrize(("family", "task"), [("bert", "classification"), ("llama", "causal-lm")])
 def test_failures_change_nothing_of_what_is_learnt(family: str, task: Any, cut: int) -> None:
-    """Of ten requests four fail, in forward and in backward passes: the adapter is plain PEFT's, bit for bit."""
+    """Requests fail, four of ten, in forward and in backward passes: the adapter is plain PEFT's, bit for bit."""
     base = tiny_base(family, task)
     calm, stormy = run(*swarm(), base=base, cut=cut), run(*swarm(failures=0.4), base=base, cut=cut)
     assert counted(calm, "lost") == 0 < counted(stormy, "lost")
@@ -121,7 +121,7 @@ def test_a_backward_pass_is_routed_anew_over_other_machines() -> None:
 
 
 def test_no_request_is_lost_while_each_block_is_held_by_somebody() -> None:
-    """Of each pair one is gone at any time, and they take turns: every step is taken, and the device waits."""
+    """The spans of a pair take turns at being gone: every step is taken, and the device waits."""
     hours = tuple((20.0 * number, 20.0 * number + 10.0) for number in range(200))
     other = tuple((begins + 10.0, ends + 10.0) for begins, ends in hours)
     spans = (
@@ -172,7 +172,7 @@ def test_a_round_that_is_closed_is_left_while_nobody_answers() -> None:
 
 
 def test_labels_and_text_stay_on_the_device() -> None:
-    """What spans get is floating point and a mask, and tensors of their blocks alone; the head is not among them."""
+    """Spans get floating point and a mask, and tensors of their blocks alone; the head is not among them."""
     base = tiny_base()
     played = run(*swarm(), num_devices=2, cut=1)
     calls = [message for message in played.errands if isinstance(message, SpanCall)]
@@ -208,7 +208,7 @@ def test_below_the_lowest_adapter_no_gradient_travels() -> None:
 
 
 def test_adapters_below_the_cut_alone_need_no_tensor_of_others() -> None:
-    """What is trained is what plain training trains whose other blocks have no adapter."""
+    """The adapter is that of plain training in which the other blocks have none."""
     base = tiny_base()
     played = run(*swarm(failures=0.3), cut=2, adapters="below")
     calls = [message for message in played.errands if isinstance(message, SpanCall)]

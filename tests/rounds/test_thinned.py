@@ -116,7 +116,7 @@ def test_devices_say_what_is_left_and_train_no_more(bert: Base) -> None:
 
 
 def test_what_nobody_kept_stays_at_the_server(bert: Base) -> None:
-    """Of a round in which all leave out the same, the rest of each factor is what it was."""
+    """The rest of each factor is what it was, after a round in which all leave out the same."""
     start = bert.initial_adapter(0)
     run = played(bert, prune=0.5, rounds=1)
     kept = kept_in(of_kind(run.sent_up, Update)[0].facts, bert, "")

@@ -58,7 +58,7 @@ class Script:
 
 @dataclass
 class Held:
-    """What came of a turn."""
+    """The outcome of a turn."""
 
     stayed: bool
     turn: Turn

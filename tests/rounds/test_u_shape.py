@@ -279,7 +279,7 @@ def test_no_frame_holds_a_label_or_a_token(name: str, family: str, bases: Mappin
 
 
 def test_every_integer_that_goes_up_is_a_count(bases: Mapping[str, Base]) -> None:
-    """Of tensors none but the mask is whole numbers, whatever they hold."""
+    """No tensor but the mask is of whole numbers, whatever the tensors hold."""
     played = run(bases["llama"], build_method("memsfl", {"labels": "device", "cut": 1}, 0), devices=2)
     for message in played.sent_up:
         tensors = [

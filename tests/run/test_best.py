@@ -22,7 +22,7 @@ from cutlayer.types import Kept
 from real import served, simulated, values_for
 
 LOSSES = (3.0, 2.0, 1.0, 1.5, 1.2, 0.1)
-"""Of the untrained adapter, then after each round: the second is the best until patience ends."""
+"""Losses of the untrained adapter, then after each round: the second is the best until patience ends."""
 
 
 def result(value: float) -> Result:

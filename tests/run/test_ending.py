@@ -52,7 +52,7 @@ def exported(
     method: Method | None = None,
     losses: Mapping[str, float] = MappingProxyType({}),
 ) -> Path:
-    """What a run ends with now."""
+    """Exports what a run ends with now."""
     method = method or method_of(inputs.config)
     return export(folder, inputs, result_of(server, losses, method), method)
 

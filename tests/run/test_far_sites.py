@@ -1,4 +1,4 @@
-"""Who may come as a site, what it may ask, and its part of a round as the server takes it in."""
+"""Sites that may come, what each may ask, and its part of a round as the server takes it in."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_a_site_asks() -> None:
 
 
 def test_a_round_of_a_site_as_the_server_has_it() -> None:
-    """What devices did is laid on the run's clock, from when the site had the round; frames are counted."""
+    """The events of devices are laid on the run's clock, from when the site had the round; frames are counted."""
     seen = {
         "name": "a", "stayed": True, "steps": 1, "samples": 2, "weight": 3, "loss_sum": 0.1, "late": False,
         "dropped_messages": 4, "facts": {"n": 1}, "bytes_up": 5, "bytes_down": 6,

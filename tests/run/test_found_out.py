@@ -1,4 +1,4 @@
-"""Whose part of a round is poison: as few as must be left out, the same ones whenever it is asked."""
+"""Devices whose part of a round is poison: as few as must be left out, the same ones whenever it is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is made of, from a config. What is refused: cli/test_bad_input.py."""
+"""Inputs of a run, made from a config. Refusals: cli/test_bad_input.py."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_classes_that_cannot_be(inputs: Path, task: str, labels: str, message: s
 
 
 def test_a_split_takes_no_class_away(inputs: Path, tmp_path: Path) -> None:
-    """Whatever the seed, and where a row of the one file is wrong it has its number there."""
+    """No class goes, whatever the seed, and a wrong row of the one file has its number there."""
     rows = [*reviews(9, seed=1), {"text": "n1", "label": "rare"}]
     file = write_jsonl(tmp_path / "mine.jsonl", rows)
     for seed in range(4):

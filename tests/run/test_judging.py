@@ -35,7 +35,7 @@ def values(folder: Path, **more: Any) -> dict[str, Any]:
 
 
 def said(outcome: Outcome) -> list[dict[str, Any]]:
-    """What does not depend on a clock."""
+    """The parts of the rows that do not depend on a clock."""
     return [{key: row["held_out"][key] for key in ("metrics", "samples", "devices")} for row in outcome.rows]
 
 

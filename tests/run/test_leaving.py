@@ -1,4 +1,4 @@
-"""What leaves a device, in sentences; `test_understood.py` and `test_recommended.py` ask it of real plans."""
+"""Sentences on what leaves a device; `test_understood.py` and `test_recommended.py` ask for those of real plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a real fleet before its devices come."""
+"""The facts that are known of a real fleet before its devices come."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever cannot be placed is left out, and nobody else is."""
+"""Devices that cannot be placed are left out, and nobody else is."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def flags_of_equal_texts(world: World, task: str, method: str, *options: str) ->
 
 
 def prepare_after(world: World, flags: Sequence[object]) -> RunInputs:
-    """What a run was made of that has been trained."""
+    """Inputs of a run that has been trained."""
     assert run("train", *flags, "--quiet").code == 0
     return prepare(read_config(world.out / "config.yaml"))
 
@@ -182,7 +182,7 @@ def test_each_piece_of_work_says_what_it_would_return(
 
 
 def kind_of(value: object) -> object:
-    """What a message that carries it would be like."""
+    """The types and shapes in a value, as in a message that carries it."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, tuple | list):

@@ -87,7 +87,7 @@ def test_what_plans_say_by_clauses_is_done_by_real_devices(
 
 
 def test_chats_are_written_alike_on_devices_that_have_another_template(tmp_path: Path) -> None:
-    """What devices are told of the data is enough: its columns, its template, its system turn."""
+    """Devices need no more of the data than they are told: its columns, its template, its system turn."""
     model = tiny.save_tiny_model("llama", "causal-lm", tmp_path / "model")
     tiny.save_tiny_tokenizer(model, "{{ raise_exception('the one that came with the model') }}")
     (tmp_path / "template.jinja").write_text(tiny.CHAT_TEMPLATE)

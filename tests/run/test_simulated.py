@@ -44,7 +44,7 @@ def run_inputs(inputs: Path, out: Path, fleet: str, *, rounds: int = 1, **option
 
 
 def tensor_bytes() -> int:
-    """What all tensors of this process take; those that share their storage count once."""
+    """Bytes of all tensors of this process; those that share their storage count once."""
     gc.collect()
     tensors = [made for made in gc.get_objects() if type(made) in (Tensor, nn.Parameter) and made.device.type == "cpu"]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}

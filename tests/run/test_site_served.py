@@ -107,7 +107,7 @@ def test_devices_of_no_site_are_at_one_where_the_server_is(inputs: Path, tmp_pat
 def test_a_site_that_stays_away_is_gone_on_without_until_it_comes(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: Callable[[str, int], asyncio.Event]
 ) -> None:
-    """What it has done in the round in which it left does not count, and it is given the server's adapter again."""
+    """The work of the round in which a site left does not count, and the site is given the server's adapter again."""
     world = World(values_at(inputs, *PAIRS, train__rounds=4), tmp_path / "real")
     world.options["patience"] = 1.0
     back, train = asyncio.Event(), _Site._train

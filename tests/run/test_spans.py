@@ -76,7 +76,7 @@ def ask(way: Any, *calls: SpanCall) -> list[tuple[float, SpanAnswer | None]]:
 
 
 def test_a_call_takes_what_links_and_machine_take() -> None:
-    """Of each direction the slower rate, both latencies, and the machine's speed."""
+    """The slower rate of each direction counts, and both latencies, and the machine's speed."""
     events = list[Event]()
     [(seconds, answer)] = ask(spans_of(fleet(), events), CALL)
     assert answer is not None

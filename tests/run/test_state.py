@@ -38,7 +38,7 @@ def inputs_for(inputs: Path, out: Path) -> Inputs:
 
 
 def play_round(folder: RunFolder, number: int) -> None:
-    """What a round appends."""
+    """Appends the rows and events of a round."""
     folder.append_metrics({"round": number, "devices": {}})
     folder.append_events([Event("server", "step", float(number), number + 0.5, number, 0)])
 

@@ -1,4 +1,4 @@
-"""What a run tells before its first round, and what it does not let anybody overlook."""
+"""The lines that a run tells before its first round, and what it does not let anybody overlook."""
 
 from __future__ import annotations
 

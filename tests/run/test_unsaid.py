@@ -1,4 +1,4 @@
-"""What a real fleet takes where nobody said anything, and what stays as it was said."""
+"""The settings that a real fleet takes where nobody said anything, and those that stay as they were said."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def test_one_that_others_train_too_keeps_what_it_learnt(bert: Base) -> None:
 
 
 def test_it_goes_on_from_its_state_whole_or_device_by_device(bert: Base) -> None:
-    """What workers have of a server is the server."""
+    """The states that workers have of a server are, together, the server."""
     server, plan = server_for(bert, fleet_of(3), scope=personal_below_the_cut), plan_of(1, 2, 3)
     server.begin(plan, one_per_device)
     for device in plan.devices:

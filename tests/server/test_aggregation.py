@@ -44,7 +44,7 @@ def adapters_of(base: Base, scope: Scope) -> Adapters:
 
 
 def brought(base: Base, *seeds: int, names: Sequence[str] | None = None) -> list[Contribution]:
-    """What devices trained, with unequal weights: each its own, of these tensors."""
+    """Contributions of devices, with unequal weights: each its own, of these tensors."""
     return [
         Contribution(
             {name: moved_adapter(base, seed=seed)[name] for name in names or base.shapes},

@@ -105,7 +105,7 @@ def test_the_round_is_over_when_every_step_was_served() -> None:
 
 
 def test_who_has_not_come_is_expected_after_a_head() -> None:
-    """Of the longest batch, for nothing else is known of it yet."""
+    """The head is that of the longest batch, for nothing else is known of the device yet."""
     order = Watching(lambda now, arrived, expected: arrived[0])
 
     async def program() -> None:

@@ -88,7 +88,7 @@ def test_a_failure_leaves_the_model_in_training_mode(tiny_model: ModelMaker) -> 
 
 
 def test_training_goes_on_after_an_evaluation(tiny_model: ModelMaker) -> None:
-    """What was made in inference mode does not leak into a part that trains."""
+    """Tensors that were made in inference mode do not leak into a part that trains."""
     base = open_base(tiny_model("llama", "causal-lm"), "causal-lm")
     batch = random_batch("causal-lm")
     evaluate(base, base.initial_adapter(0), [batch])

@@ -1,4 +1,4 @@
-"""What devices return, to whoever waits for that step; nothing of one that has left."""
+"""Gradients that devices return, to whoever waits for that step; nothing of a device that has left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def returned(device: str, step: int) -> HiddenGradients:
 
 
 def test_each_gets_its_own_step_of_its_device() -> None:
-    """Whoever asks first, and whether it has come before."""
+    """The step is the one asked for, whoever asks first, and whether it has come before or not."""
 
     async def program() -> list[int | None]:
         returns = Returns()

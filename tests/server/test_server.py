@@ -352,7 +352,7 @@ def test_dropout_does_not_depend_on_who_was_served_before(tiny_model: ModelMaker
 
 @pytest.mark.parametrize("changes", [{"base_dropout": False}, {"lora": LoraSettings()}])
 def test_either_dropout_is_drawn_by_the_seed(changes: dict[str, Any], tiny_model: ModelMaker) -> None:
-    """Whatever the global generator has been through; another seed is another run."""
+    """The seed draws it whatever the global generator has been through; another seed is another run."""
     torch.manual_seed(1)
     one = with_dropout(tiny_model, **changes)
     torch.manual_seed(2)

@@ -1,4 +1,4 @@
-"""What devices are at work on, from round to round."""
+"""Tasks that devices are at work on, from round to round."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ PACKETS = [bytes([number]) * 8 for number in range(5)]
 
 
 def arrived(schedule: Schedule, seconds: float = 100.0) -> list[tuple[bytes, float]]:
-    """What of five packets arrives, and when."""
+    """The packets of five that arrive, and when."""
 
     async def work() -> list[tuple[bytes, float]]:
         one, two = (FaultyCarrier(end, schedule) for end in modelled_carriers(0.5))

@@ -43,7 +43,7 @@ def loss_and_gradients(base: Base, batch: Batch) -> tuple[Tensor, dict[str, Tens
 def test_the_yardstick_is_transformers_own_loss_within_rounding(
     family: str, task: str, tiny_model: ModelMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a causal LM the yardstick has logits at learned positions alone; of a classifier nothing is touched."""
+    """The yardstick of a causal LM has logits at learned positions alone; of a classifier nothing is touched."""
     base, batch = open_base(tiny_model(family, task), task), random_batch(task)
     loss, gradients = loss_and_gradients(base, batch)
     monkeypatch.setattr(reference, "_only_what_is_taught", lambda model: None)

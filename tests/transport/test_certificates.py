@@ -1,4 +1,4 @@
-"""What is in a fleet's certificates. That TLS heeds it: `test_tls.py`."""
+"""Contents of a fleet's certificates. That TLS heeds them: `test_tls.py`."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def fleet_in(folder: Path, *names: str, then: datetime = NOW) -> Path:
 
 
 def met(credentials: Any, *, of: Callable[[str], str | None]) -> str | None:
-    """What a device finds wrong of a server with these credentials."""
+    """The fault that a device finds with a server of these credentials."""
 
     async def tried() -> str | None:
         async def attend(_carrier: object, _context: object) -> None:

@@ -1,4 +1,4 @@
-"""What was sent and may be asked for again: on a device until it arrived, on the server until the round is done."""
+"""Frames that may be asked for again: on a device until they arrived, on the server until the round is done."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ async def server_round(link: Session, round: int) -> list[Message]:
 
 
 def test_a_server_that_begins_again_begins_the_round_again() -> None:
-    """What the device still says of the old life's round is dropped, though the round has the same number."""
+    """Messages that the device still sends of the old life's round are dropped, though its number is the same."""
 
     async def work() -> None:
         up, heard = session(), list[Message]()

@@ -42,7 +42,7 @@ def written(folder: Path, issued: Issued) -> tuple[Path, Path]:
 async def asked(
     credentials: grpc.ServerCredentials, ask: Callable[[int], Awaitable[Any]]
 ) -> tuple[Any, list[Proved | None]]:
-    """What `ask(port)` gets of a server with these credentials; and whom the server saw."""
+    """The answer that `ask(port)` gets of a server with these credentials; and whom the server saw."""
     seen: list[Proved | None] = []
 
     async def name(_request: bytes, context: Any) -> bytes:
@@ -182,7 +182,7 @@ def test_plain_text(fleet: Path) -> None:
 
 
 def test_a_device_does_not_believe_another_server(fleet: Path, tmp_path: Path) -> None:
-    """Of another fleet; one that is only a device, called as the server is; one that is dialled by another name."""
+    """The server is of another fleet; or only a device, called as the server is; or dialled by another name."""
     other = tmp_path / "other"
     other.mkdir()
     make_authority(other, NOW)

@@ -1,1 +1,1 @@
-"""What the commands do, as functions of Python: `from cutlayer import simulate, compare, serve, join`."""
+"""The commands as functions of Python: `from cutlayer import simulate, compare, serve, join`."""

@@ -120,7 +120,7 @@ class _Told:
 
 
 def _command(comparison: Comparison) -> str:
-    """What a person types to get the same."""
+    """The command that a person types to get the same."""
     words: Sequence[str] = [
         *("cutlayer", "compare", *(entry.label for entry in comparison.entries)),
         *("--run", str(comparison.folder / "compare.yaml"), "--seed", str(comparison.seeds[0])),

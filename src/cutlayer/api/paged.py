@@ -38,7 +38,7 @@ def page_of(
 def beside_told(
     told: FleetDisplay, config: RunConfig, page: PageAsked | None, on_page: OnPage | None, *, simulated: bool
 ) -> AbstractContextManager[FleetDisplay]:
-    """What is told of the run, with the page beside it; see `page.session.beside`.
+    """The display that is told of the run, with the page beside it; see `page.session.beside`.
 
     Args:
       told: Of the run.

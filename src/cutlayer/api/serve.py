@@ -128,7 +128,8 @@ def serve(
 
 @dataclass(frozen=True)
 class Listening:
-    """How a server is there for its devices. It is kept with the run: who goes on with one says only what changes.
+    """The settings with which a server is there for its devices. They are kept with the run: whoever goes on with one
+    says only what changes.
 
     Attributes:
       host, port: where it listens.
@@ -151,7 +152,7 @@ class Listening:
 
     @classmethod
     def of(cls, given: Mapping[str, Any], run: Path | None, page: PageAsked | None = None) -> Listening:
-        """What is given, laid over how the run in this folder was served; None for a new run.
+        """Lays the settings that are given over those with which the run in its folder was served; a new run has none.
 
         Args:
           given: By attribute, what somebody says now; None for what is left as it is.
@@ -175,7 +176,7 @@ class Listening:
             ) from None
 
     def started(self) -> dict[str, Any]:
-        """As the run's folder keeps it."""
+        """The settings as the run's folder keeps them."""
         roster = None if self.roster is None else str(self.roster.resolve())
         said = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "page"}
         return {"command": "serve", **said, "roster": roster, **started_of(self.page)}
@@ -253,7 +254,7 @@ def lending(
 
 @dataclass(frozen=True, slots=True)
 class SiteOf:
-    """How a site comes to the server of the run, as a device does (`cutlayer join`).
+    """The way in which a site comes to the server of the run, as a device does (`cutlayer join`).
 
     Attributes:
       server: where that listens, HOST:PORT.

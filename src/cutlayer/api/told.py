@@ -1,4 +1,4 @@
-"""What a caller is told while a run goes: each round's row, at its commit point."""
+"""Tells a caller of a run while it goes: each round's row, at its commit point."""
 
 from __future__ import annotations
 

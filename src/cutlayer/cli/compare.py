@@ -74,7 +74,7 @@ def compare(
 
 
 def _comparison(given: Given, methods: list[str], seeds: int, metric: str | None, target: float | None) -> Comparison:
-    """What is asked for, as far as it can be told without reading the data.
+    """The comparison that is asked for, as far as it can be told without reading the data.
 
     Raises:
       ConfigError: Something in it cannot be.

@@ -35,7 +35,7 @@ class Flag:
         return self.name.removeprefix("--").replace("-", "_")
 
     def parameter(self) -> inspect.Parameter:
-        """As typer reads it. Values stay text: the config knows what they may be, and says so in one line."""
+        """The flag for typer. Values stay text: the config knows what they may be, and says so in one line."""
         section = self.key.rpartition(".")[0] or "run"
         names = self.name if self.metavar else f"{self.name}/--no-{self.name.removeprefix('--')}"
         option = typer.Option(
@@ -124,7 +124,7 @@ FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the command line says of a run.
+    """The run as the command line gives it.
 
     Attributes:
       run: the run file.
@@ -147,12 +147,12 @@ class Given:
         return read_config(self.run, self.overrides, self.values)
 
     def alone(self, key: str) -> str | bool | None:
-        """What was said of a key, where that is all that was said; else None."""
+        """The value of a key, where nothing else was given; else None."""
         said = [*self.values.items(), *(override.partition("=")[::2] for override in self.overrides)]
         return said[0][1] if self.run is None and [name for name, _ in said] == [key] else None
 
     def typed(self) -> list[str]:
-        """What was given, as words of a command line."""
+        """The run file, flags and overrides that were given, as words of a command line."""
         words = ["--run", str(self.run)] if self.run else []
         for flag in FLAGS:
             value = self.values.get(flag.key)
@@ -163,7 +163,7 @@ class Given:
         return [*words, *(word for override in self.overrides for word in ("-o", override))]
 
     def spelled(self) -> list[str]:
-        """What was given, as it was typed but for values."""
+        """The run file, flags and overrides that were given, as they were typed but for the values of flags."""
         names = [flag.name for flag in FLAGS if flag.key in self.values]
         return [*([str(self.run)] if self.run else []), *names, *(f"-o {override}" for override in self.overrides)]
 

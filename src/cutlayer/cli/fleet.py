@@ -173,5 +173,5 @@ def _say_join(name: str, folder: Path, port: int, proof: str) -> None:
 
 
 def _say(line: str) -> None:
-    """What is for a person, while standard output may go into a pipe to the device."""
+    """Prints a line for a person, on standard error: standard output may go into a pipe to the device."""
     print(line, file=sys.stderr)

@@ -108,7 +108,7 @@ def as_json() -> bool:
 
 
 class _Said(TextIOBase):
-    """Where a console writes to whose lines are the log's."""
+    """A stream for a console whose lines go into the log."""
 
     def __init__(self) -> None:
         self._begun = ""
@@ -122,7 +122,7 @@ class _Said(TextIOBase):
 
 
 def progress_stream() -> TextIO:
-    """Where progress is written: standard error, as text or as lines of the log."""
+    """The stream of progress: standard error, as text or as lines of the log."""
     return _Said() if as_json() else sys.stderr  # type: ignore[return-value]
 
 
@@ -132,7 +132,7 @@ def say(line: str) -> None:
 
 
 def say_error(line: str) -> None:
-    """Why a command has failed, in one line."""
+    """Says why a command has failed, in one line."""
     if as_json():
         ERROR.error("%s", line)
     else:

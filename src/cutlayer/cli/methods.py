@@ -98,7 +98,7 @@ def _show(row: MethodRow) -> None:
 
 
 KINDS = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false", "None": "null"}
-"""What an option may be, as a person says it."""
+"""Words for the types of options, as a person says them."""
 
 
 def in_words(kind: str) -> str:

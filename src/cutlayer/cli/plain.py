@@ -10,11 +10,11 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 CALLED = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-"""What a value is called where its option does not say it."""
+"""Names of values where their options do not say one, by the type of the value."""
 
 
 class _Plain:
-    """What commands and groups of them have alike: each parameter, and `--help` itself, is named plainly."""
+    """The part that commands and groups of them share: each parameter, and `--help` itself, is named plainly."""
 
     params: list[Any]
 

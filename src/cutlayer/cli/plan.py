@@ -78,7 +78,7 @@ def figures(
     num_tokens: int,
     own: int,
 ) -> dict[str, Any]:
-    """What the table and the sentences say, in bytes, FLOPs and seconds.
+    """The figures of the table and the sentences, in bytes, FLOPs and seconds.
 
     Args:
       inputs: What the run is made of.
@@ -125,7 +125,7 @@ def figures(
 
 
 def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: int) -> str:
-    """What the process of the device with the largest part takes in all.
+    """The line on the memory that the process of the device with the largest part takes in all.
 
     Args:
       inputs: What the run is made of.
@@ -145,7 +145,7 @@ def process_line(inputs: RunInputs, situation: Situation, plan: RoundPlan, own: 
 
 
 def judging_lines(inputs: RunInputs, method: Method, plan: RoundPlan, num_tokens: int) -> list[str]:
-    """What it takes that devices judge, on top of the run's rounds; no line where they hold no rows out.
+    """The line on the cost of judging by devices, on top of the run's rounds; no line where they hold no rows out.
 
     Args:
       inputs: What the run is made of.
@@ -178,7 +178,7 @@ def planned_deadlines(method: Method, situation: Situation, first_round: RoundPl
 
 
 def without_barrier(policy: Stragglers, num_devices: int) -> list[str]:
-    """When a round ends that waits for nobody in particular; nothing where late work is not kept."""
+    """The line on when a round ends that waits for nobody in particular; no line where late work is not kept."""
     if policy.late != "keep":
         return []
     ends = f"with {policy.enough(num_devices)} updates" if policy.fraction else f"after {policy.seconds:g} s"
@@ -197,7 +197,7 @@ def comings_and_goings(
     policy: Stragglers,
     how: Mapping[str, Any],
 ) -> list[str]:
-    """What it does to a round that devices come and go; nothing where they stay.
+    """The line on what becomes of a round where devices come and go; no line where they stay.
 
     Args:
       inputs: What the run is made of.

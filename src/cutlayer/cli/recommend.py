@@ -107,7 +107,7 @@ def _marked(choice: Choice) -> str:
 
 
 def command_of(choice: Choice) -> str:
-    """What to lay over the run file to have this choice."""
+    """The flags to lay over the run file to have this choice; words instead where the run as it is has it."""
     words = choice.varied if choice.own else choice.options
     options = [f"-o method.{option}={spelled(word)}" for option, word in words.items()]
     if choice.own:

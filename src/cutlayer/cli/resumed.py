@@ -1,4 +1,4 @@
-"""What commands that hold a run share: the config of one that goes on, and what is said at its end."""
+"""The common part of commands that hold a run: the config of one that goes on, and what is said at its end."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_words(config: RunConfig) -> None:
 
 
 def remarks(outcome: Outcome) -> list[str]:
-    """What of an ended run somebody should not overlook, and how its figures are meant."""
+    """Lines on what somebody should not overlook in an ended run, and on how its figures are meant."""
     from cutlayer.report.human import human_bytes
     from cutlayer.report.remarks import idle_lines
 

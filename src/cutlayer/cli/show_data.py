@@ -43,7 +43,7 @@ def show_data(given: Given) -> None:
 
 
 def _heading(inputs: RunInputs, sample: int) -> str:
-    """Which row it is, and how much of it is learned."""
+    """The line above a sample: its row, its tokens, and its class or how many of them are learned."""
     samples = inputs.train
     row, classes = int(samples.rows[sample]), samples.classes
     if classes is not None:
@@ -73,7 +73,7 @@ def _visible(text: str) -> str:
 
 
 def _form(asked: RunConfig, inputs: RunInputs) -> str | None:
-    """Whose template it is; None where there is none."""
+    """The line that says whose template is used; None where there is none."""
     from cutlayer.data.chat import PLAIN
 
     data = inputs.config.data

@@ -16,7 +16,7 @@ from cutlayer.cli.log import say
 T = TypeVar("T")
 
 SIGNALLED = 128
-"""What an exit code begins from that says a signal ended the process: 130 for Ctrl-C, 143 for SIGTERM."""
+"""Number that is added to a signal's for the exit code of a process that it ended: 130 for Ctrl-C, 143 for SIGTERM."""
 
 
 def _when_let_go(loop: asyncio.AbstractEventLoop, stop: Callable[[int], None]) -> None:

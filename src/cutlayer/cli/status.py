@@ -31,7 +31,7 @@ def status(
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """How far a run is.
+    """The state of a run: how far it is.
 
     Args:
       run: Its folder.

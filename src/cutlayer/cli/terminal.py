@@ -1,4 +1,4 @@
-"""What a person sees: the terminal, or the pipe in its place, and nothing that other libraries have to say."""
+"""The terminal, or the pipe in its place: what a person sees of a command, and nothing that other libraries say."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from cutlayer.report.listing import Listing
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print every figure as JSON, in place of tables and sentences.")]
-"""Of each command that lists something."""
+"""The flag of each command that lists something."""
 
 PIPE_COLUMNS = 10_000
-"""In a pipe nothing is wrapped: a row of a table is a line."""
+"""Columns of a pipe: nothing is wrapped there, and a row of a table is a line."""
 
 LIBRARIES = ("transformers", "datasets", "huggingface_hub", "peft", "torch")
 
@@ -56,7 +56,7 @@ def console() -> Console:
 
 
 def noticing(terminal: Console, *, quiet: bool) -> Callable[[str | Listing], None]:
-    """What prints that a run tells beside its progress: a line, or a table.
+    """The function that prints what a run tells beside its progress: a line, or a table.
 
     Args:
       terminal: Where.

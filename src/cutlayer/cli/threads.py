@@ -1,4 +1,4 @@
-"""How many threads compute: as many as this process may use, and not one more."""
+"""The threads that compute: as many as this process may use, and not one more."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is asked for.
+    """A comparison as it is asked for.
 
     Attributes:
       shared: the config of every run, but for method, seed and folder.
@@ -109,7 +109,7 @@ class Comparison:
         return replace(self, entries=entries) if entries else None
 
     def shared_content(self) -> dict[str, Any]:
-        """What all runs share, as compare.yaml says it."""
+        """The content of the config that all runs share, as compare.yaml says it."""
         return _shared(self.shared.self_contained())
 
     def check(self) -> RunInputs:

@@ -1,4 +1,4 @@
-"""What is compared: a method with its options, as one word of the command line, `memsfl:order=fifo,cut=2`.
+"""An entry of a comparison: a method with its options, as one word of the command line, `memsfl:order=fifo,cut=2`.
 
 Somebody's own method has a colon in its name, and options behind another: `./mine.py:mine:cut=2`.
 """

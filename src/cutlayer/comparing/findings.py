@@ -1,4 +1,4 @@
-"""What a comparison came to in a few sentences: who was best at what, and by how much."""
+"""The findings of a comparison in a few sentences: who was best at what, and by how much."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def findings(results: Results) -> Iterator[Finding]:
 
 
 def _cost(results: Results, key: str) -> Figure:
-    """What it cost to the target, or over the whole budget where there is none."""
+    """The cost to the target, or over the whole budget where there is none."""
     if results.target is None:
         return lambda method: method.totals[key].mean
     return lambda method: method.to_target[key].mean if method.to_target else None
@@ -62,7 +62,7 @@ def _times(sign: float, value: float | None) -> float | None:
 
 
 def _first(results: Results, what: str, figure: Figure, say: Callable[[float], str], *, ratios: bool = True) -> Finding:
-    """Who has the least."""
+    """The finding on who has the least."""
     values = [(value, place) for place, method in enumerate(results.methods) if (value := figure(method)) is not None]
     if not values:
         return Finding(what, NOTHING, "no method got there", "", None)

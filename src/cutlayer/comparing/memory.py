@@ -1,4 +1,4 @@
-"""How much memory a process may still take, and how much one has taken, as the kernel says it."""
+"""The memory that processes may still take, and that one has taken, as the kernel says it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
 
 
 def resident_and_peak_bytes(pid: int, proc: Path = PROC) -> tuple[int, int]:
-    """What a process holds now, and the most it ever held; zeros where it has gone or the kernel does not say."""
+    """Bytes that a process holds now, and the most it ever held; zeros where it has gone or the kernel does not say."""
     status = proc / str(pid) / "status"
     try:
         return _kib(status, "VmRSS") or 0, _kib(status, "VmHWM") or 0

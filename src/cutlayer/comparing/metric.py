@@ -1,4 +1,4 @@
-"""What is compared, which way is better, and when a run has reached the target."""
+"""The metric that is compared, which way is better, and when a run has reached the target."""
 
 from __future__ import annotations
 

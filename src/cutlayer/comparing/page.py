@@ -179,7 +179,7 @@ def _curve(method: MethodFigures, key: str) -> Curve:
 
 
 def _tips(method: MethodFigures, metric: str) -> list[str]:
-    """What is said of each point of the method's lines."""
+    """The text on each point of the method's lines."""
     return [_tip(method.label, metric, point, around) for point, around in _finite(method)]
 
 

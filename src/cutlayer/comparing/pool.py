@@ -32,12 +32,12 @@ MARGIN = 1.1
 
 
 PROCESS_BYTES = 700 * 2**20
-"""What a process may take before it has a model: Python, torch, transformers; datasets, where its rows need that."""
+"""Bytes that a process may take before it has a model: Python, torch, transformers; datasets, where rows need it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What each run may take.
+    """The share of the machine that each run may take.
 
     Attributes:
       jobs: the most runs at once.
@@ -51,7 +51,7 @@ class Share:
 
 
 def share_out(num_runs: int, jobs: int | None, inputs: RunInputs) -> Share:
-    """How many at once, and what each gets.
+    """Decides how many runs go at once, and what each gets.
 
     Args:
       num_runs: of the whole comparison, so that a command that goes on computes with as many threads as the first.
@@ -85,7 +85,7 @@ class Failure:
 
 
 class Display(Protocol):
-    """What a pool tells while it works."""
+    """A display that a pool tells what happens while it works."""
 
     def started(self, run: Run, rounds_done: int) -> None:
         """The run begins, or goes on after so many rounds."""
@@ -195,7 +195,7 @@ class _Process:
         self.peak_bytes = max(self.peak_bytes, peak)
 
     def problem(self) -> str | None:
-        """What it said last, if it failed."""
+        """The last line that the process said, if it failed."""
         if not self.popen.returncode:
             return None
         lines = self.log.read_text(errors="replace").strip().splitlines() or [f"exit code {self.popen.returncode}."]

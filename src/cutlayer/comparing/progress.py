@@ -1,4 +1,4 @@
-"""What a person sees of a comparison at work: a line per run on a terminal; in a pipe, one as each begins and ends."""
+"""The progress of a comparison, for a person: a line per run on a terminal; in a pipe, one as each begins and ends."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cutlayer.report.screen import Screen
 
 STYLES = {"done": "green", "kept": "green", "waiting": "dim", "failed": "red"}
 MOST = ("state", "rounds", "value", "bar")
-"""What is shown of a run, in the order of its importance."""
+"""Columns that are shown of a run, in the order of their importance."""
 BAR = 30
 """Columns of the terminal."""
 
 
 @dataclass(slots=True)
 class _State:
-    """Where one run is."""
+    """The state of one run."""
 
     rounds: int
     word: str

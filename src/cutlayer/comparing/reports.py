@@ -38,7 +38,7 @@ def write_reports(asked: Comparison, fleet: Fleet, command: str, failed: Mapping
 
 
 def last_round(run: Run) -> list[Event]:
-    """What each machine did in the last round of a run."""
+    """Events of all machines in the last round of a run."""
     kept: list[Event] = []
     for _ in keeping_last_round(RunFolder(run.folder).read_events(), kept):
         pass

@@ -20,7 +20,7 @@ from cutlayer.report.json_lines import JsonLines
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a run has cost so far.
+    """The cost of a run so far.
 
     Attributes:
       round: rounds done.
@@ -137,7 +137,7 @@ class MethodFigures:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What compare.json holds.
+    """The content of compare.json.
 
     Attributes:
       metric, more_is_better, target: what is compared.
@@ -227,7 +227,7 @@ def curve(rows: Iterable[Mapping[str, Any]], before: Mapping[str, float]) -> tup
 
 
 def first_at(points: Iterable[Point], metric: Metric, target: float | None) -> Spent | None:
-    """What was spent at the first evaluation that reached the target; None without one."""
+    """The cost up to the first evaluation that reached the target; None without one."""
     if target is None:
         return None
     return next((point.spent for point in points if metric.reaches(point.metrics[metric.name], target)), None)

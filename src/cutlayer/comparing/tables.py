@@ -61,7 +61,7 @@ def whole_bytes(num_bytes: float) -> str:
 
 
 def target_table(results: Results) -> Table | None:
-    """What each method had spent when it first reached the target; None where none was asked for."""
+    """The table of what each method had spent when it first reached the target; None where none was asked for."""
     if results.target is None:
         return None
     sign = "≥" if results.more_is_better else "≤"
@@ -81,7 +81,7 @@ def target_table(results: Results) -> Table | None:
 
 
 def budget_table(results: Results) -> Table:
-    """What each method reached and cost over all rounds."""
+    """The table of what each method reached and cost over all rounds."""
     methods, cost = results.methods, partial(_column, results.methods, more_is_better=False)
     columns = {
         name: _column(methods, partial(_final, name), plain, more_is_better=more)

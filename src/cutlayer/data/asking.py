@@ -1,4 +1,4 @@
-"""How a model is asked: in the form in which it was trained, which the card of its adapter says.
+"""The way to ask a model: in the form in which it was trained, which the card of its adapter says.
 
 A card's `template` is `plain` for the form of `data/tasks.py` (begin token where the tokenizer puts one, prompt, line
 break), the text of a Jinja template, or another word for the tokenizer's own chat template; its `system` is what stands

@@ -1,4 +1,4 @@
-"""From samples to batches: texts of like length together, every sample once per epoch, resumable anywhere.
+"""Batches from samples: texts of like length together, every sample once per epoch, resumable anywhere.
 
 Shapes: N samples, B batch, T tokens.
 """
@@ -19,7 +19,7 @@ from cutlayer.state import State
 from cutlayer.types import Batch
 
 POOL_BATCHES = 32
-"""How many batches are sorted by length together: more saves padding, fewer mixes better."""
+"""Number of batches that are sorted by length together: more saves padding, fewer mixes better."""
 
 
 def stream_seed(seed: int, index: int) -> int:
@@ -136,7 +136,7 @@ def random_tokens(task: TaskKind, vocabulary: int, num_tokens: int, samples: int
 
 
 def _weight_of(labels: torch.Tensor) -> int:
-    """What samples count in a loss: one each, or the tokens that are predicted (the first of a text is not)."""
+    """The weight of samples in a loss: one each, or the tokens that are predicted (the first of a text is not)."""
     return len(labels) if labels.dim() == 1 else int((labels[:, 1:] != MASKED).sum())
 
 

@@ -85,7 +85,7 @@ class Chat:
 
     @property
     def exchanges(self) -> list[int]:
-        """Where an exchange begins that may leave: a turn of the user's before the last one that is answered."""
+        """Positions at which exchanges begin: the user's turns before the last answer that is learned."""
         last = self.learned[-1]
         return [at for at, message in enumerate(self.messages[:last]) if message["role"] == "user"]
 
@@ -118,7 +118,7 @@ class Rendered:
 
 
 class BadChat(ValueError):
-    """What is wrong with one chat: expected what, got what; whoever knows the row says where and what to change."""
+    """An error in one chat: expected what, got what; whoever knows the row says where and what to change."""
 
 
 def is_template(text: str) -> bool:
@@ -229,7 +229,7 @@ def _of_one_day(template: str) -> str:
 
 
 class Template:
-    """What a chat becomes.
+    """A chat template, and the text that a chat becomes by it.
 
     Args:
       text: The Jinja template.
@@ -264,7 +264,7 @@ class Template:
         self.markers = tuple(dict.fromkeys([*(t for t in added if t in frame), *_MARKER.findall(frame)]))
         ends = sorted((after.find(token), token) for token in added if token in after)
         self._end = ends[0][1] if ends else None
-        """Of the assistant's turn: the first token of the vocabulary's own behind it."""
+        """The end of the assistant's turn: the first token of the vocabulary's own behind it."""
         self._every_turn_ends = self._end is not None and self._end in whole[before:between]
         self._closers = tuple(t for t in self.markers if t in special or t == self._end)
 
@@ -309,7 +309,7 @@ class Template:
             raise BadChat(f"turn {at}: expected a role of {known}, or one that the template names, got {role!r}")
 
     def words(self, chat: Chat, rendered: Rendered) -> tuple[int, int]:
-        """Where the user's words before the last answer stand in the text, in characters; an empty place for nowhere.
+        """The place of the user's words before the last answer in the text, in characters; an empty place for nowhere.
 
         Args:
           chat: Complete, with one exchange.
@@ -329,7 +329,7 @@ class Template:
             return plain
 
     def _around(self, chat: Chat, at: int) -> tuple[str, str]:
-        """What stands before and after what is said in a turn, whatever is said."""
+        """The text before and after what is said in a turn, whatever is said."""
         one, other = (self._render(chat.saying(at, words).messages) for words in ("1", "2"))
         same, behind = _alike(one, other), _alike(one[::-1], other[::-1])
         return one[:same], one[len(one) - behind :]
@@ -378,7 +378,7 @@ class Template:
         return Rendered(text, tuple(learned))
 
     def _end_of(self, chat: Chat, at: int, text: str, start: int) -> int:
-        """Where the assistant's turn ends: behind its end token where there is one, else with what it writes of it."""
+        """The end of the assistant's turn: behind its end token where there is one, else where the template ends it."""
         if self._end is not None and self._every_turn_ends:
             found = text.find(self._end, start)
             return found + len(self._end) if found >= 0 else len(text)
@@ -415,7 +415,7 @@ def template_of(template: str | None, tokenizer: PreTrainedTokenizerBase) -> str
 def by_row(
     what: Callable[[Cell], Made], cells: Iterable[Cell], where: str, column: str, number: Callable[[int], int]
 ) -> list[Made]:
-    """What is made of each row's cell.
+    """Applies `what` to each row's cell.
 
     Args:
       what: Makes it; raises BadChat.
@@ -437,7 +437,7 @@ def by_row(
 
 
 def bad_row(where: str, row: int, column: str, error: BadChat) -> DataError:
-    """What is wrong with a chat, and where it is."""
+    """The error that says what is wrong with a chat, and where it is."""
     return DataError(f"{where}, row {row} (from 0), column {column!r}: {error}. Correct or remove the row.")
 
 

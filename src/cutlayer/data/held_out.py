@@ -18,7 +18,7 @@ from cutlayer.types import Batch
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a device holds out.
+    """The rows that a device holds out.
 
     Attributes:
       samples: the tokenised set.
@@ -54,7 +54,7 @@ def parted(samples: Samples, rows: Sequence[int], share: float, seed: int) -> tu
 
 
 def _number(samples: Samples, row: int, seed: int) -> bytes:
-    """By which a row is drawn: as good as a random one, and its own."""
+    """The digest by which a row is drawn: as good as a random number, and its own."""
     ids = samples.input_ids
     tokens = ids.flat[ids.offsets[row] : ids.offsets[row + 1]].astype("<i4").tobytes()
     return hashlib.blake2b(tokens, digest_size=16, key=f"held out {seed}".encode()).digest()

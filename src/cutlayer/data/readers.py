@@ -50,7 +50,7 @@ def read_file(path: Path) -> Rows:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, as a part of a line."""
+    """The first line of what an error says, as a part of a line; its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 

@@ -97,7 +97,7 @@ def _review(label: str, rng: Random) -> str:
 
 
 def _verdicts(label: str, product: str, aspects: list[str], rng: Random) -> list[str]:
-    """What the author thinks: one to three verdicts, which agree unless the label is `mixed`."""
+    """The author's opinion: one to three verdicts, which agree unless the label is `mixed`."""
     topics = [f"the {aspect}" for aspect in aspects]
     topics[0] = rng.choice((topics[0], f"this {product}"))
     if label == "mixed":

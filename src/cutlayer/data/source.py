@@ -1,4 +1,4 @@
-"""Where rows come from: a folder, a file, the hub, or what is built in; every bad input is one line."""
+"""The sources of rows: a folder, a file, the hub, or what is built in; every bad input is one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUILTIN_SEED, BUILTIN_TRAIN, BUILTIN_VALIDATION = 0, 3000, 600
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column plays which part; None where the task does not use it."""
+    """The column of each part; None where the task does not use it."""
 
     text: str | None = None
     text_pair: str | None = None
@@ -49,7 +49,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Splits:
-    """Which parts of a data set are meant.
+    """The parts of a data set that are meant.
 
     Attributes:
       train: the split to learn from: `train.*` of a folder.
@@ -79,7 +79,7 @@ def load_tables(data: str, splits: Splits = Splits()) -> Tables:
 
 
 def _load_local(path: Path, data: str, splits: Splits) -> Tables | None:
-    """What is on this machine; None for what can only be the name of a data set on the hub."""
+    """The tables of what is on this machine; None for what can only be the name of a data set on the hub."""
     here = path.exists() or data.startswith("builtin:")
     if here and splits.revision is not None:
         raise ConfigError(f"data.revision: expected none for {data}, got {splits.revision!r}. Only the hub has them.")

@@ -116,7 +116,7 @@ def spread(
 
 
 def label_table(parts: Sequence[Sequence[int]], classes: Sequence[int], names: Sequence[str]) -> list[dict[str, int]]:
-    """For each device, how many samples of each class it has; all names are there, in their order.
+    """Numbers of samples of each class, for each device; all names are there, in their order.
 
     Example:
         >>> label_table([[0, 1], [2]], classes=[1, 0, 1], names=["no", "yes"])

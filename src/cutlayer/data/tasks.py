@@ -156,7 +156,7 @@ class Samples:
         )
 
     def learned(self, sample: int) -> list[bool]:
-        """For each token of a sample whether the loss looks at it; for a class, none."""
+        """Whether the loss looks at each token of a sample; for a class, at none."""
         if not isinstance(self.labels, Ragged):
             return [False] * len(self.input_ids[sample])
         return [position > 0 and label != MASKED for position, label in enumerate(self.labels[sample])]
@@ -291,7 +291,7 @@ class Tokens:
     is_silent: bool = False
 
     def within(self, max_length: int) -> Tokens:
-        """At most so many tokens: the words lose their beginning, then the whole its end."""
+        """The row in at most so many tokens: the words lose their beginning, then the whole its end."""
         if len(self.ids) <= max_length:
             return self
         start, end = self.words
@@ -583,7 +583,7 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """What begins or ends a text or a turn, for this tokenizer."""
+    """The marks that begin or end a text or a turn, for this tokenizer."""
     ends = [str(token) for token in (tokenizer.bos_token, tokenizer.eos_token) if token is not None]
     if tokenizer.chat_template is not None:
         with suppress(ConfigError):  # a template that shows no chat has no part in the plain form

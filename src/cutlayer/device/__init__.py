@@ -1,1 +1,1 @@
-"""What runs on the weak machine. Never imports `server`."""
+"""The code that runs on the weak machine. Never imports `server`."""

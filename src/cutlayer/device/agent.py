@@ -45,7 +45,7 @@ FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 10.0
 """A try costs next to nothing, and a server that is back waits for everybody."""
 ANSWER_SECONDS = 60.0
-"""For an answer of the handshake: a piece of a model over a slow link takes the longest."""
+"""Seconds for an answer of the handshake: a piece of a model over a slow link takes the longest."""
 GOODBYE_SECONDS = 5.0
 ECHO_BYTES = 2**19
 ECHOES = 3
@@ -79,7 +79,7 @@ Prepare = Callable[[Welcome, Asking], Awaitable[Attendance]]
 Notice = Callable[[str], None]
 Wrong = Callable[[], Awaitable[str | None]]
 SAID_AGAIN_SECONDS = 60.0
-"""Between two lines that say the same of a server that does not answer."""
+"""Seconds between two lines that say the same of a server that does not answer."""
 
 
 class _RunOver(Exception):
@@ -163,7 +163,7 @@ class Agent:
                 await asyncio.gather(self._conversation, return_exceptions=True)
 
     def _say_once(self, line: str) -> None:
-        """What is the matter, when it begins and then once a minute."""
+        """Says what is the matter, when it begins and then once a minute."""
         if line != self._told or now() - self._told_at >= SAID_AGAIN_SECONDS:
             self._told, self._told_at = line, now()
             self._notice(line)

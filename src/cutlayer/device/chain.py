@@ -43,7 +43,7 @@ class Interrupted(Exception):
 
 @dataclass(slots=True)
 class Counted:
-    """What became of calls.
+    """Counts of what became of calls.
 
     Attributes:
       calls: that were answered.
@@ -58,7 +58,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What all calls of one batch have in common.
+    """The things that all calls of one batch have in common.
 
     Attributes:
       run, round, step, device: of the calls.
@@ -125,7 +125,7 @@ class Chain:
         self._failures = 0  # one after the other
 
     async def forward(self, first: int, end: int, h_BTD: Tensor) -> Tensor:
-        """What comes out of blocks [first, end), (B, T, D).
+        """The output of blocks [first, end), (B, T, D).
 
         Raises:
           Interrupted: The server has something to say.
@@ -185,7 +185,7 @@ class Chain:
             at, h_BTD = hop.end, answer.h_BTD
 
     async def _hop(self, at: int, end: int) -> Hop:
-        """Who is next; waits while everybody who holds the block is banned."""
+        """The next machine and its run of blocks; waits while everybody who holds the block is banned."""
         while True:
             if (message := self._heard()) is not None:
                 raise Interrupted(message)

@@ -104,10 +104,10 @@ class CommittingLink(Around):
 
 
 def device_state(device: Keeper, packing: Keeper) -> State:
-    """What outlives a round on a device, with what packing its last update lost."""
+    """The state that outlives a round on a device, with what packing its last update lost."""
     return joined({"device": device.state(), "packing": packing.state()})
 
 
 def _place(point: Point) -> int:
-    """Where it comes among the points: the start first."""
+    """The place of a point among the others: the start first."""
     return -1 if point is None else point

@@ -120,7 +120,7 @@ class Device:
 
     @property
     def now(self) -> Assignment:
-        """What the device was told when the round opened."""
+        """The assignment that the device was given when the round opened."""
         assert self._assignment is not None, "a round begins with an assignment"
         return self._assignment
 
@@ -176,7 +176,7 @@ class Device:
             self._loss_sum += loss * batch.weight
 
     def update(self, facts: Adapter | None = None, *, adapter: Adapter | None = None) -> Update:
-        """What the device trained in this round.
+        """The update with what the device trained in this round.
 
         Args:
           facts: What else the talk has to say.
@@ -196,7 +196,7 @@ class Device:
         )
 
     def cost(self, batch: Batch, plan: DevicePlan | None = None) -> Cost:
-        """What a local step costs on a batch, under the round's plan or another."""
+        """The cost of a local step on a batch, under the round's plan or another."""
         return self.costs.device(plan or self.now.plan, batch.num_samples, batch.num_tokens)
 
     # ------------------------------------------------------------------ below a cut
@@ -421,7 +421,7 @@ class Device:
     # ------------------------------------------------------------------ what a talk makes a step of its own of
 
     def dropping(self, step: int, micro_batch: int = 0, *, part: str = "device") -> AbstractContextManager[None]:
-        """Within it, what drops out of this part is drawn for this local step, whoever computed before."""
+        """A block of code within which this part's dropout is drawn for this local step, whoever computed before."""
         at = (step, micro_batch) if micro_batch else (step,)
         return seeded_dropout(self.base.settings.drops, self.settings.seed, part, self.name, self.now.round, *at)
 

@@ -18,7 +18,7 @@ from cutlayer.wire.messages import Hello, SpanAnswer, SpanCall, Welcome
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 180.0
-"""As of Petals' public code."""
+"""Seconds for an answer, as in Petals' public code."""
 LIMIT_BYTES = 8 * 2**30
 """A device believes whom it asks, but not any number."""
 

@@ -45,7 +45,7 @@ class RoundTalk(Stateless, ABC):
         """
 
     def update(self) -> Update:
-        """What the device sends at the end of a round."""
+        """The update that the device sends at the end of a round."""
         return self._device.update()
 
 

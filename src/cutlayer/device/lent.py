@@ -44,11 +44,11 @@ WORDS: dict[type, str] = {
     Update: "its adapter, with its loss and counts",
     Judged: "sums over held-out rows",
 }
-"""What each message is, for a person to read."""
+"""Names of the messages, for a person to read."""
 
 
 class Lending:
-    """What one device lends to one run, and what of it has left.
+    """The loan of one device to one run, and the record of what has left.
 
     Args:
       limits: The owner's.
@@ -175,7 +175,7 @@ class Lending:
 
     @property
     def _labels(self) -> str:
-        """What labels are made of: of a causal LM, the tokens to predict."""
+        """The columns that are labels, in words; where there are none, as of a causal LM, the tokens to predict."""
         if self._columns.label is not None:
             return in_words(self._columns, lambda role: role in AS_LABELS)
         return f"the tokens to predict, of {self._text}"

@@ -1,4 +1,4 @@
-"""What a device's owner allows its server: which data may be read, what of it may leave, for how long.
+"""The limits that a device's owner sets its server: which data may be read, what of it may leave, for how long.
 
     --task KIND            the run learns nothing else
     --text COLUMN,...      columns that may be read as text, and
@@ -32,14 +32,14 @@ if TYPE_CHECKING:  # what an owner says is read before torch is imported
     from cutlayer.types import DevicePlan
 
 NEVER = ("labels", "counts", "activations")
-"""What may be said never to leave."""
+"""Kinds of data that an owner may say never leave."""
 AS_LABELS = ("label",)
-"""Of `Columns`, those that are read as labels; all others are read as text."""
+"""Fields of `Columns` that are read as labels; all others are read as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """What of a device's data leaves it while it trains or judges under a plan.
+    """The part of a device's data that leaves it while it trains or judges under a plan.
 
     Attributes:
       blocks: after how many blocks hidden states do; None where none leave.
@@ -53,8 +53,8 @@ class Leaves:
 
     @classmethod
     def of(cls, plan: DevicePlan, reads: tuple[int, int | None], *, counts: bool = False) -> Leaves:
-        """What leaves under a plan of a device that does not hold the whole model: hidden states, and labels unless it
-        holds the head.
+        """The part that leaves under a plan: of a device that does not hold the whole model, hidden states, and labels
+        unless it holds the head.
 
         Args:
           plan: The device's.
@@ -68,7 +68,7 @@ class Leaves:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the owner allows; by default everything.
+    """The limits that the owner sets; by default everything is allowed.
 
     Attributes:
       task: what may be learned; None for anything.
@@ -209,7 +209,7 @@ class Limits:
 
     @property
     def until_text(self) -> str:
-        """When the time is over, in words."""
+        """The end of the time that the owner allows, in words."""
         assert self.until is not None, "asked where there is one"
         return datetime.fromtimestamp(self.until).astimezone().isoformat(timespec="minutes")
 

@@ -20,7 +20,7 @@ from cutlayer.reading import TaskKind
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """What the server says of the data that it has never seen.
+    """The server's description of the data that it has never seen.
 
     Attributes:
       task: what is learnt.
@@ -77,7 +77,7 @@ class OwnData:
 
     @property
     def held_out(self) -> Held:
-        """What is held out."""
+        """The rows that are held out."""
         return Held(self.samples, self._parted[1], self.spec.pad_id)
 
     def batches(self) -> Batches:

@@ -37,7 +37,7 @@ class OwnLink(Around):
         self._since = 0.0
 
     def record(self, event: Event) -> None:
-        """What the device's machine did."""
+        """Notes something that the device's machine did."""
         self._events.append(event)
 
     async def send(self, message: Message) -> None:

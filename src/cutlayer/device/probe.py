@@ -31,7 +31,7 @@ Transfer = tuple[int, float]
 
 @dataclass(frozen=True, slots=True)
 class LinkRates:
-    """What the network gives.
+    """The rates and the latency that the network gives.
 
     Attributes:
       up_bits_per_second: rate towards the server.
@@ -46,7 +46,7 @@ class LinkRates:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a device found out about itself.
+    """The memory and the speed that a device found out about itself.
 
     Attributes:
       memory_bytes: what its part of the model may take of what is free.
@@ -145,7 +145,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def free_host_memory(available_bytes: int, root: Path) -> int:
-    """What is free in the machine, or in the tightest control group around this process if that is less.
+    """Bytes that are free in the machine, or in the tightest control group around this process if that is less.
 
     Args:
       available_bytes: Of the machine.
@@ -155,7 +155,7 @@ def free_host_memory(available_bytes: int, root: Path) -> int:
 
 
 def _free_in_groups(root: Path) -> Iterator[int]:
-    """For every memory limit around this process, what is left below it; cached file contents can go."""
+    """Yields the bytes that are left below each memory limit around this process; cached file contents can go."""
     membership = root / "proc/self/cgroup"
     for line in membership.read_text().splitlines() if membership.is_file() else ():
         _, controllers, path = line.split(":", 2)

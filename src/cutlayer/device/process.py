@@ -1,4 +1,4 @@
-"""What a device's process takes of the machine's memory: more than the part that the cost model counts.
+"""The memory that a device's process takes of its machine: more than the part that the cost model counts.
 
     process = own + START + fixed + moving + holes
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 MIB = 2**20
 START_BYTES = 56 * MIB
 HOLES, MOST_BYTES = 52, 136 * MIB
-"""How many of the largest tensor, and the most that they take."""
+"""Holes as large as the largest tensor, and the most bytes that they take."""
 MOST_HOLES = 4.0
-"""Of what comes and goes, the most that they take, however large the largest tensor is said to be."""
+"""The most that these holes take, in times what comes and goes, however large the largest tensor is said to be."""
 SHARE = 0.4
-"""Of what comes and goes, which many tensors cut into smaller pieces."""
+"""The share of what comes and goes that holes take besides, because many tensors cut memory into smaller pieces."""
 
 
 def own_bytes() -> int:
@@ -72,7 +72,7 @@ def foretold_bytes(own: int, costs: ShapedCosts, plan: DevicePlan, num_samples: 
 
 
 def for_a_part(free: int) -> int:
-    """Of memory that is free for a process beside what it has, what a part may take, whatever comes and goes in it.
+    """Bytes that a part may take of what is free for a process beside what it has, whatever comes and goes in it.
 
     Args:
       free: Bytes.

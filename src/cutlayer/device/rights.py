@@ -1,4 +1,4 @@
-"""Who may read a file: by its mode where files have one, by its list of access where that is what a system has.
+"""Rights to read a file: by its mode where files have one, by its list of access where that is what a system has.
 
 Windows says a list as text (SDDL): `O:OWNER D:(A;;FA;;;SY)(A;;FA;;;BA)(A;;FA;;;S-1-5-21-...)`, an entry for each that
 may (A) or may not (D) do something. We have no Windows to run this on: it is tested with what Microsoft's
@@ -54,7 +54,7 @@ def open_to_others(path: Path, descriptor: int, *, system: str = os.name) -> Ope
 
 
 def others_on(sddl: str) -> list[str]:
-    """Who may read a file, but for its owner, the system and its administrators; by SID or its short name.
+    """Users and groups that may read a file, but for owner, system and administrators; by SID or its short name.
 
     Args:
       sddl: Its list. One without a list lets everybody.
@@ -75,7 +75,7 @@ def others_on(sddl: str) -> list[str]:
 
 
 def _list_of(path: Path) -> str:
-    """What Windows says of a file."""
+    """The list of access that Windows has of a file, as text."""
     asked = [
         "powershell",
         "-NoProfile",

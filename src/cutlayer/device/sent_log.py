@@ -20,7 +20,8 @@ from cutlayer.shown import shown
 
 SENT, BEFORE, ROUNDS = "sent.txt", "sent.1.txt", "rounds.txt"
 MOST_BYTES = 8 * 2**20
-"""Of a file: then it becomes `sent.1.txt`, and a new one begins. Who says how many rounds there are is the server."""
+"""The most bytes of a file: then it becomes `sent.1.txt`, and a new one begins. It is the server that says how many
+rounds there are."""
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class SentLog:
         sum.num_bytes += num_bytes
 
     def end(self) -> None:
-        """What was begun is over: its sums are written down."""
+        """Writes down the sums of what was begun, which is over."""
         sums, self._sums = self._sums, {}
         if sums:
             self.say(f"{self._about}: sent {', '.join(_told(words, sum) for words, sum in sums.items())}")

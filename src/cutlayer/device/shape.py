@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "cutlayer.shapes"
 
 Devices = Literal["any", "alone", "frozen", "training"]
-"""What devices must be under a plan: see `Shape`."""
+"""The state that devices must be in under a plan: see `Shape`."""
 
 
 class Talk(Keeper, Protocol):

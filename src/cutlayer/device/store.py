@@ -1,4 +1,4 @@
-"""Where a device keeps its commit points: what it is after a round, so that it can go back to it.
+"""The commit points of a device on its disk: what it is after a round, so that it can go back to it.
 
     start/            as it was before its first round
     after-000007/     after round 7

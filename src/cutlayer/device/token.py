@@ -13,7 +13,7 @@ from cutlayer.errors import ConfigError
 
 VARIABLE = "CUTLAYER_TOKEN"
 MOST_CHARACTERS = 4096
-"""Of the file: a token is one short line."""
+"""The most characters that are read of the file: a token is one short line."""
 
 
 def read_token(path: Path | None, environment: Mapping[str, str]) -> str | None:

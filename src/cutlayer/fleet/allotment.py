@@ -1,4 +1,4 @@
-"""What of its clock and of a shared connection a device is given for a round; and what energy that takes.
+"""The part of its clock and of a shared connection that a device is given for a round; and the energy that it takes.
 
 Energy is that of the usual model of a processor whose voltage follows its clock, whose power is the clock to the third:
 
@@ -18,7 +18,7 @@ from cutlayer.types import Clause, DevicePlan
 
 @dataclass(frozen=True, slots=True)
 class Allotment(Clause):
-    """What a device is given in a round.
+    """The part of its clock and of a shared connection that a device is given in a round.
 
     Attributes:
       frequency: its clock, as a part of the highest, above 0 and up to 1.

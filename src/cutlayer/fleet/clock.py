@@ -101,7 +101,7 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        """As asyncio's, but of timers of one instant the one that was set first fires first."""
+        """Sets a timer as asyncio does, but of timers of one instant the one that was set first fires first."""
         timer = _Timer(when, callback, args, self, context)
         timer.number = next(self._numbers)
         heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]

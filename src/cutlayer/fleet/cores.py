@@ -6,5 +6,5 @@ import os
 
 
 def usable_cores() -> int:
-    """How many; where the system does not say, as macOS and Windows, all of the machine's."""
+    """Number of cores that this process may use; where the system does not say, as macOS and Windows, the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -67,7 +67,7 @@ class Machine(Protocol):
         ...
 
     def set_pace(self, frequency: float) -> None:
-        """From now on it works at this part of its speed.
+        """Sets the part of its speed at which the machine works from now on.
 
         Args:
           frequency: Above 0 and up to 1.

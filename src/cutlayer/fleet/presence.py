@@ -26,7 +26,7 @@ from cutlayer.fleet.profile import DeviceProfile, Fleet, Trace
 
 
 class Hours:
-    """When a device is there, by the clock.
+    """The hours at which a device is there, by the clock.
 
     Args:
       trace: The stretches in which it is.
@@ -64,7 +64,7 @@ class Hours:
 
 
 def hours_of(device: DeviceProfile, seed: int) -> Hours | None:
-    """When a device is there; None where it never leaves in the middle of a round.
+    """The hours at which a device is there; None where it never leaves in the middle of a round.
 
     Args:
       device: Its profile.

@@ -1,4 +1,4 @@
-"""What machines a fleet has, and how a person writes that down.
+"""The machines of a fleet, and how a person writes them down.
 
 A fleet file, in the units of data sheets (`builtin/memsfl-six.yaml` is a full one):
 
@@ -46,7 +46,7 @@ WRITTEN_OUT = "written-out"
 """The name of a fleet that stands in a run file."""
 
 MEASURED = "measured"
-"""In a run file, in place of a fleet: every machine of a real fleet measures itself, the server too."""
+"""The word in place of a fleet in a run file: every machine of a real fleet measures itself, the server too."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of machines are also names of files and of bars in a chart."""
@@ -57,7 +57,7 @@ class _Frozen(BaseModel):
 
 
 class Trace(_Frozen):
-    """When a device is there (`fleet/presence.py`): in these stretches of time, again and again.
+    """The stretches of time in which a device is there, again and again (`fleet/presence.py`).
 
     Attributes:
       here_seconds: from when to when, in order, from 0 to `every_seconds`.
@@ -248,7 +248,7 @@ class Fleet(_Frozen):
     sites: tuple[SiteProfile, ...] = ()
 
     def site_of(self, device: str) -> SiteProfile | None:
-        """Where a device is; None where the fleet has no sites."""
+        """The site of a device; None where the fleet has none for it."""
         return next((site for site in self.sites if device in site.devices), None)
 
     def spans_at(self, seconds: float) -> Fleet:
@@ -360,7 +360,7 @@ _LEAST_MBIT, _LEAST_TFLOPS = 1e-6, 1e-12  # a bit, or a FLOP, per second
 
 
 class _Row(BaseModel):
-    """What may stand in a file; an error about a field says its description."""
+    """The content of a file, or of one of its rows; an error about a field says its description."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -462,7 +462,7 @@ class _SpanRow(_Row):
 
 
 def _machines(row: _DeviceRow | _SpanRow) -> Iterator[dict[str, Any]]:
-    """Of each machine of a row its name, and what both kinds of profiles say of a machine and its link."""
+    """Yields of each machine of a row its name, and what both kinds of profiles say of a machine and its link."""
     for name in [row.name] if row.count == 1 else [f"{row.name}-{i + 1}" for i in range(row.count)]:
         yield {
             "name": name,

@@ -1,4 +1,4 @@
-"""What `flwr run --run-config` and `flower-supernode --node-config` may say.
+"""The keys of `flwr run --run-config` and `flower-supernode --node-config`.
 
 Of a run, where the server is:
 
@@ -40,7 +40,7 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.transport.address import parted
 
 Given = Mapping[str, str | int | float | bool | bytes]
-"""As Flower hands it over."""
+"""A config as Flower hands it over."""
 RUN_KEYS = ("run", "set", "out", "resume", "listen", "host", "devices")
 LIMITS = ("task", "text", "label", "least-blocks", "never", "only", "rounds", "until")
 NODE_KEYS = ("name", "data", "model", "folder", "hardware", "max-blocks", *LIMITS)
@@ -48,7 +48,7 @@ NODE_KEYS = ("name", "data", "model", "folder", "hardware", "max-blocks", *LIMIT
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How to serve a run that Flower started.
+    """Settings for serving a run that Flower started.
 
     Attributes:
       config: of the run.
@@ -66,7 +66,7 @@ class Serving:
 
 
 def read_serving(given: Given) -> Serving:
-    """Of a run config.
+    """Reads a run config.
 
     Raises:
       ConfigError: Something in it cannot be.
@@ -93,7 +93,7 @@ def read_serving(given: Given) -> Serving:
 
 
 def read_joining(given: Given) -> Joining:
-    """Of a node config.
+    """Reads a node config.
 
     Raises:
       ConfigError: Something in it cannot be.
@@ -121,7 +121,7 @@ def read_joining(given: Given) -> Joining:
 
 
 def _limits(given: Given) -> Limits:
-    """What the owner of a node allows."""
+    """The limits that the owner of a node sets."""
     words: dict[str, Any] = {
         key: _text(given, key, "node config") for key in ("task", "text", "label", "never", "only", "until")
     }

@@ -27,12 +27,12 @@ class Call:
     token: str
 
     def as_record(self) -> dict[str, str]:
-        """As a Flower message carries it."""
+        """The call as a Flower message carries it."""
         return {"address": self.address, "authority": self.authority, "token": self.token}
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Call:
-        """Of a message.
+        """Reads the call that a message carries.
 
         Raises:
           JoinError: It is another app's.

@@ -1,4 +1,4 @@
-"""Who is called: every node that Flower sees, and each that comes later; one call per node and run.
+"""The nodes that are called: every one that Flower sees, and each that comes later; one call per node and run.
 
 A call stays open for as long as the device takes part. One whose process died is made again; one that was declined,
 because a person must change something there, is not.
@@ -18,16 +18,16 @@ from cutlayer.flower.guests import Guests
 from cutlayer.shown import shown
 
 MOST_CALLS = 3
-"""Of a node: a device's process that dies as often has something that starting it again does not cure."""
+"""Calls of one node at most: a device's process that dies as often has something that a new start does not cure."""
 LOOK_SECONDS = 3.0
-"""Between two looks at who is there and who has answered. Nothing of a round waits for it."""
+"""Seconds between two looks at who is there and who has answered. Nothing of a round waits for it."""
 FAREWELL_SECONDS = 20.0
-"""For the last answers: a Flower message takes up to 6 s (measured)."""
+"""Seconds to wait for the last answers: a Flower message takes up to 6 s (measured)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How a call ended.
+    """The end of a call.
 
     Attributes:
       declined: why the device takes no part, in a sentence; empty where the run was over for it.
@@ -39,16 +39,16 @@ class Reply:
 
 
 class Switchboard(Protocol):
-    """What Flower does for us. Its calls block."""
+    """Flower, as far as calls need it. Its functions block."""
 
     def nodes(self) -> Collection[int]:
         """Those that are there."""
 
     def send(self, calls: Mapping[int, Call]) -> Mapping[int, str]:
-        """By node, what the call is known by."""
+        """Sends each node its call; returns the name by which each call is known, by node."""
 
     def replies(self, calls: Collection[str]) -> Mapping[str, Reply]:
-        """Of those calls, the ones that have ended since; each once."""
+        """The replies to those of these calls that have ended since, by call; each once."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

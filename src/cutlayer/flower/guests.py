@@ -30,7 +30,7 @@ class _Guest:
 
 
 class Guests:
-    """Who may come in (`server.door.Register`).
+    """The register of the devices that may come in (`server.door.Register`).
 
     Args:
       make_token: Gives a new secret.

@@ -90,7 +90,7 @@ async def _hold(serving: Serving, flower: _Flower) -> Outcome:
 
 
 def _tls(host: str) -> tuple[ServerTls, str]:
-    """Of the run's own stream: an authority and a server certificate, which nobody has after this run."""
+    """Makes the TLS of the run's own stream: an authority and a server certificate, which nobody has after this run."""
     with TemporaryDirectory() as folder:  # for its owner's eyes only
         path, when = Path(folder), datetime.now(UTC)
         make_authority(path, when)

@@ -1,1 +1,1 @@
-"""Who may come in, and what of what they send is let through to the rounds."""
+"""The gate: who may come in, and which of the messages that they send are let through to the rounds."""

@@ -1,4 +1,4 @@
-"""What a connection may take of the server before its messages are even looked at.
+"""The limits of what a connection may take of the server before its messages are even looked at.
 
 The plan bounds a device's messages one by one: how many of each kind, how long, in which order (`guard.py`). What is
 left to bound is what no plan speaks of: how many connections there are, how long one may say nothing, and how fast
@@ -12,32 +12,34 @@ from cutlayer.errors import Refused
 MAX_STRANGERS = 256
 """Connections that have not said hello yet: a fleet that comes back all at once passes in a second or two."""
 MAX_CONNECTIONS = 1024 + MAX_STRANGERS
-"""In all: the largest fleet that is tried, and strangers. An idle one takes 48 KiB and a descriptor, so 60 MiB."""
+"""Connections in all: the largest fleet that is tried, and strangers. An idle one takes 48 KiB and a descriptor, so all
+take 60 MiB."""
 STRANGERS_PER_ADDRESS = 64
-"""Of them, from one address: whoever is behind one router with as many others comes in within seconds all the same,
+"""Strangers from one address: whoever is behind one router with as many others comes in within seconds all the same,
 because it is the oldest that have to go."""
 STRANGER_BYTES = 2**17
-"""That a connection may send before it has proved itself, on the wire: TLS and a call take some thousands."""
+"""Bytes on the wire that a connection may send before it has proved itself: TLS and a call take some thousands."""
 WASTED_AT_ONCE, WASTED_PER_SECOND = 32, 2
 """Connections of one address that were seen and are gone without having proved anything: so many in a burst, and so
 many a second for good. Broken TLS costs the server a handshake each; of 500 a second a few are seen at a look, of
 10,000 hundreds."""
 SHUT_SECONDS = 30.0
-"""For which the door is all but shut to an address that wasted more than that."""
+"""Seconds for which the door is all but shut to an address that wasted more than that."""
 SHUT_BUT_FOR_ONE_IN = 16
 """Tries of such an address to begin a connection, one passes: whoever is behind one router with a flood comes in."""
 LOOK_SECONDS = 0.25
-"""Between two looks at those that have not proved themselves."""
+"""Seconds between two looks at the connections that have not proved themselves."""
 CONNECTIONS_PER_DEVICE = 2
 """A device that comes back may be here before its broken connection is noticed. The new one takes the old one's place;
 more than that is two devices that share a name."""
 HELLO_SECONDS = 10.0
-"""For a connection to say who it is: TLS and a hello are three round trips, and a bad mobile link takes 2 s for one."""
+"""Seconds for a connection to say who it is: TLS and a hello are three round trips, and a bad mobile link takes 2 s for
+one."""
 HELLO_BYTES = 2**16
 """The longest packet of a connection that has not proved itself: a hello is a name, a token and some numbers."""
 
 FAREWELL_SECONDS = 5.0
-"""For the last message of a connection to leave."""
+"""Seconds for the last message of a connection to leave."""
 
 MESSAGES_PER_SECOND = 5_000.0
 """One core serves at most about 1,200 steps a second (1 MB each, measured) to some 5,000 (empty ones); a local step is

@@ -16,11 +16,11 @@ from cutlayer.errors import Refused
 from cutlayer.gate.roster import TOKEN_BYTES
 
 VARIABLE = "CUTLAYER_CHILDREN"
-"""Where a site that `cutlayer up` starts finds the tokens of the devices that come to it."""
+"""The environment variable that gives a site that `cutlayer up` starts the tokens of the devices that come to it."""
 
 
 class Children:
-    """Who may come in (`gate.door.Register`).
+    """The register of the children, who may come in (`gate.door.Register`).
 
     Args:
       names: Of the devices that are started.

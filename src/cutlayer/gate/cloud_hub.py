@@ -28,11 +28,11 @@ from cutlayer.state import State
 from cutlayer.wire.messages import Finish
 
 MOST_MEMBERS = 2**12
-"""Of one site: as many as one server's door has room for."""
+"""Devices of one site at the most: more than one server's door has room for at a time."""
 
 
 class CloudHub:
-    """What a run asks of its hub, of devices wherever they are.
+    """A hub, as a run asks for one, of devices wherever they are.
 
     Args:
       near: Takes in the server's own devices, and by `Hub.sites` sites.
@@ -101,12 +101,12 @@ class CloudHub:
         return self._near.told | {name for name, site in self._at.items() if site in known}
 
     def _at_one_of(self, sites: Sequence[Member], members: Sequence[Member]) -> list[Member]:
-        """Of these members, those who are at one of the sites or at none, and have not been refused."""
+        """The members among these who are at one of the sites or at none, and have not been refused."""
         there = {None, *(site.name for site in sites)}
         return [one for one in members if one.refused is None and self._at.get(one.name) in there]
 
     def places(self, devices: Sequence[str]) -> tuple[SiteProfile, ...]:
-        """Where these devices are, of those that are at a site.
+        """The sites at which these devices are, each with its own of them; devices at no site are left out.
 
         Args:
           devices: Their names.
@@ -206,7 +206,7 @@ class CloudHub:
             session.bytes_sent += row.bytes_down
 
     def rows_of(self, devices: Sequence[str]) -> list[dict[str, Any]]:
-        """What is known of devices at sites, as their site's hub takes it in (`Hub.take_in`)."""
+        """The rows of devices at sites, as their site's hub takes them in (`Hub.take_in`)."""
         return [_row(self._far[device]) for device in devices]
 
     # ------------------------------------------------------------------ as a hub

@@ -42,7 +42,7 @@ NO_TLS = (
 
 
 class Desk(Protocol):
-    """Who attends to those that the door lets in: a hub (`hub.py`), or a machine that runs blocks (`span_desk.py`).
+    """A hub (`hub.py`), or a machine that runs blocks (`span_desk.py`): it attends to those that the door lets in.
 
     Attributes:
       refusals: counts who is refused.
@@ -66,7 +66,7 @@ class Register(Protocol):
 
 
 class Admission:
-    """Who may come in.
+    """The rule by which devices may come in.
 
     Args:
       roster: The devices of the fleet; None lets everybody in under the name that it says, which is for one machine

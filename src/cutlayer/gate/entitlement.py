@@ -1,4 +1,4 @@
-"""What of the model each device may have from the server: the pieces of the parts that it was given to hold.
+"""The pieces of the model that each device may have from the server: those of the parts that it was given to hold.
 
 Before its first round that is what no part goes without: the config, the tokenizer, the embeddings. With each
 assignment, and each question that makes it judge, the blocks of that plan are its due as well. Whoever asks for more is
@@ -21,7 +21,7 @@ BEFORE: Part = (0, None)
 
 
 class Entitlement:
-    """What every device of a run may have.
+    """The parts of the model that every device of a run may have.
 
     Args:
       reads: Of a plan, what a device reads from the model's files (`Shape.reads`).

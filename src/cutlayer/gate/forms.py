@@ -51,28 +51,30 @@ Holds = Callable[[str, int], bool]
 Shape = tuple[int, ...]
 
 WORDS = frozenset({"forward", "backward", "step", "upload", "download"})
-"""Of `types.Event.what`: those that somebody emits."""
+"""Words of `types.Event.what` that somebody emits."""
 MOST_EVENTS = 64, 8
-"""That a device may tell of: of a round, and of each part of a local step, for which it computes and sends in five; and
-one for each block that it holds, where it goes back through them one at a time."""
+"""Events that a device may tell of: of a round, and of each part of a local step, for which it computes and sends in
+five; and one for each block that it holds, where it goes back through them one at a time."""
 MOST_HELD_OUT = 2**24
 """Rows that a device may say that it holds out."""
 LOUDEST: Mapping[str, float] = {"activations": 2.0**40, "gradients": 2.0**40, "update": 2.0**12}
-"""By what a tensor is, the largest magnitude in it: of activations and gradients, whose squares a norm still adds up in
-32 bits; of adapters, whose products a block still can. What trains is far below, and what is beyond has diverged."""
+"""The largest magnitude in a tensor, by its kind: of activations and gradients, one whose squares a norm still adds up
+in 32 bits; of adapters, one whose products a block still can. What trains is far below, and what is beyond has
+diverged."""
 LOUDEST_FACT = 2.0**40
-"""Of a number that a shape has a device say; each shape may ask for less."""
+"""The largest magnitude of a number that a shape has a device say; each shape may ask for less."""
 LOUDEST_SLOPE = 2.0**16
-"""Of a loss along a random direction: it moves an adapter, or all weights, by as many times the learning rate."""
+"""The largest slope of a loss along a random direction: it moves an adapter, or all weights, by as many times the
+learning rate."""
 MOST_LOSS = 2.0**20
-"""Of a finite loss: that of a guess among all the tokens that there are is below 20."""
+"""The largest finite loss: that of a guess among all the tokens that there are is below 20."""
 MOST_SECONDS, MOST_FLOPS = 2.0**30, 2.0**90
-"""Of what a device says that it did in a round: 34 years, and what no fleet computes in them."""
+"""The most seconds and FLOPs that a device may say of a round: 34 years, and what no fleet computes in them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What one message must be.
+    """A form that one message must fit.
 
     Attributes:
       kind: of message.
@@ -91,11 +93,11 @@ Script = Generator[Form | tuple[Form, ...], Message, None]
 """Yields what may come next, and is sent what came. Its last form is the device's update."""
 
 ScriptOf = Callable[[DevicePlan, "Forms"], Script]
-"""What a shape brings: the script of a device's round under a plan."""
+"""A function that a shape brings: it makes the script of a device's round under a plan."""
 
 
 class Facts(Protocol):
-    """What an update says beside its adapter: a shape declares it."""
+    """A shape's declaration of what an update says beside its adapter."""
 
     def largest(self) -> Adapter:
         """The most that it may say, as tensors that hold nothing."""
@@ -181,7 +183,7 @@ class Forms:
         )
 
     def hidden_gradients(self, step: int) -> Form:
-        """What such a device answers to the hidden states of a local step, and its loss."""
+        """The answer of a device that has the labels to the hidden states of a local step, and its loss."""
 
         def looks_right(message: HiddenGradients) -> None:
             self.expect("wrong-step", "step", step, message.step)
@@ -227,7 +229,7 @@ class Forms:
         return Form(Update, "an Update", lambda message: self._check_update(message, said), lambda: self._update(said))
 
     def measured(self) -> Form:
-        """What the device did and when, just before its update, on a real fleet: in the script of every shape."""
+        """The account of what the device did and when, just before its update, on a real fleet: any shape allows it."""
         return Form(Measured, "an Update", self._check_measured, self._measured)
 
     @property
@@ -263,7 +265,7 @@ class Forms:
         return Form(HeldOut, "a held-out batch", looks_right, most)
 
     def judged(self, classes: int) -> Form:
-        """What the rows that the device holds out came to.
+        """The sums over the rows that the device holds out.
 
         Args:
           classes: Of how many classes it counts hits apart.
@@ -354,7 +356,7 @@ class Forms:
         self.expect_between("wrong-weight", "weight of the parts of a step", least, begun.weight, most)
 
     def _weight_of(self, labels: Tensor) -> int:
-        """What labels weigh: classes, or tokens of which every sample has one to predict (`samples.weight_of`)."""
+        """The weight of labels: classes, or tokens of which every sample has one to predict (`samples.weight_of`)."""
         below = int(self.base.config.vocab_size) if self._per_token else self.base.settings.num_labels
         known = (labels >= 0) & (labels < below)
         if not bool((known | (labels == MASKED) if self._per_token else known).all()):
@@ -596,7 +598,7 @@ class _Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a script allows in all.
+    """The bounds of a whole script.
 
     Attributes:
       limit: the length of the longest frame, in bytes.
@@ -631,7 +633,7 @@ def outline(script: Script, forms: Forms) -> Outline:
 
 
 def walked(script: Script) -> Iterator[tuple[Form, ...]]:
-    """What a script allows, point after point, if the largest message comes each time."""
+    """Yields what a script allows, point after point, if the largest message comes each time."""
     try:
         options = as_options(next(script))
         while True:
@@ -642,7 +644,7 @@ def walked(script: Script) -> Iterator[tuple[Form, ...]]:
 
 
 def as_options(yielded: Form | tuple[Form, ...]) -> tuple[Form, ...]:
-    """What a script yielded, as a tuple."""
+    """The forms that a script yielded, as a tuple."""
     return yielded if isinstance(yielded, tuple) else (yielded,)
 
 

@@ -240,7 +240,7 @@ class Guard:
     # ------------------------------------------------------------------ unpacked
 
     def check_values(self, message: Message) -> None:
-        """What may have been packed, in whole tensors.
+        """Checks what may have been packed, in whole tensors.
 
         Raises:
           Refused: not-finite.

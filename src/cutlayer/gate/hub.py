@@ -29,39 +29,39 @@ from cutlayer.wire.link import Link
 from cutlayer.wire.messages import FINISHED, Answer, Ask, Finish, Hello, Ready, Refusal, SiteHello, Stand, Welcome
 
 PREPARE_SECONDS = 3_600.0
-"""For a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is noticed by
-the carrier, whatever it was doing."""
+"""Seconds for a device to read its data and its part of the model: fourteen gigabytes at 30 Mbit/s. A frozen one is
+noticed by the carrier, whatever it was doing."""
 LINGER_SECONDS = 12.0
-"""For devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
+"""Seconds for devices that are away when a run ends to come and hear so: whoever tries again does within 10 s."""
 PASSING = frozenset({"too-many", "too-slow", "roster-unreadable", "malformed", "unexpected", "not-planned"})
 """Reasons that may be gone when a device comes again; of any other it is told not to."""
 WATCH_SECONDS = 1.0
 ABSENT_SECONDS = 60.0
-"""After which whoever looks on is told who is away and holds up the round."""
+"""Seconds after which whoever looks on is told which device is away and holds up the round."""
 MORE = 1.1
 """Times what it offered: as much more must a device that was turned away offer before it is planned for again."""
 FOR_GOOD = frozenset({"unplaced", "wrong-profile", "wrong-claims", "revoked"})
-"""Of which a device is told for good that has taken part before; of others that have crept in it may be the last to
-know, and comes again."""
+"""Reasons that are told for good even to a device that has taken part before; any other may have crept in without its
+knowing, and it comes again."""
 BLAMELESS = frozenset({"too-many", "too-slow", "roster-unreadable"})
 """Those that say nothing of the device: it is away, and its round waits for it as for any other that is."""
 
 
 class Host(Protocol):
-    """What the hub asks of the run that it belongs to."""
+    """The run that the hub belongs to, with all that the hub asks of it."""
 
     def welcome(self, device: str, index: int) -> Welcome:
-        """What a device must know of the run."""
+        """The welcome of a device: all that it must know of the run."""
 
     def profile(self, ready: Ready) -> DeviceProfile:
-        """What planners may know of a device.
+        """The profile of a device: all that planners may know of it.
 
         Raises:
           Refused: It cannot take part.
         """
 
     async def answer(self, device: str, ask: Ask) -> Answer:
-        """What a device needs before it can begin.
+        """Answers a device that needs something before it can begin.
 
         Raises:
           Refused: There is no such thing.
@@ -171,7 +171,7 @@ class Hub:
             carrier.close()
 
     def _hub_of(self, hello: Hello | SiteHello) -> Hub:
-        """Who takes in whoever says this."""
+        """The hub that takes in whoever says this: this one, or that of the sites."""
         name, sites = hello.device, self.sites
         if isinstance(hello, Hello):
             if sites is not None and name in sites.members:
@@ -195,7 +195,7 @@ class Hub:
         return sites
 
     async def _attend(self, carrier: Metered, device: str) -> None:
-        """Of a device that has said hello."""
+        """Takes in a device that has said hello, or tells it that the run is over."""
         if self._over is None:
             await self._take_in(carrier, device)
         else:
@@ -476,7 +476,7 @@ class Hub:
 
 
 def lost_of(everybody: Sequence[Member], here: Sequence[Member]) -> dict[str, str]:
-    """Why each of these is not here any more: away, or the reason for which it was refused.
+    """The reason why each of these is not here any more: `away`, or that for which it was refused.
 
     Args:
       everybody: Who has taken part.

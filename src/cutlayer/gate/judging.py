@@ -1,4 +1,4 @@
-"""What a device may send that judges an adapter (`rounds/judging.py`): batches of held-out rows, then their sums."""
+"""Forms for a device that judges an adapter (`rounds/judging.py`): batches of held-out rows, then their sums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cutlayer.wire.messages import HeldOut, Judge
 
 
 def script(asked: Judge, forms: Forms) -> Script:
-    """Of a device that holds the whole model its sums; else, before them, as many batches as it has."""
+    """Yields the form of a device's sums; unless it holds the whole model, first those of as many batches as it has."""
     for number in range(0 if asked.plan.alone else MOST_HELD_OUT):
         if not isinstance((yield forms.held_out(number), forms.judged(asked.classes)), HeldOut):
             return

@@ -36,9 +36,9 @@ from cutlayer.transport.shut_out import shut_out
 from cutlayer.transport.sockets import Connection, Descriptor, connection, sockets
 
 NEVER_SHUT_OUT = frozenset({"127.0.0.1", "::1"})
-"""From there everybody comes who comes through a front, and what `up` has started."""
+"""Addresses of the machine itself: whoever comes through a front has one of them, and so has what `up` has started."""
 PROVING_SECONDS = HANDSHAKE_SECONDS + HELLO_SECONDS + 5.0
-"""What gRPC and the door end themselves they end with a word."""
+"""Seconds that a stranger may take: more than gRPC and the door give it, because they end it with a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class _Stranger:
     seen: Connection
     since: float
     paid_bytes: int
-    """That had come when the call of a device on it was over."""
+    """Bytes that had come when the call of a device on it was over."""
 
 
 class Lookout:
@@ -96,7 +96,7 @@ class Lookout:
         self._came_in.add(peer)
 
     def ended(self, peer: str) -> None:
-        """That call is over; a connection without any is a stranger's again."""
+        """Notes that a device's call from there is over; a connection without any is a stranger's again."""
         self._proved[peer] -= 1
         if not self._proved[peer]:
             del self._proved[peer]

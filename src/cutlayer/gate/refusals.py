@@ -1,4 +1,4 @@
-"""What was refused: counted by device and reason, and logged, but never at the pace at which it comes.
+"""Refusals: counted by device and reason, and logged, but never at the pace at which they come.
 
 Whoever is refused may be a stranger who says what he likes as fast as he can. So names are counted only up to a bound,
 and a line of the log is short, is one line, and comes once in a while for each device and reason.
@@ -14,14 +14,14 @@ from cutlayer.errors import WireError
 from cutlayer.shown import shown
 
 LOG_SECONDS = 10.0
-"""Between two lines of one device and one reason: a person sees what goes on, and the disk does not fill."""
+"""Seconds between two lines of one device and one reason: a person sees what goes on, and the disk does not fill."""
 MAX_NAMES = 1024
 """Names that are told apart; a fleet has fewer, and who makes names up has no more memory than this."""
 MAX_LINE = 300
 """Characters of what is logged: an error may quote what arrived."""
 OTHERS = "(others)"
 STRANGER = "(stranger)"
-"""Whoever is refused before it has proved who it is."""
+"""The name of everybody who is refused before it has proved who it is."""
 
 _log = logging.getLogger("cutlayer.refused")
 
@@ -65,7 +65,7 @@ class Refusals:
         return device
 
     def by_device(self) -> Counter[str]:
-        """How often something of each device was refused; for any thread."""
+        """Number of times that something of each device was refused; for any thread."""
         found = Counter[str]()
         for (device, _), times in list(self._counts.items()):
             found[device] += times

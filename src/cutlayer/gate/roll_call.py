@@ -23,7 +23,7 @@ def roll_call(
     blocks: int | None = None,
     refusals: Mapping[str, int] = MappingProxyType({}),
 ) -> list[DeviceNow]:
-    """How they all are, in the fleet's order, then those who have never come.
+    """The state of every device that has come, in the fleet's order, then of those that never have.
 
     Reads and changes nothing, so any thread may ask.
 
@@ -76,7 +76,7 @@ def _device(member: Member, server: Server | None, *, round_seconds: float, now:
 
 
 def _state(state: State, *, late: bool) -> State:
-    """Of a device that has not finished its part."""
+    """The state of a device that has not finished its part."""
     if state != "ready":
         return state
     return "late" if late else "training"

@@ -33,7 +33,7 @@ from cutlayer.files import locked, write_atomically
 
 TOKEN_BYTES, SALT_BYTES = 32, 16
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-"""Of a device: also the name of a file and of a certificate."""
+"""The pattern of a device's name, which is also the name of a file and of a certificate."""
 
 Kind = Literal["token", "certificate"]
 
@@ -126,7 +126,7 @@ class Roster:
 
     @property
     def kind(self) -> Kind | None:
-        """What this fleet's devices prove themselves by; None while there are none."""
+        """The kind of proof that this fleet's devices have; None while there are no devices."""
         return next((entry.kind for entry in self.entries().values() if not entry.revoked), None)
 
     def names(self) -> list[str]:
@@ -201,7 +201,7 @@ class Roster:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """What is changed in it is written, unless something is raised; meanwhile no other process changes anything."""
+        """Writes what its block changes, unless something is raised; meanwhile no other process changes anything."""
         with closing(locked(self._path.parent, wait=True)):
             self._read()
             yield

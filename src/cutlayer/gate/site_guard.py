@@ -25,7 +25,7 @@ from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Message, SiteReport, SiteRound
 
 ROW_BYTES = 2**12
-"""Of what a site says of one device, in JSON."""
+"""The most bytes that a site may say of one device, in JSON."""
 HEADER_BYTES = 2**16
 
 
@@ -82,7 +82,7 @@ class SiteGuard:
         return message
 
     def _check_rows(self, message: SiteReport, told: SiteRound) -> int:
-        """What was trained in the round, of devices that have had so much."""
+        """Checks each device against its plan; the weight of what those whose updates counted trained in the round."""
         plans = {plan.device: plan for plan in told.plans}
         if len(message.rows) > ROW_BYTES * (1 + len(plans)):
             raise self._refused("wrong-counts", f"{ROW_BYTES} bytes for each device", len(message.rows))
@@ -160,7 +160,7 @@ class GuardedSite(Around):
 
 
 def rows_of(text: str, site: str) -> list[DeviceRow]:
-    """What a site says of its devices.
+    """The rows that a site says of its devices.
 
     Raises:
       Refused: It is none of that.
@@ -176,6 +176,6 @@ def rows_of(text: str, site: str) -> list[DeviceRow]:
 
 
 def _most_events(plan: DevicePlan) -> int:
-    """As of the device's own guard."""
+    """The most events that a device may tell of in a round, as its own guard has it."""
     once, each_step = MOST_EVENTS
     return once + (each_step + plan.cut) * plan.local_steps * plan.micro_batches

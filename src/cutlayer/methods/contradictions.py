@@ -1,4 +1,4 @@
-"""What cannot be together: two choices that would contradict each other in silence are refused here, and only here.
+"""Choices that cannot be together: two that would contradict each other in silence are refused here, and only here.
 
 Each choice says of itself what it needs, or what it does to others; a rule holds two such sayings against each other.
 No rule knows a method, a shape or a policy by name, so whoever writes one is held to all of them by what it says.
@@ -48,7 +48,7 @@ from cutlayer.types import DevicePlan, RoundPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """What a method and a run file have chosen, as far as choices may contradict each other.
+    """The choices of a method and a run file, as far as they may contradict each other.
 
     Attributes:
       round: the shape of the conversation.
@@ -299,7 +299,7 @@ def a_median_over_ranks(chosen: Chosen) -> str | None:
 
 
 Rule = Callable[[Chosen], str | None]
-"""Why two choices cannot be together; None where they can."""
+"""The reason why two choices cannot be together; None where they can."""
 RULES: tuple[Rule, ...] = (
     whole_batches_in_parts,
     a_quorum_of_devices_that_wait,
@@ -424,7 +424,7 @@ def unequal_ranks_averaged(planned: Planned) -> str | None:
 
 
 RuleOfPlans = Callable[[Planned], str | None]
-"""Why a plan contradicts what was chosen; None where it does not."""
+"""The reason why a plan contradicts what was chosen; None where it does not."""
 RULES_OF_PLANS: tuple[RuleOfPlans, ...] = (
     a_deadline_where_all_are_awaited,
     late_work_beside_the_servers,

@@ -1,4 +1,4 @@
-"""What a method's file says of itself, read from its text: to list every method must not cost importing torch.
+"""The description of a method in its file, read from the text: to list every method must not cost importing torch.
 
     name: what it does, on one line or two.        the title; what stands behind the colon is the summary
 
@@ -31,7 +31,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.reading import yaml_value
 
 KINDS = frozenset({"int", "float", "str", "bool", "None"})
-"""What an option may be: a run file and a command line must be able to say it."""
+"""Types that an option may have: a run file and a command line must be able to say its value."""
 SAID = frozenset({"Evidence", "Neutral"})
 """Words with which paragraphs begin that are no notes."""
 RESERVED = frozenset({"name", "source"})
@@ -218,7 +218,7 @@ def _neutral(text: str, options: Mapping[str, Option], where: str) -> tuple[dict
 
 
 def _paper(paragraph: str) -> str:
-    """Where a paper is, by its number on arXiv if it has one."""
+    """The address of a paper, by its number on arXiv if it has one; `none` without an address."""
     addresses = re.findall(r"https?://\S+", paragraph)
     numbers = [found[1] for address in addresses if (found := re.search(r"arxiv\.org/abs/(\d{4}\.\d{4,5})", address))]
     return f"arXiv {numbers[0]}" if numbers else (addresses or ["none"])[0].rstrip(".,;)")

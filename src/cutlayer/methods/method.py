@@ -22,7 +22,7 @@ from cutlayer.wire.messages import Update
 
 
 class MovedWeights(Protocol):
-    """Whoever moves the base's own weights from round to round."""
+    """The part of a method that moves the base's own weights from round to round."""
 
     def stand(self, base: Base, seed: int) -> Standing:
         """Moves the weights of this process to where the run stands.
@@ -33,12 +33,12 @@ class MovedWeights(Protocol):
         """
 
     def made_from(self, seed: int) -> dict[str, Any]:
-        """What the seeds are made from, beside the run's seed: numbers and names."""
+        """The numbers and names that the seeds are made from, beside the run's seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How one published system decides.
+    """The decisions of one published system.
 
     Attributes:
       plan: planners, in order: who joins, where each is cut, ...
@@ -83,7 +83,7 @@ class Method:
         quantised: str | None,
         robust: Robust = NONE,
     ) -> Chosen:
-        """What this method and a run file choose together.
+        """The choices of this method and a run file together.
 
         Args:
           asked: What the run file says of stragglers; None leaves it to the method.

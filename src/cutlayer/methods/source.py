@@ -34,7 +34,7 @@ class Source:
 
     @property
     def at(self) -> str:
-        """Where it is, as a run writes it down: the module, or the path."""
+        """The place of the text, as a run writes it down: the module, or the path."""
         return self.module or str(self.path)
 
     @cached_property

@@ -47,7 +47,7 @@ class MethodRow:
 
     @cached_property
     def description(self) -> Description:
-        """What its file says.
+        """The description that the method's file gives.
 
         Raises:
           ConfigError: Its file is no method.
@@ -61,12 +61,12 @@ class MethodRow:
 
     @property
     def paper(self) -> str:
-        """Where it comes from."""
+        """The paper that the method comes from."""
         return self.description.paper
 
     @property
     def evidence(self) -> str:
-        """How sure its facts are."""
+        """The words on how sure the method's facts are."""
         return self.description.evidence
 
     @property
@@ -141,7 +141,7 @@ TABLE: dict[str, MethodRow] = {
 
 
 def offered() -> dict[str, EntryPoint]:
-    """What installed packages offer, by name, but for names of the table."""
+    """The methods that installed packages offer, by name, but for names of the table."""
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in TABLE}
 
 

@@ -76,7 +76,7 @@ def target_modules(model: nn.Module, blocks_path: str, family: Family, targets: 
 
 
 def peft_targets(model: nn.Module, blocks_path: str, family: Family, targets: Sequence[str]) -> list[str]:
-    """How a PEFT config names the same modules: PEFT looks for targets in the whole model, not only in its blocks.
+    """Names by which a PEFT config finds the same modules: PEFT looks in the whole model, not only in its blocks.
 
     A target that ends a path outside the blocks too (BERT's pooler has a `dense`) is written out, block by block.
     """

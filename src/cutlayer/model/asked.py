@@ -1,4 +1,4 @@
-"""What a config.json may ask for: it comes from a hub, or from a server, and transformers does as it says.
+"""Limits on what a config.json may ask for: it comes from a hub, or from a server, and transformers does as it says.
 
 Sizes decide how many modules are made, and how large the tables that no checkpoint holds: a config of a few bytes would
 otherwise take a machine's memory before a single weight is read. An implementation of attention that is named by a
@@ -24,7 +24,7 @@ MOST = {
 MOST_ELSE = 2**24
 """The most that any other whole number may be: words, positions (Llama 4 has 10,485,760)."""
 FREE = re.compile(r"theta|_base$|^rope|scale|factor|version|seed|eps$|parameters|flops|val$|_ids?$")
-"""Of a key whose number sizes nothing."""
+"""Pattern of the keys whose number sizes nothing."""
 LONGEST = 4_096
 """The most entries of a list, such as the kinds of blocks."""
 MOST_BYTES = 2**30
@@ -69,7 +69,7 @@ def check_config(name: str, content: Mapping[str, Any]) -> None:
 
 
 def _entries(content: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, Any]]:
-    """Path, key and value of everything in it, those inside others as well."""
+    """Path, key and value of every entry of a config, those inside others as well."""
     for key, value in content.items():
         path = f"{where}{key}"
         yield path, str(key), value
@@ -98,7 +98,7 @@ def check_room(name: str, num_bytes: int) -> None:
 
 
 def _elsewhere(value: Any) -> bool:
-    """Whether it names a repository, itself or for one of the parts of a model."""
+    """Whether a value names a repository, by itself or for one of the parts of a model."""
     if isinstance(value, Mapping):
         return any(map(_elsewhere, value.values()))
     return isinstance(value, str) and "/" in value

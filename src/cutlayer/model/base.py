@@ -44,7 +44,7 @@ from cutlayer.model.structure import Structure
 from cutlayer.types import Adapter, Kept
 
 Blocks = frozenset[int] | None
-"""Which blocks have an adapter; None for all of them."""
+"""The blocks that have an adapter; None for all of them."""
 
 
 class Base:
@@ -203,7 +203,7 @@ class Base:
 
     @cached_property
     def structure(self) -> Structure:
-        """What can be removed from the blocks.
+        """The units that can be removed from the blocks.
 
         Raises:
           ConfigError: This model or these LoRA targets cannot be pruned.
@@ -258,7 +258,7 @@ class Base:
         return shapes
 
     def at_ranks(self, tensors: Mapping[str, Tensor], ranks: Sequence[int]) -> Adapter:
-        """Of these trainable tensors the first rows of each A and columns of each B, as many as each block's rank.
+        """The first rows of each A and columns of each B of these trainable tensors, as many as the rank says.
 
         Args:
           tensors: By global name, AdamW's moments too; none of a block of rank 0.
@@ -281,13 +281,13 @@ class Base:
         return len(ranks) not in (0, self.num_blocks)
 
     def ranks_on(self, block: int, ranks: Sequence[int]) -> tuple[int, ...]:
-        """Of these ranks, which are some, those on one block: one for all of it, or one for each of its modules."""
+        """The ranks on one block, from a list that is not empty: one for all of the block, or one for each module."""
         if not self.by_module(ranks):
             return (ranks[block],)
         return tuple(ranks[place] for place in self._places_on_block[block])
 
     def _rank_on(self, name: str, ranks: Sequence[int]) -> int | None:
-        """Of these ranks, which are some, that of a trainable tensor, or of a moment of it; None where it has none."""
+        """The rank of a trainable tensor, or a moment of it, from a list that is not empty; None where it has none."""
         if self.by_module(ranks):
             place = self._place_of_module.get(name.partition("#")[0])
             return None if place is None else ranks[place]
@@ -296,7 +296,7 @@ class Base:
 
     @cached_property
     def _places_on_block(self) -> tuple[tuple[int, ...], ...]:
-        """By block, the places of its modules among `modules`."""
+        """The places of each block's modules among `modules`, by block."""
         blocks = [self.block_of(name) for name in self.modules]
         return tuple(
             tuple(place for place, one in enumerate(blocks) if one == block) for block in range(self.num_blocks)
@@ -392,7 +392,7 @@ class Base:
 
     @property
     def pooling(self) -> Pooling:
-        """How a sentence becomes a vector."""
+        """The way in which a sentence becomes a vector."""
         return self._skeletons.pooling
 
     @property
@@ -534,8 +534,10 @@ class Base:
             model.get_submodule(owner)._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
 
     def _trainable_shapes(self, skeleton: Any) -> dict[str, tuple[int, ...]]:
-        """By global name, in the model's order. Of blocks that are alike one gets its LoRA and speaks for all: PEFT
-        takes milliseconds for each module."""
+        """The shapes of the trainable tensors by global name, in the model's order.
+
+        One of the blocks that are alike gets its LoRA and speaks for all: PEFT takes milliseconds for each module.
+        """
         modules = target_modules(skeleton, self._blocks, self.family, self.settings.lora.targets)
         linear: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(self.num_blocks)]
         for path in modules:

@@ -1,4 +1,4 @@
-"""How somebody without a run gets the base of its adapter: lines of Python, and a sentence where they need one."""
+"""Ways to the base of an adapter for somebody without a run: lines of Python, and a sentence where they need one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base_code(files: ModelFiles, loader: str, labels: int) -> str:
 
 
 def base_sentence(files: ModelFiles) -> str:
-    """What stands for BASE, or that nobody has to find it; empty where the name says it all."""
+    """A sentence on what stands for BASE, or that nobody has to find it; empty where the name says it all."""
     if files.name.startswith("builtin:"):
         return (
             f"BASE is `{files.name}`, which comes with a Python package and is found there: "

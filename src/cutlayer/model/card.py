@@ -1,4 +1,4 @@
-"""What an adapter was trained for, as `cutlayer.json` beside it says; read without torch."""
+"""The card of an adapter, `cutlayer.json` beside it, which says what it was trained for; read without torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from cutlayer.reading import parse_yaml
 CARD = "cutlayer.json"
 BESIDE = ".."
 BY_FINGERPRINT = "fingerprint:"
-"""What a model is called that has no other name than its fingerprint, which follows."""
+"""The start of the name of a model that has no other name than its fingerprint, which follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterCard:
-    """What an adapter was trained for.
+    """Facts on an adapter: what it was trained for, and how.
 
     Attributes:
       base: the base model's name as the run gave it; `..` for a model in whose folder the adapter's folder is. In a
@@ -64,7 +64,7 @@ class AdapterCard:
 
 
 def read_card(folder: Path) -> AdapterCard:
-    """What the adapter in `folder` was trained for.
+    """The card of the adapter in `folder`.
 
     Raises:
       AdapterError: The folder holds no adapter of ours.

@@ -1,4 +1,4 @@
-"""What one step of a part costs, counted and not assumed, at any cut and batch shape.
+"""The cost of one step of a part, counted and not assumed, at any cut and batch shape.
 
 What is counted, and how, is in `model/counting.py`; here parts are put together from pieces, and steps from parts.
 
@@ -28,8 +28,8 @@ VALUE_BYTES = 4
 TRANSIENTS = 2
 """Tensors as large as the largest one alive at the peak that no graph keeps: an input and an output of one operator."""
 HEAP_SLACK = 1.25
-"""What comes and goes takes this much more of the heap than it has bytes: a middle course. Where every tensor is mapped
-on its own it is 1.0; glibc's heap keeps holes that no tensor fits (`tests/model/test_cost_memory.py` measures both)."""
+"""Bytes of the heap for each byte of the tensors that come and go: a middle course. Where every tensor is mapped on its
+own it is 1.0; glibc's heap keeps holes that no tensor fits (`tests/model/test_cost_memory.py` measures both)."""
 
 
 class CostModel:
@@ -189,7 +189,7 @@ class CostModel:
         return CostModel(replace(self._settings, checkpoint_device=False, checkpoint_server=False))
 
     def _left(self, flow: Flow) -> Left | None:
-        """How many heads and channels are left in every block; None for all of them."""
+        """Numbers of heads and channels that are left in every block; None for all of them."""
         return self._base.structure.left(flow.removed) if flow.removed else None
 
     def _corners(self, held: Held) -> list[tuple[float, Held]]:
@@ -208,7 +208,7 @@ class CostModel:
 
     @cache  # noqa: B019
     def _coefficients(self, held: Held) -> np.ndarray:
-        """(4, 3): per quantity the coefficients of 1, T and T**2, per sample.
+        """Coefficients of 1, T and T**2 for each of the four quantities, per sample: (4, 3).
 
         Where modules have ranks of their own, all that a step costs is linear in each of them (of the largest tensor,
         which no LoRA makes, nothing is): what is counted at rank 1 and what one more rank of each module adds say it
@@ -225,7 +225,7 @@ class CostModel:
 
     @cache  # noqa: B019
     def _recomputed(self, held: Held) -> np.ndarray:
-        """What is counted, and what recomputing blocks needs."""
+        """The coefficients that are counted, and what recomputing blocks adds to them."""
         coefficients, settings = self._counted(held).copy(), self._settings
         recomputes = settings.checkpoint_device if held.on_device else settings.checkpoint_server
         blocks = len(held.span(self.num_blocks))
@@ -295,7 +295,7 @@ class CostModel:
 
 
 def _by_block(base: Base) -> list[dict[str, torch.Size]]:
-    """By block, its parameters' shapes."""
+    """The shapes of each block's parameters, by their names inside the block."""
     blocks: list[dict[str, torch.Size]] = [{} for _ in range(base.num_blocks)]
     for name, shape in base.parameter_shapes.items():
         if (block := base.block_of(PREFIX + name)) is not None:

@@ -40,7 +40,7 @@ DEPTH = 2
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What one pass at one shape cost."""
+    """The cost of one pass at one shape."""
 
     forward_flops: float
     backward_flops: float
@@ -50,8 +50,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a machine holds: device-side, server-side or the whole, its cut, the rank on every block, and, of a whole
-    that is pruned, how many heads and channels are left in every block.
+    """The part that a machine holds: device-side, server-side or the whole, its cut, the rank on every block, and,
+    where it is pruned, how many heads and channels are left in every block.
 
     A device that keeps its labels holds a `tail` too, from its cut on; the server's is then `middle`, up to `end`.
     What comes into a part above a cut `waits` for a gradient where anything below has an adapter, or where it says so.
@@ -73,7 +73,7 @@ class Held:
         return self.kind in ("device", "tail")
 
     def span(self, num_blocks: int) -> range:
-        """The blocks that it holds, of a model of so many."""
+        """The blocks that the part holds, of a model of so many."""
         if self.kind == "device":
             return range(self.cut)
         if self.kind == "whole":
@@ -103,8 +103,8 @@ class Counter:
 
     @cache  # noqa: B019
     def counted(self, held: Held) -> np.ndarray:
-        """(4, 3): of forward FLOPs, backward FLOPs, kept bytes and the largest tensor's the coefficients of 1, T and
-        T**2, per sample."""
+        """Coefficients of 1, T and T**2, per sample, (4, 3): of forward FLOPs, backward FLOPs, kept bytes and the
+        largest tensor's."""
         counts = [self.once(held, length) for length in PROBE_LENGTHS]
         values = np.array([[c.forward_flops, c.backward_flops, c.kept_bytes, c.largest_bytes] for c in counts])
         powers = np.array([[1.0, length, length**2] for length in PROBE_LENGTHS])
@@ -179,7 +179,7 @@ class Counter:
 
 
 class Pieces:
-    """What the pieces of a model of like blocks cost, each counted once, on a model of `DEPTH` blocks.
+    """The costs of the pieces of a model of like blocks, each counted once, on a model of `DEPTH` blocks.
 
     Every piece is a difference of two parts of which one has it: (4, 3) as of `Counter.counted`, but that the largest
     tensor is that of the larger part.
@@ -220,12 +220,12 @@ class Pieces:
 
     @cached_property
     def fed(self) -> np.ndarray:
-        """What comes in above a cut."""
+        """The activations that come in above a cut."""
         return self.counter.counted(Held("middle", 0, (1,) * DEPTH, waits=True))
 
     @cached_property
     def shared(self) -> np.ndarray:
-        """What all blocks share, where their input waits for a gradient."""
+        """The costs that all blocks share, where their input waits for a gradient."""
         ranks = (self._rank,) * DEPTH
         return _above(
             self.counter.counted(Held("middle", 0, ranks, end=1, waits=True)), self.block(self._rank, None, waits=True)
@@ -238,8 +238,8 @@ class Pieces:
 
     @cached_property
     def slopes(self) -> list[np.ndarray]:
-        """Of each LoRA module of a block whose input waits for a gradient, (3, 3): what one more rank adds to the first
-        three quantities."""
+        """The increase of the first three quantities by one more rank, (3, 3), for each LoRA module of a block whose
+        input waits for a gradient."""
         base = self.counter.base
         ones = (1,) * len(base.modules)
         places = [place for place, name in enumerate(base.modules) if base.block_of(name) == DEPTH - 1]
@@ -279,7 +279,7 @@ def _above(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _joined(sums: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """What adds up of the one, the largest tensor of the other."""
+    """The quantities that add up, from `sums`, and the largest tensor, from `largest`."""
     joined: np.ndarray = np.vstack([sums[:3], largest[3:]])
     return joined
 

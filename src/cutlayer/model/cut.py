@@ -112,7 +112,7 @@ def check_paths(model: nn.Module, backbone: nn.Module, family: Family) -> None:
 
 
 def _expect(key: str, path: str, root: nn.Module) -> object:
-    """What is at the path; None where the model has an optional module there and does not use it."""
+    """The module at the path; None where the model has an optional module there and does not use it."""
     parent: object = root
     for name in path.split("."):
         if not hasattr(parent, name):

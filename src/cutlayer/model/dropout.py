@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def seeded_dropout(active: bool, *key: object) -> Iterator[None]:
-    """Within it, torch's generator is seeded by `key`; afterwards it is as it was.
+    """A context in which torch's generator is seeded by `key`; afterwards the generator is as it was.
 
     torch's dropout takes no generator, so its global one is borrowed. The server seeds by device, round and step:
     its result then does not depend on the order in which it serves the devices.
@@ -40,7 +40,7 @@ def seeded_dropout(active: bool, *key: object) -> Iterator[None]:
 
 @contextmanager
 def still(model: nn.Module) -> Iterator[None]:
-    """Within it, the model runs without dropout and without graphs; afterwards it trains again, as parts do."""
+    """A context in which the model runs without dropout and without graphs; afterwards it trains again, as parts do."""
     model.eval()
     try:
         with torch.no_grad():

@@ -99,7 +99,7 @@ def card_text(card: AdapterCard, named: str) -> str:
 
 
 def how_plain_peft_loads_it(base: Base) -> list[str]:
-    """What somebody without this package must know to get what the run reported: sentences."""
+    """Sentences on what somebody without this package must know to get what the run reported."""
     settings = base.settings
     if settings.task != "classification":
         return [PLAIN]
@@ -109,7 +109,7 @@ def how_plain_peft_loads_it(base: Base) -> list[str]:
 
 
 def how_texts_end(base: Base) -> list[str]:
-    """What plain transformers must be told of a decoder's classifier: a sentence; of other models none."""
+    """Sentences on what plain transformers must be told of a decoder's classifier: one; of other models none."""
     if base.settings.task != "classification" or base.pooling != "last":
         return []
     return [LAST_TOKEN.format(pad_id=base.settings.pad_id)]
@@ -121,7 +121,7 @@ def _module(name: str) -> str:
 
 
 def _json(value: dict[str, Any]) -> str:
-    """Sorted and stable: PEFT holds the target modules as a set, whose order differs from process to process."""
+    """JSON, sorted and stable: PEFT holds the target modules as a set, whose order differs from process to process."""
     return json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What cutlayer must know of a model family: a row of module paths, no code.
+"""Rows of module paths: all that cutlayer must know of a model family, and no code.
 
 A family is added by one row here and its parity test (`tests/model/test_parity.py` runs over all rows), or, without
 touching this package, by a YAML file of the same fields (`model.family`); `docs/adding-a-family.md` walks through both.
@@ -20,7 +20,7 @@ from cutlayer.reading import TaskKind, local, read_yaml
 
 Pooling = Literal["pooler", "mean", "cls", "last"]
 BlockOutput = Literal["hidden", "pair"]
-"""What a block returns: the hidden states, or these and something that is not used."""
+"""The output of a block: the hidden states, or these and something that is not used."""
 
 
 @dataclass(frozen=True, slots=True)

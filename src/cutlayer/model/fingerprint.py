@@ -29,7 +29,7 @@ NOT_THE_MODEL = {
     "transformers_version",
     "use_cache",
 }
-"""What config.json says of who saved the model, or what the run says in its place."""
+"""Keys of config.json that tell who saved the model, or for which the run has a value of its own."""
 EDGE_BYTES = 64
 
 
@@ -51,7 +51,7 @@ class Fingerprint:
 
     @property
     def text(self) -> str:
-        """The four, with dots between them: what a message carries."""
+        """The four digests with dots between them, as a message carries them."""
         return ".".join(getattr(self, field.name) for field in fields(self))
 
     @classmethod
@@ -129,7 +129,7 @@ def _values(files: ModelFiles, shards: list[str]) -> str:
 
 
 def _edges(path: Path) -> dict[str, bytes]:
-    """Of each tensor in the file its dtype and shape, and its first and last bytes."""
+    """Dtype, shape, and first and last bytes of each tensor in the file, by its name."""
     data, header = read_header(path)
     edges = {}
     with open(path, "rb") as file:
@@ -144,7 +144,7 @@ def _edges(path: Path) -> dict[str, bytes]:
 
 
 def _digest(*parts: bytes) -> str:
-    """Of the parts and of where each ends."""
+    """Digest of the parts and of where each ends."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)

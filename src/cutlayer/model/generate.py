@@ -19,7 +19,7 @@ GENERATION = "generation_config.json"
 
 
 def generation_config(base: Base) -> Any:
-    """How the base generates, which its folder says; else by the special tokens of its config."""
+    """The settings by which the base generates: those in its folder, else what its config says of special tokens."""
     if base.files.find(GENERATION) is not None:
         return GenerationConfig.from_pretrained(
             base.files.location, revision=base.files.revision, trust_remote_code=False

@@ -44,7 +44,7 @@ KINDS = {
     14: "Q6_K",
     30: "BF16",
 }
-"""How a tensor is packed, by the number that the file has for it."""
+"""Ways of packing a tensor, by the number that the file has for each."""
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 TEXT, LIST = 8, 9
 MOST_ENTRIES = 2**16
@@ -57,7 +57,7 @@ Fact = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor is.
+    """The place of a tensor in a file.
 
     Attributes:
       kind: how it is packed.
@@ -127,7 +127,7 @@ class Gguf:
 
 
 class _Malformed(Exception):
-    """What was expected and what is there, as the middle of a sentence."""
+    """An error whose text says what was expected and what is there, as the middle of a sentence."""
 
 
 class _Reader:

@@ -39,7 +39,7 @@ TASKS: dict[str, TaskKind] = {"CAUSAL_LM": "causal-lm", "SEQ_CLS": "classificati
 
 @dataclass(frozen=True)
 class GivenAdapter:
-    """What an adapter's folder holds.
+    """The content of an adapter's folder.
 
     Attributes:
       folder: which.
@@ -63,7 +63,7 @@ class GivenAdapter:
 
     @cached_property
     def scales(self) -> dict[str, float]:
-        """What PEFT multiplies each module's B A with, by the name of its A."""
+        """The scale by which PEFT multiplies each module's B A, by the name of its A."""
         return {name: self._scale(name) for name in self.ranks}
 
     def _scale(self, name: str) -> float:
@@ -81,7 +81,7 @@ class GivenAdapter:
 
     @property
     def task(self) -> TaskKind:
-        """What it was trained for.
+        """The task that the adapter was trained for.
 
         Raises:
           AdapterError: For something else than we do.
@@ -109,7 +109,7 @@ class GivenAdapter:
         return {name: adapter[name] for name in base.shapes if name in adapter}
 
     def begun(self, fresh: Mapping[str, Tensor], base: Base) -> Adapter:
-        """What a run begins with: `fresh` with this adapter put in, at the ranks that `fresh` has.
+        """The adapter that a run begins with: `fresh` with this one put in, at the ranks that `fresh` has.
 
         Rows of A beyond the adapter's rank stay as `fresh` has them, and their columns of B are zero: they add nothing
         yet, and learn.

@@ -89,7 +89,7 @@ class Imagined(FakeTensorMode):
 
 
 def _imagined(arg: object) -> bool:
-    """Whether nobody knows its values, if it is a tensor or some of them: with those that are known torch computes."""
+    """Whether nobody knows the values of an argument, if it is a tensor or some: with known ones torch computes."""
     if isinstance(arg, Tensor):
         return isinstance(arg, FakeTensor) and arg.constant is None
     return not isinstance(arg, list) or all(_imagined(one) for one in arg)

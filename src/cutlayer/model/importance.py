@@ -1,4 +1,4 @@
-"""How much a head or a channel matters, from the gradients of LoRA alone: no gradient of a frozen weight is needed.
+"""The importance of a head or a channel, from the gradients of LoRA alone: no gradient of a frozen weight is needed.
 
 LoRAPrune: Structured Pruning Meets Low-Rank Parameter-Efficient Fine-Tuning
     Mingyang Zhang, Hao Chen, Chunhua Shen, Zhen Yang, Linlin Ou, Xinyi Yu, Bohan Zhuang. 2023.
@@ -32,7 +32,7 @@ from cutlayer.model.structure import Member, units_by_name
 from cutlayer.types import Adapter, Kept
 
 KEEP = 0.9
-"""Of the importance so far, at every step."""
+"""The share of the importance so far that is kept at every step."""
 TINY = 1e-8
 
 
@@ -86,7 +86,7 @@ def smooth(importance: Adapter, scores: Adapter) -> Adapter:
 
 
 def magnitudes(base: Base, adapter: Mapping[str, Tensor] | None = None, num_blocks: int | None = None) -> Adapter:
-    """What units are judged by where no gradient is: their weights' squares, each matrix of norm 1.
+    """Scores of units where no gradient is: their weights' squares, each matrix of norm 1.
 
     Args:
       base: The model.

@@ -32,7 +32,7 @@ from torch import Tensor
 from cutlayer.model.standing import Standing
 
 SKIPPED = -1
-"""In place of a seed's index, at a step that was not taken."""
+"""The number in place of a seed's index, at a step that was not taken."""
 
 
 class Walk:
@@ -56,7 +56,7 @@ class Walk:
 
     @property
     def sums(self) -> Tensor:
-        """Where the walk stands: the sums that the server has after the round if nobody else takes part."""
+        """The sums at which the walk stands: those that the server has after the round if nobody else takes part."""
         return self._start_K + self.own_K
 
     def step(self, index: int, loss: Callable[[], Tensor], *, epsilon: float, rate: float, clip: float = 0.0) -> float:
@@ -91,7 +91,7 @@ class Walk:
         return sum(losses) / 2
 
     def facts(self) -> dict[str, Tensor]:
-        """What is sent: `seed_indices`, int32 of shape (T,), `SKIPPED` where no step was taken; `scalars`, fp32."""
+        """Tensors to send: `seed_indices`, int32 of shape (T,), `SKIPPED` where no step was taken; `scalars`, fp32."""
         return {
             "seed_indices": torch.tensor(self._indices, dtype=torch.int32),
             "scalars": torch.tensor(self._scalars, dtype=torch.float32),

@@ -57,11 +57,11 @@ NAMES: dict[str, dict[str, str]] = {
     | {f"{ours}.bias": f"{INSIDE[ours]}.bias" for ours in ("attn_q", "attn_k", "attn_v")},
     "qwen3": {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in (INSIDE | NORMS).items()},
 }
-"""By architecture, what a block's tensors are called here and in transformers."""
+"""The names of a block's tensors here and in transformers, by architecture."""
 REORDERED = ("llama",)
 """Architectures whose queries and keys llama.cpp keeps in another order of rows."""
 HEAD_WIDTH = {"llama": "rope.dimension_count", "qwen3": "attention.key_length"}
-"""What says how wide a head is; else it is the hidden width over the number of heads."""
+"""The fact that says how wide a head is, by architecture; else a head has the hidden width over the number of heads."""
 ROPE_FACTORS = "rope_freqs.weight"
 CACHED_AS = "1"
 """Rises with what `fill` writes, so that what an older version wrote is not taken for it."""
@@ -111,7 +111,7 @@ class LlamaCpp:
     # ------------------------------------------------------------------ tensors
 
     def stored(self, name: str) -> Stored:
-        """How the tensor of this name lies in the file."""
+        """The form in which the tensor of this name lies in the file."""
         kind = self.file.tensors[self.tensors[name]].kind
         if self.architecture in REORDERED:
             for projection, heads in (("q_proj", "attention.head_count"), ("k_proj", "attention.head_count_kv")):
@@ -120,7 +120,8 @@ class LlamaCpp:
         return Stored(kind)
 
     def header(self) -> tuple[int, dict[str, Any]]:
-        """What `read_header` says of a safetensors file, and, as `stored`, how a tensor is to be read if it is packed.
+        """The header as `read_header` gives that of a safetensors file, and, as `stored`, how a tensor is to be read
+        if it is packed or its rows are in another order.
 
         Packed weights are bytes there, rows of blocks.
         """
@@ -140,7 +141,7 @@ class LlamaCpp:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json would say.
+        """The content that config.json would have.
 
         Raises:
           ModelError: The file says too little, or something that a Llama has not.
@@ -258,7 +259,7 @@ def llama3(theta: float, factor: float) -> dict[str, Any]:
 
 
 def llama3_factors(rope: Mapping[str, Any], count: int) -> Tensor:
-    """By how much each of `count` frequencies is lowered, (D / 2,): 1 for high ones, the factor for low ones."""
+    """Numbers by which each of `count` frequencies is divided, (D / 2,): 1 for high ones, the factor for low ones."""
     waves_D = 2 * math.pi * rope["rope_theta"] ** (torch.arange(count, dtype=torch.float64) / count)
     fits = rope["original_max_position_embeddings"] / waves_D
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]

@@ -31,7 +31,7 @@ _MEAN = 1  # torch's number for reduction="mean"
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Where a batch of texts is learned, and what.
+    """The positions at which a batch of texts is learned, and the tokens to learn there.
 
     Attributes:
       positions_N: places in B T whose next token counts, ascending; int64.
@@ -43,7 +43,7 @@ class Learned:
 
     @classmethod
     def of(cls, labels_BT: Tensor) -> Learned:
-        """What these labels say.
+        """The positions and tokens that these labels say.
 
         Args:
           labels_BT: The tokens, `MASKED` where they do not count; int64.
@@ -64,7 +64,7 @@ class Learned:
 
     @contextmanager
     def alone(self, model: nn.Module) -> Iterator[None]:
-        """Within it, the head of a causal LM makes logits, (1, N, V), of the learned positions, and of no others."""
+        """A context in which a causal LM's head makes logits, (1, N, V), of the learned positions and of no others."""
         head = model.get_output_embeddings()  # type: ignore[operator]
         handle = head.register_forward_pre_hook(
             lambda _module, inputs: inputs[0].flatten(0, 1).index_select(0, self.positions_N)[None]
@@ -107,7 +107,7 @@ def replica_losses(logits: Tensor, labels: Tensor | Learned, replicas: int) -> T
 
 
 def _next(labels_BT: Tensor) -> Tensor:
-    """By position of B T the token that comes next, `MASKED` where none counts."""
+    """The token that comes next at each position of B T, `MASKED` where none counts."""
     return pad(labels_BT, (0, 1), value=MASKED)[:, 1:].flatten()
 
 

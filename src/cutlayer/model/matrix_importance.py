@@ -1,4 +1,4 @@
-"""How much a whole weight matrix matters: the product of its values and its gradient, for what its adapter costs.
+"""The importance of a whole weight matrix: the product of its values and its gradient, for what its adapter costs.
 
     exactly      sum |W * dL/dW| / C    dL/dW of a frozen W is made for one step: the gradient by what the matrix gives,
                                         times what it takes, and is summed before the next matrix's is made
@@ -30,7 +30,7 @@ from cutlayer.model.part import Part
 from cutlayer.model.quantised import dense_weight
 
 CHUNK_NUMBERS = 2**21
-"""Of a frozen matrix's gradient, the most that is there at a time."""
+"""Numbers of a frozen matrix's gradient that are there at a time, at most."""
 
 
 class Exactly:
@@ -111,7 +111,7 @@ def _cost(shape: Sequence[int], rank: int) -> int:
 
 
 def flops_of(base: Base, names: Mapping[str, Any] | Sequence[str], num_samples: int, num_tokens: int) -> float:
-    """What making dL/dW of these modules takes, one product of a matrix's size for each.
+    """FLOPs that making dL/dW of these modules takes, one product of a matrix's size for each.
 
     Args:
       base: The model.

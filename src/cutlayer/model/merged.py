@@ -41,8 +41,9 @@ from cutlayer.types import Adapter, Batch
 
 SHARD_BYTES = 4 * 2**30
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.02, "bf16": 0.1}
-"""How far logits of the merged model may be from base + adapter, as a fraction of the largest of them: every weight is
-rounded once, to 24, 11 or 8 bits, and what that does to logits grows with the depth of the model."""
+"""The most that logits of the merged model may differ from those of base + adapter, as a fraction of the largest of
+them: every weight is rounded once, to 24, 11 or 8 bits, and what that does to logits grows with the depth of the
+model."""
 
 
 def merged_tensors(base: Base, adapter: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -132,7 +133,7 @@ def _save_sharded(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How near a merged model is to its base with the adapter on it.
+    """The agreement of a merged model with its base that has the adapter on it.
 
     Attributes:
       difference: the largest between two logits.

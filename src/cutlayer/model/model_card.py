@@ -40,7 +40,7 @@ model = pipeline({pipeline!r}, model=FOLDER)
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How an adapter came to be.
+    """Facts on how an adapter came to be.
 
     Attributes:
       method: the method's name; empty where nobody knows.
@@ -123,7 +123,7 @@ def model_card(base: Base, card: AdapterCard, training: Training, *, title: str,
 
 
 def _asked(card: AdapterCard) -> dict[str, str | None]:
-    """How it was trained to be asked: other forms cost."""
+    """Rows on the form in which the adapter was trained to be asked: other forms cost."""
     if card.template is None:
         return {}
     plain = f"the prompt and `{json.dumps(card.separator)}`, without a chat template"

@@ -101,7 +101,7 @@ class Piece:
         return self.start + len(self.values_N)
 
     def normal(self, seeds: Sequence[int]) -> Tensor:
-        """Their noise, (S, N)."""
+        """The noise of these seeds, (S, N)."""
         return normal(seeds, self.name, self.start, self.end, self.values_N.device)
 
     def combined(self, terms: Sequence[Term]) -> Tensor:
@@ -120,7 +120,7 @@ def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Piece]:
 
 
 def in_groups(items: Sequence[T], num_elements: int) -> Iterator[Sequence[T]]:
-    """As many of the items at a time as have, with so many elements each, no more than a piece."""
+    """The items in groups of as many as have, with so many elements each, no more than a piece together."""
     at_once = max(1, PIECE // max(1, num_elements))
     return (items[first : first + at_once] for first in range(0, len(items), at_once))
 

@@ -26,7 +26,7 @@ NOTE = "packed"
 AT_ONCE = 2**22
 """Weights that are unpacked at a time: a large matrix is never there twice in fp32."""
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""What is not packed, under the names that GGUF and safetensors share."""
+"""Dtypes of numbers that are not packed, by the names that GGUF and safetensors share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How a tensor lies in its file.
+    """The form in which a tensor lies in its file.
 
     Attributes:
       kind: a name of `PLAIN` or `PACKINGS`.
@@ -105,7 +105,7 @@ def written_note(packed: Mapping[str, Stored]) -> dict[str, str]:
 
 
 def read_note(metadata: Mapping[str, str] | None, name: str) -> Stored | None:
-    """What `written_note` wrote of a tensor; None where it lies in the file as it is.
+    """The note that `written_note` wrote of a tensor; None where the tensor lies in the file as it is.
 
     Raises:
       ModelError: It is no such note.
@@ -136,7 +136,7 @@ def _half(blocks: Tensor, first: int) -> Tensor:
 
 
 def _nibbles(blocks: Tensor, width: int) -> Tensor:
-    """Of each `width` bytes the lower halves and then the upper: (N, bytes * 2 / width, width) of (N, bytes)."""
+    """The lower halves of each `width` bytes and then the upper: (N, bytes * 2 / width, width) of (N, bytes)."""
     groups = blocks.reshape(blocks.shape[0], -1, 1, width)
     return torch.cat((groups & 15, groups >> 4), 2).flatten(1, 2)
 
@@ -169,7 +169,7 @@ def _q8_0(blocks: Tensor) -> Tensor:
 
 
 def _scales_and_offsets(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Of 256 weights in eight groups, what each group is multiplied by and what is taken off: twice (N, 8, 1)."""
+    """The factors by which the eight groups of 256 weights are multiplied, and what is taken off: twice (N, 8, 1)."""
     packed = blocks[:, 4:16]
     scales, offsets, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = torch.cat((scales & 63, (rest & 15) | (scales >> 2 & 48)), 1).float()

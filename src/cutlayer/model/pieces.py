@@ -54,7 +54,7 @@ CONFIG_BYTES = 4 * 2**20
 CHUNK_BYTES = 2**20
 SPELLED = {torch.int8: "I8", torch.uint8: "U8"}
 MOST_PIECES = 1_100
-"""Of a manifest, and that a device keeps: no model that is read has as many blocks (`model/asked.py`)."""
+"""Pieces that a manifest or a device has at most: no model that is read has as many blocks (`model/asked.py`)."""
 WHOSE = "Is it a cutlayer server?"
 
 
@@ -131,7 +131,7 @@ class PieceServer:
         self._last: tuple[str, list[bytes]] = "", []
 
     def manifest(self, cut: int, *, top: int | None = None) -> tuple[Piece, ...]:
-        """What a device with this cut needs. Digests are computed once, which reads those pieces from end to end.
+        """The pieces that a device with this cut needs. A digest is computed once, by reading its piece to the end.
 
         Args:
           cut: Blocks on the device.
@@ -188,7 +188,7 @@ class PieceServer:
 
     @cached_property
     def _contents(self) -> dict[str, list[_Stretch]]:
-        """What each piece is made of, in the order in which pieces are sent."""
+        """The stretches of which each piece is made, in the order in which pieces are sent."""
         files = self._base.files
         found = {name: path for name in ("config.json", *TOKENIZER) if (path := files.find(name))}
         contents: dict[str, list[_Stretch]] = {
@@ -213,13 +213,13 @@ class PieceServer:
 
     @cached_property
     def _in_form(self) -> dict[str, list[str]]:
-        """By piece, the weights that are sent in their form."""
+        """The weights that are sent in their form, by piece."""
         held = {piece: [name for name, _ in places if name in self._base.forms] for piece, places in self._all.items()}
         return {piece: names for piece, names in held.items() if names}
 
     @cached_property
     def _tensors(self) -> dict[str, list[tuple[str, str]]]:
-        """By piece, where those of its tensors are that are sent as they are: the file, and the tensor's name in it."""
+        """The places of the tensors that are sent as they are, by piece: the file, and the tensor's name in it."""
         return {
             piece: [place for name, place in places if name not in self._base.forms]
             for piece, places in self._all.items()
@@ -227,7 +227,7 @@ class PieceServer:
 
     @cached_property
     def _all(self) -> dict[str, list[tuple[str, tuple[str, str]]]]:
-        """By piece, its tensors' names and where each is: the file, and the tensor's name in it."""
+        """The tensors' names and the place of each, by piece: the file, and the tensor's name in it."""
         base = self._base
         before = {name for name, _ in base.device_part(0).model.named_parameters()}
         pieces: dict[str, list[tuple[str, tuple[str, str]]]] = {
@@ -351,7 +351,7 @@ class PieceStore:
             )
 
     def missing(self, manifest: Sequence[Piece]) -> list[tuple[Piece, int]]:
-        """What is to be asked for: each piece that is not here, and the offset to go on from.
+        """The pieces to be asked for: each that is not here, and the offset to go on from.
 
         What is here under a piece's name but is another file goes away.
 

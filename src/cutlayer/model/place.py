@@ -1,4 +1,4 @@
-"""Where a model may be, told from its name and the disk alone: before torch is imported, and before a hub is asked."""
+"""The place of a model, told from its name and the disk alone: before torch is imported, and before a hub is asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a sentence becomes one vector: an encoder's own pooler, the mean over tokens, or the first; a decoder's last.
+"""Ways to make one vector of a sentence: an encoder's own pooler, the mean over tokens, or the first; a decoder's last.
 
 Some checkpoints were trained with mean pooling and carry a pooler that never learned (MiniLM's output is about
 0.05 and almost constant). `pooler` is still the default, because plain transformers and PEFT then load the result

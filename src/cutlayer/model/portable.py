@@ -31,7 +31,7 @@ from cutlayer.model.source import ModelFiles
 from cutlayer.types import Adapter
 
 TEMPLATE_FILE = "chat_template.jinja"
-"""Where transformers looks for a template first."""
+"""The file in which transformers looks for a chat template first."""
 VLLM_REFUSES = (
     "a trained head ({heads}) is stored in full (`modules_to_save`), which vLLM refuses: serve the merged model there"
 )
@@ -58,7 +58,7 @@ def one_rank(adapter: Mapping[str, Tensor]) -> Adapter:
 
 
 def refused_by_vllm(base: Base) -> str | None:
-    """What vLLM refuses in an adapter on this base, in a line; None for nothing."""
+    """A line on what vLLM refuses in an adapter on this base; None for nothing."""
     heads = ", ".join(base.trained_heads)
     return VLLM_REFUSES.format(heads=heads) if heads else None
 

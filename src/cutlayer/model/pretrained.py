@@ -31,7 +31,7 @@ def config_of(files: ModelFiles) -> Any:
 
 @contextmanager
 def from_config_json(name: str) -> Iterator[None]:
-    """Whatever transformers raises in it, each version something else, is about the model's config.json."""
+    """Turns whatever transformers raises, each version something else, into an error about the model's config.json."""
     try:
         yield
     except ModelError:

@@ -1,4 +1,4 @@
-"""What this machine's processor can do, as far as torch or the kernel says."""
+"""Abilities of this machine's processor, as far as torch or the kernel says."""
 
 from __future__ import annotations
 

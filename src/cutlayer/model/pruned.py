@@ -76,7 +76,7 @@ def save_pruned(folder: Path, adapter: Mapping[str, Tensor], base: Base, card: A
     removed = replace(structure.everything, heads=kept.heads)
 
     def shrunk(name: str, tensor: Tensor) -> Tensor:
-        """What of a tensor goes into the file."""
+        """The part of a tensor that goes into the file."""
         if whole_heads and (place := structure.where(name, removed)) is not None:
             axis, positions = place
             positions = positions.to(tensor.device)

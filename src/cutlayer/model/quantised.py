@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 Kind = Literal["int8", "nf4"]
 KINDS: tuple[Kind, ...] = ("int8", "nf4")
 SCALE = "_scale"
-"""What ends the name of a weight's scales, which stand beside it everywhere: in a module, in a file, on the wire."""
+"""The end of the name of a weight's scales, which stand beside it everywhere: in a module, in a file, on the wire."""
 CHUNK_NUMBERS = 2**18
 BLOCK = 64
 """Weights that share a scale in nf4."""
@@ -55,7 +55,7 @@ class HasRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How one weight is stored.
+    """The form in which one weight is stored.
 
     Attributes:
       kind: int8 or nf4.
@@ -81,7 +81,7 @@ class Form:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of the numbers and the scales."""
         stored, dtype = self.stored
         return torch.Size(stored).numel() * dtype.itemsize + 4 * self.scales[0]
 
@@ -137,7 +137,7 @@ class Form:
         return made_RC.to(dtype)
 
     def _of_rows(self, scale: Tensor, first: int, end: int) -> Tensor:
-        """What rows of int8 are multiplied by: a column of scales, or a row of them where outputs lie in columns."""
+        """The scales by which rows of int8 are multiplied: a column of them, or a row where outputs lie in columns."""
         return scale if self.outputs else scale[first:end, None]
 
     def dense(self, numbers: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -167,7 +167,7 @@ _ROOMS = threading.local()
 
 
 def _room(numbers: Tensor, count: int) -> Tensor | None:
-    """Where this thread makes weights of numbers, fp32: memory that is kept, up to `CHUNK_NUMBERS`.
+    """Memory in which this thread makes weights of numbers, fp32: it is kept, up to `CHUNK_NUMBERS`.
 
     Were it asked for again for every layer, glibc's heap would keep a hundred megabytes of holes between small tensors
     that outlive it. Of fake tensors and where there is no memory, none.
@@ -206,7 +206,7 @@ def _nf4(weight_RC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Product(torch.autograd.Function):
-    """What goes in, times a weight: with a gradient for what goes in, and none for the weight."""
+    """The product of an input and a weight, with a gradient for the input and none for the weight."""
 
     @staticmethod
     def forward(ctx: Any, x_SI: Tensor, numbers: Tensor, scale: Tensor, bias: Tensor | None, form: Form) -> Tensor:

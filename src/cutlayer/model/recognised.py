@@ -38,12 +38,12 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-"""What a config says of sizes, made small. What it says of kinds stays."""
+"""Sizes that a config says, made small. What it says of kinds stays."""
 MOST_BLOCKS = 8
 """Blocks that are tried: more than the period of any pattern of kinds of blocks that is in use."""
 
 _TRIED: dict[str, Family] = {}
-"""What was recognised in this process, by config: every part of it asks."""
+"""The rows that were recognised in this process, by config and task: every part of it asks."""
 
 
 def recognised(name: str, config: Any, task: TaskKind, build: Callable[..., Any]) -> Family:
@@ -116,7 +116,7 @@ def _missing(backbone: nn.Module, row: Family) -> str | None:
 
 
 def _difference(config: Any, row: Family, task: TaskKind, build: Callable[..., Any]) -> str | None:
-    """What a cut changes in a small model of this config; None if nothing."""
+    """The difference that a cut makes in a small model of this config; None if it makes none."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -40,7 +40,7 @@ class Recurrence:
         self._minus_Q = {name: value.clone() for name, value in self._plus_Q.items()}
 
     def next(self, seeds: Sequence[int], rate: float = 0.0, slopes: Sequence[float] = ()) -> Adapter:
-        """What the next pass runs with, for `replicated`: by name (2 Q, ...), the + ends and then the - ends.
+        """The tensors of the next pass, for `replicated`: by name (2 Q, ...), the + ends and then the - ends.
 
         Args:
           seeds: Of the new perturbations, one for each query.

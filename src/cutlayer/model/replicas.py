@@ -23,7 +23,7 @@ from cutlayer.model.part import Part
 
 @contextmanager
 def replicated(part: Part, adapter: Mapping[str, Tensor], replicas: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within it, the part runs batches of R B samples, replica after replica, each with its own trainable tensors.
+    """A context in which the part runs R B samples, replica after replica, each with trainable tensors of its own.
 
     Without dropout and without graphs; afterwards the part is as it was, with `adapter` in it.
 

@@ -32,7 +32,7 @@ SPELLED = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What safetensors calls dtypes."""
+"""Dtypes by the names that safetensors has for them."""
 
 
 @dataclass(frozen=True, slots=True)

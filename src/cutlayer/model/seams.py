@@ -33,7 +33,7 @@ class Seams:
 
     @contextmanager
     def sewn(self, part: Part, blocks: Iterable[int]) -> Iterator[None]:
-        """Within it, the part runs with a seam behind each of these blocks at or above which something trains.
+        """A context in which the part runs with a seam behind each of these blocks at or below which something trains.
 
         Args:
           part: Whose model has the blocks.
@@ -70,7 +70,7 @@ class _Sewn(nn.Module):
         self._index, self._ends = index, ends
 
     def __getattr__(self, name: str) -> Any:
-        """What a model asks of its block, such as the kind of its attention."""
+        """The attribute that a model asks of its block, such as the kind of its attention."""
         own = self.__dict__["_modules"]
         return own[name] if name in own else getattr(own["block"], name)
 

@@ -55,12 +55,12 @@ class ModelSettings:
 
     @property
     def quantised(self) -> Kind | None:
-        """In which form the frozen weights are; None for plain numbers."""
+        """The form in which the frozen weights are; None for plain numbers."""
         return next((kind for kind in KINDS if kind == self.dtype), None)
 
     @property
     def computes_in(self) -> torch.dtype:
-        """What it computes in.
+        """The dtype in which the model computes.
 
         Raises:
           ConfigError: Plain weights of another dtype.

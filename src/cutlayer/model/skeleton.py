@@ -21,7 +21,7 @@ from cutlayer.model.source import ModelFiles
 from cutlayer.reading import TaskKind
 
 BUILDING = Lock()
-"""Held while torch and PEFT make modules on the meta device: they say so to the whole process, not to a thread."""
+"""The lock on making modules on the meta device, which torch and PEFT set for the whole process, not for a thread."""
 
 
 class Skeletons:

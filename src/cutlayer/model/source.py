@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, a GGUF file, the hub, or an embedded model; never pickle.
+"""Sources of a model: a folder, a GGUF file, the hub, or an embedded model; never pickle.
 
 Which files are read, and which tensor of two is the one, is as transformers' `from_pretrained` has it, or it is
 refused: a person who loads the same folder with transformers has the same weights.
@@ -125,7 +125,7 @@ class ModelFiles:
         return Path(path) if isinstance(path, str) else None
 
     def _cached(self, filename: str) -> Any:
-        """What the hub client's cache has of a file: its path, or something that is none."""
+        """The path of a file in the hub client's cache, or something that is none."""
         import huggingface_hub
 
         return huggingface_hub.try_to_load_from_cache(self.name, filename, revision=self.revision)
@@ -199,8 +199,8 @@ class ModelFiles:
 
     @property
     def location(self) -> str:
-        """What transformers' `from_pretrained` takes to find the same model; of a GGUF file, its config and tokenizer
-        alone."""
+        """The name by which transformers' `from_pretrained` finds the same model; of a GGUF file, its config and
+        tokenizer alone."""
         return str(self.folder) if self.folder is not None else self.name
 
 
@@ -216,8 +216,8 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Of a safetensors file, where its data begins, and dtype, shape and place in the data of each tensor by name, and,
-    as `stored`, how it is packed where it is.
+    """The place at which a safetensors file's data begins, and dtype, shape and place in the data of each tensor by
+    name, and, as `stored`, how the tensor is packed where it is.
 
     Of a GGUF file the same, of its tensors under the names that transformers has for them (`LlamaCpp.header`).
 
@@ -333,7 +333,7 @@ class Weights:
 
     @property
     def loaded(self) -> Mapping[str, Tensor]:
-        """Those that have been read, by name."""
+        """The tensors that have been read, by name."""
         return MappingProxyType(self._loaded)
 
     @cached_property

@@ -61,7 +61,7 @@ class Standing:
 
     @property
     def sums(self) -> Tensor:
-        """Where the weights stand, a copy; fp32."""
+        """The sums at which the weights stand, a copy; fp32."""
         return self._sums_K.clone()
 
     def move(self, sums_K: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What can be removed from a block: attention heads and FFN channels, with every row and column that belongs to them.
+"""Units that can be removed from a block: attention heads and FFN channels, with every row and column that is theirs.
 
     unit        rows of (what makes it)         columns of (what takes it)
     head        queries, keys, values           attention's output projection
@@ -59,7 +59,7 @@ class Member:
         return {"weight": int(not self.transposed), "lora_A.weight": 1}.get(attribute)
 
     def indices(self, units: Sequence[int], count: int) -> Tensor:
-        """Where these of `count` units lie along the axis, in order."""
+        """The places of these units, of `count` in all, along the axis, in order."""
         chosen, start, found = torch.tensor(units), 0, []
         for width in self.sections:
             each = width // count
@@ -129,7 +129,7 @@ class Structure:
         return layer
 
     def _sections(self, group: str, size: int, taken: int, *, fused: bool) -> tuple[int, ...]:
-        """How one side of a matrix is laid out; `taken` is what the heads or channels give together."""
+        """The widths that one side of a matrix is made of; `taken` is what the heads or channels give together."""
         if not fused or size == taken:
             return (size,)
         if group == HEADS:
@@ -150,12 +150,12 @@ class Structure:
         return Kept(everything.heads[:num_blocks], everything.channels[:num_blocks])
 
     def with_the_rest(self, kept: Kept) -> Kept:
-        """What is left of the lowest blocks, and all of those above."""
+        """The units that are left of the lowest blocks, and all of the blocks above."""
         everything, num_blocks = self.everything, len(kept.heads)
         return Kept((*kept.heads, *everything.heads[num_blocks:]), (*kept.channels, *everything.channels[num_blocks:]))
 
     def left(self, ratio: float) -> Left:
-        """How many heads and channels of every block are left at this pruning ratio: never fewer than one.
+        """Numbers of heads and channels of every block that are left at this pruning ratio: never fewer than one.
 
         Args:
           ratio: the share to remove; what it asks of whole units is rounded down.
@@ -205,7 +205,7 @@ class Structure:
         return None if len(units) == count else (axis, member.indices(units, count))
 
     def slice(self, path: str, tensor: Tensor, kept: Kept) -> Tensor:
-        """What is left of a tensor: the tensor itself where nothing of it is removed, else a copy."""
+        """The part that is left of a tensor: the tensor itself where nothing of it is removed, else a copy."""
         place = self.where(path, kept)
         return tensor if place is None else tensor.index_select(place[0], place[1].to(tensor.device))
 

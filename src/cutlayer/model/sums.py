@@ -18,7 +18,7 @@ from cutlayer.model.loss import Learned
 
 @dataclass(slots=True)
 class Sums:
-    """What judging so many batches came to.
+    """The result of judging so many batches.
 
     Attributes:
       classes: of how many classes hits are counted apart; 1 for all of them together, 0 for no such count.

@@ -16,7 +16,7 @@ __all__ = ["OptimizerSettings", "TrainSettings", "Trainable"]
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How adapters are trained, on either side.
+    """Settings for training adapters, on either side.
 
     Attributes:
       optimizer: AdamW's settings.
@@ -95,7 +95,7 @@ class Trainable:
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     def moments(self) -> Adapter:
-        """What the rule remembers, as tensors `<name>#<key>`; of AdamW `step`, `exp_avg`, `exp_avg_sq`."""
+        """The tensors that the rule remembers, as `<name>#<key>`; of AdamW `step`, `exp_avg`, `exp_avg_sq`."""
         places = {name: place for place, name in enumerate(self.parameters)}
         by_place = sorted(self._moments.items(), key=lambda item: places.get(_owner(item[0]), len(places)))
         return dict(by_place)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 ALL_OF_IT = "tokenizer.json"
 NEEDED = ("vocab_file", "merges_file")
-"""Of the files that a tokenizer's class names, those without which it knows no word."""
+"""The files, among those that a tokenizer's class names, without which it knows no word."""
 NAMED = ("pad", "bos", "eos", "unk", "cls", "sep")
 """The special tokens that stand in texts though nobody writes them."""
 
 
 def rows_of(files: ModelFiles) -> int:
-    """How many rows the embeddings have, as config.json says.
+    """Number of rows that the embeddings have, as config.json says.
 
     Raises:
       ModelError: transformers makes no config of it.

@@ -1,4 +1,4 @@
-"""What a gradient is along random directions, from forward passes alone: scalars, one for each seed.
+"""Slopes of a loss along random directions, from forward passes alone: scalars, one for each seed.
 
     two_sided    a device that holds the whole model: (l(w + eps z) - l(w - eps z)) / (2 eps)
     projected    a device below a cut, which was sent the loss's gradient at its activations h:
@@ -127,7 +127,7 @@ def projected(
     *,
     at_once: int = 1,
 ) -> list[float]:
-    """How much the loss, linear in the activations, grows along each seed's noise: v_p.
+    """The growth of the loss, linear in the activations, along each seed's noise: v_p.
 
     Divided by mu it approaches the derivative <grad, J u_p> as mu does zero, until what fp32 loses in the
     difference is seen. The difference is taken before the product, both in fp32, and added up in fp64. Activations that

@@ -11,7 +11,7 @@ from cutlayer.errors import CheckpointError, ConfigError
 from cutlayer.report.run_folder import RunFolder
 
 NO_PAGE = "none"
-"""In place of an address: a run that goes on has no page any more."""
+"""The word in place of an address by which a run that goes on has no page any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class PageAsked:
 
     @classmethod
     def of(cls, address: str | None, tls: Path | None, run: Path | None) -> PageAsked | None:
-        """What is said, laid over what the run in this folder was told; None for no page.
+        """Lays what is said over what the run in this folder was told; None for no page.
 
         Args:
           address: HOST:PORT, empty for the default, `none` for no page; None for what is left as it is.
@@ -51,12 +51,12 @@ class PageAsked:
         return replace(kept, tls=tls)
 
     def started(self) -> dict[str, Any]:
-        """As started.json of a run's folder keeps it."""
+        """The page as started.json of a run's folder keeps it."""
         return {"address": self.address, "tls": None if self.tls is None else str(self.tls.resolve())}
 
 
 def started_of(page: PageAsked | None) -> dict[str, Any]:
-    """What started.json says of a page, beside the run's command; nothing where there is none."""
+    """The entry of a page in started.json, beside the run's command; nothing where there is no page."""
     return {} if page is None else {"page": page.started()}
 
 

@@ -18,7 +18,7 @@ TOP, BOTTOM, LEFT = 26.0, 46.0, 50.0
 LETTER, LINE = 8.0, 15.0  # pixels that a bold letter and a line of text take at most, by a wide font
 MOST_NAME = 0.4  # of the width, for the names at the right
 FAR_APART = 20.0
-"""Where the largest is more than so many times the smallest, an axis is logarithmic."""
+"""The ratio of the largest to the smallest above which an axis is logarithmic."""
 
 SECONDS = (("ms", 1e-3), ("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))
 BYTES = (("B", 1.0), ("KiB", 2.0**10), ("MiB", 2.0**20), ("GiB", 2.0**30), ("TiB", 2.0**40))
@@ -209,7 +209,7 @@ def _pixels(points: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
 
 
 def _name_places(curves: Sequence[Curve], x: Axis, y: Axis) -> list[tuple[float, float]]:
-    """Where each name begins: behind the end of its line, moved up or down from names that it would cover."""
+    """The place where each name begins: behind the end of its line, moved up or down from names that it would cover."""
     wanted = [(x.at(curve.xs[-1]) + 8, y.at(curve.ys[-1])) for curve in curves]
     order = sorted(range(len(curves)), key=lambda index: wanted[index][1])
     placed: dict[int, float] = {}

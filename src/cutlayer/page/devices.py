@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs n
 
 
 MOST_POINTS = 48
-"""Of each line of a device's history."""
+"""Points, at most, of each line of a device's history."""
 HISTORY = ("loss", "samples_per_second", "norm")
-"""What a device's history is of."""
+"""The figures that a device's history is of."""
 
 
 @dataclass(slots=True)
@@ -129,14 +129,14 @@ class DeviceSoFar:
 
     @property
     def shown(self) -> list[float | int | None]:
-        """What stands in its row and changes with its rounds alone: rates of its link, norm, late, held up."""
+        """The cells of its row that change with its rounds alone: rates of its link, norm, late, held up."""
         if self._shown is None:
             rates = [short(value) for value in (self.up_rate, self.down_rate, self.norm)]
             self._shown = [*rates, self.late, self.held_up]
         return self._shown
 
     def history(self) -> dict[str, list[list[float]]]:
-        """By what it is of, the points of a line: [round, mean], with the last round of each span."""
+        """The points of a line for each figure: [round, mean], with the last round of each span."""
         return {key: [[span.xs[0], float(f"{span.mean:.5g}")] for span in line] for key, line in self._history.items()}
 
 
@@ -148,7 +148,7 @@ class DevicesSoFar:
         self._last: dict[int, tuple[float, str]] = {}  # by round under way: the latest end of a device's event, whose
 
     def of(self, name: str) -> DeviceSoFar:
-        """One of them."""
+        """Returns the device of this name, a new one where there is none yet."""
         found = self.by_name.get(name)
         if found is None:
             found = self.by_name[name] = DeviceSoFar(name)

@@ -42,14 +42,14 @@ COLUMNS = (
     ("memory", "bytes"),
     ("last seen", "ago"),
 )
-"""Of the table of devices, and how their values are written. `cut` and `step` are [this, of how many]."""
+"""The columns of the table of devices, and how their values are written. `cut` and `step` are [this, of how many]."""
 MOST_NAMES = 4
 AT_ONCE = 4096
 """Events of a folder that are digested together, at most."""
 
 
 def about(config: RunConfig, blocks: int | None) -> dict[str, Any]:
-    """What about.json holds.
+    """The content of about.json.
 
     Args:
       config: of the run.
@@ -73,7 +73,7 @@ class _Ahead:
 
 
 class Digest:
-    """What a page shows of a run.
+    """A run, as far as a page shows it.
 
     Args:
       config: of config.yaml.
@@ -150,11 +150,11 @@ class Digest:
 
     @property
     def rounds(self) -> int:
-        """That the run is to have."""
+        """Number of rounds that the run is to have."""
         return int(self.config["train"]["rounds"])
 
     def tiles(self) -> list[list[str]]:
-        """What stands above all: [what, figure, and than] each."""
+        """The tiles that stand above all: [what, figure, remark] each."""
         shown = [["round", f"{self.rounds_done:,} of {self.rounds:,}", self._ended_early()]]
         row = self.last_row
         if row is None:
@@ -189,12 +189,12 @@ class Digest:
         return f"{samples / seconds:,.4g} samples/s" if seconds else ""
 
     def refusals(self) -> Mapping[str, Mapping[str, int]]:
-        """By device and reason, as the summary has them."""
+        """Number of refusals by device and reason, as the summary has them."""
         found: Mapping[str, Mapping[str, int]] = (self.ended or {}).get("refusals", {})
         return found
 
     def held_up(self) -> str:
-        """Who was the last to finish most often, in a sentence; empty where nobody can be."""
+        """A sentence on the device that was the last to finish most often; empty where there is none."""
         slowest = max(self._devices(), key=lambda device: device.held_up, default=None)
         if slowest is None or not slowest.held_up:
             return ""
@@ -249,14 +249,14 @@ class Digest:
         ]
 
     def _state(self, device: DeviceSoFar) -> str:
-        """Of one of which only rounds tell."""
+        """The state of a device of which only rounds tell."""
         if self.last_row is None or not device.rounds:
             return "away"
         measured = self.last_row["devices"].get(device.name)
         return "left out" if measured is None else "late" if measured["late"] else "done"
 
     def histories(self) -> dict[str, Any]:
-        """By device, see `DeviceSoFar.history`."""
+        """The history of each device, by its name; see `DeviceSoFar.history`."""
         return {device.name: device.history() for device in self._devices()}
 
     def _devices(self) -> list[DeviceSoFar]:

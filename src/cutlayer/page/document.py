@@ -72,7 +72,7 @@ def _apart(script: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """What a policy names an element's text by."""
+    """The digest by which a policy names an element's text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -12,13 +12,13 @@ from cutlayer.page.thinned import Thinned
 from cutlayer.report.round_row import clock_seconds
 
 MOST_POINTS = 240
-"""Of a line: a chart has about twice as many pixels."""
+"""Points, at most, of a line: a chart has about twice as many pixels."""
 TRAINING, VALIDATION = "training", "validation"
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What a chart may be drawn against.
+    """A quantity that a chart may be drawn against.
 
     Attributes:
       key: names it.
@@ -63,7 +63,7 @@ class Figures:
             self._lines.setdefault(measured, {}).setdefault(line, Thinned(MOST_POINTS)).add(round, xs, value)
 
     def numbers(self) -> list[dict[str, Any]]:
-        """Of each chart: its title, and its lines: a name, and points [*AXES, mean, least, most]."""
+        """The numbers of each chart: its title, and its lines: a name, and points [*AXES, mean, least, most]."""
         return [
             {
                 "title": title,
@@ -77,7 +77,7 @@ class Figures:
         ]
 
     def drawn(self) -> dict[str, list[str]]:
-        """By axis, each chart as SVG."""
+        """The charts as SVG, by axis."""
         return {
             axis.key: [_drawn(title, lines, place, axis) for title, lines in self._lines.items() if lines]
             for place, axis in enumerate(AXES)

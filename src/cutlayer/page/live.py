@@ -31,7 +31,7 @@ NOT_YET = "The run has not begun."
 
 
 class Live:
-    """What a page is shown of a run that goes.
+    """A run that goes, as a page is shown it.
 
     Args:
       digest: of the run, of which nothing has been read; its folder need not be there yet.
@@ -53,7 +53,7 @@ class Live:
     # ------------------------------------------------------------------ for the run's threads
 
     def stage(self, what: str) -> None:
-        """Something is done before, between or after rounds; empty for rounds."""
+        """Takes what is done before, between or after rounds; empty for rounds."""
         self._stage = what
 
     def opened(self, call: Callable[[], Sequence[DeviceNow]], needed: int) -> None:
@@ -105,7 +105,7 @@ class Live:
         return watched_page(self._digest)
 
     def history(self, device: str) -> dict[str, Any] | None:
-        """Of a device; None where there is none of this name."""
+        """The history of a device; None where there is none of this name."""
         known = self._digest.devices.by_name.get(device)
         return None if known is None else known.history()
 
@@ -116,7 +116,7 @@ class Live:
         return known | {"rows": list(enumerate(self._rows)), "charts": charts}
 
     def news(self) -> dict[str, Any]:
-        """What has changed since this was last asked."""
+        """A piece with what has changed since this was last asked."""
         devices = self._devices()
         piece = self._head(devices)
         rows, before = self._rows_now(devices), self._rows
@@ -162,8 +162,8 @@ class Live:
         return self._digest.rows(devices, None if self._state is None else self._state.virtual_seconds())
 
     def _devices(self) -> Sequence[DeviceNow]:
-        """How they are: as the door knows or, of a modelled fleet, as their events say; at the end as rounds say, for
-        who has done its part and gone is not away."""
+        """The devices as they are: as the door knows or, of a modelled fleet, as events say; none at the end, when
+        rounds say it, for a device that has done its part and gone is not away."""
         if self._over:
             return ()
         if self._call is not None:
@@ -206,7 +206,7 @@ def _by_events(name: str, state: RunState) -> DeviceNow:
 
 
 def _awaited(devices: Sequence[DeviceNow], state: RunState | None) -> tuple[str, bool]:
-    """For whom the round waits, in a line, and whether somebody should look after it."""
+    """A line on whom the round waits for, and whether somebody should look after it."""
     if gone := waiting(devices):
         return gone[0].plain.capitalize() + ".", True
     awaited = [device for device in devices if device.awaited]

@@ -37,15 +37,15 @@ from cutlayer.report.json_lines import to_json
 from cutlayer.transport.address import host_of
 
 SHARE = 0.006
-"""Of a core that the thread may take: the more a look at what has changed costs, the longer the pause after it."""
+"""Share of a core that the thread may take: the more a look at changes costs, the longer the pause after it."""
 EVERY_SECONDS, SELDOM_SECONDS = 1.0, 30.0
-"""Between two looks, at least and at most."""
+"""Seconds between two looks, at least and at most."""
 MOST_WATCHERS = 32
 MOST_CONNECTIONS = 128
 MOST_UNREAD = 16
 """Events that somebody may be behind; then the connection ends, and a browser comes again for the whole."""
 BEAT_SECONDS = 15.0
-"""After which something is said to whoever watches, so that nobody between takes the connection for dead."""
+"""Seconds after which something is said to whoever watches, so that nobody between takes the connection for dead."""
 END_SECONDS = 5.0
 HEADERS = {
     "Cache-Control": "no-store",
@@ -60,7 +60,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secured:
-    """What a page that others can reach needs. Its repr does not show the token.
+    """The TLS files and the token of a page that others can reach. Its repr does not show the token.
 
     Attributes:
       certificate, key: of the server, PEM files.
@@ -120,7 +120,7 @@ class Doorkeeper:
         return by_cookie or hmac.compare_digest(bearer.encode(), self._token.encode())
 
     def _proof(self) -> str:
-        """What the cookie says: of the token, but not the token."""
+        """The value of the cookie: it comes of the token, but is not the token."""
         return hmac.new(self._token.encode(), b"cutlayer page", hashlib.sha256).hexdigest()
 
 

@@ -27,7 +27,7 @@ from cutlayer.transport.certificates import names_in
 from cutlayer.transport.exposure import is_loopback
 
 TOKEN = "CUTLAYER_PAGE_TOKEN"
-"""In the environment: the page's token, for where none can be shown, and to stay the same when the run goes on."""
+"""The environment variable of the page's token, for where none can be shown, and to keep it when the run goes on."""
 TOKEN_BYTES, SHORTEST = 32, 32
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 7072
 HERE = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -155,7 +155,7 @@ def _files(tls: Path | None, host: str) -> tuple[Path, Path]:
 
 
 def _names(certificate: Path, host: str) -> Set[str]:
-    """By which the page may be asked for: those in the certificate, and the one that is listened on."""
+    """The names by which the page may be asked for: those in the certificate, and the one that is listened on."""
     try:
         names = names_in(certificate)
     except (ValueError, OSError) as error:

@@ -30,7 +30,7 @@ class Span:
 
     @property
     def mean(self) -> float:
-        """Of its numbers."""
+        """The mean of its numbers."""
         return self.total / self.count
 
     def take(self, later: Span) -> None:

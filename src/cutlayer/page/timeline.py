@@ -24,25 +24,25 @@ if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs n
 
 
 KINDS = (*COLOURS, "other")
-"""Of bars, by number."""
+"""Kinds of bars, by number."""
 NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 LANES = {**dict.fromkeys(COMPUTE, 0), **dict.fromkeys(NETWORK, 1)}
-"""Of a machine's two strips, by what it does."""
+"""Strips of a machine by what it does: 0 for work, 1 for transfers."""
 MOST_CELLS = 512
 MOST_BARS, MOST_NEW_BARS = 24_000, 1_500
-"""That are kept, and that a page is sent at once: a fleet that does more in a moment is seen in the strips."""
+"""Bars that are kept, and that a page is sent at once: a fleet that does more in a moment is seen in the strips."""
 MOST_SECONDS = 1e12
-"""Later is a line that was damaged."""
+"""Seconds of a run, at most: an event that ends later is of a line that was damaged."""
 FIRST_CELL_SECONDS = 2.0**-20
 LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"
-"""How full a cell is: a letter from none to all."""
+"""Letters that say how full a cell is, from none to all."""
 LETTERS, FULL = np.frombuffer(LEVELS.encode("ascii"), np.uint8), len(LEVELS) - 1
 Bar = tuple[int, int, float, float, int, int, int, int]
 """(machine, kind, start and end in seconds, round, step, peer, bytes); -1 where there is no step or peer."""
 
 
 class Timeline:
-    """What machines did, as far as a page can show it.
+    """The events of machines, as far as a page can show them.
 
     Attributes:
       names: of machines, by number: the server is the first.
@@ -64,7 +64,7 @@ class Timeline:
             self.number(name)
 
     def number(self, name: str) -> int:
-        """Of a machine."""
+        """The number of a machine; a new name gets the next one."""
         if name not in self._numbers:
             self._numbers[name] = len(self.names)
             self.names.append(name)
@@ -129,7 +129,7 @@ class Timeline:
         return self._piece(0, self._bars, self.bars_from)
 
     def news(self) -> dict[str, Any] | None:
-        """What has changed since this was last asked; None where nothing has."""
+        """A piece with what has changed since this was last asked; None where nothing has."""
         bars, changed, since = self._news, self._changed, max(self.bars_from, self._unsent)
         if changed is None and not bars:
             return None
@@ -154,7 +154,7 @@ class Timeline:
         }
 
     def _strips(self, first: int) -> list[list[str]]:
-        """Two for each machine, from a cell on; what is missing at the end is empty."""
+        """Two strips for each machine, from a cell on; what is missing at the end is empty."""
         used = min(int(self.end_seconds / self.cell_seconds) + 1, MOST_CELLS)
         cells_MLC = self._cells_MLC[: len(self.names), :, first:used]
         levels_MLC = np.minimum(np.rint(cells_MLC * (FULL / self.cell_seconds)), FULL).astype(np.uint8)

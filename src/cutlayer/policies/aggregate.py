@@ -1,4 +1,4 @@
-"""After a round: many adapters to one.
+"""Rules that make one adapter of many after a round.
 
 A round hands over contributions: tensors by global name, each with the weight of what was trained into it. Because
 names are global, devices with different cuts need no mapping, and a tensor is averaged over exactly those who
@@ -94,7 +94,7 @@ class Aggregate(Protocol):
         """
 
     def state(self) -> State:
-        """What a resumed run needs to aggregate as this one would have."""
+        """The state that a resumed run needs to aggregate as this one would have."""
 
     def load(self, state: State) -> None:
         """Goes on from a `state`."""

@@ -1,4 +1,4 @@
-"""How much each device prunes and at which LoRA rank it trains: a bandit per device, on a tree of arms.
+"""The pruning ratio and the LoRA rank of each device: a bandit per device, on a tree of arms.
 
 FedSpine (arXiv 2501.02438) names its bandit S-UCB: actions are (pruning ratio, rank), and a decision tree partitions
 their space and refines it. Its formulas could not be read; the tree is that of E-UCB in the same group's FedMP
@@ -35,7 +35,7 @@ from cutlayer.wire.messages import Update
 
 RANKS = (2, 4, 8, 16)
 EPSILON = 0.01
-"""In the reward's denominator: a device that ends with the others is at most this close to them."""
+"""Least value of the reward's denominator: a device that ends with the others counts as this far from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Leaf:
     high: int
 
     def holds(self, arm: Arm) -> bool:
-        """Whether the arm lies in it; the right edge of the square belongs to the last leaf."""
+        """Whether the arm lies in the leaf; the right edge of the square belongs to the last leaf."""
         across = self.left <= arm.share < self.right or arm.share == self.right == 1.0
         return across and self.low <= arm.rank < self.high
 
@@ -60,7 +60,7 @@ class Leaf:
         return (self.high - self.low) / num_ranks if self.high - self.low > 1 else 0.0
 
     def split(self, arm: Arm, num_ranks: int) -> tuple[Leaf, Leaf]:
-        """Its two halves: cut at the arm across the longer side, in the middle if the arm lies on its edge."""
+        """The two halves of the leaf, cut at the arm across the longer side; in the middle if the arm is on an edge."""
         if self._height(num_ranks) > self.right - self.left:
             at = arm.rank if arm.rank > self.low else arm.rank + 1
             return replace(self, high=at), replace(self, low=at)
@@ -210,7 +210,7 @@ def _pace(target: float, pace: float | None, situation: Situation) -> float:
 
 
 def rewards(history: History, *, progress: float) -> dict[tuple[str, int], float]:
-    """What each device's choice brought, by device and round.
+    """The reward of each device's choice, by device and round.
 
         (loss before - loss after)_+ (1 + progress * ratio added) * change / mean change
             / (0.01 + |time - mean time| / mean time)

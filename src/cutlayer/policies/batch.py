@@ -1,4 +1,4 @@
-"""How many samples each device trains on in a local step.
+"""The number of samples that each device trains on in a local step.
 
 MergeSFL: Split Federated Learning with Feature Merging and Batch Size Regulation
     Yunming Liao, Yang Xu, Hongli Xu, Lun Wang, Zhiwei Yao, Chunming Qiao. ICDE 2024.
@@ -42,7 +42,7 @@ def fixed(batch_size: int | None = None) -> Planner:
 
 
 def speed_proportional(d_max: int | None = None, *, alpha: float = 0.8) -> Planner:
-    """As many samples as each device has time for: all are then ready at the same time.
+    """Gives each device as many samples as it has time for: all are then ready at the same time.
 
     The fastest device l gets `d_max`, the others floor(d_max (mu_l + beta_l) / (mu_i + beta_i)), at least 1, by the
     measured seconds per sample, and nobody more than its memory holds at its cut. A device that was never measured, in

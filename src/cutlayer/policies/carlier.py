@@ -34,7 +34,7 @@ Times = list[float]
 """One time per job, by its rank in `_canonical` order."""
 
 TIE = 1e-12
-"""Relative: a schedule that is better by less replaces none (the rounding of a sum is about 1e-16)."""
+"""Relative gain: a schedule that is better by less replaces none (the rounding of a sum is about 1e-16)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Job:
 
     device: str
     release_seconds: float
-    """When its activations are, or are expected to be, at the server."""
+    """Time at which the device's activations are, or are expected to be, at the server."""
     work_seconds: float
     """Server-side forward, backward and adapter step."""
     tail_seconds: float
@@ -54,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Who is served from when, and when the last device is done.
+    """The devices in the order in which they are served, when each is, and when the last is done.
 
     `optimal` means proven; `num_nodes` is how many nodes of the search tree were opened (0: no search).
     """
@@ -67,7 +67,7 @@ class Schedule:
 
 
 def starts(sequence: Iterable[Job]) -> list[float]:
-    """When each job starts if they are served in this order, each as soon as it can be."""
+    """The time at which each job starts if jobs are served in this order, each as soon as it can be."""
     times, free = [], -inf
     for job in sequence:
         times.append(max(free, job.release_seconds))
@@ -76,7 +76,7 @@ def starts(sequence: Iterable[Job]) -> list[float]:
 
 
 def makespan(sequence: Sequence[Job]) -> float:
-    """When the last device has finished its tail, in seconds; 0 for no jobs."""
+    """The time at which the last device has finished its tail, in seconds; 0 for no jobs."""
     started = zip(sequence, starts(sequence), strict=True)
     return max((start + job.work_seconds + job.tail_seconds for job, start in started), default=0.0)
 

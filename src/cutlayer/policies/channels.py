@@ -1,4 +1,4 @@
-"""Which channels cross the cut: some are dropped at random in each message, and come back in the next (FedSL).
+"""Channels that cross the cut: some are dropped at random in each message, and may come back in the next (FedSL).
 
     here                               FedSL (arXiv 2412.06414; structure from reviews)
     -------------------------------    -----------------------------------------------------------

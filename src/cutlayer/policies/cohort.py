@@ -37,7 +37,7 @@ Masks = NDArray[np.bool_]
 
 POPULATION, GENERATIONS, TOURNAMENT, CROSSOVER, ELITE = 50, 100, 3, 0.8, 2
 PRIORITY = 0.1
-"""What serving the whole fleet's priority is worth, in nats of KL: enough to let equals take turns."""
+"""Worth of serving the whole fleet's priority, in nats of KL: enough to let equals take turns."""
 
 
 def kl_cohort(fraction: float = 1.0, ingress_mbit: float | None = None) -> Planner:
@@ -130,13 +130,13 @@ class _Search:
         return best
 
     def scores(self, masks_PN: Masks) -> Floats:
-        """Of each cohort, (P,); larger is better."""
+        """The score of each cohort, (P,); larger is better."""
         kl_P = label_kl(masks_PN * self.sizes_N, self.shares_NC, self.shares_NC.mean(axis=0))
         scores_P: Floats = PRIORITY * (masks_PN @ self.priority_N) - kl_P
         return scores_P
 
     def _children(self, masks_PN: Masks, scores_P: Floats) -> Masks:
-        """As many as, with the elite, make a generation: of two tournaments' winners, crossed and mutated."""
+        """The cohorts that make a generation with the elite: of two tournaments' winners, crossed and mutated."""
         number, width = POPULATION - ELITE, masks_PN.shape[1]
         drawn = self.rng.integers(len(masks_PN), size=(2, number, TOURNAMENT))
         winners = np.take_along_axis(drawn, scores_P[drawn].argmax(axis=2)[..., None], axis=2)[..., 0]

@@ -1,4 +1,4 @@
-"""Where each device is cut."""
+"""Planners that choose where each device is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a method's option `cut` says where devices are cut."""
+"""The option `cut` of a method, which says where devices are cut."""
 
 from __future__ import annotations
 

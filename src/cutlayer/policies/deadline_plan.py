@@ -141,7 +141,7 @@ def batches(schedule: Schedule, paces: Mapping[str, Pace], local_steps: int) -> 
 
 @dataclass(frozen=True)
 class Bound:
-    """What is minimised: a bound on the distance to the best loss, over deadlines T_R and m.
+    """A bound on the distance to the best loss, which is minimised over deadlines T_R and m.
 
     Attributes:
       total: seconds of all rounds.
@@ -194,7 +194,7 @@ class Bound:
 
     @property
     def least_seconds(self) -> float:
-        """In which every device goes back through one block of one sample in every step."""
+        """Seconds in which every device goes back through one block of one sample in every step."""
         return ROUNDING * max(pace.round_seconds(self.local_steps, 1, 1) for pace in self.paces)
 
     def at(self, deadlines_R: Floats, m: float) -> tuple[float, Floats, float]:

@@ -1,4 +1,4 @@
-"""How much each device prunes, so that its round ends in time: in closed form.
+"""The share that each device prunes, so that its round ends in time: in closed form.
 
 A round of a device takes A_k to compute and Q_k / r_k to send what it trained, and both fall in proportion to what is
 left of its model:

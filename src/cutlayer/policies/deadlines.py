@@ -1,4 +1,4 @@
-"""How long rounds last in which devices run backward layer by layer, who gets how far by then, and by what chance.
+"""Deadlines of rounds in which devices run backward layer by layer, and the chances of how far each gets by then.
 
 A round has one deadline for all. What a device may compute until then is the deadline less what its assignment and its
 update take on the network; each of its local steps has an equal part of that. How far a step gets then is the
@@ -24,7 +24,7 @@ from cutlayer.policies.stragglers import Stragglers
 from cutlayer.types import DevicePlan, RoundPlan
 
 FRAMES = 1.05, 4096
-"""What an adapter takes on its way, as a part of its tensors, and bytes beside that: their names go with them."""
+"""Size of an adapter on its way: so many times its tensors, and so many bytes more, as their names go with them."""
 ROUNDING = 1 + 1e-6
 """A deadline is that much longer than what it is to leave room for."""
 ODDS = ("measured", "model", "uniform")
@@ -35,7 +35,7 @@ PLANNED = Stragglers(seconds=math.inf, late="use")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a device is, at texts of one length.
+    """The speed of a device, at texts of one length.
 
     Attributes:
       way: seconds on the network for its assignment and its update.
@@ -55,7 +55,7 @@ class Pace:
 
     @property
     def ahead(self) -> float:
-        """What comes before the first block, in blocks."""
+        """The time of a sample before its first block, counted in blocks."""
         return (self.crossing + self.forward) / self.block
 
     def round_seconds(self, local_steps: int, samples: int, blocks: float) -> float:
@@ -236,7 +236,7 @@ def _odds(device: DevicePlan, pace: Pace, seconds: float, situation: Situation, 
 
 
 def _measured(device: str, situation: Situation, before: list[float]) -> list[float]:
-    """How often each place was reached, where what was thought before counts as one round.
+    """The part of the rounds in which each place was reached; what was thought before counts as one round.
 
     A round that the device has left reached nothing.
     """

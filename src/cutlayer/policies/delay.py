@@ -1,4 +1,4 @@
-"""How many steps late gradients are applied, so that neither end waits for the other: w(t+1) = w(t) - eta g(w(t - d)).
+"""Gradients that are applied some steps late, so that neither end waits for the other: w(t+1) = w(t) - eta g(w(t - d)).
 
 The lateness is of steps, not of time: the forward pass of step t uses the adapter after exactly max(0, t - d) steps of
 the round, on every part of the model, however fast anybody is. So a run is the same on every fleet.
@@ -49,6 +49,6 @@ def delayed(steps: int) -> Planner:
 
 
 def delay_of(plan: DevicePlan) -> int:
-    """How many steps late gradients are applied under a plan; 0 where nobody says anything."""
+    """The number of steps by which gradients are late under a plan; 0 where nobody says anything."""
     delay = plan.clause(Delay)
     return 0 if delay is None else delay.steps

@@ -1,4 +1,4 @@
-"""How many of the last blocks each device trains, from what its rounds measured.
+"""The number of last blocks that each device trains, from what its rounds measured.
 
 Back-propagation stops at the deepest block that has an adapter, so a device's time, its memory and what it uploads
 all grow with its depth. What a device can do is not declared but measured, round by round (LEGEND,
@@ -23,7 +23,7 @@ KEEP = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What a device was measured to take.
+    """Seconds that a device was measured to take.
 
     Attributes:
       forward_seconds: of a step.

@@ -1,4 +1,4 @@
-"""Along how many random directions a device looks where it has no gradient of its own, and how far."""
+"""Random directions along which a device looks where it has no gradient of its own: how many, and how far."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cutlayer.types import Clause, DevicePlan, RoundPlan
 
 @dataclass(frozen=True, slots=True)
 class Directions(Clause):
-    """What a device does in place of running backward.
+    """Random directions along which a device looks, in place of running backward.
 
     Attributes:
       count: P, random directions in each local step.

@@ -11,7 +11,7 @@ from cutlayer.types import Clause, RoundPlan
 
 @dataclass(frozen=True, slots=True)
 class HeldNear(Clause):
-    """What a device adds to its loss.
+    """A term that a device adds to its loss, which holds it near what was broadcast.
 
     Attributes:
       mu: weight of half the squared distance; 0 adds nothing.

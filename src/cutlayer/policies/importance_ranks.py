@@ -30,7 +30,7 @@ from cutlayer.types import Clause, DevicePlan, History, RoundPlan, StepRecord
 from cutlayer.wire.messages import Update
 
 EXACT, PROXY = "exact", "proxy"
-"""What a round measures of each LoRA module: facts of an update, and by `<word>/<place of the module>` of a record."""
+"""Words for the two scores of a LoRA module: facts of an update, and by `<word>/<place of the module>` of a record."""
 FAR = 64
 """Ranks over which memory is compared: it grows by as much with each of them, but for rounding."""
 
@@ -93,7 +93,7 @@ def importance_of_modules(_plan: DevicePlan, update: Update) -> dict[str, Any]:
 
 
 def measured(records: Sequence[StepRecord], what: str) -> tuple[float, ...]:
-    """What a round's devices found of each module, from the lowest: the mean by what they trained; nothing of none."""
+    """The scores of modules, from the lowest: means over a round's devices by what they trained; empty if none are."""
     found = [(record.weight, scores) for record in records if (scores := _scores(record, what))]
     total = sum(weight for weight, _ in found)
     if not total:
@@ -275,7 +275,7 @@ def ranks_on_server(
 
 
 def _bytes_of_one_rank(needed: Callable[[Sequence[int]], int], each: int, rungs: Sequence[int]) -> list[float]:
-    """What one more rank of each module of a block takes, from what memory is needed with ranks on one block."""
+    """Bytes that one more rank of each module of a block takes, from the memory that ranks on one block need."""
     lowest, more = (rungs[0],) * each, FAR
     at_lowest = needed(lowest)
     return [

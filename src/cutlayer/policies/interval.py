@@ -1,4 +1,4 @@
-"""How many of a paper's rounds pass between two aggregations."""
+"""The number of a paper's rounds that pass between two aggregations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a device is cut, when blocks and ranks are packed into one memory: the knapsack of HSplitLoRA.
+"""The cut of a device, when blocks and ranks are packed into one memory: the knapsack of HSplitLoRA.
 
     here                                 HSplitLoRA (arXiv 2505.02795; from reviews, no code is public)
     ---------------------------------    ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How far the labels of a merged batch are from those of the whole fleet: what MergeSFL keeps small.
+"""The distance of a merged batch's labels from those of the whole fleet, which MergeSFL keeps small.
 
 With V_i the label distribution of device i and d_i its samples in a batch,
 

@@ -1,4 +1,4 @@
-"""Where the labels are: with the server, which computes the loss, or with the devices, which hold the head too."""
+"""The place of the labels: with the server, which computes the loss, or with the devices, which hold the head too."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ TINY = 1e-100
 
 @dataclass(frozen=True, slots=True)
 class LatencyPlan:
-    """What a round of a plan takes at best, and the shares with which it does.
+    """Seconds that a round of a plan takes at best, and the shares with which it does.
 
     Attributes:
       seconds: From the first assignment to the last update.
@@ -148,7 +148,7 @@ def latency_of(plan: RoundPlan, situation: Situation, *, spread: float = 0.0, sa
 
 
 def link_slowdown(device: str, situation: Situation, spread: float, samples: int) -> float:
-    """How much longer a device's transfers take, averaged over states of its link, than at the declared rate.
+    """The factor by which a device's transfers take longer than at the declared rate, averaged over states of its link.
 
     A state multiplies the rate, be it that of the device's own link or its share of the server's connection, by
     exp(spread x a normal draw): half of the states are better than declared. The draws are the device's own, the same
@@ -169,7 +169,7 @@ def link_slowdown(device: str, situation: Situation, spread: float, samples: int
 
 @dataclass(frozen=True)
 class _Loads:
-    """What the rounds of N devices consist of at each of C cuts, (N, C), or at those of P plans, (P, N, 1).
+    """The parts of the rounds of N devices, at each of C cuts, (N, C), or at those of P plans, (P, N, 1).
 
     With the share beta of the connection, transfers take `both / beta` seconds while both ways are slower than the
     device's own link, which is up to beta = `narrow`; from there on `rest + part / beta`, up to beta = `wide`, where
@@ -306,7 +306,7 @@ class _Loads:
 def _loads(
     plan: RoundPlan, options: Sequence[Sequence[int]], situation: Situation, spread: float, samples: int
 ) -> _Loads:
-    """What the rounds of a plan's devices consist of, at each of the cuts that they may have."""
+    """The parts of the rounds of a plan's devices, at each of the cuts that they may have."""
     amounts, width = cache(partial(_amounts, situation)), max(map(len, options))
     rows = []
     for device, cuts in zip(plan.devices, options, strict=True):
@@ -320,7 +320,7 @@ def _loads(
 
 @dataclass(frozen=True, slots=True)
 class _Amounts:
-    """What a device's round consists of, whoever the device is.
+    """The work and the data of a device's round, whoever the device is.
 
     Attributes:
       steps: Local steps.

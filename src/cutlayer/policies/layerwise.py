@@ -44,7 +44,7 @@ LEAST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Reach(Clause):
-    """How far back a device gets in a round.
+    """The time that a device computes in a round, and its chances to reach each block by then.
 
     Attributes:
       seconds: how long it computes, from when it has its assignment. Each local step has its part of that.
@@ -144,7 +144,7 @@ def mean_per_layer(rule: str) -> Aggregate:
 
 
 def reached(_plan: DevicePlan, update: Update) -> Mapping[str, Any]:
-    """What a device says of how far it came, as facts of its record (`Method.observe`).
+    """The number of steps in which a device reached each of its blocks, as facts of its record (`Method.observe`).
 
     Example:
       >>> import torch
@@ -190,7 +190,7 @@ class _LayerMean(Stateless):
         return result
 
     def _counts(self, reached: Sequence[str], odds: dict[str, float]) -> list[float]:
-        """What each of those who reached a layer counts; what is missing to 1 is the layer as it was."""
+        """The weight of each device that reached a layer; what is missing to 1 is the layer as it was."""
         if self._rule == "salf":
             missed = math.prod(1 - chance for chance in odds.values())
             return [1 / len(reached) / (1 - min(missed, 1 - LEAST))] * len(reached)

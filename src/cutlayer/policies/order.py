@@ -1,4 +1,4 @@
-"""Which of the devices that have arrived the server serves next.
+"""Rules by which the server chooses whom it serves next of the devices that have arrived.
 
 Memory-Efficient Split Federated Learning for LLM Fine-Tuning on Heterogeneous Mobile Devices
     Xiaopei Chen, Liang Li, Fei Ji, Wen Wu. IEEE INFOCOM IEILM 2025. https://arxiv.org/abs/2506.02940
@@ -79,7 +79,7 @@ class Order(Protocol):
         """
 
     def state(self) -> State:
-        """What a resumed run needs to decide as this one would have."""
+        """The state that a resumed run needs to decide as this one would have."""
 
     def load(self, state: State) -> None:
         """Goes on from a `state`."""
@@ -188,7 +188,7 @@ def random_order(seed: int) -> Order:
 
 
 def longest_tail() -> Order:
-    """Of those here, the one with the longest tail: optimal where all arrive together, else within twice.
+    """The device with the longest tail, of those here: optimal where all arrive together, else within twice.
 
     Example:
       >>> from cutlayer import longest_tail
@@ -201,7 +201,7 @@ def longest_tail() -> Order:
 
 
 def ratio() -> Order:
-    """Of those here, the one with the most device-side adapters per FLOP/s of its device (recalled rule).
+    """The device with the most device-side adapters per FLOP/s of its own, of those here (recalled rule).
 
     Example:
       >>> from cutlayer import ratio

@@ -42,9 +42,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 CLOCKS = (0.4, 0.6, 0.8, 1.0)
-"""Of a device, as parts of its highest."""
+"""Clocks of a device, as parts of its highest."""
 SHARES = (1, 2, 3, 4, 5)
-"""Of a connection that devices share, in proportion to each other."""
+"""Shares of a connection that several devices use, in proportion to each other."""
 
 
 def pareto_plan(*, search: str = "gan", evaluations: int = 1024, weight: float = 0.5, least: int = 1) -> Planner:
@@ -103,7 +103,7 @@ def pareto_plan(*, search: str = "gan", evaluations: int = 1024, weight: float =
 
 @dataclass(frozen=True, slots=True)
 class Tradeoff:
-    """What rounds of K devices take, in seconds and joules, at each of their cuts; numbers, so that it can be hashed.
+    """Plain numbers, so that they can be hashed: they give the seconds and joules of K devices' rounds at each cut.
 
     Attributes:
       cuts: by device, those that it may have.
@@ -132,7 +132,7 @@ class Tradeoff:
 
     @property
     def sizes(self) -> Ints:
-        """How many levels each decision has, (K, 3)."""
+        """The number of levels of each decision, (K, 3)."""
         shares = len(SHARES) if len(self.cuts) > 1 and np.isfinite(self.capacity).any() else 1
         return np.array([(len(cuts), shares, len(CLOCKS)) for cuts in self.cuts])
 
@@ -171,7 +171,7 @@ class Tradeoff:
 
 
 def tradeoff_of(plan: RoundPlan, situation: Situation, least: int = 1) -> Tradeoff:
-    """What rounds of the devices in a plan take at every cut that they may have.
+    """The tradeoff of the devices in a plan, at every cut that they may have.
 
     Args:
       plan: Whose devices hold a tail.
@@ -238,7 +238,7 @@ def found(tradeoff: Tradeoff, search: str, evaluations: int, seed: int) -> tuple
 
 
 def chosen(points_P2: Floats, weight: float) -> int:
-    """Which point of a front is played: the nearest to the best of both, each measured by its span over the front.
+    """The place of the point of a front that is played: the nearest to the best of both, each by its span there.
 
     Args:
       points_P2: Seconds and joules.

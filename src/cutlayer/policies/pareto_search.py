@@ -38,7 +38,7 @@ POPULATION = 64
 MUTATION = 0.15
 """The part of decisions that a mutated plan draws anew."""
 HIDDEN, NOISE, LESSONS, PAIRS, RATE = 32, 8, 20, 64, 5e-3
-"""Of the GAN: width of a layer, of the noise, steps of both nets in a generation, pairs in a step, learning rate."""
+"""The GAN: width of a layer, of the noise, steps of both nets in a generation, pairs in a step, learning rate."""
 
 
 def front(points_P2: Floats) -> Ints:
@@ -87,7 +87,7 @@ def enumerated(objectives: Objectives, sizes_K3: Ints, evaluations: int, rng: np
 
 
 def drawn(sizes_K3: Ints, number: int, rng: np.random.Generator) -> Ints:
-    """So many plans, each level as likely as another."""
+    """Draws so many plans, each level as likely as another."""
     return rng.integers(sizes_K3, size=(number, *sizes_K3.shape))
 
 
@@ -189,7 +189,7 @@ def selected(points_P2: Floats, number: int) -> Ints:
 
 
 def _alone(points_P2: Floats) -> Floats:
-    """How far each point's neighbours are from each other; infinite for those at an end."""
+    """The distance between each point's neighbours; infinite for the points at an end."""
     low_2, width_2 = span_of(points_P2)
     total_P = np.zeros(len(points_P2))
     for value_P in ((points_P2 - low_2) / width_2).T:
@@ -245,7 +245,7 @@ class _Nets:
             self._descend(self._of_author, functional.softplus(-logits).mean())
 
     def propose(self, plans_PV: Tensor) -> Tensor:
-        """For each plan one that is taken to dominate it, each decision from 0 to 1."""
+        """Proposes for each plan one that is taken to dominate it, each decision from 0 to 1."""
         with torch.no_grad():
             return self._propose(plans_PV)
 

@@ -1,4 +1,4 @@
-"""Which blocks each machine of a swarm holds: where the swarm is weakest; and who moves when that has changed.
+"""The blocks that each machine of a swarm holds: where the swarm is weakest; and who moves when that has changed.
 
 As the public code of Petals does it (arXiv 2312.08361, `block_selection.py`). A block's throughput is the sum of the
 throughputs of those who hold it, the swarm's is that of its weakest block. Who joins takes the window of blocks whose
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Held = dict[str, tuple[int, int]]
-"""By machine, the blocks [first, end) that it holds."""
+"""The blocks [first, end) that each machine holds, by its name."""
 EPSILON = 1e-9
 
 

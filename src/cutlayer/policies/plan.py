@@ -16,7 +16,7 @@ from cutlayer.types import Costs, DevicePlan, History, RoundPlan
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a planner may look at.
+    """Facts that a planner may look at.
 
     Attributes:
       fleet: the machines, as declared.
@@ -78,7 +78,7 @@ class Situation:
         return next(profile for profile in self.fleet.devices if profile.name == device)
 
     def random(self, round: int, what: str) -> np.random.Generator:
-        """For the draws of one planner in one round: by the run's seed, whatever else is drawn."""
+        """A generator for the draws of one planner in one round: by the run's seed, whatever else is drawn."""
         return np.random.default_rng([self.seed, round, *what.encode()])
 
     def device_bytes(self, device: DevicePlan) -> int:

@@ -1,4 +1,4 @@
-"""How much of a device's model is pruned by a round, and which units go.
+"""The part of a device's model that is pruned by a round, and the choice of the units that go.
 
 A pruning ratio is the share of each block's heads and FFN channels that is gone. It only grows: what a device has
 removed is not there to come back.
@@ -15,7 +15,7 @@ from cutlayer.types import Adapter, Clause, Kept
 
 @dataclass(frozen=True, slots=True)
 class Prune(Clause):
-    """How far a device prunes its model.
+    """The share of its model that a device prunes.
 
     Attributes:
       ratio: the share of each block's heads and FFN channels that it has removed by this round, below 1.
@@ -27,7 +27,7 @@ class Prune(Clause):
 
 
 def most_important(importance: Adapter, kept: Kept, left: tuple[int, int]) -> Kept:
-    """What is left of `kept` when the least important units of every block are removed.
+    """The units of `kept` that are left when the least important ones of every block are removed.
 
     Block by block, as LoRAPrune's code does it: all blocks keep the same number, so a model's config can still say
     what it is, and what it costs depends on the ratio alone. Of equal units the earlier one stays.

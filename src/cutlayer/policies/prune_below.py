@@ -1,4 +1,4 @@
-"""How much of a device's part, below the cut, is left out for some rounds, and which of it: what is largest stays.
+"""The units of a device's part, below the cut, that are left out for some rounds: the smallest go, the largest stay.
 
     here                            FedSL (arXiv 2412.06414; structure from reviews)
     ----------------------------    -----------------------------------------------------------
@@ -67,7 +67,7 @@ def pruning_below(ratio: float, refresh: int) -> Planner:
 
 
 def largest_below(base: Base, cut: int, adapter: Adapter, ratio: float) -> Kept:
-    """What is left of the model when this share of the blocks below a cut is left out: the largest, all of the rest.
+    """The units that stay when this share of the blocks below a cut is left out: the largest there, all of the rest.
 
     Args:
       base: The model; the weights of the blocks below the cut are read.

@@ -1,4 +1,4 @@
-"""Where each device is cut: tabular Q-learning, one table for all devices, rebuilt from the history every round.
+"""The cut of each device: tabular Q-learning, one table for all devices, rebuilt from the history every round.
 
 ReinDSplit (arXiv 2506.13935): a finite MDP and Q-learning choose each device's cut, to balance its workload against a
 latency threshold. That much is sure; what its states and rewards are made of could not be read. Our reading:
@@ -45,7 +45,7 @@ MIDDLE = 1
 
 
 class State(NamedTuple):
-    """What the table knows of a device: each a bin of 0, 1 or 2, but for the cut.
+    """The facts that the table knows of a device: each a bin of 0, 1 or 2, but for the cut.
 
     Attributes:
       speed: FLOP/s, beside the first round's median: below 2/3 of it, near it, above 3/2.
@@ -79,7 +79,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a round at a cut came to for one device.
+    """The outcome of a round at a cut for one device.
 
     Attributes:
       device: its name.
@@ -104,7 +104,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class RewardWeights:
-    """What the three terms of a reward weigh.
+    """Weights of the three terms of a reward.
 
     Example:
       >>> from cutlayer import RewardWeights
@@ -236,7 +236,7 @@ def cuts_between(least: int, deepest: int | None, choices: int, num_blocks: int)
 
 
 def allowed(cuts: Sequence[int], plan: RoundPlan, situation: Situation) -> dict[str, list[int]]:
-    """By device of the plan, those of the cuts that its memory holds and its owner lends: the least at any rate.
+    """The cuts that the memory of each device holds and its owner lends, by its name: the least at any rate.
 
     Raises:
       ConfigError: A device's owner lends less than the least of them.
@@ -289,7 +289,7 @@ def learnt(
 
 
 def observed(history: History, memories: Mapping[str, int], threshold: float | None = None) -> Iterator[Seen]:
-    """What each round came to for each device, in the order of rounds, from the first that measured anything.
+    """Yields the outcome of each round for each device, in the order of rounds, from the first that measured anything.
 
     Args:
       history: What rounds measured.
@@ -327,7 +327,7 @@ def step_seconds(record: StepRecord) -> float:
 
 
 def reference_of(history: History) -> Reference | None:
-    """What later rounds are held against; None while nothing has been measured."""
+    """The medians that later rounds are held against; None while nothing has been measured."""
     first = min((record.round for record in history.records if record.steps), default=None)
     counted = [record for record in history.records if record.round == first and record.steps]
     if not counted:

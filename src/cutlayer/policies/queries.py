@@ -1,4 +1,4 @@
-"""How often a device that has no gradient asks for the loss in a local step, and in what form (P-RGE)."""
+"""Queries for the loss by a device that has no gradient: how many in a local step, and in what form (P-RGE)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ only runs forward (`model/recurrence.py`)."""
 
 @dataclass(frozen=True, slots=True)
 class Queries(Clause):
-    """What a device does in place of running backward.
+    """Queries for the loss that a device makes, in place of running backward.
 
     Attributes:
       count: q, random directions in each local step, along each of which it goes to both sides.
@@ -34,7 +34,7 @@ class Queries(Clause):
 
     @property
     def at_once(self) -> int:
-        """How many of them one forward pass computes."""
+        """Losses that one forward pass computes."""
         return {"single": self.count, "sequential": 1}.get(self.form, self.passes)
 
 

@@ -1,4 +1,4 @@
-"""Which LoRA rank each block has on each device."""
+"""The LoRA rank of each block on each device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESOURCES: dict[str, Callable[[DeviceProfile], float]] = {
     "memory": lambda profile: profile.memory_bytes,
     "uplink": lambda profile: profile.up_bits_per_second,
 }
-"""What a device's rank may go by: floating-point operations per second, bytes, bits per second; as declared."""
+"""Facts that a device's rank may go by: floating-point operations per second, bytes, bits per second; as declared."""
 
 
 def uniform_ranks(rank: int) -> Planner:

@@ -172,7 +172,7 @@ def change(broadcast: Adapter, part: Contribution) -> Adapter:
 
 
 def places_of(part: Contribution, name: str) -> tuple[slice | Tensor, ...]:
-    """Which entries of the full tensor a contribution's tensor has, axis by axis."""
+    """The entries of the full tensor that a contribution's tensor has, axis by axis."""
     places: list[slice | Tensor] = [slice(size) for size in part.adapter[name].shape]
     if name in part.where:
         axis, positions = part.where[name]

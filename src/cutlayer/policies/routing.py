@@ -1,4 +1,4 @@
-"""Which machine runs which blocks for a device: by chance, long spans more often; who has failed is left out a while.
+"""The machines that run blocks for a device: drawn by chance, long spans more often; after a failure left out a while.
 
 As the public code of Petals does it where throughput counts (arXiv 2312.08361, `sequence_manager.py`): at each block
 one of those that hold it, with a probability in proportion to how far it reaches; one that has failed is banned for
@@ -54,7 +54,7 @@ class Router:
         self._streak: dict[str, int] = {}  # failures since the last answer
 
     def hop(self, at: int, end: int, now: float) -> Hop | None:
-        """Where a request goes on that has come to a block.
+        """Chooses the machine on which a request goes on that has come to a block.
 
         Args:
           at: The next block.
@@ -91,13 +91,13 @@ class Router:
         return now < self._until.get(span, -math.inf)
 
     def free_at(self, at: int) -> float:
-        """When the first of those who hold a block may be asked again; never where nobody holds it."""
+        """The time at which the first holder of a block may be asked again; infinite where nobody holds the block."""
         holders = (name for name, (first, last) in self._held.items() if first <= at < last)
         return min((self._until.get(name, -math.inf) for name in holders), default=math.inf)
 
 
 def wait_seconds(failures: int) -> float:
-    """How long a request waits before it is tried again.
+    """Seconds that a request waits before it is tried again.
 
     Args:
       failures: Of it, one after the other, so far.

@@ -1,4 +1,4 @@
-"""After a round of pruned devices: adapters of different shapes and ranks to one full adapter.
+"""One full adapter of adapters of different shapes and ranks, after a round of pruned devices.
 
 Each device's factors are scattered to the full indices, and every entry is averaged over those who have it:
 
@@ -107,7 +107,7 @@ class Scatter:
 
 
 def scatter(*, weighted: bool = True) -> Scatter:
-    """Builds it. See `Scatter`.
+    """Builds a `Scatter`.
 
     Example:
       >>> from cutlayer import scatter

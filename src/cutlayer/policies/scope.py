@@ -40,7 +40,7 @@ def personal(device: DevicePlan, _block: int | None) -> str:
 
 
 def personal_below_the_cut(device: DevicePlan, block: int | None) -> str:
-    """What a device holds is its own; what the server holds is shared.
+    """The adapter below a device's cut is its own; the rest is shared.
 
     Example:
       >>> from cutlayer import DevicePlan, personal_below_the_cut
@@ -51,7 +51,7 @@ def personal_below_the_cut(device: DevicePlan, block: int | None) -> str:
 
 
 def lowest_blocks_personal(num_blocks: int) -> Scope:
-    """What a device holds of the lowest `num_blocks` blocks is its own, the rest shared; 0 is one adapter for all.
+    """The adapter on the lowest `num_blocks` blocks that a device holds is its own, the rest shared; 0 shares it all.
 
     Example:
       >>> from cutlayer import DevicePlan, lowest_blocks_personal

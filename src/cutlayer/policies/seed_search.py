@@ -1,4 +1,4 @@
-"""From how many seeds devices take their directions in FedKSeed, how far they look, and what they move."""
+"""The seeds from which devices take their directions in FedKSeed, how far they look, and what they move."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cutlayer.types import Clause, DevicePlan, RoundPlan
 
 @dataclass(frozen=True, slots=True)
 class SeedSearch(Clause):
-    """What a device does in place of running backward.
+    """A search along directions from seeds, which a device makes in place of running backward.
 
     Attributes:
       count: K, candidate seeds.

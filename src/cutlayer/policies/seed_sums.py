@@ -1,4 +1,4 @@
-"""What the sums of seeds become after a round of FedKSeed: each device's own sums, by weight, are added.
+"""The sums of seeds after a round of FedKSeed: each device's own sums, by weight, are added.
 
     the authors' code (read)               here
     ----------------------------------     -----------------------------------------------------------------------

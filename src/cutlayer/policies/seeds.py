@@ -1,4 +1,4 @@
-"""Which of K seeds a device tries next in FedKSeed: any, or (Pro) rather those along which the loss was steep.
+"""The seed, of K, that a device tries next in FedKSeed: any, or (Pro) rather one along which the loss was steep.
 
 Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18 Kilobytes
     Zhen Qin, Daoyuan Chen, Bingchen Qian, Bolin Ding, Yaliang Li, Shuiguang Deng. ICML 2024.
@@ -62,7 +62,7 @@ def uniform(count: int) -> Tensor:
 
 
 class SlopeHistory:
-    """How steep the loss was along each seed, over all devices and rounds.
+    """The steepness of the loss along each seed, over all devices and rounds.
 
     Args:
       count: K.
@@ -94,7 +94,7 @@ class SlopeHistory:
         return torch.from_numpy(odds_K / odds_K.sum()).float()
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep."""
+        """The tensors that a checkpoint must keep."""
         return {
             "slope_sums": torch.from_numpy(self._sums_K.copy()),
             "slope_counts": torch.from_numpy(self._counts_K.copy()),

@@ -1,4 +1,4 @@
-"""Who joins a round, and in which order."""
+"""The devices that join a round, and their order."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_fraction(fraction: float) -> None:
 
 
 def number_of(fraction: float, plan: RoundPlan) -> int:
-    """That part of the plan's devices, rounded, at least one device."""
+    """The number of devices in this part of the plan: rounded, at least one."""
     return max(1, round(fraction * len(plan.devices)))
 
 

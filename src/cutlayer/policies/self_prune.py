@@ -30,7 +30,7 @@ from cutlayer.wire.messages import Update
 
 @dataclass(frozen=True, slots=True)
 class SelfPrune(Clause):
-    """What a device may prune its own ranks to.
+    """The ranks to which a device may prune its own.
 
     Attributes:
       ranks: LoRA rank on each block that is left if it does.

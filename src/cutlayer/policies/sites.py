@@ -1,4 +1,4 @@
-"""At which site a device is, and in which rounds sites report to the server."""
+"""The site of each device, and the rounds in which sites report to the server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cutlayer.types import Clause, RoundPlan
 
 @dataclass(frozen=True, slots=True)
 class AtSite(Clause):
-    """Where a device is.
+    """The site of a device.
 
     Attributes:
       site: the name of its site.

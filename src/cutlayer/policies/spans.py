@@ -1,4 +1,4 @@
-"""Which of the model's blocks devices leave to machines that run them for whoever asks, and where these are."""
+"""The blocks that devices leave to machines that run them for whoever asks, and the addresses of the machines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Recover = Literal["replay", "restart"]
 WIDE = 1e15
 """Bits per second of a connection that is never too narrow."""
 COUNTED = ("calls", "lost", "repeated", "span_bytes_up", "span_bytes_down")
-"""What a device counts of a round: calls that were answered, calls that were not, blocks that were run again in a
+"""Counts of a device in a round: calls that were answered, calls that were not, blocks that were run again in a
 forward pass, bytes to the machines that run blocks, bytes from them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Through(Clause):
-    """Of a device that does not hold all blocks of its plan: who runs the others.
+    """The machines that run the blocks of a plan which its device does not hold.
 
     Attributes:
       first: blocks from here to the last are run by others.
@@ -44,12 +44,12 @@ class Through(Clause):
 
     @property
     def held(self) -> dict[str, tuple[int, int]]:
-        """By machine, the blocks that it holds."""
+        """The blocks [first, end) that each machine holds, by its name."""
         return dict(zip(self.spans, zip(self.firsts, self.ends, strict=True), strict=True))
 
     @property
     def address(self) -> dict[str, str]:
-        """By machine, where it listens."""
+        """The address at which each machine listens, by its name."""
         return dict(zip(self.spans, self.addresses, strict=True))
 
 
@@ -161,7 +161,7 @@ def _missing(held: Mapping[str, tuple[int, int]], blocks: range) -> list[int]:
 
 
 def _holder(span: SpanProfile, blocks: range, situation: Situation) -> Holder:
-    """How many blocks a span holds, and what passes through it.
+    """The number of blocks that a span holds, and its throughput.
 
     As Petals reckons it: a span of n blocks is asked for (n + 1) / 2 of them on average, and what comes and goes are
     activations.
@@ -204,7 +204,7 @@ def _device(cut: int, situation: Situation) -> Cost:
 
 
 def counted_of_spans(_plan: DevicePlan, update: Update) -> dict[str, Any]:
-    """What a device's update says of its calls, as a record keeps it.
+    """The counts of a device's calls in its update, as a record keeps them.
 
     Example:
       >>> import torch

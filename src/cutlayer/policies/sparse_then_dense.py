@@ -22,7 +22,7 @@ SHARES = (0.1, 0.25, 0.5, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class PackedUpdate(Clause):
-    """How a device packs its update, where the run file leaves that open.
+    """The packing of a device's update, where the run file leaves that open.
 
     Attributes:
       spelled: as `wire/codecs.py` spells it.

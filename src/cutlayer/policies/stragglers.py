@@ -1,4 +1,4 @@
-"""How long a round waits for its devices, and what becomes of the work of those who are late.
+"""The time that a round waits for its devices, and what becomes of the work of those who are late.
 
     wait_all            until every device has finished
     deadline:SECONDS    as long, from the round's beginning
@@ -26,7 +26,7 @@ SPELLED = "wait_all, deadline:SECONDS above 0 or quorum:FRACTION above 0 and at 
 
 @dataclass(frozen=True, slots=True)
 class Stragglers:
-    """When a round is closed.
+    """The rule by which a round is closed.
 
     Attributes:
       seconds: after so long, by the loop's clock; None for never.
@@ -50,7 +50,7 @@ class Stragglers:
         return self.seconds is None and self.fraction is None
 
     def enough(self, num_devices: int) -> int:
-        """How many devices must finish before the others are late.
+        """The number of devices that must finish before the others are late.
 
         >>> quorum(0.7).enough(10)
         7
@@ -58,7 +58,7 @@ class Stragglers:
         return num_devices if self.fraction is None else _part(self.fraction, num_devices)
 
     def at_once(self, num_devices: int) -> int:
-        """How many devices may be at work at a time.
+        """The number of devices that may be at work at a time.
 
         >>> buffered(0.1, concurrency=0.3).at_once(10)
         3

@@ -1,4 +1,4 @@
-"""What a run tells a person: metrics, the run folder, the device table, the live display, the Gantt chart.
+"""Reports of a run to people: metrics, the run folder, the device table, the live display, the Gantt chart.
 
 This room only reads what other rooms did (`Event`, `StepRecord`, logits); nothing here changes a result.
 

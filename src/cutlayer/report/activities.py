@@ -1,4 +1,4 @@
-"""How the things that a machine does (`Event.what`) are classed: computing, transferring, or neither."""
+"""The classes of the things that a machine does (`Event.what`): computing, transferring, or neither."""
 
 from __future__ import annotations
 

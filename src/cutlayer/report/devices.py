@@ -1,4 +1,4 @@
-"""What each machine did over a run: work, transfers, waiting, bytes.
+"""Work, transfers, waiting and bytes of each machine over a run.
 
 Times and bytes come from the events, samples and steps from the records. A machine's window is the time of
 the rounds it took part in, a round lasting from its first event to its last, on whatever machine. Then
@@ -156,7 +156,7 @@ def device_table(rows: Sequence[DeviceRow], blocks: int | None = None) -> Listin
 
 
 def _metric(rows: Sequence[DeviceRow]) -> str | None:
-    """What the table shows of what devices judged."""
+    """The metric that the table shows of those that devices judged by: accuracy, else loss, else None."""
     said = {name for row in rows for name in row.judged}
     return next((name for name in ("accuracy", "loss") if name in said), None)
 

@@ -1,4 +1,4 @@
-"""What an operator sees while a real fleet trains: its devices live, or, in a log, a line when one comes or goes."""
+"""The display of a real fleet that trains: its devices live, or, in a log, a line when one comes or goes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FleetDisplay(ProgressDisplay, Protocol):
 
 
 MOST_NAMES = 5
-"""In a line; of more there is a count."""
+"""Names in a line, at most; of more there is a count."""
 
 
 class FleetProgress(Progress):

@@ -28,19 +28,19 @@ STYLES: dict[State, str] = {
     "done": "green",
 }
 URGENT: Sequence[State] = ("away", "late", "preparing", "training", "ready", "done")
-"""Where there is no room for all: whom an operator may have to do something about comes first."""
+"""States by urgency, for where there is no room for all devices: first those that an operator may have to act on."""
 
 NUMBERS = ("cut", "step", "samples/s", "up", "down", "last seen")
 MOST = ("state", "step", "last seen", "up", "samples/s", "cut", "down")
 """Headings in the order of their importance."""
 
 LINES_AROUND = 11
-"""Of the terminal, for what is not a row: the run's lines, the table's head, the prompt."""
+"""Lines of the terminal for what is not a row: the run's lines, the table's head, the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNow:
-    """How a device is at this moment.
+    """A device as it is at this moment.
 
     Attributes:
       name: its name.
@@ -136,7 +136,7 @@ def waiting(devices: Sequence[DeviceNow]) -> list[Text]:
 
 
 def most_urgent(devices: Sequence[DeviceNow], room: int) -> list[DeviceNow]:
-    """So many of them, in their order: those who are awaited first, then by state, then who is furthest behind."""
+    """Picks so many devices, in their order: first those awaited, then by state, then those furthest behind."""
     ranked = sorted(devices, key=lambda d: (not d.awaited, URGENT.index(d.state), d.step or 0))
     chosen = {device.name for device in ranked[:room]}
     return [device for device in devices if device.name in chosen]
@@ -184,7 +184,7 @@ def _cut(device: DeviceNow) -> str:
 
 
 def _seen(device: DeviceNow) -> str:
-    """Those who are here speak every second: only a longer silence is worth a number."""
+    """The time since a device was heard of: it speaks every second, so only a longer silence is worth a number."""
     if device.silent_seconds is None:
         return "never"
     return "now" if device.silent_seconds < 3 else f"{human_seconds(round(device.silent_seconds))} ago"

@@ -148,7 +148,7 @@ def _axis(picture: Element, scale: _Scale, bottom: float) -> None:
 
 
 def ticks(span_seconds: float) -> tuple[str, float, float]:
-    """Where an axis from 0 to `span_seconds` has its marks.
+    """The marks of an axis from 0 to `span_seconds`.
 
     Returns: the unit that suits, its length in seconds, and the marks' distance in that unit, which is 1, 2
     or 5 times a power of ten and leaves 5 to 11 marks.
@@ -188,7 +188,7 @@ def _row(picture: Element, name: str, events: list[Event], y: float, scale: _Sca
 
 
 def _marks(events: Iterable[Event], scale: _Scale) -> list[list[Event]]:
-    """What is drawn as one bar: an event, or neighbours of a kind of which each is too narrow to be seen."""
+    """The events of each bar: one event, or neighbours of a kind of which each is too narrow to be seen."""
     half_pixel = 0.5 / scale.pixels_per_second
     marks: list[list[Event]] = []
     latest: dict[str, list[Event]] = {}

@@ -1,4 +1,4 @@
-"""Who is here now: what a server writes every few seconds, for commands in other processes to read.
+"""The devices that are here now, as a server writes them every few seconds for commands in other processes to read.
 
     RUN/here.json, FLEET/here.json   {"seconds", "run", "round", "rounds", "devices": [{"device", "state", ...}]}
 
@@ -22,12 +22,12 @@ from cutlayer.report.lines import Beating, Pulse
 FILE = "here.json"
 EVERY_SECONDS = 5.0
 FRESH_SECONDS = 20.0
-"""After which nobody believes it any more."""
+"""Seconds after which nobody believes the file any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What a server said last.
+    """The last word of a server on its run and its devices.
 
     Attributes:
       seconds: since 1970, when it said so.
@@ -53,7 +53,7 @@ def write_here(
     rounds: int,
     clock: Callable[[], float] = time.time,
 ) -> None:
-    """Says it in each of these folders; one that cannot be written is left out, because nothing depends on it."""
+    """Writes the file in each folder; one that cannot be written is left out, because nothing depends on it."""
     rows = tuple(asdict(device) for device in devices)
     here = Here(clock(), str(run.resolve()), rounds_done, rounds, rows)
     for folder in folders:
@@ -102,7 +102,7 @@ class Saying:
 
 
 def read_here(folder: Path, *, clock: Callable[[], float] = time.time) -> Here | None:
-    """What a server says there; None where none has for a while, or where nobody can read it."""
+    """Reads what a server says in a folder; None where none has for a while, or where nobody can read it."""
     try:
         content = json.loads((folder / FILE).read_text())
         here = Here(**{**content, "devices": tuple(content["devices"])})

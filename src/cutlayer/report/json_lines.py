@@ -41,7 +41,7 @@ def _finite(value: Any) -> Any:
 
 
 class Position(NamedTuple):
-    """How far a growing file is: what a checkpoint remembers of it.
+    """The length and the checksum of a growing file, which a checkpoint remembers.
 
     Attributes:
       num_bytes: its length.
@@ -86,7 +86,7 @@ class JsonLines:
         self._position = before.after(lines)
 
     def position(self) -> Position:
-        """How far the file is."""
+        """The position of the end of the file."""
         if self._position is None:
             self._position = self._read(self._size())
         return self._position

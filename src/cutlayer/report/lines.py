@@ -16,7 +16,7 @@ BEAT_SECONDS = 0.5
 
 
 class Beating(Protocol):
-    """What calls a function again and again."""
+    """A pulse, which calls a function again and again."""
 
     def open(self) -> None: ...
 
@@ -75,7 +75,7 @@ class Lines:
         self._pulse.open()
 
     def close(self) -> None:
-        """Ends that."""
+        """Stops saying something from time to time."""
         self._pulse.close()
 
     def say(self, text: Text | str) -> None:

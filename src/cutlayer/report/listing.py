@@ -27,7 +27,7 @@ from rich.text import Text
 GAP = 2
 """Columns of the terminal between two of the table, and around all of them."""
 FEW_ROWS = 12
-"""So many rows are shown twice rather than in part."""
+"""Rows up to which a table is shown in several parts, the names in each, rather than without some columns."""
 PROSE_COLUMNS = 28
 """Room that prose is given at least, where it has so much to say."""
 
@@ -99,12 +99,12 @@ class Listing:
 
     @property
     def headings(self) -> list[str]:
-        """Of all columns, from left to right."""
+        """The headings of all columns, from left to right."""
         return [column.heading for column in self._columns]
 
     @property
     def cells(self) -> list[list[str]]:
-        """Of all rows, from top to bottom."""
+        """The cells of all rows, from top to bottom."""
         return [[cell.plain for cell in row.cells] for row in self._rows]
 
     def add_column(self, heading: str, *, justify: Justify = "left", prose: bool = False, style: str = "") -> None:
@@ -161,7 +161,7 @@ class Listing:
         return (self._most.index(heading) if heading in self._most else len(self._most), index)
 
     def _width(self, index: int) -> int:
-        """Of a column with every cell on a line."""
+        """The width of a column with every cell on a line."""
         own = [row.cells[index].cell_len for row in self._rows]
         return max([Text(self._columns[index].heading).cell_len * self._headed, *own])
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run is going: a live display, or a line per round where there is no terminal."""
+"""The display of a run that is going: live, or a line per round where there is no terminal."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SHOWN = 300
 
 
 UNCHANGED_SECONDS = 60.0
-"""Until a line about a round is said again of which nothing has come since."""
+"""Seconds until a line about a round is said again of which nothing has come since."""
 
 
 class ProgressDisplay(Protocol):
-    """What a run tells while it goes. A context manager, so that the terminal is always given back."""
+    """A display that a run tells what it does. A context manager, so that the terminal is always given back."""
 
     def __enter__(self) -> Self: ...
 
@@ -39,7 +39,7 @@ class ProgressDisplay(Protocol):
     ) -> None: ...
 
     def stage(self, what: str, done: int = 0, of: int = 0) -> None:
-        """Something is done before, between or after rounds.
+        """Shows a stage: work that is done before, between or after rounds.
 
         Args:
           what: Its name; another one begins another.
@@ -172,7 +172,7 @@ class Progress:
         """See `FleetDisplay`."""
 
     def _still(self, now: float) -> str | None:
-        """How far it is, for a line that is due; what has not changed is said again once a minute."""
+        """The line on how far the run is, where one is due; what has not changed is said again once a minute."""
         stage, state = self._stage, self._state
         if stage is not None:
             return stage.text(now)
@@ -185,11 +185,11 @@ class Progress:
         return self._under_way(state, now)
 
     def _how_far(self, state: RunState) -> object:
-        """What a line about the round under way goes by."""
+        """The figures of the round under way; a line about it has news where they have changed."""
         return state.rounds_done, state.steps_begun()
 
     def _under_way(self, state: RunState, now: float) -> str:
-        """How far the round is that is under way."""
+        """The line on how far the round under way is."""
         return under_way_text(state, now)
 
     def _round_text(self, state: RunState, now: float) -> Text:

@@ -1,4 +1,4 @@
-"""What of a run's figures somebody should not overlook: machines that idle, a loss that grows."""
+"""Remarks on a run's figures that somebody should not overlook: machines that idle, a loss that grows."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def clock_seconds(row: Mapping[str, Any]) -> float:
 
 
 def records_of(row: Mapping[str, Any]) -> list[StepRecord]:
-    """What its devices measured: of the line of a round, the records it was made of, in the order of their names.
+    """The records that the line of a round was made of: what its devices measured, in the order of their names.
 
     JSON has made lists of tuples, and null of the loss of a device that took no step.
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # a folder that is taken shows before torch is imported
     from cutlayer.types import Event, StepRecord
 
 TENSORBOARD = "tensorboard"
-"""Of `train.report_to`, the one whose files are a part of the folder."""
+"""The tracker of `train.report_to` whose files are a part of the folder."""
 
 _log = logging.getLogger("cutlayer.trackers")
 
@@ -197,15 +197,15 @@ class RunFolder:
         return list(self.rows())
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """As `read_rows`, one by one."""
+        """Reads the rounds one by one; see `read_rows`."""
         return self._metrics.read()
 
     def num_rows(self) -> int:
-        """How many rounds have a whole line."""
+        """Number of rounds that have a whole line."""
         return self._metrics.num_rows()
 
     def read_records(self) -> Iterator[StepRecord]:
-        """What each device measured in the rounds written so far, in the order in which they were played.
+        """Reads what each device measured in the rounds written so far, in the order in which they were played.
 
         Raises:
           CheckpointError: a line is not a round's.
@@ -216,7 +216,7 @@ class RunFolder:
             yield from records_of(row)
 
     def read_judged(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-        """What devices said of rows that they hold out: over all when they were last asked, and each when it last was.
+        """Reads what devices said of rows they hold out: over all when they were last asked, and each when it last was.
 
         Raises:
           CheckpointError: a line is not a round's.
@@ -237,7 +237,7 @@ class RunFolder:
         self._contributions.append(rows)
 
     def read_contributions(self) -> list[dict[str, Any]]:
-        """Who moved the adapter by how much, in the rounds written so far.
+        """Reads how far each device moved the adapter, in the rounds written so far.
 
         Raises:
           CheckpointError: a line is not one of them.
@@ -245,7 +245,7 @@ class RunFolder:
         return list(self.contributions())
 
     def contributions(self) -> Iterator[dict[str, Any]]:
-        """As `read_contributions`, one by one."""
+        """Reads the contributions one by one; see `read_contributions`."""
         return self._contributions.read()
 
     def append_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -264,7 +264,7 @@ class RunFolder:
                 yield event
 
     def positions(self) -> dict[str, Position]:
-        """How far the growing files are, by name: for the checkpoint."""
+        """The positions of the growing files, by name, for the checkpoint."""
         return {file.path.name: file.position() for file in self._growing}
 
     @property

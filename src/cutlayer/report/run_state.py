@@ -1,4 +1,4 @@
-"""How far a run is: what the display knows, filled by the run's thread and read by the drawing thread.
+"""The state of a run as the display knows it, filled by the run's thread and read by the drawing thread.
 
 Every update is one assignment into a place that already exists, so the two need no lock.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds, and a page or a table of a run needs n
 
 @dataclass(slots=True)
 class RunState:
-    """Where the rounds and the machines are. Wall times are those of the clock that gave `started`."""
+    """The progress of the rounds and of the machines. Wall times are those of the clock that gave `started`."""
 
     num_rounds: int
     first_round: int

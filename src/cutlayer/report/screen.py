@@ -11,7 +11,7 @@ REFRESH_HZ = 4  # drawing twelve devices costs about 2 ms, so under 1 % of a cor
 
 
 class Screen:
-    """What `view` gives, drawn by rich's own thread a few times a second from `open` to `close`.
+    """The display that `view` gives, drawn by rich's own thread a few times a second from `open` to `close`.
 
     Attributes:
       live: whether `console` is a terminal; where it is none, whoever has something to tell prints lines.

@@ -1,4 +1,4 @@
-"""What a run does before, between and after its rounds, where nothing else would be seen of it."""
+"""The work of a run before, between and after its rounds, where nothing else would be seen of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def untold(what: str, done: int, of: int) -> None:
 
 @dataclass(slots=True)
 class Stage:
-    """One of them, as far as it is.
+    """One stage, as far as it is.
 
     Attributes:
       what: its name.

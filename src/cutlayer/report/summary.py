@@ -1,4 +1,4 @@
-"""What summary.json says about the process that made it: versions and peak memory."""
+"""Facts of summary.json about the process that made it: versions and peak memory."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def text(
 
 
 def hover(element: ET.Element, words: str) -> None:
-    """What a viewer shows while the pointer is over `element`."""
+    """Adds the words that a viewer shows while the pointer is over `element`."""
     ET.SubElement(element, "title").text = shown(words)
 
 

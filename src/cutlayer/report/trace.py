@@ -31,7 +31,7 @@ ROUNDS = 1
 SORTED_AT_ONCE = 50_000
 """Events of a round are put in the order of time so many at once: more would have to be held in memory."""
 LANES = {"upload": "up", "download": "down"}
-"""Where what is no computing is shown."""
+"""Lanes of the transfers, by `Event.what`."""
 
 Entry = dict[str, Any]
 
@@ -208,5 +208,5 @@ def _end_of_arrow(phase: str, bar: Entry, number: int) -> Entry:
 
 
 def _microseconds(seconds: float) -> float:
-    """To the nanosecond, so that what met still meets."""
+    """Microseconds, rounded to the nanosecond, so that what met still meets."""
     return round(seconds * 1e6, 3)

@@ -70,7 +70,7 @@ class _Turn:
         self._blocks = server.base.blocks_in(self._view)
 
     async def hold(self) -> Sums | None:
-        """What it came to; None where the device has left.
+        """Has the device judge, and returns its sums; None where it has left.
 
         Raises:
           WireError: A message has no place here.
@@ -139,7 +139,7 @@ class _Turn:
 
 
 def judged_plan(device: DevicePlan, reads: tuple[int, int | None], ranks: tuple[int, ...]) -> DevicePlan:
-    """How a device judges that trains by a plan: with what it has read of the model, no more samples at a time.
+    """The plan by which a device judges: with what it has read of the model, and at most as many samples at a time.
 
     Args:
       device: Its plan.

@@ -50,7 +50,7 @@ Judging = Callable[[Mapping[str, Link]], Awaitable[dict[str, Sums]]]
 """Has devices judge, through these links (`rounds/judging.py`)."""
 
 WARMING_SECONDS = 120.0
-"""By which, on a real fleet, a planned deadline is later in the first round, in which devices read their weights."""
+"""Seconds by which a planned deadline is later in a real fleet's first round, in which devices read their weights."""
 
 
 class Patience:
@@ -185,7 +185,7 @@ class _Hold:
         return PatientLink(link, device, self._round, self._server, self._finish, judging=self._judging)
 
     def end(self) -> None:
-        """Nobody is waited for any more."""
+        """Ends the hold: nobody is waited for any more."""
         self._server.held_by(None)
         for timer in self._timers:
             timer.cancel()
@@ -209,7 +209,7 @@ class _Hold:
             self._close("quorum")
 
     def _close(self, reason: str) -> None:
-        """Whoever has not finished is late."""
+        """Closes the round: whoever has not finished is late."""
         if self._policy.late == "drop":
             self._leave(reason)
             return
@@ -218,7 +218,7 @@ class _Hold:
         self._after(now() - self._start, self._leave, reason)
 
     def _leave(self, reason: str) -> None:
-        """Whoever has not finished is out of this round."""
+        """Takes whoever has not finished out of this round."""
         for device, link in self._links.items():
             if link.leave(reason) and link.knows_no_better:
                 self._part(self._lasting[device], Close(self._run, self._round, False, reason))
@@ -277,7 +277,7 @@ class _Keep(_Hold):
 
 
 class _Slots:
-    """How many devices may still begin; they do in the order in which they ask.
+    """Slots for the devices that may still begin, in the order in which they ask.
 
     Args:
       free: So many; below 0 where more are at work than may be.
@@ -334,13 +334,13 @@ class PatientLink(Around):
         return self._begun and not self._told
 
     def close(self, close: Close) -> None:
-        """Unless the device has finished, it is late: the round is given `close`, and an update is waited for."""
+        """Makes the device late unless it has finished: the round is given `close`, and an update is waited for."""
         if not self._done and self._gone is None:
             self._close = close
             _interrupt(self._receiving)
 
     def leave(self, reason: str) -> bool:
-        """Unless the device has finished, it takes no further part in this round; whether that is so."""
+        """Takes the device out of this round unless it has finished or is out already; returns whether it did."""
         gone = DeviceGone(
             f"device {self._device}, round {self._round}: expected it to finish in time, got {reason}. Nothing need be "
             "done: the round goes on without it.",
@@ -350,7 +350,7 @@ class PatientLink(Around):
         return self.depart(gone)
 
     def depart(self, gone: DeviceGone) -> bool:
-        """As `leave`, for a reason of which more is to be said."""
+        """Takes the device out as `leave` does, for a reason of which more is to be said."""
         if self._done or self._gone is not None:
             return False
         self._gone = gone
@@ -392,7 +392,7 @@ class PatientLink(Around):
                 return message
 
     async def _unless_interrupted(self, wait: Coroutine[Any, Any, T], scopes: set[asyncio.Timeout]) -> T:
-        """What `wait` returns; it is cancelled when the device leaves, and a receiver also when it is late."""
+        """Returns the result of `wait`: it is cancelled when the device leaves, and a receiver also when it is late."""
         if self._gone is not None:
             wait.close()
             raise self._gone

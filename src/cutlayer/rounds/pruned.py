@@ -41,7 +41,7 @@ def script(plan: DevicePlan, forms: Forms) -> Script:
 
 
 def places(base: Base, update: Update) -> Mapping[str, tuple[int, torch.Tensor]]:
-    """Where the tensors of a pruned device lie in the full ones: by name the axis, and the positions along it."""
+    """The places of a pruned device's tensors in the full ones: by name the axis, and the positions along it."""
     if not (said := structure_in(update.facts)):
         return {}
     kept, _ = base.structure.from_tensors(said, update.device)

@@ -1,4 +1,4 @@
-"""What every shape of a round offers: the server's end of the conversation, and the script of what a device may say."""
+"""The form of every round: the server's end of the conversation, and the script of what a device may say."""
 
 from __future__ import annotations
 

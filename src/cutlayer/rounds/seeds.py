@@ -79,7 +79,7 @@ class SeedsRound:
         self._history = SlopeHistory(search.count) if pro else None
 
     def broadcast(self, _adapter: Adapter, _device: DevicePlan) -> tuple[Adapter, Adapter]:
-        """What devices are sent: the sums, and with Pro the probability of each seed."""
+        """The facts that devices are sent: the sums, and with Pro the probability of each seed."""
         odds = {} if self._history is None else {ODDS: self._history.probabilities()}
         return {}, {SUMS: self.sums, **odds}
 
@@ -140,7 +140,7 @@ class SeedsRound:
             self._history.load({name: value.cpu() for name, value in state.tensors.items() if name != SUMS})
 
     def made_from(self, seed: int) -> dict[str, Any]:
-        """What `standing_of` makes the weights from, beside the base: the search, and the run's seed."""
+        """The facts that `standing_of` makes the weights from, beside the base: the search, and the run's seed."""
         return {**asdict(self._search), "run_seed": seed}
 
     def stand(self, base: Base, seed: int) -> Standing:

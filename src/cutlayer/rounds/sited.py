@@ -75,7 +75,7 @@ class Sited:
         self._where: dict[str, str] = {}  # by device of the round under way, its site
 
     def broadcast(self, adapter: Adapter, device: DevicePlan) -> tuple[Adapter, Adapter]:
-        """What a device is sent when a round opens: its site's adapter, and nothing beside it. See `Broadcast`."""
+        """The adapter that a device is sent when a round opens: its site's, and nothing beside it. See `Broadcast`."""
         site = self._adapters.get(self._where.get(device.device, ""), adapter)
         return {name: site[name] for name in adapter}, {}
 
@@ -195,7 +195,7 @@ class Sited:
         return [contribution for contribution, _ in reported], sum(num_bytes for _, num_bytes in reported)
 
     def _doubled(self, site: str) -> Adapter:
-        """What a site has, as it reports it where nobody there has trained in this round."""
+        """The adapter of a site in fp64, as it reports it where nobody there has trained in this round."""
         return {name: value.double() for name, value in self._adapters[site].items()}
 
     def holds(self, device: str, row: int) -> bool:
@@ -241,12 +241,12 @@ class SiteEnd(Sited):
 
     @property
     def weight(self) -> int:
-        """What was trained since the site was given an adapter."""
+        """The weight of what was trained since the site was given an adapter."""
         return self._weights.get(self._site, 0)
 
     @property
     def adapter(self) -> Adapter:
-        """What devices begin a round with."""
+        """The adapter that devices begin a round with."""
         return self._adapters[self._site]
 
     def give(self, adapter: Adapter) -> None:
@@ -254,7 +254,7 @@ class SiteEnd(Sited):
         self._adapters, self._weights = {self._site: adapter}, {self._site: 0}
 
     def report(self) -> Adapter:
-        """What the site reports, fp64; nothing where nothing was trained since it was given an adapter."""
+        """The adapter that the site reports, fp64; nothing where nothing was trained since the site was given one."""
         if not self.weight:
             return {}
         return self._exact or self._doubled(self._site)
@@ -269,7 +269,7 @@ class SiteEnd(Sited):
 
 
 def _reported(held: Mapping[str, Held], server: Server, round: int) -> list[Contribution]:
-    """What far sites report."""
+    """The contributions that far sites report."""
     return [
         Contribution(
             {name: value.to(server.base.device) for name, value in one.adapter.items()},

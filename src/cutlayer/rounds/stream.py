@@ -44,7 +44,7 @@ from cutlayer.wire.messages import Activations, Recall
 
 MIB = 2**20
 Queue = asyncio.Queue[list[Activations] | None]
-"""Of one device: its batches, each as its samples, at the deepest cut; None where no more will come."""
+"""Batches of one device, each as its samples, at the deepest cut; None where no more will come."""
 
 
 def stream(

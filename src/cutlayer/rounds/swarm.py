@@ -20,7 +20,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.types import Adapter, DevicePlan
 
 MOST = 2**48
-"""That a device may count in a round: bytes of a year at 70 Gbit/s."""
+"""The most that a device may count in a round: bytes of a year at 70 Mbit/s."""
 
 
 def swarm() -> Round:

@@ -49,7 +49,7 @@ def script(plan: DevicePlan, forms: Forms) -> Script:
 
 
 def places(base: Base, update: Update) -> Mapping[str, tuple[int, torch.Tensor]]:
-    """Where the tensors of a thinned device lie in the full ones: by name the axis, and the positions along it."""
+    """The places of a thinned device's tensors in the full ones: by name the axis, and the positions along it."""
     kept = kept_in(update.facts, base, update.device)
     if kept is None:
         return {}

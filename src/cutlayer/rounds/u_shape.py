@@ -59,8 +59,8 @@ def u_shape(*, server_step: HalvedStep) -> Round:
 
 
 def script(plan: DevicePlan, forms: Forms) -> Script:
-    """For each local step a batch without labels, then gradients of what came down; of later steps so many batches
-    before them as the delay allows. Of a device that holds the whole model, an update alone."""
+    """A batch without labels for each local step, then gradients of what came down; of later steps so many batches
+    before them as the delay allows. Then the update, which a device that holds the whole model sends alone."""
     steps, ahead = 0 if plan.alone else plan.local_steps, delay_of(plan)
     sent = returned = 0
     while returned < steps:

@@ -47,7 +47,7 @@ class Answers:
     new_tokens: int
 
     def samples(self, adapter: Adapter, kept: Kept | None = None, told: TellStage = untold) -> list[dict[str, Any]]:
-        """What the model answers to `train.samples`: each prompt and text."""
+        """The answers of the model to `train.samples`: each prompt and text."""
         texts = self._texts("answering samples", list(self.prompts.values()), adapter, kept, told)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
 
@@ -72,7 +72,7 @@ class Answers:
 
 
 def answers_of(inputs: ServerInputs) -> Answers | None:
-    """What a run is to answer; None for nothing.
+    """The prompts that a run is to answer, with the model that answers; None for no prompts.
 
     Raises:
       ConfigError: It is no causal LM, its rows have no prompts, or a metric's package is not installed.
@@ -112,7 +112,7 @@ def answers_of(inputs: ServerInputs) -> Answers | None:
 
 
 def _asked(samples: Samples) -> Iterator[tuple[list[int], list[int]]]:
-    """Of each sample with a prompt, its tokens before the last stretch that is learnt, and that stretch."""
+    """The tokens of each sample with a prompt: those before the last stretch that is learnt, and that stretch."""
     assert isinstance(samples.labels, Ragged), "of causal LM"
     for row in range(len(samples)):
         ids, labels = samples.input_ids[row], samples.labels[row]

@@ -20,7 +20,7 @@ Keep = Literal["best", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run has to show after a round.
+    """The result that a run has to show after a round.
 
     Attributes:
       adapter: the full adapter as it is on the base as stored; where devices have views of their own, the best of them.
@@ -38,14 +38,14 @@ class Result:
         return Result(_clone(self.adapter), views, self.kept)
 
     def state(self) -> State:
-        """What a checkpoint holds of it."""
+        """The state that a checkpoint holds of the result."""
         views = joined({name: State(tensors=dict(own)) for name, own in self.views.items()})
         facts = {"kept": None if self.kept is None else asdict(self.kept)}
         return joined({"adapter": State(facts, dict(self.adapter)), "views": views})
 
     @classmethod
     def of(cls, state: State) -> Result:
-        """What `state` was made of."""
+        """Makes the result anew that `state` was made of."""
         branches = state.branches()
         kept = branches["adapter"].facts["kept"]
         return cls(
@@ -113,7 +113,7 @@ class BestRound:
         return bool(self._patience) and self._worse >= self._patience
 
     def state(self) -> State:
-        """What it needs to go on from here."""
+        """The state that is needed to go on from here."""
         facts = State({"worse": self._worse, "row": self.best_row})
         result = {} if self.best_result is None else {"result": self.best_result.state()}
         return joined({"facts": facts, **result})

@@ -35,9 +35,9 @@ IN_FLIGHT_BYTES = 256 * 2**20
 """Handed to gRPC, or half arrived, at a time: it holds about four times as much."""
 ANSWER_BYTES = PIECE_BYTES // 2
 MOST_OFFSET = 2**50
-"""Of a question for bytes: no model is as long."""
+"""The largest offset or length in a question for bytes: no model is as long."""
 MOST_SAMPLES = 2**40
-"""That a device may say that it has."""
+"""The most samples that a device may say that it has."""
 
 
 class RunHost:
@@ -98,7 +98,7 @@ class RunHost:
         return self.terms(device, index)
 
     def terms(self, name: str, index: int) -> Welcome:
-        """What whoever comes must know of the run.
+        """The terms of the run, which every device or site that comes must know.
 
         Args:
           name: Who it is.

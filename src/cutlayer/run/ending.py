@@ -30,12 +30,12 @@ from cutlayer.server.server import Server
 from cutlayer.types import Event
 
 STEPS_IN_CHART = 4
-"""Of the last round, in report.svg: enough to see who waits for whom."""
+"""Steps of the last round that report.svg shows: enough to see who waits for whom."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run ended with.
+    """The results that a run ended with.
 
     Attributes:
       folder: the run folder.
@@ -77,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """What is known of real machines.
+    """Measurements of real machines.
 
     Attributes:
       speeds: FLOP/s that they measured, by name; of others nothing is said.
@@ -89,7 +89,7 @@ class Real:
 
 
 def result_of(server: Server, losses: Mapping[str, float], method: Method) -> Result:
-    """What the run has to show now.
+    """The result that the run has to show now.
 
     Args:
       server: Which has the adapters.
@@ -185,8 +185,8 @@ def write_reports(
 
 
 def contributed(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By device, of the rounds in which it moved the adapter: how many, medians of what `server/contributions.py` says,
-    and in how many it was an outlier."""
+    """Facts of each device, by its name, over the rounds in which it moved the adapter: the number of them, medians of
+    what `server/contributions.py` says, and the number of them in which it was an outlier."""
     by_device: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_device.setdefault(row["device"], []).append(row)
@@ -250,7 +250,7 @@ def _summary(
 
 
 def _profile(machine: DeviceProfile | ServerProfile, real: Real | None) -> str:
-    """What a machine reaches: as declared of a simulated one, as measured of a real one."""
+    """The speed that a machine reaches, as text: as declared of a simulated one, as measured of a real one."""
     if real is None:
         return human_speed(machine.flops_per_second)
     return human_speed(real.speeds[machine.name]) if machine.name in real.speeds else "not measured"

@@ -115,7 +115,12 @@ class SiteHost:
         raise Refused("wrong-kind", f"site {device}: expected to be asked for echo, members or place, got {ask.what}.")
 
     def _profile(self, row: Mapping[str, Any]) -> DeviceProfile:
-        """What is declared of a device, else what its site says. Raises Refused, or ValueError for what is no row."""
+        """The profile that is declared of a device, else the one that its site says.
+
+        Raises:
+          Refused: The data that the site says of the device cannot be.
+          ValueError: It is no row.
+        """
         name, samples, counts = row["name"], row["num_samples"], row["label_counts"]
         if not isinstance(name, str) or not all(type(number) is int for number in (samples, *counts)):
             raise ValueError
@@ -188,7 +193,7 @@ class _Far:
 
 
 def _events(report: SiteReport, began: float) -> list[Event]:
-    """What devices did, on the run's clock."""
+    """The events of the devices at a site, on the run's clock."""
     return [
         Event(
             report.names[int(name)],

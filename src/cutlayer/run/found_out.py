@@ -1,4 +1,4 @@
-"""Whose part of a round makes an adapter with which the model is none.
+"""Finds the devices whose part of a round makes an adapter that breaks the model.
 
 What a device sends is bounded number by number (`gate/forms.py`), and an adapter that is within can be poison all the
 same: with 4096 in every second place a tiny GPT-2 in 16 bits says nothing but NaN. It shows once the adapters are

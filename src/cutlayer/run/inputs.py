@@ -1,4 +1,5 @@
-"""From a config to the things a run is made of: data, model, costs, fleet. Everything a person got wrong shows here."""
+"""Turns a config into the things that a run is made of: data, model, costs, fleet. Everything a person got wrong shows
+here."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ EVALUATION = 0x6576616C
 
 @dataclass(frozen=True)
 class ServerInputs:
-    """What a run is made of on its server, wherever its devices and their data are.
+    """The things that a run is made of on its server, wherever its devices and their data are.
 
     Attributes:
       config: the whole config.
@@ -100,7 +101,7 @@ class ServerInputs:
 
     @property
     def notices(self) -> list[str]:
-        """What a person should know of these inputs before the run: lines."""
+        """Lines that a person should read about these inputs before the run."""
         line = None if self.config.model.adapter is not None else self.base.unused_head
         return [] if line is None else [line]
 
@@ -111,7 +112,7 @@ class ServerInputs:
 
     @cached_property
     def costs(self) -> ShapedCosts:
-        """What steps of the run's rounds cost."""
+        """The costs of the steps of the run's rounds."""
         return cost_model(self.model_settings).of(self.shape.flow)
 
     def load(self) -> None:
@@ -186,7 +187,7 @@ class ServerInputs:
         return fingerprint(ModelFiles(self.config.model.name, self.config.model.revision)).text
 
     def data_spec(self, index: int) -> DataSpec:
-        """What the device at this place in the fleet must know to read its own data."""
+        """The facts that the device at this place in the fleet must know to read its own data."""
         return data_spec(self.config, self.labels, self.pad_id, index)
 
     @cached_property
@@ -209,7 +210,7 @@ class ServerInputs:
 
 @dataclass(frozen=True)
 class RunInputs(ServerInputs):
-    """What a run with a simulated fleet is made of: the machines and their data as well.
+    """The things that a run with a simulated fleet is made of: the machines and their data as well.
 
     Attributes:
       fleet: the machines.
@@ -227,7 +228,7 @@ class RunInputs(ServerInputs):
 
     @property
     def label_counts(self) -> dict[str, tuple[int, ...]]:
-        """By device, its samples of each class, of those to train on; empty for causal LM."""
+        """Number of samples of each class that each device has to train on, by its name; empty for causal LM."""
         if self.train.classes is None:
             return {}
         classes = np.array(self.train.classes)
@@ -238,12 +239,12 @@ class RunInputs(ServerInputs):
 
     @cached_property
     def _parted(self) -> list[tuple[list[int], list[int]]]:
-        """Of each device, the rows to train on and those that it holds out."""
+        """The rows that each device trains on and those that it holds out, in the order of the fleet."""
         share, seed = self.config.data.hold_out, data_seed(self.config)
         return [parted(self.train, rows, share, seed) for rows in self.parts]
 
     def held_out(self, index: int) -> Held:
-        """What the device at this place in the fleet holds out."""
+        """The rows that the device at this place in the fleet holds out."""
         return Held(self.train, self._parted[index][1], self.pad_id)
 
     def batches(self, index: int) -> Batches:
@@ -272,7 +273,7 @@ def prepare(config: RunConfig, told: TellStage = untold) -> RunInputs:
 
 
 def gathered(config: RunConfig, told: TellStage = untold) -> RunInputs:
-    """What `prepare` reads, for any method: the config's own is not looked at.
+    """Reads what `prepare` reads, for any method: the config's own is not looked at.
 
     Args:
       config: Readable from any working directory (`RunConfig.self_contained`).
@@ -474,13 +475,13 @@ def method_of(config: RunConfig) -> Method:
 
 
 def asked_stragglers(config: RunConfig) -> Stragglers | None:
-    """How long the run file has rounds wait; None where it leaves that to the method."""
+    """The rule by which the run file has rounds wait; None where the file leaves that to the method."""
     train = config.train
     return None if train.stragglers is None else stragglers_by_name(train.stragglers, train.late)
 
 
 def stragglers_of(config: RunConfig, method: Method) -> Stragglers:
-    """How long the run's rounds wait: what the run file says, else the method, else for all."""
+    """The rule by which the run's rounds wait: the run file's, else the method's, else to wait for all."""
     return asked_stragglers(config) or method.patience or wait_all()
 
 

@@ -20,7 +20,7 @@ from cutlayer.wire.link import Link, Refusing
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What devices say of an adapter.
+    """The judgement of devices on an adapter.
 
     Attributes:
       asked: the devices.
@@ -33,14 +33,14 @@ class Judgement:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Over all of them, as of their rows together; nothing where there are none."""
+        """The metrics over all of these devices, as of their rows together; empty where there are none."""
         whole = Sums(next((sums.classes for sums in self.sums.values()), 0))
         for sums in self.sums.values():
             whole.take(sums)
         return metrics_of(whole) if self.sums else {}
 
     def row(self) -> dict[str, Any]:
-        """As a line of metrics.jsonl has it."""
+        """The judgement as a line of metrics.jsonl has it."""
         return {
             "metrics": self.metrics,
             "samples": sum(sums.samples for sums in self.sums.values()),
@@ -90,7 +90,7 @@ class Judges:
     async def judge(
         self, round: int, devices: Sequence[DevicePlan], plan: RoundPlan, links: Mapping[str, Link]
     ) -> Judgement:
-        """What devices say of the adapter as it is.
+        """Asks devices what the adapter as it is comes to on the rows that they hold out.
 
         Args:
           round: That comes next.

@@ -1,4 +1,4 @@
-"""What leaves a device in a round: read from the script of what it may send, so nothing here knows a method."""
+"""The data that leaves a device in a round: read from the script of what it may send. Nothing here knows a method."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from cutlayer.types import RoundPlan
 from cutlayer.wire.messages import Assignment, Message
 
 Text = Literal["as labels", "as embeddings"]
-"""How the text leaves a device: as the tokens that are to be learned, or as embeddings, whose rows are the tokens'."""
+"""The form in which the text leaves a device: the tokens that are to be learned, or embeddings, whose rows are the
+tokens'."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """What goes up beside adapters.
+    """The data that goes up beside adapters.
 
     Attributes:
       activations: whether activations do.
@@ -32,7 +33,7 @@ class Leaving:
 
 
 def leaving(assignments: Mapping[str, Assignment], inputs: ServerInputs, method: Method) -> Leaving:
-    """What devices may say under these assignments.
+    """The data that devices may send under these assignments.
 
     Args:
       assignments: By device.
@@ -67,7 +68,8 @@ def _may_say(assignment: Assignment, inputs: ServerInputs, method: Method) -> It
 
 
 def _text(sent: set[str], assignments: Iterable[Assignment], inputs: ServerInputs, *, labels: bool) -> Text | None:
-    """How the text leaves a device, if it does: what a language model is to learn is text, and so are embeddings."""
+    """The form in which the text leaves a device, if it does: what a language model is to learn is text, and so are
+    embeddings."""
     if labels and inputs.config.data.task == "causal-lm":
         return "as labels"
     bare = {assignment.device for assignment in assignments if not assignment.plan.cut}
@@ -75,7 +77,7 @@ def _text(sent: set[str], assignments: Iterable[Assignment], inputs: ServerInput
 
 
 def sentences(found: Leaving, *, task: str) -> Sequence[str]:
-    """What a person should know of it: lines."""
+    """Lines that tell a person what leaves a device."""
     if not found.activations:
         words = ["adapters and what is measured", *(["labels"] if found.labels else [])]
         return [f"leaves a device: {', '.join(words)}. Stays there: the text."]

@@ -40,7 +40,7 @@ from cutlayer.wire.messages import Finish, Update
 
 @dataclass(slots=True)
 class Logbook:
-    """How far a run is, and what it measured.
+    """Progress of a run, and what it measured.
 
     Attributes:
       rounds_done: rounds that are complete.
@@ -75,7 +75,7 @@ class Members(Protocol):
     def links(self) -> Mapping[str, Link]: ...
 
     async def muster(self, round: int) -> Situation:
-        """What planners may look at in this round; waits until there are enough devices."""
+        """Waits until there are enough devices; returns the facts that planners may look at in this round."""
 
     def leave_out(self, unplaced: Mapping[str, Exception]) -> bool:
         """Refuses devices that nothing can be planned for, and says so; or does nothing, where devices must stay."""
@@ -280,7 +280,7 @@ class Coordinator:
         link.refuse(Refused("diverged", f"{why} Lower the learning rate (--lr), or set train.clip."))
 
     def _observed(self, device: DevicePlan, update: Update | None) -> Mapping[str, Any]:
-        """What the method makes of a device's update; nothing of one whose round did not count."""
+        """Facts that the method reads from a device's update; none for a device whose round did not count."""
         return {} if update is None else self._method.observe(device, update)
 
     def _records(
@@ -292,7 +292,7 @@ class Coordinator:
         duration: float,
         bytes_before: Mapping[str, tuple[int, int]],
     ) -> list[StepRecord]:
-        """What the round measured of each device, in the order of their names."""
+        """Records of what the round measured of each device, in the order of their names."""
         records, events_of = [], defaultdict[str, list[Event]](list)
         for event in self._events:
             events_of[event.who].append(event)

@@ -1,4 +1,4 @@
-"""What is known of a real fleet before its devices come: what somebody declared, or the server's own measure."""
+"""Facts about a real fleet before its devices come: those that somebody declared, or the server's own measure."""
 
 from __future__ import annotations
 

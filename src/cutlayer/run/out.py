@@ -1,4 +1,4 @@
-"""Where an export goes, a folder and maybe a hub: looked at before torch is imported."""
+"""Checks of the places that an export goes to, a folder and maybe a hub: made before torch is imported."""
 
 from __future__ import annotations
 

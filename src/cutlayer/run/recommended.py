@@ -38,11 +38,11 @@ from cutlayer.types import DevicePlan, Event, RoundPlan
 ALSO: Mapping[str, tuple[str, ...]] = {"cut": ("latency",), "labels": ("device",)}
 """Words that are tried for an option of this name, wherever a method has it and takes the word."""
 ON_THE_LINK = frozenset({"upload", "download"})
-"""Of `types.Event.what`: those in which a device computes nothing."""
+"""Kinds of event (`types.Event.what`) in which a device sends or receives and computes nothing."""
 
 Waits = Literal["step", "round", "deadline", "quorum", "no"]
-"""What a device may have to wait for: the slowest in every step, or at the end of the round; or no longer than until a
-deadline or a quorum; or nobody."""
+"""The wait that a device may have: for the slowest in every step, or at the end of the round; or no longer than until a
+deadline or a quorum; or for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,8 @@ class Unfit:
 
 
 def choices(inputs: RunInputs) -> list[Choice]:
-    """What is tried: the run's method with its options, then every other with its defaults, each with its variants.
+    """The choices that are tried: the run's method with its options, then every other with its defaults, each with its
+    variants.
 
     Raises:
       ConfigError: There is no such method as the run's, or it does not know an option.
@@ -240,7 +241,7 @@ def _check_room(device: DevicePlan, situation: Situation) -> None:
 
 
 def _server_bytes(method: Method, plan: RoundPlan, situation: Situation, rehearsed: Rehearsed) -> int:
-    """What the server needs.
+    """Bytes that the server needs.
 
     Raises:
       BudgetError: It does not have that.

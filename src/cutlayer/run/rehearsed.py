@@ -49,7 +49,7 @@ EQUAL: Mapping[str, float] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """What a round would take.
+    """The time and the bytes that a round would take.
 
     Attributes:
       seconds: from the first assignment to the last update.
@@ -223,7 +223,7 @@ class _Rehearsal:
         return Device(profile.name, self._base, batches, machine, costs, settings, shape, spans, held_out)
 
     def _contribution(self, plan: DevicePlan) -> Contribution:
-        """What a device of this plan would have trained."""
+        """The contribution that a device of this plan would have trained."""
         shapes = self._base.shapes_of(plan.ranks)
         adapter = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         return Contribution(adapter, dict.fromkeys(adapter, 1.0))
@@ -267,7 +267,7 @@ class _AlikeBatches(Stateless):
 
 @dataclass(frozen=True)
 class _AlikeRows:
-    """So many rows that a device holds out, as the batches are."""
+    """Rows that a device holds out, of the same shape as its batches."""
 
     given: _AlikeBatches
     rows: int

@@ -1,4 +1,5 @@
-"""What every run has, whatever its fleet: a server, a folder, evaluation, the commit point, an adapter at the end.
+"""The parts that every run has, whatever its fleet: a server, a folder, evaluation, the commit point, an adapter at the
+end.
 
 A simulated fleet (`run/simulated.py`) and a real one (`run/served.py`) bring machines, links and the clock.
 """
@@ -50,15 +51,15 @@ from cutlayer.transport.descriptors import with_descriptors
 from cutlayer.types import Adapter, Event, RoundPlan
 
 SOME_TOKENS = 32
-"""Of each text that means nothing, on which an adapter is tried."""
+"""Tokens of each text that means nothing, on which an adapter is tried."""
 LOST_ROUNDS = 2
-"""In a row, in which nobody has finished; then a run ends."""
+"""Rounds in a row that may be lost, because nobody has finished; one more ends the run."""
 
 
 def situation_with(
     inputs: ServerInputs, fleet: Fleet, logbook: Logbook, label_counts: Mapping[str, tuple[int, ...]]
 ) -> Situation:
-    """What planners may look at."""
+    """Facts that planners may look at."""
     train = inputs.config.train
     return Situation(
         fleet=fleet,
@@ -82,7 +83,7 @@ def situation_with(
 
 
 def situation_of(inputs: RunInputs, logbook: Logbook) -> Situation:
-    """What planners may look at where the whole fleet is simulated."""
+    """Facts that planners may look at where the whole fleet is simulated."""
     return situation_with(inputs, inputs.fleet, logbook, inputs.label_counts)
 
 
@@ -247,7 +248,7 @@ class Run:
         return export(self._folder.path, self._inputs, result, self._method)
 
     def _take_from_devices(self) -> None:
-        """Of a server without rows to judge by: what devices said of theirs, each when it was last asked."""
+        """Takes the metrics that devices gave of their rows, each when it was last asked: the server has no rows."""
         self._logbook.metrics, devices = self._folder.read_judged()
         self._losses = {name: metrics["loss"] for name, metrics in devices.items()}
 
@@ -276,7 +277,7 @@ class Run:
         return metrics
 
     def _asked(self, adapter: Adapter, views: Mapping[str, Adapter]) -> Adapter:
-        """Which adapter answers: where devices have views of their own, the one that the run would export."""
+        """The adapter that answers: where devices have views of their own, the one that the run would export."""
         return views[min(views, key=lambda name: self._losses.get(name, math.inf))] if views else adapter
 
     def _tell_samples(self) -> None:
@@ -433,5 +434,5 @@ class Run:
 
 
 def first_error(group: BaseExceptionGroup[Any]) -> BaseException:
-    """What a person should read of several tasks' failures: a user error if there is one."""
+    """The error that a person should read of several tasks' failures: a user error if there is one."""
     return min(leaves(group), key=lambda error: not isinstance(error, UserError))

@@ -57,7 +57,7 @@ from cutlayer.wire.messages import Finish
 
 
 class Workers(Protocol):
-    """How workers are begun: by Ray (`run/workers/ray_workers.py`), or in this process in tests.
+    """The way in which workers are begun: by Ray (`run/workers/ray_workers.py`), or in this process in tests.
 
     Attributes:
       number: how many.
@@ -70,7 +70,7 @@ class Workers(Protocol):
 
 
 class Door(Protocol):
-    """How devices come in: gRPC (`gate/door.py`), or a modelled network in tests."""
+    """The door through which devices come in: gRPC (`gate/door.py`), or a modelled network in tests."""
 
     async def open(self, hub: Hub) -> None:
         """Lets devices in from now on."""
@@ -334,8 +334,8 @@ class _Serving:
         return situation
 
     async def _gathered(self) -> Situation:
-        """Those whom a round is planned for; waits until there is somebody: all may have been refused. The first round
-        waits for as many as are asked for, of those who can be given a part."""
+        """Waits until there are devices to plan a round for: all may have been refused. Returns their situation. The
+        first round waits for as many as are asked for, of those that can be given a part."""
         first = self._run is None
         await self.hub.wait_for(lambda: bool(self._planned) and not (first and len(self.hub.here) < self._min_devices))
         return self._situation(self._planned)
@@ -356,7 +356,7 @@ class _Serving:
 
     @property
     def _planned(self) -> list[Member]:
-        """Whom a round is planned for: where everybody is waited for, everybody; else those who are here."""
+        """The devices that a round is planned for: where all are waited for, all of them; else those that are here."""
         return self.hub.fleet if self._waits_for_all else self.hub.here
 
     def _situation(self, members: Sequence[Member]) -> Situation:
@@ -390,7 +390,7 @@ class _Serving:
     # ------------------------------------------------------------------ time
 
     def _roll_call(self) -> Callable[[], list[DeviceNow]]:
-        """How the devices are; for any thread."""
+        """Returns a function that says how the devices are, for any thread to call."""
         if (switchboard := self._switchboard) is not None:
             return lambda: switchboard.roll_call(self._expected)
         loop = asyncio.get_running_loop()
@@ -416,11 +416,11 @@ class _Serving:
         return now() - self._zero
 
     def _record_own(self, event: Event) -> None:
-        """Of this process's machine, which is on the loop's clock."""
+        """Records an event of this process's machine, which is on the loop's clock."""
         start, end = event.start_seconds - self._zero, event.end_seconds - self._zero
         self._record(replace(event, start_seconds=start, end_seconds=end))
 
     def _record(self, event: Event) -> None:
-        """Of devices and workers, on the run's clock."""
+        """Records an event of a device or a worker, on the run's clock."""
         self._events.append(event)
         self._display.event(event)

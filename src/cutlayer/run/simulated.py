@@ -287,7 +287,7 @@ class _Simulation:
         self._display.event(event)
 
     def state(self) -> State:
-        """What outlives a round on the devices: a branch for each, as it is after its last round that counted."""
+        """The state of the devices between rounds: a branch for each, as it is after its last round that counted."""
         return joined({name: self._state_of(name, player) for name, player in self._players.items()})
 
     def _state_of(self, name: str, player: _Player) -> State:

@@ -61,7 +61,7 @@ FRAME_BYTES = 8 * 2**30
 """A site believes its server, but not any number."""
 IN_FLIGHT_BYTES = 64 * 2**20
 PATIENCE_SECONDS = 86_400.0
-"""Without a word from the server: a day, in which somebody may start it again."""
+"""Seconds without a word from the server after which a site gives up: a day, in which somebody may start it again."""
 TELL_SECONDS, AGAIN_SECONDS = 60.0, 1.0
 """The server is told as often who is there, and whenever somebody has come or gone; or tried again."""
 CONNECT_SECONDS = 10.0
@@ -69,7 +69,7 @@ ROWS_AT_ONCE = 256
 
 
 class Door(Protocol):
-    """How devices come in: that of `served.Door`, for any desk."""
+    """The door through which devices come in: that of `served.Door`, for any desk."""
 
     async def open(self, hub: Desk) -> None:
         """Lets devices in from now on."""
@@ -83,7 +83,7 @@ class Door(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Siting:
-    """What a site is.
+    """The settings of a site.
 
     Attributes:
       name: its name.
@@ -100,7 +100,7 @@ class Siting:
 
 @dataclass(frozen=True)
 class SiteInputs(ServerInputs):
-    """What a run is made of at a site.
+    """The things that a run is made of at a site.
 
     Attributes:
       run: the run's identifier, as its server says it.
@@ -157,7 +157,7 @@ async def serve_site(
 
 
 def inputs_of(siting: Siting, welcome: Welcome) -> SiteInputs:
-    """What the run is made of here: as its server says, with this site's files of the model.
+    """The things that the run is made of here: as its server says, with this site's files of the model.
 
     Raises:
       UserError: The model is another, or is not here.
@@ -233,7 +233,7 @@ class _Life:
         self.last: int | None = None
 
     def commit_point(self) -> State:
-        """What outlives a round here."""
+        """The state that outlives a round here."""
         return joined({"round": self.round.state(), "ledger": self.server.ledger.state()})
 
     def go_back(self, state: State) -> None:
@@ -312,7 +312,7 @@ class _Site:
         self._notice(line)
 
     def _rows(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """Who is known here, and who is here."""
+        """The devices that are known here, and the names of those that are here."""
         return self._life.hub.rows(), [member.name for member in self._life.hub.here]
 
     async def open(self) -> None:
@@ -467,7 +467,7 @@ class _Site:
     def _rows_of(
         self, life: _Life, plan: RoundPlan, stayed: set[str], before: Mapping[str, tuple[int, int]]
     ) -> list[DeviceRow]:
-        """What was seen of each device."""
+        """Rows of what was seen of each device in the round."""
         tallies = life.server.ledger.take_tallies()
         members, rows = life.hub.members, list[DeviceRow]()
         for device in plan.devices:
@@ -531,7 +531,7 @@ class _Site:
 
 
 class _Upward:
-    """What a site says to its server beside rounds, on a connection of its own: who is here; and what it asks.
+    """The talk of a site with its server beside rounds, on a connection of its own: who is here, and what it asks.
 
     Args:
       name: The site's.
@@ -548,7 +548,7 @@ class _Upward:
         self._changed = asyncio.Event()
 
     def stir(self) -> None:
-        """There is news."""
+        """Notes that there is news, which is then told."""
         self._changed.set()
 
     async def keep(self) -> None:

@@ -20,11 +20,11 @@ from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import SpanCall
 
 HEADER_BYTES = 2**12
-"""For names and numbers that are longer than those with which the longest call is measured."""
+"""Bytes for names and numbers that are longer than those with which the longest call is measured."""
 
 
 class Door(Protocol):
-    """How devices come in: that of `served.Door`, for any desk."""
+    """The door through which devices come in: that of `served.Door`, for any desk."""
 
     async def open(self, hub: Desk) -> None:
         """Lets devices in from now on."""

@@ -1,4 +1,4 @@
-"""Where a run is kept: its folder, opened anew or at its last commit point."""
+"""The place where a run is kept: its folder, opened anew or at its last commit point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cutlayer.state import State
 
 
 class Began(Protocol):
-    """What says which run it is.
+    """The facts that say which run it is.
 
     Attributes:
       config: the whole config.

@@ -51,7 +51,7 @@ SAID = (
     "train.schedule",
     "train.seed",
 )
-"""Of the run file, what a model card repeats."""
+"""Keys of the run file that a model card repeats."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _adapter_in(folder: Path, model: str | None, where: str, dtype: str | None) 
 
 
 def _card_of(given: GivenAdapter, model: str | None) -> tuple[AdapterCard, ModelFiles]:
-    """What plain PEFT says, and the base, of what the adapter was trained for."""
+    """The card of an adapter, from what plain PEFT and the base say that it was trained for, and the base's files."""
     name = model or given.config.base_model_name_or_path
     if not name:
         raise AdapterError(f"adapter {given.folder}: expected the name of its base, got none. Name it with --model.")
@@ -189,7 +189,7 @@ def _config_of(run: Path) -> RunConfig | None:
 
 
 def _training(run: Path, config: RunConfig, folder: Path) -> Training:
-    """What a run's folder says of one of its adapters."""
+    """The training of one of a run's adapters, as the run's folder tells it."""
     rows = RunFolder.reopen(run).read_rows()
     if folder.name.startswith("round-"):
         rounds = int(folder.name.removeprefix("round-"))
@@ -214,7 +214,7 @@ def _told(config: RunConfig, rounds: int, metrics: Mapping[str, float], kept: st
 
 
 def _committed(path: Path, model: str | None, where: str, dtype: str | None) -> Trained:
-    """What a run that has not ended would end with now."""
+    """The adapter that a run that has not ended would end with now."""
     checkpoint = read_checkpoint(path / "checkpoint")
     if checkpoint is None:
         raise no_round_yet(path)
@@ -235,7 +235,7 @@ def _committed(path: Path, model: str | None, where: str, dtype: str | None) -> 
 
 
 def _result_in(checkpoint: State, config: RunConfig, base: Base, path: Path) -> tuple[Result, int | None]:
-    """What the run would end with, and which round that is, where it keeps the best."""
+    """The result that the run would end with, and the number of its round where the run keeps the best."""
     method = method_of(config)
     aggregation = Aggregation(method.aggregate)
     aggregation.load(checkpoint.branch("method").branch("aggregate"))

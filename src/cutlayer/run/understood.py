@@ -1,4 +1,4 @@
-"""What a run has understood, told before its first round: who has which rows, what is trained, what leaves a device."""
+"""Tells before the first round what a run has understood: who has which rows, what is trained, what leaves a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Noticed = Callable[[str | Listing], None]
 """Takes what a person should know, to be shown at once: a line, or a table."""
 
 MOST_DEVICES = 12
-"""Of more there is a line in place of a table."""
+"""The most devices that a table shows; for more there is a line in its place."""
 WILD_RATE = 0.1
 """A learning rate above it is told: adapters learn at thousandths."""
 
@@ -37,7 +37,7 @@ def understood(
     rows: Mapping[str, int],
     adapter: Adapter,
 ) -> Iterator[str | Listing]:
-    """What is told, in order.
+    """The lines and tables that are told, in order.
 
     Args:
       inputs: What the run is made of.
@@ -55,7 +55,7 @@ def understood(
 
 
 def loud(inputs: ServerInputs, plan: RoundPlan) -> Iterator[str]:
-    """What is most likely not meant: lines."""
+    """Lines about settings that are most likely not meant."""
     blocks = inputs.base.num_blocks
     if plan.devices and all(device.cut == blocks and not device.alone for device in plan.devices):
         yield (

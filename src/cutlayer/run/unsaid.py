@@ -1,4 +1,4 @@
-"""What a real fleet takes where nobody said anything: other defaults than a simulated one."""
+"""Defaults that a real fleet takes where nobody said anything: others than those of a simulated one."""
 
 from __future__ import annotations
 

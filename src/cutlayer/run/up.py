@@ -26,10 +26,10 @@ from cutlayer.run.served import serve
 from cutlayer.run.understood import Noticed, unnoticed
 
 MOST_STARTS = 3
-"""Of a device's process: one that dies as often has something that starting it again does not cure."""
+"""Starts of a process of a device or a site: one that dies as often has something that no new start cures."""
 TERMINATE_SECONDS = 10.0
 LISTENING = "listening on "
-"""What a site says before its address (`cli/serve.py`)."""
+"""The words that a site says before its address (`cli/serve.py`)."""
 
 
 async def up(

@@ -1,4 +1,4 @@
-"""Which folder the adapter of a run, or of a folder, is read from: told from the disk alone, without torch."""
+"""Finds the folder that the adapter of a run, or of a folder, is read from: by the disk alone, without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEFTS, FACTORS = "adapter_config.json", "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Whence:
-    """Where an adapter is read from.
+    """The place that an adapter is read from.
 
     Attributes:
       kind: `adapter`, of ours or plain PEFT's; `merged`, a whole model with its adapter in it; `checkpoint` of a run

@@ -1,1 +1,1 @@
-"""What runs on the strong machine: the coordinator, the server steps, evaluation, checkpoints."""
+"""Parts of the server: its queue, adapters, steps and aggregation, evaluation, checkpoints."""

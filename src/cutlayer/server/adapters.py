@@ -25,7 +25,7 @@ from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.messages import Update
 
 Places = Callable[[Base, Update], Mapping[str, tuple[int, Tensor]]]
-"""Of an update, the tensors that hold a part of the full one: the axis, and which positions along it they hold."""
+"""Finds the tensors of an update that hold a part of the full one: by name the axis, and the positions along it."""
 
 
 def nowhere_else(_base: Base, _update: Update) -> Mapping[str, tuple[int, Tensor]]:
@@ -91,7 +91,7 @@ class Adapters:
                 self._before[name] = {key: value.clone() for key, value in trainable.moments().items()}
 
     def of(self, device: DevicePlan, names: Sequence[str]) -> Adapter:
-        """What a device's plan takes of these tensors, each from its scope, at the device's ranks."""
+        """The values that a device's plan takes of these tensors, each from its scope, at the device's ranks."""
         values = {}
         for name in names:
             scope = self._scope(device, self._base.block_of(name))
@@ -99,7 +99,7 @@ class Adapters:
         return self._base.at_ranks(values, device.ranks)
 
     def owner(self, device: str) -> str:
-        """Who owns the server adapter that a device's activations train in this round."""
+        """The owner of the server adapter that a device's activations train in this round."""
         return self._owner(device)
 
     def trainable(self, owner: str) -> Trainable:
@@ -109,12 +109,12 @@ class Adapters:
         return self._trainables[owner]
 
     def rule(self, owner: str) -> Rule | None:
-        """How an owner's adapter is stepped in this round; None for AdamW."""
+        """The rule by which an owner's adapter is stepped in this round; None for AdamW."""
         return self._rules.get(owner)
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """Those who have a server adapter."""
+        """The owners that have a server adapter."""
         return tuple(self._trainables)
 
     def contributions(self, ledger: Ledger, places: Places) -> list[Contribution]:
@@ -156,7 +156,7 @@ class Adapters:
         return result
 
     def _check_one_adapter_each(self, plan: RoundPlan) -> None:
-        """Where several devices train one server adapter, it must mean the same to all of them, block by block."""
+        """Checks that a server adapter of several devices means the same to all of them, block by block."""
         firsts: dict[tuple[str, int | None], DevicePlan] = {}
         for device in plan.devices:
             for place in (place for place in self._places if not device.holds(place)):
@@ -196,7 +196,7 @@ class Adapters:
         return self._scope(device, self._base.block_of(name))
 
     def names_by_scope(self, plan: RoundPlan) -> dict[str, list[str]]:
-        """By scope, the tensors that devices of this plan have in it; the scope of all has every tensor."""
+        """The tensors that devices of this plan have in each scope, by its name; the scope of all has every tensor."""
         blocks = {name: self._base.block_of(name) for name in self.shared}
         found: dict[str, set[int | None]] = {EVERYONE: set(self._places)}
         for device in plan.devices:
@@ -222,7 +222,7 @@ class Adapters:
         self._scopes_of |= {device.device: self._scopes(device) for device in plan.devices}
 
     def views(self) -> dict[str, Adapter]:
-        """By device, the full adapter as it is to this device; none where all share one."""
+        """The full adapter as it is to each device, by its name; none where all share one."""
         if not any(self._scopes_of.values()):
             return {}
         return {device: self.view(device) for device in self._scopes_of}
@@ -277,7 +277,7 @@ class Adapters:
         self.load_moments(branches["moments"])
 
     def _in_order(self, tensors: Adapter) -> Adapter:
-        """In the model's order: a file has another, and the last bit of a norm over all of them depends on it."""
+        """Tensors in the model's order: a file has another, and the last bit of a norm over them all depends on it."""
         return {name: tensors[name] for name in self._base.shapes if name in tensors}
 
     def load_moments(self, moments: State) -> None:

@@ -1,4 +1,4 @@
-"""After a round: the contributions of each scope to the next adapter of that scope, by the method's aggregate."""
+"""The aggregation after a round: contributions of each scope make its next adapter, by the method's aggregate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Aggregation:
         return [replace(part, adapter=own) for part, own in zip(contributions, values, strict=True)]
 
     def began(self, adapters: Adapters, plan: RoundPlan) -> Callable[[Contribution], Adapter]:
-        """From what a contribution's device began, whole."""
+        """Returns a function that gives the whole tensors from which a contribution's device began."""
         devices = {device.device: device for device in plan.devices}
 
         def began(part: Contribution) -> Adapter:
@@ -58,7 +58,7 @@ class Aggregation:
         adapters.put(self._made(adapters, contributions, plan), plan)
 
     def tried(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> dict[str, Adapter]:
-        """What the contributions would come to, by scope: the whole adapter as those see it who share that.
+        """The adapters that contributions would come to, by scope: each whole, as those see it who share the scope.
 
         Nothing is changed by it: what aggregates carry from round to round is put back.
         """
@@ -78,7 +78,7 @@ class Aggregation:
         }
 
     def state(self) -> State:
-        """What the aggregates carry, by scope."""
+        """The state that the aggregates carry from round to round, by scope."""
         return joined({scope: aggregate.state() for scope, aggregate in self._aggregates.items()})
 
     def load(self, state: State) -> None:
@@ -107,7 +107,7 @@ def _by_scope(
 def _places_by_scope(
     adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan
 ) -> dict[str, list[tuple[int, list[str]]]]:
-    """By scope, which of the contributions have tensors in it, and which; one without a tensor is in that of all."""
+    """Places of the contributions in each scope, and their tensors in it; one without a tensor is in that of all."""
     devices = {device.device: device for device in plan.devices}
     result: dict[str, list[tuple[int, list[str]]]] = {}
     for place, part in enumerate(contributions):

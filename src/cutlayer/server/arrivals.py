@@ -62,7 +62,7 @@ class Arrivals:
         self._news.set()
 
     def goes_on(self, device: str) -> None:
-        """What was served of a device, and answered for a time, is being served again."""
+        """Notes that a step of a device, which was served and answered for a time, is being served again."""
         guest = self._guests[device]
         guest.unanswered += 1
         guest.settled.clear()
@@ -75,7 +75,7 @@ class Arrivals:
         self._news.set()
 
     def answer(self, device: str) -> None:
-        """Something of a device that was served has been answered, or needs no answer any more."""
+        """Notes that something of a device that was served has been answered, or needs no answer any more."""
         guest = self._guests[device]
         guest.unanswered -= 1
         if not guest.unanswered:
@@ -86,7 +86,7 @@ class Arrivals:
         await self._guests[device].settled.wait()
 
     async def pick(self, order: Order) -> Activations | None:
-        """Who is served next; waits until somebody is. None when every step of those who are here has been served."""
+        """Picks the activations to serve next, and waits for some; None when all steps of devices here were served."""
         while any(guest.awaited for guest in self._guests.values()):
             arrived = [self._job(guest) for guest in self._guests.values() if guest.waiting]
             expected = [self._job(guest) for guest in self._guests.values() if not guest.waiting and guest.awaited]
@@ -108,7 +108,7 @@ class Arrivals:
         return [self._serve(guest) for guest in guests if guest.here]
 
     async def _wait(self, expected: list[Job]) -> None:
-        """Until somebody arrives, or until somebody who was expected has not: the order may then decide anew."""
+        """Waits until somebody arrives, or until somebody who was expected has not: the order may then decide anew."""
         self._news.clear()
         due = [job.release_seconds - now() for job in expected if job.release_seconds > now()]
         with contextlib.suppress(TimeoutError):  # not `wait_for`, which forgets that it was cancelled if there is news

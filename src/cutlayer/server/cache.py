@@ -40,7 +40,7 @@ from cutlayer.wire.messages import Activations, Recall
 PENDING_BYTES = 2**26
 """New samples that wait in memory for their file."""
 STORED = ("fp32", "bf16", "int8")
-"""What samples are stored as: as they arrived, which is fp32 at most; in 16 bits; in 8 with a scale for each token."""
+"""Forms in which samples are stored: as they arrived, in fp32 at most; in 16 bits; in 8 with a scale for each token."""
 
 Key = tuple[str, int]
 """A device, and a row of its data."""
@@ -130,7 +130,7 @@ class ActivationCache:
         self._new, self._new_bytes = {}, 0
 
     def state(self) -> State:
-        """How many files belong to what has been flushed; they lie in the folder."""
+        """The number of files that belong to what has been flushed; they lie in the folder."""
         return State({"files": len(self._files)})
 
     def load(self, state: State) -> None:

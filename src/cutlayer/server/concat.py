@@ -29,5 +29,5 @@ def concat(parts: Sequence[Tensor], fill: float = 0) -> Tensor:
 
 
 def _padding(part: Tensor, longest: int) -> list[int]:
-    """What `pad` wants: two numbers per dimension, from the last one forwards to the second."""
+    """The argument that `pad` takes: two numbers per dimension, from the last one forwards to the second."""
     return [0, 0] * (part.dim() - 2) + [0, longest - part.shape[1]]

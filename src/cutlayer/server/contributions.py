@@ -135,7 +135,7 @@ def log_outliers(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cosine(part: Contribution, own: Adapter, total: Mapping[str, Tensor], length: float) -> float:
-    """Between a change and the sum of the others', where both have a tensor."""
+    """The cosine between a change and the sum of the others', where both have a tensor."""
     dot, square = 0.0, 0.0
     for name, value in own.items():
         others = total[name][places_of(part, name)].double() - value.double()

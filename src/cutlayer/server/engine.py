@@ -96,7 +96,7 @@ class Engine:
         self._base, self._adapters, self._settings = base, adapters, settings
 
     def span(self, cut: int, blocks: Blocks, end: int | None = None) -> Span:
-        """All that is above a cut; or, where the device has the labels, what is below its tail."""
+        """The span above a cut; or, where the device has the labels, from the cut up to its tail."""
         return Span(cut, end, blocks, trains_below=bool(self._base.device_names(cut, blocks)))
 
     def loss(self, owner: str, span: Span, batch: Activations) -> Graph:
@@ -203,7 +203,7 @@ class Engine:
         )
 
     def _given(self, span: Span, batch: Activations) -> tuple[Tensor, Tensor, Tensor]:
-        """What came in as the model takes it: activations as a leaf, mask, labels."""
+        """A batch as the model takes it: activations as a leaf, mask, labels."""
         h_BTD = batch.h_BTD.detach().requires_grad_(span.trains_below)
         return h_BTD, batch.mask_BT.to(h_BTD.device), batch.targets.long().to(h_BTD.device)
 

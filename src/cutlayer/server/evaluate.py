@@ -13,7 +13,7 @@ from cutlayer.report.metrics import ClassificationMetrics, LanguageMetrics
 from cutlayer.types import Adapter, Batch, Kept
 
 BUDGET_BYTES = 2**28
-"""What the logits of a causal LM may take at a time, and what one block's widest tensors may."""
+"""Bytes that the logits of a causal LM may take at a time, and that one block's widest tensors may."""
 WIDE = 3
 """Tensors of a feed-forward's width that are alive at once: gate, up and what they make."""
 
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def rows_at_once(batch: Batch, base: Base) -> list[int]:
-    """Into how many rows each a batch of texts is cut, so that what comes and goes stays within `BUDGET_BYTES`."""
+    """Rows in each part that a batch of texts is cut into, so that what comes and goes stays within `BUDGET_BYTES`."""
     each = base.dtype.itemsize
     per_logit = 4 if each == 4 else 4 + each  # the loss is computed in 32 bits
     logits_B = ((batch.labels[:, 1:] != MASKED).sum(1) * base.vocabulary * per_logit).tolist()

@@ -1,4 +1,4 @@
-"""When a device's next activations will arrive, and how long each thing takes: what an order policy plans with.
+"""The forecast that an order policy plans with: when a device's next activations arrive, how long each thing takes.
 
 The latency model of Memory-Efficient SFL (papers' section on scheduling): device forward, upload, server step,
 download, device backward; FLOPs over speed and bytes over rate.
@@ -20,7 +20,7 @@ from cutlayer.wire.codecs import packed_form
 from cutlayer.wire.messages import Role
 
 ROLES_AT_THE_CUT: tuple[Role, Role] = ("activations", "gradients")
-"""What crosses the cut in a local step: up, and down."""
+"""Roles of the tensors that cross the cut in a local step: up, and down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class StepTimes:
 
     @property
     def head(self) -> float:
-        """Until the activations are at the server."""
+        """Seconds until the activations are at the server."""
         return self.forward + self.upload
 
     @property
     def tail(self) -> float:
-        """After the server's step."""
+        """Seconds after the server's step."""
         return self.download + self.backward
 
     @property
@@ -139,7 +139,7 @@ class Forecast:
         return device
 
     def crossing_bytes(self, plan: DevicePlan, num_samples: int, num_tokens: int) -> tuple[int, int]:
-        """What one local step sends over the cut, packed: activations up, gradients down.
+        """Bytes that one local step sends over the cut, packed: activations up, gradients down.
 
         Over two cuts where the device has the labels: the server's activations come down, their gradients go up.
         """

@@ -14,7 +14,7 @@ from cutlayer.wire.messages import Activations, Update
 
 @dataclass(slots=True)
 class Tally:
-    """What the server saw of one device in a round."""
+    """The record of what the server saw of one device in a round."""
 
     steps: int = 0
     samples: int = 0
@@ -92,7 +92,7 @@ class Ledger:
 
     @property
     def updates(self) -> Mapping[str, Update]:
-        """By device, the updates that have come and count."""
+        """The updates that have come and count, by device."""
         return self._now.updates
 
     @property
@@ -168,7 +168,7 @@ class Ledger:
         self._left.add(device)
 
     def take_back(self, device: str) -> None:
-        """As `leave`, of a device whose update has counted: it goes on from where it was before."""
+        """Takes out of the round, as `leave` does, a device whose update has counted: it goes on from where it was."""
         self.leave(device)
         self._now.updates.pop(device, None)
         self.counted.pop(device, None)
@@ -176,7 +176,7 @@ class Ledger:
             self.counted[device] = self._now.counted[device]
 
     def samples(self) -> dict[str, int]:
-        """By device, the samples of the updates that counted since tallies were taken."""
+        """Samples of the updates that counted since tallies were taken, by device."""
         return {device: tally.samples for device, tally in self._tallies.items()}
 
     def drop(self, device: str) -> None:
@@ -186,7 +186,7 @@ class Ledger:
     # ------------------------------------------------------------------ what it is asked for
 
     def take_tallies(self) -> dict[str, Tally]:
-        """What was seen of each device since the last call; of those who left, nothing counts."""
+        """Takes what was seen of each device since the last call; of those who left, nothing counts."""
         nothing = {
             device: Tally(late=True, dropped_messages=self._tallies[device].dropped_messages) for device in self._left
         }
@@ -199,7 +199,7 @@ class Ledger:
         self._tallies.update(tallies)
 
     def state(self, devices: Collection[str] | None = None) -> State:
-        """Which round counted last, of these devices or of all."""
+        """The round that counted last for each device: of these devices, or of all."""
         return State({"counted": {n: r for n, r in self.counted.items() if devices is None or n in devices}})
 
     def load(self, state: State) -> None:

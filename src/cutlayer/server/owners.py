@@ -1,4 +1,4 @@
-"""Who owns the server adapter that a device's activations train."""
+"""Owners of the server adapters that devices' activations train."""
 
 from __future__ import annotations
 

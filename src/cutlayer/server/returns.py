@@ -1,4 +1,4 @@
-"""What comes back from devices that have the labels: the gradients by what the server sent them."""
+"""Returns of devices that have the labels: the gradients by what the server sent them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Returns:
                 place.set_result(None)
 
     async def of(self, device: str, step: int) -> HiddenGradients | None:
-        """What a device returns in a step; None where nothing more comes."""
+        """Waits for the gradients that a device returns in a step; None where nothing more comes."""
         if device in self._left and (device, step) not in self._awaited:
             return None
         returned = await self._place(device, step)

@@ -30,5 +30,5 @@ def one_by_one(arrived: Activations) -> list[Activations]:
 
 
 def weight_of(label: Tensor) -> int:
-    """What one sample counts in a loss: one, or the tokens that are predicted (the first of a text is not)."""
+    """The weight of one sample in a loss: one, or the tokens that are predicted (the first of a text is not)."""
     return 1 if label.dim() == 0 else int((label[1:] != MASKED).sum())

@@ -32,7 +32,7 @@ from cutlayer.wire.messages import Assignment, Judge, Update
 TurnOut = Callable[[DivergedError], None]
 """Takes the device that an error names out of the round under way."""
 Broadcast = Callable[[Adapter, DevicePlan], tuple[Adapter, Adapter]]
-"""(What a device's plan takes of the adapter, the plan) -> what it is sent of it, and facts beside it, by name."""
+"""Makes what a device is sent, of its part of the adapter and its plan: tensors, and facts beside them, by name."""
 
 
 def the_adapter(adapter: Adapter, _device: DevicePlan) -> tuple[Adapter, Adapter]:
@@ -112,7 +112,7 @@ class Server:
         self.adapters.open(plan, owner)
 
     def assignment(self, device: DevicePlan) -> Assignment:
-        """What a device is told when the round opens."""
+        """The message that tells a device its part when the round opens."""
         round = self.ledger.plan.round
         own = self.adapters.of(device, self.base.device_names(device.cut, device.blocks, top=device.top))
         adapter, facts = self._broadcast(own, device)
@@ -129,7 +129,7 @@ class Server:
         )
 
     def judge(self, device: DevicePlan, round: int, *, classes: int, kept: Kept | None) -> Judge:
-        """What a device is told to judge: the adapter as it is to this device, whole, before a round opens.
+        """The message that has a device judge the adapter as it is to this device, whole, before a round opens.
 
         Args:
           device: How it is cut; how many samples a batch is.
@@ -181,14 +181,14 @@ class Server:
         self.folds.has_all(update.device, self.ledger.device(update.device).cut)
 
     def held_by(self, turn_out: TurnOut | None) -> None:
-        """Somebody holds rounds from now on, and takes devices out of them; or, for None, nobody does."""
+        """Sets the function that takes devices out of rounds from now on; None when nobody holds rounds any more."""
         self.turn_out = turn_out
         if turn_out is not None:
             self.diverged = {}
 
     def blame(self, error: DivergedError) -> None:
-        """What one device sent, or what was computed of that alone, is not finite: it takes no further part in this
-        round, and is refused as one that sends what may not be believed.
+        """Takes a device out of this round, since what it sent, or what was computed of that alone, is not finite; it
+        is refused as one that sends what may not be believed.
 
         Raises:
           DivergedError: As given, where nobody may leave a round: it is the run that diverged.
@@ -215,7 +215,7 @@ class Server:
         self.ledger.leave(device)
 
     def take_back(self, device: str) -> None:
-        """As `leave`, of a device whose update has counted, once its contribution was found to be poison."""
+        """Takes out of the round a device whose update has counted, once its contribution was found to be poison."""
         assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
         self.ledger.take_back(device)
         self.adapters.forget(self.ledger)
@@ -234,7 +234,7 @@ class Server:
         return self.folds.taken_back(self.adapter)
 
     def state(self, devices: Collection[str] | None = None) -> State:
-        """What outlives a round on the server: as far as these devices need it, or all of it."""
+        """The state that outlives a round on the server: as far as these devices need it, or all of it."""
         return joined(
             {
                 "adapters": self.adapters.state(devices),

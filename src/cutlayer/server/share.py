@@ -26,7 +26,7 @@ from cutlayer.types import Adapter, RoundPlan
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a worker must know to hold its part of a round.
+    """The plan and the state that a worker needs to hold its part of a round.
 
     Attributes:
       plan: the round's, of the worker's devices.
@@ -39,7 +39,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Yield:
-    """What came of a share.
+    """The outcome of a share.
 
     Attributes:
       contributions: by device, of those who did not leave.
@@ -63,7 +63,7 @@ def take_share(server: Server, share: Share) -> None:
 
 
 def yield_of(server: Server, contributions: Sequence[Contribution]) -> Yield:
-    """What came of the share that `server` has just held, where each device has a server adapter of its own."""
+    """The outcome of the share that `server` has just held, where each device has a server adapter of its own."""
     return Yield(
         {
             one.device: replace(

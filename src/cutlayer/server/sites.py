@@ -1,4 +1,4 @@
-"""What sites say to the server, and what they are told: simulated (`run/sites.py`), or processes of their own."""
+"""Sites as the server talks with them: simulated ones (`run/sites.py`), or processes of their own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, SiteRound, Update
 
 MOST_COUNT = 2**50
-"""Of anything that a site counts in a round: above what a round has, and far below what numbers hold."""
+"""The most of anything that a site counts in a round: above what a round has, and far below what numbers hold."""
 
 
 class DeviceRow(BaseModel):
-    """What a site saw of one of its devices in a round, as it tells the server.
+    """A row of what a site saw of one of its devices in a round, as it tells the server.
 
     Attributes:
       name: the device.
@@ -44,7 +44,7 @@ class DeviceRow(BaseModel):
 
     @property
     def tally(self) -> Tally:
-        """The same, for the server's ledger."""
+        """The row as a tally for the server's ledger."""
         return Tally(
             steps=self.steps,
             samples=self.samples,
@@ -100,10 +100,10 @@ class Sites(Protocol):
     def far(self) -> Mapping[str, FarSite]: ...
 
     async def report(self, update: Update) -> Update:
-        """What the server gets of what a site (`update.device`) has made of its devices' work."""
+        """The update that the server gets of what a site (`update.device`) has made of its devices' work."""
 
     async def tell(self, assignment: Assignment) -> Assignment:
-        """What a site (`assignment.device`) gets of what the server tells it."""
+        """The assignment that a site (`assignment.device`) gets of what the server tells it."""
 
 
 class SamePlace:

@@ -83,7 +83,7 @@ class SpanServer:
         self._check_adapter(call)
 
     def _check_adapter(self, call: SpanCall) -> None:
-        """It has tensors for all of the call's blocks or for none: whoever asks may not make us build any part."""
+        """Checks that a call has tensors for all of its blocks or for none: no caller may make us build any part."""
         expected = _names(self.base, call.first, call.end) if call.tensors else frozenset()
         if call.tensors.keys() != expected:
             raise self._refused("wrong-tensors", f"none or the {len(expected)} tensors of its blocks", "others")
@@ -158,7 +158,7 @@ def _adapted(call: SpanCall) -> frozenset[int] | None:
 
 
 def _like(call: SpanCall) -> tuple[Tensor | None, Tensor | None, Adapter]:
-    """What running the call would return of nothing."""
+    """Tensors of the form that running the call would return, with nothing computed in them."""
     if call.grad_BTD is None:
         return torch.empty_like(call.h_BTD), None, {}
     gradients = {name: torch.empty_like(value) for name, value in call.tensors.items()}

@@ -52,11 +52,11 @@ class Tasks:
 
     @property
     def plans(self) -> tuple[DevicePlan, ...]:
-        """What the devices that are at work were given to do, by name."""
+        """The plans of the devices that are at work, in the order of their names."""
         return tuple(task.assignment.plan for _, task in sorted(self._tasks.items()))
 
     def assignment(self, device: str) -> Assignment:
-        """With what a device's task was begun."""
+        """The assignment with which a device's task was begun."""
         return self._tasks[device].assignment
 
     # ------------------------------------------------------------------ a round
@@ -100,7 +100,7 @@ class Tasks:
     # ------------------------------------------------------------------ state
 
     def state(self) -> State:
-        """Who is at work since when, in the order of their beginnings, and each assignment as its frame."""
+        """The devices at work and since when, in the order of their beginnings, and each assignment as its frame."""
         return State(
             {"begun": [[device, task.seconds] for device, task in self._tasks.items()]},
             {

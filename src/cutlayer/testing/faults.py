@@ -49,12 +49,12 @@ from cutlayer.wire.messages import (
 KINDS = ("drop", "duplicate", "reorder", "delay", "truncate", "flip", "disconnect", "silence")
 LONGEST_DELAY_SECONDS = 60.0
 UNANSWERED_SECONDS = 5.0
-"""After so long a carrier gives up a peer that does not answer its pings (`transport/grpc_carrier.py`)."""
+"""Seconds after which a carrier gives up a peer that does not answer its pings (`transport/grpc_carrier.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What becomes of a packet.
+    """A fault that strikes one packet.
 
     Attributes:
       kind: one of `KINDS`.
@@ -67,7 +67,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Schedule:
-    """What happens on a network, by the number of the packet that is sent: all its connections count together.
+    """The faults and calls on a network, by the number of the packet that is sent: all its connections count together.
 
     Attributes:
       faults: what becomes of which packet; the first is 0.
@@ -82,7 +82,7 @@ class Schedule:
     struck: Counter[str] = field(default_factory=Counter)
 
     def next(self) -> Fault | None:
-        """What becomes of the packet that is sent now."""
+        """Counts the packet that is sent now, makes its call, and returns its fault; None where it has none."""
         number = self.packets
         self.packets += 1
         if number in self.calls:
@@ -137,7 +137,7 @@ class FaultyCarrier:
             asyncio.get_running_loop().call_later(UNANSWERED_SECONDS, self._carrier.reset)
 
     async def _changed(self, packet: bytes, fault: Fault | None) -> list[bytes]:
-        """What is sent in the packet's place."""
+        """The packets that are sent in this one's place."""
         if fault is None:
             return [packet]
         if fault.kind == "drop":
@@ -279,9 +279,9 @@ LIES: dict[str, Lie] = {
     "busy for ever": _says(Update, "busy_seconds", math.inf),
     "busy for 1e300 s": _says(Update, "busy_seconds", 1e300),
 }
-"""By what is said."""
+"""The lies, by what is said."""
 MOST_BYTES = 2**24
-"""Of a frame that is looked at before it is sent: it must be one packet."""
+"""Most bytes of a frame that is looked at before it is sent: it must be one packet."""
 
 
 class LyingCarrier:

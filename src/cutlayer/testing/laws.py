@@ -80,7 +80,7 @@ class Subject:
 
     @cached_property
     def run(self) -> Played:
-        """What a run of two rounds on three devices comes to: most laws look at one and the same."""
+        """A run of two rounds on three devices: most laws look at one and the same."""
         return played(self.build(), rounds=ROUNDS, local_steps=STEPS)
 
     def plain(self) -> dict[str, Any]:
@@ -100,13 +100,13 @@ def law(function: Law) -> Law:
 
 
 def sentence(law: Law) -> str:
-    """What the law says."""
+    """The law in a sentence: the first line of its docstring."""
     return (law.__doc__ or "").splitlines()[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a law.
+    """The outcome of holding a method to a law.
 
     Attributes:
       law: its name.
@@ -219,7 +219,7 @@ def _keeps_one_adapter(subject: Subject) -> bool:
 
 
 def _not_all_trained(subject: Subject) -> str | None:
-    """Why ordinary training, of everything, is not what one device's could be."""
+    """The reason why ordinary training, of everything, is not what one device's could be; None where it could."""
     if reason := subject.row.description.never_plain:
         return f"its file says: {reason}"
     plan = subject.build(**subject.plain()).make_plan(0, _situation(1))
@@ -270,7 +270,7 @@ def _drawn(run: Played) -> list[int]:
 
 @law
 def devices_that_agree_are_followed(subject: Subject) -> str | None:
-    """Where all devices end with one adapter, that is the next one: nobody counts twice, nothing shrinks or grows."""
+    """The adapter with which all devices end is the next one: nobody counts twice, nothing shrinks or grows."""
     # a method may go only a part of the way to what devices have learnt: with its neutral options it goes all of it
     method, start = subject.build(**subject.plain()), tiny_base().initial_adapter(0)
     if method.fold is not None:
@@ -305,7 +305,7 @@ def nobody_counts_by_place(subject: Subject) -> str | None:
 
 
 def _learnt(one: Adapter, other: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What two adapters do: the product of each pair of factors, and what is no factor."""
+    """Effects of two adapters, side by side: the product of each pair of factors, and each tensor that is no factor."""
     pairs = factor_names(other)
     for b, a in pairs:
         yield f"product of {b} and its A", one[b] @ one[a], other[b] @ other[a]
@@ -346,7 +346,7 @@ def who_leaves_holds_up_nobody(subject: Subject) -> str | None:
 
 @law
 def devices_may_come_and_go(subject: Subject) -> str | None:
-    """Where devices come and go, every round ends under every policy; where all are waited for, all counts."""
+    """Every round ends under every policy where devices come and go; where all are waited for, all counts."""
     fleet = fleet_that_comes_and_goes(subject.run.rows[0]["virtual_seconds"])
     _expect_all_counted(_on(subject, fleet, wait_all()))
     method = subject.build()
@@ -399,7 +399,7 @@ def _on(subject: Subject, fleet: Fleet, policy: Stragglers) -> Played:
 
 @law
 def only_the_chosen_take_part(subject: Subject) -> str | None:
-    """With fraction=0.4 two of five devices take part in a round; nobody else computes or sends."""
+    """Two of five devices take part in a round with fraction=0.4; nobody else computes or sends."""
     if "fraction" not in subject.row.options:
         return "it has no option `fraction`"
     run = played(subject.build(fraction=0.4), num_devices=5, rounds=4, local_steps=STEPS)
@@ -452,7 +452,7 @@ def stop_and_resume_is_never_stopped(subject: Subject) -> str | None:
 
 
 def _files(run: Path) -> dict[str, bytes]:
-    """What a run leaves and does not say how long it took, or where it is."""
+    """The content of a run's files, by name, but for those that say how long it took, or where it is."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     told = {str(path.relative_to(run)): path for path in files}
     timed = ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "tensorboard/", "checkpoint")
@@ -581,7 +581,7 @@ def reported_bytes_are_bytes_serialised(subject: Subject) -> str | None:
 
 @law
 def times_add_up(subject: Subject) -> str | None:
-    """In every round a device is at work, on the network or waiting, and its FLOPs are those that it took time for."""
+    """A device is at work, on the network or waiting in every round, and its FLOPs are those that it took time for."""
     run = subject.run
     ends = [0.0, *(row["virtual_seconds"] for row in run.rows)]
     speeds = {device.name: device.effective_flops for device in fleet_of(3).devices}

@@ -90,7 +90,7 @@ class MadeUpRows:
     seed: int
 
     def batches(self, batch_size: int) -> list[Batch]:
-        """As many samples in each as are asked for; the second is longer."""
+        """Two batches, each of as many samples as are asked for; the second is longer."""
         sizes = ((self.seed, 8), (self.seed + 1, 10))
         return [random_batch(self.task, seed=seed, samples=batch_size, tokens=tokens) for seed, tokens in sizes]
 
@@ -205,7 +205,7 @@ def streams_for(
 
 
 def label_counts_of(streams: Mapping[str, ListedBatches]) -> dict[str, tuple[int, ...]]:
-    """By device, its samples of each class."""
+    """Samples of each class that each device has, by its name."""
     return {
         name: tuple(torch.cat([batch.labels for batch in stream.all]).bincount(minlength=LABELS).tolist())
         for name, stream in streams.items()
@@ -295,7 +295,7 @@ class TappedAggregate:
 
 @dataclass
 class Played:
-    """What happened.
+    """A run that was played, and what happened in it.
 
     Attributes:
       adapter: at the end.
@@ -319,7 +319,7 @@ class Played:
     sent_down: list[Message] = field(default_factory=list)
     errands: list[Message] = field(default_factory=list)
     views: Mapping[str, Adapter] = field(default_factory=dict)
-    """By device, the adapter as it is to this device at the end; none where all share one."""
+    """The adapter as it is to each device at the end, by its name; none where all share one."""
 
 
 def play(
@@ -486,7 +486,7 @@ def played(
     local_steps: int = 2,
     samples: Callable[[int], int] = lambda index: 2 + index % 3,
 ) -> Played:
-    """What a run of the method comes to, on a tiny model and unequal devices: `play`, in a second.
+    """Plays a run of the method on a tiny model and unequal devices: `play`, in a second.
 
     Args:
       method: How it decides; it belongs to this run from now on.

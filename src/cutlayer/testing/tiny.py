@@ -242,7 +242,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def save_inputs(folder: Path, rows: int) -> Path:
-    """What a run needs: `model`, with its tokenizer, and so many reviews to train on, in `data`; returns the folder."""
+    """Writes `model`, with its tokenizer, and so many reviews to train on, in `data`, for a run; returns the folder."""
     save_tiny_tokenizer(save_tiny_model("bert", "classification", folder / "model"))
     write_jsonl(folder / "data" / "train.jsonl", reviews(rows, seed=1))
     write_jsonl(folder / "data" / "validation.jsonl", reviews(20, seed=2))

@@ -1,1 +1,1 @@
-"""How messages travel: sessions, packets, carriers, certificates."""
+"""The transport of messages: sessions, packets, carriers, certificates."""

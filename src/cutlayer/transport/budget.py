@@ -7,7 +7,7 @@ from collections import deque
 
 
 class Budget:
-    """At most so many bytes at a time.
+    """A limit on the bytes that are taken at a time.
 
     Args:
       most_bytes: How many. Something larger than all of it may go when nothing else does.

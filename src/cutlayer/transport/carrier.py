@@ -16,7 +16,7 @@ class CarrierLost(WireError):
 
 
 def most_telling(group: BaseExceptionGroup[WireError]) -> WireError:
-    """Of what ended a connection, that which says more than that it ended."""
+    """Picks, from the errors that ended a connection, one that says more than that it ended, if there is one."""
     return min(
         (error for error in leaves(group) if isinstance(error, WireError)),
         key=lambda error: isinstance(error, CarrierLost),

@@ -32,7 +32,7 @@ from cutlayer.errors import ConfigError
 from cutlayer.files import write_atomically
 
 AUTHORITY_DAYS = 3650
-"""Longer than a fleet lives: a new authority means to visit every device."""
+"""Days that an authority is valid, longer than a fleet lives: a new authority means to visit every device."""
 SERVER_DAYS = DEVICE_DAYS = 365
 """A lost key is worth nothing after a year, if nobody noticed before. `revoke` works at once."""
 SKEW = timedelta(days=1)

@@ -24,16 +24,16 @@ T = TypeVar("T")
 WANTED = 4096
 """The soft limit is raised to this where the hard one allows it: connections in all, and room for everything else."""
 SPARE = 256
-"""For everything that is no connection of a device: files of the model and of the run, threads of gRPC, workers."""
+"""Descriptors for all that is no connection of a device: files of model and run, threads of gRPC, workers."""
 LEAST = 2 * SPARE
-"""Below, a server does not start."""
+"""Descriptors without which a server does not start."""
 LACKING = frozenset({errno.EMFILE, errno.ENFILE})
 TRIES, WAIT_SECONDS = 60, 0.5
 """Strangers' connections are closed within ten seconds; a checkpoint waits for three times as long."""
 
 
 def most_sockets(wanted: int) -> int:
-    """How many connections a server may have at a time; the soft limit of descriptors is raised to what it needs.
+    """Returns how many connections a server may have at a time, and raises the soft limit of descriptors for them.
 
     Args:
       wanted: As many as it would have.

@@ -1,4 +1,4 @@
-"""What is wrong with TLS between a device and its server: a person must change it, so no other try will help.
+"""Faults of TLS between a device and its server: a person must mend them, so no other try will help.
 
 gRPC says of all of these that the server is unavailable, as it says of one that is not there. So a device that could
 not reach its server asks again by a handshake of its own, which says what it met.
@@ -14,15 +14,15 @@ from cutlayer.errors import ConfigError
 from cutlayer.transport.address import parted
 
 PATIENCE_SECONDS = 3.0
-"""For a connection, and for each answer: a diagnosis must not take longer than what it explains."""
+"""Seconds for a connection, and for each answer: a diagnosis must not take longer than what it explains."""
 WRONG_NAME = frozenset({62, 64})
 """OpenSSL's numbers for a certificate of another name, and of another address."""
 OUT_OF_DATE = frozenset({9, 10})
-"""Of one that is not valid yet, and not any more."""
+"""OpenSSL's numbers for a certificate that is not valid yet, and for one that is not valid any more."""
 
 
 def wrong_with(server: str, ca: Path | None, certificate: Path | None = None, key: Path | None = None) -> str | None:
-    """What a person must change of TLS, as a sentence; None where nobody answers, or nothing is wrong with it.
+    """Finds what a person must change of TLS, as a sentence; None where nobody answers, or nothing is wrong with it.
 
     Args:
       server: Where it listens, HOST:PORT.
@@ -85,7 +85,7 @@ def _as_trusted(
 
 
 def _after(trusted: ssl.SSLSocket, server: str) -> str | None:
-    """What a server says after the handshake to a device whose certificate it misses: nothing else, for a while."""
+    """Waits a while after the handshake, when a server hangs up on a device whose certificate it misses."""
     trusted.settimeout(PATIENCE_SECONDS)
     try:
         said = trusted.recv(1)
@@ -136,5 +136,5 @@ def check_authority(ca: Path) -> None:
 
 
 def _why(error: OSError) -> str:
-    """What is wrong with a file; what SSL says of one means nothing to a person."""
+    """The fault of a file in words; those of SSL mean nothing to a person."""
     return "a file without a certificate" if isinstance(error, ssl.SSLError) else str(error.strerror)

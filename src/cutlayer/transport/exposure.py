@@ -1,4 +1,4 @@
-"""Who can reach an address, and whether it is safe to listen there."""
+"""The reach of an address: who can connect to it, and whether it is safe to listen there."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def is_loopback(host: str) -> bool:
 METADATA = frozenset(
     map(ipaddress.ip_address, ("169.254.169.254", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"))
 )
-"""Where clouds tell a machine its secrets, in plain text, because it is that machine that asks."""
+"""Addresses at which clouds tell a machine its secrets, in plain text, because it is that machine that asks."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def led_astray(addresses: Sequence[str], server: Sequence[str]) -> str | None:
-    """Where a server would lead a device that may go nowhere in plain text but to machines as far away as itself.
+    """Finds where a server would lead a device astray in plain text: nearer than the server, or to a cloud's secrets.
 
     Args:
       addresses: Of the host that it names, as they were resolved.
@@ -60,7 +60,7 @@ def _parsed(address: str) -> Address:
 
 
 def _place(address: Address) -> str | None:
-    """What is special about an address, in words; None for nothing."""
+    """The meaning of a special address, in words; None for any other."""
     if address.is_loopback or address.is_unspecified:
         return "this machine itself"
     if address.is_link_local:

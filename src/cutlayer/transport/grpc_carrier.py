@@ -34,7 +34,7 @@ TOKEN_KEY = "cutlayer-token"
 PING_EVERY_MS = 2_500
 PING_ANSWER_MS = 2_000
 CLOSE_SECONDS = 1.0
-"""What is under way when a server stops has so long to leave."""
+"""Seconds that what is under way has to end when a server stops."""
 
 COMMON_OPTIONS = (
     ("grpc.max_receive_message_length", PIECE_BYTES + HEADER_BYTES),
@@ -46,12 +46,12 @@ COMMON_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 HANDSHAKE_SECONDS = 10.0
-"""For TLS and the first frame of HTTP/2; a connection that takes longer is closed."""
+"""Seconds for TLS and the first frame of HTTP/2; a connection that takes longer is closed."""
 READ_BYTES = 2**16
-"""That one connection's reader takes at a time. Without a limit gRPC reads megabytes ahead of whoever sends fast, for
-each connection, before anybody has proved anything; 2 MiB packets are as fast with it as without."""
+"""Bytes that one connection's reader takes at a time. Without a limit gRPC reads megabytes ahead of whoever sends fast,
+for each connection, before anybody has proved anything; 2 MiB packets are as fast with it as without."""
 METADATA_BYTES = 2**13
-"""Of a call: a name and a token."""
+"""Bytes of the metadata of a call, at most: a name and a token."""
 SERVER_OPTIONS = (
     *COMMON_OPTIONS,
     ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
@@ -69,7 +69,7 @@ CLIENT_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection: nobody's back-off is inherited
 )
 DIRECTLY = (("grpc.enable_http_proxy", 0),)
-"""To this machine: a proxy in the environment would be sent, in plain text, what is said to stay here."""
+"""Options for a call to this machine: a proxy in the environment would be sent, in plain text, what is to stay here."""
 
 
 class _Calling:
@@ -138,7 +138,7 @@ class _Called:
 
 
 Attend = Callable[[Carrier, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]
-"""What a server does with a connection, until it ends."""
+"""The function with which a server attends to a connection, until it ends."""
 
 
 async def listen(
@@ -273,13 +273,13 @@ async def _resolved(host: str) -> list[str]:
 
 
 def said_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> tuple[str, str]:
-    """What the metadata of a call says: name and token, empty where it says none."""
+    """The name and the token in the metadata of a call, empty where it says none."""
     metadata = dict(context.invocation_metadata() or ())
     return str(metadata.get(NAME_KEY, "")), str(metadata.get(TOKEN_KEY, ""))
 
 
 def peer_of(context: grpc.aio.ServicerContext[bytes, bytes]) -> str:
-    """Where a call comes from, as `HOST:PORT`."""
+    """The address that a call comes from, as `HOST:PORT`."""
     return _plain(context.peer())
 
 

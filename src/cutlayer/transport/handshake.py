@@ -1,4 +1,4 @@
-"""What is said on a connection before messages of a round pass: one asks, the other answers, nothing is kept.
+"""The talk on a connection before messages of a round pass: one asks, the other answers, nothing is kept.
 
 device                                  server
 Hello(version, name)          ->
@@ -29,7 +29,7 @@ async def say(carrier: Carrier, message: Handshake) -> None:
 
 
 async def hear(carrier: Carrier) -> Message | Handshake:
-    """Waits for the next one.
+    """Waits for the next message.
 
     Raises:
       CarrierLost: The connection ended; its reason, where the other end gave one.

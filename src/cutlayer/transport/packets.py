@@ -40,11 +40,11 @@ _CHECK_AT = slice(12, 16)
 
 
 class Damaged(CarrierLost):
-    """What arrived is not what was sent: no word of the peer's, who need not be blamed for it."""
+    """The bytes that arrived are not those that were sent: no word of the peer's, who need not be blamed for it."""
 
 
 class Kind(IntEnum):
-    """What a packet is."""
+    """The kind of a packet."""
 
     DATA = 0
     HEARTBEAT = 1

@@ -1,4 +1,4 @@
-"""What one end sent in a round and may have to send again.
+"""The frames that one end sent in a round and may have to send again.
 
 A device forgets a frame when the server has it: whatever happens to the server then begins the round again. The server
 keeps all frames of the round, for a device that begins it again; what its memory has no room for lies on the disk.
@@ -17,11 +17,11 @@ from cutlayer.transport.packets import Buffer
 
 LEAST_KEPT_BYTES = 256 * 2**20
 SHARE_KEPT = 1 / 8
-"""Of the memory that is free when a server starts: a round of a small fleet, some steps of a large one."""
+"""Share of the memory that is free when a server starts: a round of a small fleet, some steps of a large one."""
 
 
 class Shelf:
-    """Where the sessions of a server keep what they sent in a round: in memory, and on the disk beyond `most_bytes`.
+    """The store of what the sessions of a server sent in a round: in memory, and on the disk beyond `most_bytes`.
 
     Args:
       folder: For what is on the disk; made when it is needed.
@@ -100,11 +100,11 @@ class Sent:
 
     @property
     def due(self) -> int:
-        """Of the newest frame that the other end must have by now; 0 once nobody needs any."""
+        """The number of the newest frame that the other end must have by now; 0 once nobody needs any."""
         return self.handed if self._lengths or self._on_disk or self._shelf is None else 0
 
     def forget(self) -> None:
-        """Nobody will ask for these frames again."""
+        """Drops these frames, for which nobody will ask again."""
         if self._shelf is not None:
             self._shelf.held_bytes -= sum(self._lengths.values())
         self._frames.clear()
@@ -116,7 +116,7 @@ class Sent:
 
     @property
     def under_way_bytes(self) -> int:
-        """Handed over and not known to have arrived."""
+        """Bytes that were handed over and are not known to have arrived."""
         return sum(self._lengths.get(number, 0) for number in range(self.arrived + 1, self.handed + 1))
 
     def _spill(self, shelf: Shelf) -> None:

@@ -53,25 +53,25 @@ from cutlayer.wire.messages import (
 )
 
 OPENING = Judge, Assignment, SiteRound, Finish
-"""What may be the first message of a round."""
+"""Messages that may be the first of a round."""
 JUDGING = Judge, HeldOut, Judged
-"""What belongs to the judging before a round (`rounds/judging.py`)."""
+"""Messages that belong to the judging before a round (`rounds/judging.py`)."""
 ASKING = Judge, Assignment, SiteRound
-"""Those of them that are answered."""
+"""Messages that open a round and are answered."""
 CLOSING = Update, Judged, SiteReport
-"""What answers them at the end: nothing more comes of that round."""
+"""Messages that answer the asking ones at the end: nothing more comes of that round."""
 UNDER_WAY = Activations, HeldOut, Hidden, HiddenGradients, Gradients
-"""What whoever sends it need not wait for: it may be on its way still."""
+"""Messages that their sender need not wait for: they may be on their way still."""
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 30.0
-"""Without a word from a peer whose connection stands: it is stuck. A frozen or vanished one is noticed by the carrier,
-which pings below our event loop (`grpc_carrier.py`); this is for one that answers pings and nothing else."""
+"""Seconds without a word from a peer whose connection stands: it is stuck. A frozen or vanished one is noticed by the
+carrier, which pings below our event loop (`grpc_carrier.py`); this is for one that answers pings and nothing else."""
 ACK_BYTES = 4 * 2**20
-"""So much may have been received without telling the sender, who holds on to it."""
+"""Bytes that may have been received without telling the sender, who holds on to them."""
 WINDOW_BYTES = 32 * 2**20
-"""So much may be under way: then the sender waits."""
+"""Bytes that may be under way: then the sender waits."""
 INBOX_MESSAGES = 2
-"""So many wait to be taken: then nothing more is read, and the sender's way fills up."""
+"""Messages that wait to be taken: then nothing more is read, and the sender's way fills up."""
 
 
 def turn_of(message: Message) -> int:
@@ -85,7 +85,7 @@ def turn_of(message: Message) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far an end is in a turn: what the other may skip.
+    """The point that an end has reached in a turn: what the other may skip.
 
     Attributes:
       name: of the server's life; empty on a device that was never connected.
@@ -197,7 +197,7 @@ class Session:
         return message
 
     def give_up(self, reason: WireError) -> None:
-        """Nothing more is expected of the other end in this round: whoever waits for it is told so."""
+        """Expects nothing more of the other end in this round: whoever waits for it is told so."""
         self._gone = reason
         self._arrival.set()
         self._progress.set()

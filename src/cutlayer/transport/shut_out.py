@@ -19,11 +19,11 @@ from collections.abc import Iterable
 from cutlayer.transport.sockets import listeners
 
 MOST_HOSTS = 64
-"""In one program, which is run for each packet that comes to the socket that listens."""
+"""Hosts in one program, which is run for each packet that comes to the socket that listens."""
 _ATTACH, _DETACH = 26, 27  # SO_ATTACH_FILTER, SO_DETACH_FILTER
 _LOAD_BYTE, _LOAD_WORD, _AND, _JUMP, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x30, 0x20, 0x54, 0x05, 0x15, 0x35, 0x06
 _IP = 2**32 - 0x100000
-"""From here on what is loaded is of the header of IP; from 0 on, of that of TCP."""
+"""The offset from which on what is loaded is of the header of IP; from 0 on, it is of that of TCP."""
 _RANDOM = 2**32 - 0x1000 + 56
 _FLAGS_AT, _SYN, _ACK = 13, 0x02, 0x10
 _SOURCE_AT = {4: 12, 6: 8}

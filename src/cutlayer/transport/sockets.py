@@ -22,7 +22,7 @@ from cutlayer.transport.address import joined
 _FOLDERS = (Path("/proc/self/fd"), Path("/dev/fd"))  # of Linux; of macOS
 _TCP_INFO_BYTES = 136
 _RECEIVED_AT = 128
-"""Of `tcpi_bytes_received` in Linux's `struct tcp_info`, since 4.1."""
+"""Offset of `tcpi_bytes_received` in Linux's `struct tcp_info`, since 4.1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ def credentials_for(
 
 @dataclass(frozen=True, slots=True)
 class Proved:
-    """What a client certificate proves.
+    """The facts that a client certificate proves.
 
     Attributes:
       name: the device's.
@@ -142,7 +142,7 @@ class Proved:
 
 
 def proved(auth_context: Mapping[str, Iterable[bytes]]) -> Proved | None:
-    """Whose certificate is at the other end; None where there is none.
+    """Reads whose certificate is at the other end; None where there is none.
 
     Args:
       auth_context: Of gRPC's `ServicerContext`: TLS has checked the certificate against the authority.

@@ -293,7 +293,7 @@ class StochasticSteps:
 
 
 def _uniform(key: str, count: int) -> Tensor:
-    """(count,) fp32 from 0 to below 1, drawn from a key: multiples of 2^-24."""
+    """Numbers (count,) in fp32, from 0 to below 1, drawn from a key: multiples of 2^-24."""
     drawn = np.frombuffer(hashlib.shake_256(key.encode()).digest(4 * count), dtype="<u4") >> 8
     return torch.from_numpy(drawn.astype(np.float32) * np.float32(2.0**-24))
 
@@ -400,7 +400,7 @@ def codec_by_name(name: str, *, rows: bool = True) -> AsItIs | Bf16 | Int8 | Top
 
 @lru_cache(maxsize=4096)  # a run has few shapes, and asks for each message
 def packed_form(codec: Codec, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """What packing a tensor of this shape and dtype gives, without elements: its shape, dtype and `nbytes`."""
+    """The packed form of a tensor of this shape and dtype, without elements: its shape, dtype and `nbytes`."""
     return codec.pack(torch.empty(shape, dtype=dtype, device="meta"))
 
 

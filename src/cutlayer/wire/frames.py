@@ -50,7 +50,7 @@ _ARRAY_TYPES: dict[torch.dtype, np.dtype[Any]] = {
     dtype: np.dtype(np.int16) if dtype is torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
     for dtype in DTYPES.values()
 }
-"""What numpy calls them; it has no bf16."""
+"""Numpy's dtypes for those of torch; numpy has no bf16, whose bits pass as int16."""
 MAX_DIMS = 8
 MAX_ENTRIES = 2**16
 """Longest list in a header. msgpack allocates a list by the length that it claims, before it sees the content."""
@@ -66,11 +66,11 @@ _ALIGNMENT = 16
 _HINTS: dict[type[Any], dict[str, Any]] = {kind: get_type_hints(kind) for kind in (*_KINDS.values(), DevicePlan)}
 _IS_TENSOR = (Tensor, Tensor | None, Adapter)
 _TENSORS = {kind: {name: hint for name, hint in hints.items() if hint in _IS_TENSOR} for kind, hints in _HINTS.items()}
-"""Of each kind, the fields that are tensors, and their types."""
+"""Fields of each kind that are tensors, and their types."""
 _PLAIN = {
     kind: {name: hint for name, hint in hints.items() if hint not in _IS_TENSOR} for kind, hints in _HINTS.items()
 }
-"""Of each kind, the fields that the header carries, and their types."""
+"""Fields of each kind that the header carries, and their types."""
 
 
 def encode(message: Message | Handshake) -> bytes:
@@ -258,12 +258,12 @@ def _read_fields(readers: Mapping[str, Reader], values: Any, where: str) -> dict
 
 
 def _readers(kind: type[Any], where: str) -> dict[str, Reader]:
-    """What reads each field of `kind` that the header carries."""
+    """The readers of the fields of `kind` that the header carries, by name."""
     return {name: _reader(hint, f"{where} {name}") for name, hint in _PLAIN[kind].items()}
 
 
 def _reader(hint: Any, where: str) -> Reader:
-    """What reads a field of type `hint`: exact types, no conversion but that of a whole number to a float."""
+    """The reader of a field of type `hint`: exact types, no conversion but that of a whole number to a float."""
     expected = "a count" if hint is int else str(hint)
     if get_origin(hint) is UnionType:
         of_value = _reader(get_args(hint)[0], where)

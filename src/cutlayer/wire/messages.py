@@ -1,4 +1,4 @@
-"""Everything that a device and the server say to each other.
+"""Messages: everything that a device and the server say to each other.
 
 Every message names its run and its round, and its local step where there is one, so that whoever receives it
 recognises a repeat or a late one. Rounds and steps count from 0. Fields that the wire can carry: text, whole
@@ -98,7 +98,7 @@ class Activations:
 
     @property
     def share(self) -> float:
-        """Of the weight of the step."""
+        """The share of this batch, or part of one, in the weight of the step."""
         return self.weight / (self.weight + self.others_weight)
 
     @property
@@ -222,7 +222,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Either way, in the middle of a round: tensors that a shape declares in its script.
+    """Device to server, or server to device, in the middle of a round: tensors that a shape declares in its script.
 
     Attributes:
       run: the run's identifier.
@@ -671,14 +671,14 @@ Message = (
     | SpanCall
     | SpanAnswer
 )
-"""What passes in rounds: exactly once, in order; but for calls of spans and their answers, which have connections of
-their own, and which nobody keeps."""
+"""Messages that pass in rounds: exactly once, in order; but for calls of spans and their answers, which have
+connections of their own, and which nobody keeps."""
 
 FromDevice = Activations | Recall | HiddenGradients | Facts | Measured | Update | HeldOut | Judged
-"""What a device sends in rounds."""
+"""Messages that a device sends in rounds."""
 
 Handshake = Hello | SiteHello | Welcome | Elsewhere | Refusal | Ask | Answer | Ready | Stand
-"""What passes on a new connection before messages of rounds do."""
+"""Messages that pass on a new connection before those of rounds do."""
 
 
 def passes_in_rounds(message: Message | Handshake) -> TypeGuard[Message]:
@@ -704,6 +704,6 @@ ROLES: Mapping[type[Any], Mapping[str, Role]] = {
     Gradients: {"grad_BTD": "gradients"},
     Update: {"adapter": "update"},
 }
-"""What may travel packed: per kind of message the fields, and what they are. Between two ends that agreed on a codec
+"""Fields that may travel packed, by kind of message, and what they are. Between two ends that agreed on a codec
 they hold the packed tensors (`packing.py`); nobody but those two ends sees such a message. What both ends
 must hold alike, such as folds, is never packed."""

@@ -1,4 +1,4 @@
-"""How a person spells a codec; read without torch, so that a flag is checked before seconds of imports."""
+"""The spelling of codecs; read without torch, so that a flag is checked before seconds of imports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 from cutlayer.errors import ConfigError
 
 SPELLED = "none, bf16, int8 or topk:FRACTION with a fraction above 0 and at most 1"
-"""What a person may write for a codec."""
+"""Spellings of a codec that a person may write."""
 SPELLED_ADAPTERS = f"{SPELLED}, or sparse:FRACTION:BITS with 4, 8, 16 or 32 bits"
-"""The same for that of adapters."""
+"""Spellings of a codec for adapters."""
 PLAIN = ("none", "bf16", "int8")
 BITS = (4, 8, 16, 32)
 

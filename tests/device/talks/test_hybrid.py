@@ -58,7 +58,7 @@ def device_of(base: Base, events: list[Event] | None = None, settings: TrainSett
 
 
 def by_hand(base: Base, settings: TrainSettings = ADAMW) -> tuple[list[torch.Tensor], list[torch.Tensor], Adapter]:
-    """What leaves the part, the slopes, and the adapter after two steps."""
+    """The activations that leave the part, the slopes, and the adapter after two steps."""
     trainable, part = Trainable(assignment(base).adapter, settings.optimizer), base.device_part(2)
     sent, slopes = [], []
     for step in range(2):

@@ -141,7 +141,7 @@ def test_what_was_not_reached_remembers_nothing(bert: Base) -> None:
     ("at", "reached"), [(0.15, [0, 0, 0, 1]), (0.16, [0, 0, 1, 1]), (0.22, [0, 1, 1, 1]), (0.27, [1, 1, 1, 1])]
 )
 def test_a_round_that_is_closed_ends_between_two_blocks(at: float, reached: list[int], bert: Base) -> None:
-    """What is under way when the word comes is done first."""
+    """The block that is under way when the word comes is done first."""
     link = ScriptedLink([assignment(bert, None, steps=2), (at, Close("run", 0, True, "deadline")), FINISH])
     [update] = converse(device_of(bert), link)
     assert isinstance(update, Update)

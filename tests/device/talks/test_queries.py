@@ -132,7 +132,7 @@ def test_a_step_costs_its_forward_passes(form: str, bert: Base) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_round_that_ends_early_keeps_the_steps_it_took(form: str, bert: Base) -> None:
-    """Of the recurrence too, whose last step is only taken at the end."""
+    """The recurrence keeps its steps too, though its last step is only taken at the end."""
     asked = Queries(2, EPSILON, form)
     told = assignment(bert, asked)
     link = ScriptedLink([told, (1e-6, Close("run", 0, True, "deadline")), FINISH])

@@ -24,7 +24,7 @@ from ends import ADAMW, ScriptedLink, converse, device_for
 BATCHES = [random_batch("classification", seed=seed, samples=2 + seed) for seed in range(2)]
 RATES = (0.01, 0.002)
 TO = (5, 5, 5)
-"""Of rank 8."""
+"""Ranks that are left of rank 8."""
 
 
 @pytest.fixture(scope="module")

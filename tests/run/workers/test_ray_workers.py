@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 LONGEST_SECONDS = 300.0
-"""Of a wait; a process that imports torch on a busy machine takes a minute."""
+"""Seconds of a wait; a process that imports torch on a busy machine takes a minute."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 

@@ -1,4 +1,4 @@
-"""Who is sent where, and what the head knows of devices that others serve."""
+"""The workers that devices are sent to, and what the head knows of devices that others serve."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROFILE = {
 
 
 class Host:
-    """Of `hub.Host`, what a switchboard asks."""
+    """The part of `hub.Host` that a switchboard asks."""
 
     def session(self, device: str) -> tuple[Session, Link]:  # noqa: ARG002
         session = Session("life", limit_bytes=lambda: 0, incoming=Budget(1), outgoing=Budget(1))

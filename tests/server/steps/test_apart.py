@@ -35,7 +35,7 @@ def bert(tiny_model: ModelMaker) -> Base:
 
 
 def sent(base: Base, index: int, value: float | None = None) -> Activations:
-    """Of a device; of one that lies, all activations are this number."""
+    """The activations of a device; of one that lies, all of them are this number."""
     batch = random_batch("classification", seed=index, samples=2 + index, tokens=8)
     honest = activations_for(base, batch, 1, device=f"device-{index}")
     return honest if value is None else replace(honest, h_BTD=torch.full_like(honest.h_BTD, value))
@@ -49,7 +49,7 @@ def opened(base: Base, blamed: list[DivergedError] | None) -> Server:
 
 
 def trained(server: Server, arrived: Sequence[Activations]) -> tuple[list[str], float | None, Adapter]:
-    """Who was trained on, the loss, and the shared adapter then."""
+    """The devices that were trained on, the loss, and the shared adapter then."""
 
     async def step(parts: Sequence[Activations]) -> float:
         return (await train(server, merge(parts), PLAN.devices[0]))[0]

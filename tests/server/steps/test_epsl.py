@@ -123,7 +123,7 @@ def taken(base: Base, common_T: Tensor, num_tokens: int) -> Tensor:
 
 
 class Formulas:
-    """What related work says, with our choices: per sample, in 32 bits, by autograd."""
+    """The formulas of related work, with our choices: per sample, in 32 bits, by autograd."""
 
     def __init__(self, base: Base, arrived: Sequence[Activations], chosen: Sequence[Sequence[int]]) -> None:
         self.base, self.arrived, self.chosen = base, arrived, chosen

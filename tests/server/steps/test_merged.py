@@ -44,7 +44,7 @@ def plan_of(*cuts: int) -> RoundPlan:
 
 
 def serve(server: Server, plan: RoundPlan, arriving: dict[float, Activations]) -> list[tuple[float, Gradients]]:
-    """What is answered when, if these arrive at these times."""
+    """The answers and their times, if these arrive at these times."""
     answered: list[tuple[float, Gradients]] = []
 
     async def reply(gradients: Gradients) -> None:

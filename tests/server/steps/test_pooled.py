@@ -79,7 +79,7 @@ def serve(
     plan: RoundPlan | None = None,
     leaving: dict[float, str] | None = None,
 ) -> list[tuple[float, Gradients]]:
-    """What is answered when, if these arrive a second apart, and devices leave at these times."""
+    """The answers and their times, if these arrive a second apart, and devices leave at these times."""
     answered: list[tuple[float, Gradients]] = []
     plan = plan or plan_of(len(arriving))
 

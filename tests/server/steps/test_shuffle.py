@@ -46,7 +46,7 @@ def test_a_batch_is_given_as_soon_as_the_window_is_full() -> None:
 
 
 def test_the_draw_is_uniform_and_seeded() -> None:
-    """Who comes first has no better chance: each of six is in the first batch of two a third of the time."""
+    """The first sample has no better chance: each of six is in the first batch of two a third of the time."""
     first = Counter(sample for seed in range(3000) for sample in emptied([[*range(6)]], 6, 2, seed)[0])
     assert all(abs(count - 1000) < 120 for count in first.values())
     assert len(first) == 6

@@ -57,5 +57,5 @@ def held_near(mu: float) -> Planner:
 
 
 def script(_plan: DevicePlan, forms: Forms) -> Script:
-    """What a device may send: one update."""
+    """The messages that a device may send: one update."""
     yield forms.update()

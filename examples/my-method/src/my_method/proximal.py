@@ -13,7 +13,7 @@ from cutlayer.wire.messages import Assignment, Message
 
 @dataclass(frozen=True, slots=True)
 class Proximal(Clause):
-    """What a device adds to its loss: mu / 2 times the squared distance to the adapter that was broadcast."""
+    """The term that a device adds to its loss: mu / 2 times the squared distance to the adapter that was broadcast."""
 
     mu: float
 

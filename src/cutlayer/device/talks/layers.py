@@ -61,7 +61,7 @@ class Layers(RoundTalk):
         return None
 
     def _part(self) -> Part:
-        """What the device holds."""
+        """The part of the model that the device holds."""
         base, plan = self._device.base, self._device.now.plan
         return base.whole(plan.blocks) if plan.alone else base.device_part(plan.cut, plan.blocks)
 
@@ -160,7 +160,7 @@ class Layers(RoundTalk):
         return pieces_of(device.now.plan, device.costs, rank, batch.num_samples, batch.num_tokens)
 
     def _until(self, step: int) -> float:
-        """When a step is to be over, on the clock of the loop."""
+        """The time at which a step is to be over, on the clock of the loop."""
         plan = self._device.now.plan
         reach = plan.clause(Reach)
         return math.inf if reach is None else self._begun + reach.until(step, plan.local_steps)
@@ -178,7 +178,7 @@ class Layers(RoundTalk):
 
 
 def names_in(base: Base, names: Adapter | dict[str, tuple[int, ...]], counts: list[int]) -> list[str]:
-    """Of a device's trainable tensors, those that were reached.
+    """Names of a device's trainable tensors that were reached.
 
     Args:
       base: The model.

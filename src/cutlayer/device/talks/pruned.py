@@ -115,7 +115,7 @@ class Pruned(RoundTalk):
         return base.structure.slice_all(adapter, self._pruning.kept)
 
     def _part(self) -> WholePart:
-        """What the device holds of the whole model."""
+        """The whole model, but for the units that the device has pruned."""
         base, blocks = self._device.base, self._device.now.plan.blocks
         return base.pruned(self._pruning.kept, blocks) if self._pruning else base.whole(blocks)
 
@@ -151,7 +151,7 @@ def _lora_distance(after: Adapter, before: Adapter) -> float:
 
 
 def structure_in(facts: Mapping[str, Tensor]) -> Adapter:
-    """Of an update's facts, those that say what is left of the device's model; none where it does not prune."""
+    """The facts of an update that say what is left of the device's model; none where it does not prune."""
     return {name: value for name, value in facts.items() if name.startswith((KEPT, IMPORTANCE))}
 
 

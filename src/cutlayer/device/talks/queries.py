@@ -79,7 +79,7 @@ class QueriesTalk(RoundTalk):
         return loss
 
     def _recur(self, batch: Batch, seeds: Sequence[int], step: int) -> float:
-        """As `_ask`, but that the step is taken by the next pass; the mean of the losses."""
+        """Does as `_ask`, but leaves the step for the next pass to take; the mean of the losses."""
         device, asked = self._device, queries_of(self._device.now.plan)
         values = device.trainable.values()
         if self._recurrence is None:
@@ -93,7 +93,7 @@ class QueriesTalk(RoundTalk):
         return float(losses_2Q.mean())
 
     def update(self) -> Update:
-        """What has moved, which is not A."""
+        """The update with what has moved, which is not A."""
         device = self._device
         if self._recurrence is not None:
             device.trainable.load(device.trainable.adapter() | self._recurrence.end(*self._last))

@@ -111,7 +111,7 @@ def _padded(values_T: Tensor, length: int, fill: int) -> Tensor:
 
 
 def said(plan: DevicePlan) -> Adapter:
-    """What an update says, as tensors that hold nothing."""
+    """The facts that an update says, as tensors that hold nothing."""
     steps = plan.local_steps
     return {
         INDICES: torch.empty(steps, dtype=torch.int16, device="meta"),

@@ -60,7 +60,7 @@ class Shrinking(RoundTalk):
         return tail_norm(adapter, may.ranks, self._device.base.block_of)
 
     def update(self) -> Update:
-        """What the device trained in this round; of its ranks, what it has not pruned."""
+        """The update with what the device trained in this round, at the ranks that it has not pruned."""
         device, may = self._device, self._may
         if may is None:
             return device.update()

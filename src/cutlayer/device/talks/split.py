@@ -56,7 +56,7 @@ class Split(RoundTalk):
         await self._device.back(part, h_BTD, grad_BTD, step, moves=last)
 
     def update(self) -> Update:
-        """What the device trained in the round."""
+        """The update with what the device trained in the round."""
         return self._device.update()
 
     async def _steps(self, link: Link, assignment: Assignment) -> Message | None:

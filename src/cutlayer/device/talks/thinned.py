@@ -32,8 +32,8 @@ from cutlayer.types import Adapter, Batch, DevicePlan, Flow, Kept
 from cutlayer.wire.messages import Assignment, Update
 
 CLAUSES = (PruneBelow, DropChannels, FewBits)
-"""What a plan of this shape may have: a device can read the clauses that its shape has imported, and no others. The
-second is the link's to read."""
+"""The clauses that a plan of this shape may have: a device can read those that its shape has imported, and no others.
+The second is the link's to read."""
 
 
 class Thinned(Split):
@@ -66,7 +66,7 @@ class Thinned(Split):
         await device.back(part, h_BTD, grad_BTD, step, moves=last, rule=rule)
 
     def update(self) -> Update:
-        """What the device trained in the round, and of what."""
+        """The update with what the device trained in the round, and of which units."""
         return self._device.update(self._said())
 
     def _thin(self, adapter: Adapter) -> Adapter:
@@ -89,7 +89,7 @@ class Thinned(Split):
         return self._device.base.device_part(plan.cut, plan.blocks, self._kept)
 
     def _said(self) -> Adapter:
-        """What is left of the blocks below the cut, as facts; none where nothing is left out."""
+        """The units that are left of the blocks below the cut, as facts; none where nothing is left out."""
         if self._kept is None or self._chosen is None:
             return {}
         _, cut = self._chosen
@@ -97,7 +97,7 @@ class Thinned(Split):
         return {f"{KEPT}{name}": torch.tensor(units, dtype=torch.int32) for name, units in units_by_name(lowest)}
 
     def state(self) -> State:
-        """What is left, and for when it was chosen; nothing where nothing is left out."""
+        """The units that are left, and the era and the cut that they were chosen for; nothing where none were."""
         return State({"chosen": self._chosen}, self._said()) if self._chosen else State()
 
     def load(self, state: State) -> None:
@@ -110,7 +110,7 @@ class Thinned(Split):
 
 
 def kept_in(facts: Mapping[str, Tensor], base: Base, device: str) -> Kept | None:
-    """What is left of the model, as a device's facts say it; None where nothing is left out.
+    """The units that are left of the model, as a device's facts say; None where nothing is left out.
 
     Args:
       facts: By name; those that do not say it are passed over.

@@ -65,7 +65,7 @@ class Weighing(Split):
         )
 
     def update(self) -> Update:
-        """What the device trained in the round, and what it found of each module, in the order of its adapter."""
+        """The update with what the device trained in the round, and the scores of modules in its adapter's order."""
         weigh = self._device.now.plan.clause(Weigh)
         modules = [a for _, a in factor_names(self._device.broadcast)]
         if weigh is None or not modules:

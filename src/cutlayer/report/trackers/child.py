@@ -16,7 +16,7 @@ from typing import Any
 from cutlayer.report.trackers.tracker import TrackedRun, Tracker
 
 CLASSES = {"wandb": "Wandb", "mlflow": "Mlflow", "trackio": "Trackio"}
-"""By name: each is in the file of that name."""
+"""The class of each tracker, by its name; it is in the file of that name."""
 
 
 def made(name: str) -> Tracker:

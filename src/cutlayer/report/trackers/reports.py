@@ -24,7 +24,7 @@ from cutlayer.report.scalars import scalars_of, settings_of, step_of
 from cutlayer.report.trackers.tracker import TrackedRun
 
 CLOSING_SECONDS = 60.0
-"""At the end of a run, for what a tracker has not sent yet; the run is on the disk already."""
+"""Seconds at the end of a run for what a tracker has not sent yet; the run is on the disk already."""
 SHOWN = 300
 """Characters of what a tracker says went wrong."""
 
@@ -88,7 +88,7 @@ class Reports:
                 process.tell(line)
 
     def close(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Ends them; `summary` as in summary.json, None where the run did not come to its end."""
+        """Ends the trackers; `summary` as in summary.json, None where the run did not come to its end."""
         until = time.monotonic() + self._closing_seconds
         for process in self._processes:
             if summary is not None:
@@ -134,7 +134,7 @@ class _Process:
         self._lines.put(line)
 
     def finish(self) -> None:
-        """Nothing more comes."""
+        """Says that nothing more comes."""
         self._lines.put(None)
 
     def wait(self, until: float) -> None:
@@ -173,7 +173,7 @@ class _Process:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its paths of modules; what was not sent is tried again at the next round, so few retries."""
+    """This process's environment, with its paths of modules; what was not sent is tried next round: few retries."""
     return {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

@@ -12,7 +12,7 @@ PROJECT = "cutlayer"
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """What a tracker is told of a run.
+    """The facts that a tracker is told of a run.
 
     Attributes:
       id: The run's for trackers, drawn when it began and kept in its folder: a run that goes on has the same.

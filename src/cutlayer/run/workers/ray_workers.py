@@ -35,7 +35,7 @@ RAYS_CHOICES = {
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # SIGTERM is no crash, of which it prints a trace
     "RAY_worker_niceness": "0",  # Ray's own choice, 15, leaves a worker the time that nobody else wants
 }
-"""In place of Ray's own, unless the environment says something else; Ray reads them when it is imported."""
+"""Settings in place of Ray's own, unless the environment says something else; Ray reads them when it is imported."""
 
 try:
     for name, value in RAYS_CHOICES.items():
@@ -48,7 +48,7 @@ except ModuleNotFoundError:
     raise ConfigError("--workers: expected Ray, got none. Run: pip install 'cutlayer[ray]'") from None
 
 MOST_RESTARTS = 20
-"""Of a worker in a run: one that dies as often has something that beginning it again does not cure."""
+"""Restarts of a worker in a run: one that dies as often has something that beginning it again does not cure."""
 
 
 class RayWorkers:
@@ -191,7 +191,8 @@ class RayWorker:
 
 
 def _small(setup: Setup) -> bytes:
-    """Below the 100 KB up to which Ray keeps what an actor is begun with, and so can begin it again."""
+    """The setup in fewer bytes than the 100 KB up to which Ray keeps what an actor is begun with, and so can begin it
+    again."""
     return zlib.compress(pickle.dumps(setup))
 
 

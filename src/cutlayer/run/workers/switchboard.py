@@ -125,7 +125,7 @@ class Switchboard(Hub):
         self._news()
 
     def roll_call(self, expected: Sequence[str]) -> list[DeviceNow]:
-        """How all devices are, in the fleet's order, then those who have never come; for any thread."""
+        """The state of all devices, in the fleet's order, then of those that have never come; for any thread."""
         rows = {row.name: row for report in list(self._reports.values()) for row in report.rows}
         come = sorted({*rows, *list(self.members)}, key=self.place)
         names = [*come, *(name for name in expected if name not in come)]

@@ -48,7 +48,7 @@ REPORT_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker is made of.
+    """The things that a worker is made of.
 
     Attributes:
       inputs: of the run.
@@ -69,7 +69,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a worker's devices are.
+    """The state of a worker's devices.
 
     Attributes:
       life: of the worker: another one after it died.
@@ -158,7 +158,7 @@ class WorkerProcess:
         return await asyncio.shield(self._round[1])
 
     async def report(self, seen: int) -> Report:
-        """How its devices are: as soon as there is news since the report of version `seen`, or in a second."""
+        """Reports how the worker's devices are, as soon as there is news since version `seen`, or in a second."""
         await self._open()
         if self._version == seen:
             self._changed.clear()

@@ -60,8 +60,8 @@ from cutlayer.types import Costs, RoundPlan
 from cutlayer.wire.messages import Activations
 
 VARIANTS = ("auto", "mean", "sample", "wire")
-"""Where the mean gradient passes back; auto is mean where labels are classes, and wire where they are texts, whose
-gradients do not align."""
+"""Answers to where the mean gradient passes back; auto is mean where labels are classes, and wire where they are
+texts, whose gradients do not align."""
 
 
 def epsl(phi: float, *, variant: str = "auto", pairing: bool = True, seed: int = 0) -> ServerStep:
@@ -167,7 +167,7 @@ class _Epsl(Stateless):
         return self._variant == "wire" or (self._variant == "auto" and server.base.settings.task == "causal-lm")
 
     def _choose(self, arrived: Sequence[Activations], rng: np.random.Generator) -> list[list[int]]:
-        """By device, which of its samples are shared, in their order: the j-th of all stand together."""
+        """Chooses the samples of each device that are shared, in their order: the j-th of all stand together."""
         sizes = [len(part.h_BTD) for part in arrived]
         shared = num_shared(self._phi, sizes) if len(arrived) > 1 else 0  # with oneself there is nothing to share
         if not shared or not self._pairing:
@@ -177,7 +177,7 @@ class _Epsl(Stateless):
         return pair_lengths([part.mask_BT.sum(1).tolist() for part in arrived], shared, rng)
 
     def _note(self, server: Server, arrived: Sequence[Activations], shared: int, backward_flops: float) -> None:
-        """What a broadcast would not send again: all of the shared rows but the longest, as they are packed."""
+        """Notes bytes that a broadcast need not repeat (packed shared rows but the longest), and backward FLOPs."""
         sent = []
         for part in arrived:
             device = server.ledger.device(part.device)
@@ -192,7 +192,7 @@ class _Epsl(Stateless):
 
 
 def num_shared(phi: float, sizes: Sequence[int]) -> int:
-    """How many samples of each device are shared: m = ceil(phi min b_i).
+    """Number of samples of each device that are shared: m = ceil(phi min b_i).
 
     Example:
       >>> num_shared(0.25, [16, 9]), num_shared(0.7, [10]), num_shared(0.0, [4])
@@ -202,7 +202,7 @@ def num_shared(phi: float, sizes: Sequence[int]) -> int:
 
 
 def pair_labels(labels: Sequence[Sequence[int]], num: int, rng: np.random.Generator) -> list[list[int]]:
-    """By device, `num` samples, of which the j-th have one label on as many devices as can be; best agreed ones first.
+    """Chooses `num` samples of each device: the j-th have one label on as many as can be, best agreed ones first.
 
     Args:
       labels: By device, its samples' classes.
@@ -234,7 +234,7 @@ def pair_labels(labels: Sequence[Sequence[int]], num: int, rng: np.random.Genera
 
 
 def pair_lengths(lengths: Sequence[Sequence[int]], num: int, rng: np.random.Generator) -> list[list[int]]:
-    """By device, `num` samples, of which the j-th are equally far down a list of the device's texts by length.
+    """Chooses `num` samples of each device: the j-th are equally far down a list of the device's texts by length.
 
     Args:
       lengths: By device, the tokens of its samples.
@@ -261,7 +261,7 @@ def _others_shape(arrived: Sequence[Activations], shared: int) -> list[tuple[int
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where texts lie on the common ones, token by token.
+    """The places of a device's texts on the common ones, token by token.
 
     Attributes:
       first_m: the common token at which each text begins.
@@ -289,7 +289,7 @@ def _gathered(values_mT: Tensor, index_mT: Tensor, there_mT: Tensor) -> Tensor:
 
 
 def _places(shared: Sequence[Activations], *, ends: bool) -> list[_Place]:
-    """By device, where its shared texts lie; at `ends`, each ends with the longest of those that it stands with."""
+    """The places of each device's shared texts; at `ends`, each ends with the longest of those that it stands with."""
     lengths = [part.mask_BT.sum(1).to(part.h_BTD.device) for part in shared]
     longest_m = torch.stack(lengths).amax(0)
     return [_Place(longest_m - own if ends else torch.zeros_like(own), own) for own in lengths]

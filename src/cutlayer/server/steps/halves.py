@@ -151,7 +151,7 @@ class _InHalves:
     async def _second_half(
         self, server: Server, passing: _Passing, arrivals: Arrivals, returns: Returns, reply: Reply
     ) -> None:
-        """What came back, followed to the cut; nothing of a device that has left meanwhile."""
+        """Follows what came back to the cut; does nothing for a device that has left meanwhile."""
         arrived = passing.arrived
         if (returned := await returns.of(arrived.device, arrived.step)) is None:
             return
@@ -164,7 +164,7 @@ class _InHalves:
         await reply(_answer(server, passing, returned, grad_BTD))
 
     def _moves(self, server: Server, arrived: Activations) -> Callable[[], None]:
-        """What is done when the gradients of a step are there."""
+        """The function that is called when the gradients of a step are there."""
         owner = self.owner(arrived.device)
         rate, rule = server.learning_rate(arrived.round, arrived.step), server.adapters.rule(owner)
         return lambda: self._versions[owner].step(arrived.step, rate, rule)
@@ -285,7 +285,7 @@ async def back_half(
 
 
 def graph_bytes(device: DevicePlan, costs: Costs, num_tokens: int) -> int:
-    """What the server keeps of a step between its halves, and while it is at one of them."""
+    """Bytes that the server keeps of a step between its halves, and while it is at one of them."""
     step, nothing = (costs.server(device, samples, num_tokens).memory_bytes for samples in (device.batch_size, 0))
     return step - nothing
 

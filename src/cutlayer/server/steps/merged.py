@@ -78,7 +78,7 @@ async def _train(server: Server, arrived: Sequence[Activations]) -> tuple[float,
 
 
 def span_of(server: Server, arrived: Sequence[Activations]) -> Span:
-    """What all of them pass through on the server, whose cuts are alike."""
+    """The span on the server that the activations of all devices pass through; their cuts are alike."""
     device = server.ledger.device(arrived[0].device)
     return server.engine.span(device.cut, device.blocks)
 

@@ -94,7 +94,7 @@ class _OneAtATime:
 
 class _ACopyEach(_OneAtATime):
     def server_bytes(self, plan: RoundPlan, costs: Costs, num_tokens: int) -> int:
-        """As many server-side models as devices, each in its step."""
+        """Memory of as many server-side models as devices, each in its step."""
         return sum(costs.server(device, device.micro_batch_size, num_tokens).memory_bytes for device in plan.devices)
 
 

@@ -128,7 +128,7 @@ async def _train(server: Server, number: int, samples: Sequence[Activations]) ->
 
 
 def num_steps(num_samples: int, size: int) -> int:
-    """How many mini-batches of at most `size` there are."""
+    """Number of mini-batches of at most `size` samples."""
     return math.ceil(num_samples / size)
 
 
@@ -166,11 +166,11 @@ class Pool:
         return len(self._samples)
 
     def without(self, gone: Collection[str], places: Sequence[int]) -> list[int]:
-        """Of these places, those whose owners have not left."""
+        """The given places whose owners have not left."""
         return [place for place in places if self._samples[place].device not in gone]
 
     def owner(self, place: int) -> str:
-        """Whose sample is at a place."""
+        """The device whose sample is at a place."""
         return self._samples[place].device
 
     def samples(self, places: Sequence[int]) -> list[Activations]:

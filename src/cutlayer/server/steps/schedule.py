@@ -1,4 +1,4 @@
-"""In which order the stages of a server work on micro-batches, with the backward pass in one piece or in two.
+"""The order in which the stages of a server work on micro-batches, with the backward pass in one piece or in two.
 
 Zero Bubble Pipeline Parallelism
     Penghui Qi, Xinyi Wan, Guangxing Huang, Min Lin. ICLR 2024. https://arxiv.org/abs/2401.10241
@@ -18,7 +18,7 @@ from typing import Literal
 
 Piece = Literal["forward", "input", "weight", "backward"]
 RANK: dict[Piece, int] = {"input": 0, "backward": 0, "forward": 1, "weight": 2}
-"""Who goes first."""
+"""Ranks of the pieces: the lowest goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def schedule(
     slots: list[Slot] = []
 
     def ready(stage: int, what: Piece, micro_batch: int) -> float | None:
-        """From when on it can be done; None while what it needs has no time yet."""
+        """Time from which on a piece can be done; None while its needs have no time or the stage is too far ahead."""
         if what == "forward" and _ahead(slots, stage) >= stages - stage:
             return None
         times = [ended.get((*need, micro_batch)) for need in _needs(stage, what, stages, decomposed)]
@@ -85,7 +85,7 @@ def _pieces(stage: int, decomposed: bool) -> tuple[Piece, ...]:
 
 
 def _needs(stage: int, what: Piece, stages: int, decomposed: bool) -> list[tuple[int, Piece]]:
-    """What must have been done, for the same micro-batch, before this."""
+    """The pieces that must have been done, for the same micro-batch, before this one."""
     if what == "forward":
         return [(stage - 1, "forward")] if stage else []
     if what == "weight" and stage:
@@ -95,6 +95,6 @@ def _needs(stage: int, what: Piece, stages: int, decomposed: bool) -> list[tuple
 
 
 def _ahead(slots: list[Slot], stage: int) -> int:
-    """By how many forward passes a stage is ahead of its backward passes."""
+    """Number of forward passes by which a stage is ahead of its backward passes."""
     mine = [slot.what for slot in slots if slot.stage == stage]
     return mine.count("forward") - mine.count("backward") - mine.count("input" if stage else "weight")

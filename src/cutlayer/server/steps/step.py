@@ -1,4 +1,4 @@
-"""What every server step of an up-and-down round offers."""
+"""Calls and facts that every server step of an up-and-down round offers."""
 
 from __future__ import annotations
 
