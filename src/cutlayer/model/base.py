@@ -534,7 +534,7 @@ class Base:
             model.get_submodule(owner)._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
 
     def _trainable_shapes(self, skeleton: Any) -> dict[str, tuple[int, ...]]:
-        """The shapes of the trainable tensors by global name, in the model's order.
+        """The shapes of the trainable tensors by global name: LoRA's in the model's order, then the head's.
 
         One of the blocks that are alike gets its LoRA and speaks for all: PEFT takes milliseconds for each module.
         """
