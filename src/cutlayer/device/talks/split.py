@@ -23,7 +23,7 @@ from cutlayer.device.follow import RoundTalk, ends
 from cutlayer.device.shape import Shape
 from cutlayer.types import Batch
 from cutlayer.wire.link import Link, unexpected
-from cutlayer.wire.messages import Assignment, Gradients, Message, Update
+from cutlayer.wire.messages import Assignment, Gradients, Message
 
 
 class Split(RoundTalk):
@@ -54,10 +54,6 @@ class Split(RoundTalk):
     async def back(self, part: Batch, h_BTD: Tensor, grad_BTD: Tensor | None, step: int, *, last: bool) -> None:
         """Follows the gradient at the cut back through what `ahead` made; with the last part the adapter moves."""
         await self._device.back(part, h_BTD, grad_BTD, step, moves=last)
-
-    def update(self) -> Update:
-        """The update with what the device trained in the round."""
-        return self._device.update()
 
     async def _steps(self, link: Link, assignment: Assignment) -> Message | None:
         for step in range(assignment.plan.local_steps):
