@@ -15,6 +15,7 @@ A line is METHOD/FAMILY/SEED or METHOD:VARIANT/FAMILY/SEED, `/grpc` behind it fo
     adapter    of adapter/adapter_model.safetensors, as `sha256sum` prints it
     adapters   of the files of adapters/, an adapter per device, where there are some
     pruned     of the files of pruned/, a pruned model, where there is one
+    model      of the files of model/, where a run moves all weights and has no adapter
     metrics    of metrics.jsonl without the keys that start with `wall_`: losses, bytes, FLOPs, virtual times, plans
     events     of events.jsonl, what each machine did when; of simulated runs
     bytes      of the bytes of each round up and down, of real runs, which have other times
@@ -60,6 +61,8 @@ class RunFailed(Exception):
 
 Line = dict[str, str]
 """Digests of one run, by what they are of."""
+LEFT = {"adapter", "adapters", "pruned", "model"}
+"""Digests of what a run ends with: two runs of which only one has left it are not alike."""
 
 ROUNDS = 3
 ENCODERS = ("bert", "roberta", "distilbert")
@@ -256,8 +259,10 @@ class Stage:
 
     def digests(self, out: Path) -> Line:
         """Digests of the files that a run left."""
-        line = {"adapter": hashlib.sha256((out / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()}
-        for name in ("adapters", "pruned"):
+        line, adapter = Line(), out / "adapter" / "adapter_model.safetensors"
+        if adapter.exists():
+            line["adapter"] = hashlib.sha256(adapter.read_bytes()).hexdigest()
+        for name in ("adapters", "pruned", "model"):
             if (out / name).is_dir():
                 line[name] = self._of_folder(out / name)
         line["metrics"] = _of([_without_wall(row) for row in _lines(out / "metrics.jsonl")])
@@ -412,7 +417,7 @@ def play_all(plays: Sequence[Play]) -> tuple[dict[str, Line], list[str]]:
 
 def unlike(name: str, what: str, expected: Line, got: Line) -> list[str]:
     """A sentence if two runs that were to leave the same did not; of what both have digests of, and all adapters."""
-    keys = (expected.keys() & got.keys()) | ({"adapters", "pruned"} & (expected.keys() ^ got.keys()))
+    keys = (expected.keys() & got.keys()) | (LEFT & (expected.keys() ^ got.keys()))
     different = sorted(key for key in keys if expected.get(key) != got.get(key))
     return [f"{name}: expected {what}, got other {', '.join(different)}."] if different else []
 

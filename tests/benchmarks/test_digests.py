@@ -90,6 +90,14 @@ def test_what_a_run_left_is_seen(tmp_path: Path) -> None:
         assert {name for name in before if before[name] != after[name]} == seen
 
 
+def test_a_run_that_moves_all_weights_leaves_a_model(tmp_path: Path) -> None:
+    stage = digests.Stage(tmp_path)
+    case = next(case for case in digests.CASES if case.name == "fedkseed")
+    before, resumed = stage.simulate(digests.Play(case, "bert", 0))
+    assert before == resumed
+    assert before.keys() == {"model", "metrics", "events"}
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on() -> None:
     wrong = digests.Play(digests.Case("memsfl", "wrong", ("-o", "method.order=backwards")), "bert", 0)
     lines, broken = digests.play_all([wrong])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from bases import open_base, settings_for
@@ -60,7 +60,18 @@ def test_the_sums_make_the_weights_again_from_the_base(tiny_model: ModelMaker, t
     assert (tmp_path / "model" / SUMS).stat().st_size < 1000
 
 
-def test_a_file_of_no_sums(tmp_path: Path) -> None:
+def test_the_same_weights_are_the_same_bytes(tiny_model: ModelMaker, tmp_path: Path) -> None:
+    """Several entries of a safetensors header would be written in another order each time."""
+    for name in "abcde":
+        moved(tmp_path / name, open_base(tiny_model("bert", "classification"), "classification"), "classification")
+    assert len({(tmp_path / name / SUMS).read_bytes() for name in "abcde"}) == 1
+
+
+@pytest.mark.parametrize("header", [None, {"format": "pt"}, {"made_from": "{"}])
+def test_a_file_of_no_sums(header: dict[str, str] | None, tmp_path: Path) -> None:
+    (tmp_path / SUMS).write_bytes(save({"sums": torch.zeros(2)}, header))
+    with pytest.raises(ModelError, match="expected sums of seeds"):
+        read_sums(tmp_path / SUMS)
     (tmp_path / SUMS).write_bytes(b"none")
     with pytest.raises(ModelError, match="expected sums of seeds"):
         read_sums(tmp_path / SUMS)

@@ -28,6 +28,8 @@ from cutlayer.model.pruned import TOKENIZER_FILES, described
 from cutlayer.model.standing import Standing
 from cutlayer.types import Adapter
 
+MADE_FROM = "made_from"
+"""The entry in the header of the sums that says what their seeds are made from, as JSON."""
 SUMS = "sums.safetensors"
 NOTE = """# A model tuned by cutlayer along seeds
 
@@ -57,8 +59,8 @@ def save_moved(folder: Path, base: Base, standing: Standing, facts: Mapping[str,
             continue  # a pooler that neither the base nor the run has
         stored = base.weights.get(name) if trained is None else trained.to(base.dtype)
         tensors[name] = stored.detach().cpu().contiguous()
-    made_from = {name: json.dumps(value) for name, value in facts.items()}
-    sums = save({"sums": standing.sums}, {"format": "pt", **made_from})
+    # one entry for all facts: safetensors writes several in another order each time
+    sums = save({"sums": standing.sums}, {MADE_FROM: json.dumps(facts)})
 
     config = described(config_of(base.files), base, card)
 
@@ -82,7 +84,7 @@ def read_sums(path: Path) -> tuple[Tensor, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            facts = {name: json.loads(value) for name, value in file.metadata().items() if name != "format"}
+            facts = json.loads(file.metadata()[MADE_FROM])
             return file.get_tensor("sums"), facts
-    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{path}: expected sums of seeds, got {error}. Copy the file of the run again.") from error

@@ -18,7 +18,6 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cutlayer.config import read_config
@@ -456,18 +455,7 @@ def _files(run: Path) -> dict[str, bytes]:
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     told = {str(path.relative_to(run)): path for path in files}
     timed = ("config.yaml", "metrics.jsonl", "summary.json", "report.html", "tensorboard/", "checkpoint")
-    return {name: _content(path) for name, path in told.items() if not name.startswith(timed)}
-
-
-def _content(path: Path) -> bytes:
-    """A file to the byte; of safetensors, whose words about itself have no order, what they hold."""
-    if path.suffix != ".safetensors":
-        return path.read_bytes()
-    with safe_open(path, "np") as file:
-        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        said = sorted((file.metadata() or {}).items())
-    facts = (said, [(name, array.shape, str(array.dtype)) for name, array in tensors.items()])
-    return repr(facts).encode() + b"".join(array.tobytes() for array in tensors.values())
+    return {name: path.read_bytes() for name, path in told.items() if not name.startswith(timed)}
 
 
 class _Stopped(Exception):
