@@ -94,6 +94,13 @@ MEASURED = {
     "mergesfl": "its batch sizes follow measured speed",
     "reindsplit": "its cuts follow measured times",
     "sfl_v2": "its order is that of arrival",
+    "splitlora": "its order is that of arrival",
+    "ho_sfl": "its order is that of arrival",
+    "salf": "its deadlines are real seconds",
+    "adel": "its deadlines are real seconds",
+    "teasq_fed": "a round is over when so many have come",
+    "hsplitlora": "its cuts fill the memory that devices find free",
+    "petals": "its spans are processes with addresses",
 }
 """Methods that promise no simulated adapter over gRPC, and why."""
 
@@ -158,7 +165,7 @@ CASES = (
     Case("memsfl", "micro", ("--micro-batches", "2"), BOTH, grpc=True),
     Case("memsfl", "micro-in-turn", ("--micro-batches", "2", "--no-overlap")),
     Case("memsfl", "micro-packed", ("--micro-batches", "2", *PACKED)),
-    Case("memsfl", "packed", PACKED, BOTH, grpc=True),
+    Case("memsfl", "packed", (*PACKED, *option("method.cut=1")), BOTH, grpc=True),
     Case("memsfl", "packed-by-topk", ("--compress-activations", "topk:0.3", "--compress-adapters", "int8")),
     Case("memsfl", "no-feedback", ("--compress-adapters", "topk:0.1", "--no-error-feedback")),
     Case("memsfl", "optimal", option("method.order=optimal", "method.momentum=0.5")),
