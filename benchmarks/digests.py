@@ -423,7 +423,7 @@ def play_all(plays: Sequence[Play]) -> tuple[dict[str, Line], list[str]]:
 
 
 def unlike(name: str, what: str, expected: Line, got: Line) -> list[str]:
-    """A sentence if two runs that were to leave the same did not; of what both have digests of, and all adapters."""
+    """A sentence if two runs that were to leave the same did not: in what both have digests of, or in `LEFT`."""
     keys = (expected.keys() & got.keys()) | (LEFT & (expected.keys() ^ got.keys()))
     different = sorted(key for key in keys if expected.get(key) != got.get(key))
     return [f"{name}: expected {what}, got other {', '.join(different)}."] if different else []

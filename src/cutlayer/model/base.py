@@ -30,7 +30,6 @@ from cutlayer.model.adapter import (
 )
 from cutlayer.model.classes import in_the_heads_order, why_drawn_anew
 from cutlayer.model.cut import check_cut, check_paths, keep_device_side, keep_server_side
-from cutlayer.model.families import Pooling
 from cutlayer.model.folds import by_number
 from cutlayer.model.low_rank import factor_names
 from cutlayer.model.part import DevicePart, MiddlePart, Part, ServerPart, WholePart
@@ -69,7 +68,7 @@ class Base:
         self.dtype = settings.computes_in
         self._skeletons = Skeletons(settings, self.files, self.device, depth)
         self.config, self.family = self._skeletons.config, self._skeletons.family
-        self.trained_heads = self._skeletons.trained_heads
+        self.pooling, self.trained_heads = self._skeletons.pooling, self._skeletons.trained_heads
         skeleton = self._skeletons.make()
         self._prefix: str = skeleton.base_model_prefix
         check_paths(skeleton, backbone_of(skeleton), self.family)
@@ -389,11 +388,6 @@ class Base:
     def _stored(self, path: str) -> Tensor:
         """The frozen tensor of this name, which all parts share."""
         return self.weights.held(self._untied(path))
-
-    @property
-    def pooling(self) -> Pooling:
-        """The way in which a sentence becomes a vector."""
-        return self._skeletons.pooling
 
     @property
     def vocabulary(self) -> int:
