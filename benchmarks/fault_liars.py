@@ -48,11 +48,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fedkseed": {},
     "16 bits": {"method.name": "fedlora", "model.dtype": "fp16"},
     "16 bits, split": {"method.name": "memsfl", "model.dtype": "fp16"},
+    "16 bits, folded": {"method.name": "flora", "model.dtype": "fp16"},
+    "16 bits, relayed": {"method.name": "sl", "model.dtype": "fp16"},
+    "16 bits, at sites": {"method.name": "hfl_prune", "model.dtype": "fp16", "lora.targets": ["all-linear"]},
+    "16 bits, no barrier": {"method.name": "teasq_fed", "model.dtype": "fp16"},
     "16 bits, held out": {"method.name": "fedlora", "model.dtype": "fp16", "data.hold_out": 0.3},
     "held out": {"method.name": "memsfl", "data.hold_out": 0.3},
     "held out, alone": {"method.name": "fedlora", "data.hold_out": 0.3},
 }
 """Keys of the config, by the setting's name, which is that of the method where the keys name none."""
+NO_BARRIER = {"16 bits, no barrier"}
+"""Settings in whose rounds a device may have no part."""
 NO_ROWS = {"16 bits, held out"}
 """Settings whose server has no validation rows, as that of a real fleet may not."""
 
@@ -87,7 +93,7 @@ class Campaign:
         for number, lie in enumerate(lies):
             out = Path(tempfile.mkdtemp(dir=self._folder)) / "server"
             result = play(world, Plan(number, lie=lie), keep=out)
-            said, problems = self._look(world, lie, result, out)
+            said, problems = self._look(world, lie, result, out, waits=setting not in NO_BARRIER)
             counts.runs[setting][said] += 1
             if problems:
                 counts.failures[f"{setting}: {lie}"] = problems
@@ -102,8 +108,16 @@ class Campaign:
             )
         return self._worlds[setting]
 
-    def _look(self, world: World, lie: str, result: Result, out: Path) -> tuple[str, list[str]]:
-        """Finds the reasons for which the liar was refused, and the problems: what must not be."""
+    def _look(self, world: World, lie: str, result: Result, out: Path, *, waits: bool) -> tuple[str, list[str]]:
+        """Finds the reasons for which the liar was refused, and the problems: what must not be.
+
+        Args:
+          world: The run.
+          lie: What was said.
+          result: What came of it.
+          out: The run's folder.
+          waits: Whether each round waits for every device.
+        """
         problems = list(result.problems)
         if result.outcome != "done" or problems:
             return "failed", [f"ended with {result.outcome or 'nothing'}", *problems]
@@ -122,6 +136,10 @@ class Campaign:
         if any(value is None for value in summary["metrics"].values()):
             problems.append(f"metrics: {summary['metrics']}")
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        if not waits:
+            if len(rows) != ROUNDS:
+                problems.append(f"{len(rows)} rounds")
+            return ", ".join(refused.get(liar, {"not": 1})), problems
         expected = [[row["devices"][name]["samples"] for name in world.data] for row in rows]
         if len(rows) != ROUNDS or not all(all(samples) for samples in expected):
             problems.append(f"honest devices trained {expected} samples")

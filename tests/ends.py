@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 from unittest import mock
 
 from cutlayer.device.device import Device
 from cutlayer.device.shape import Shape
 from cutlayer.device.talks import split
+from cutlayer.errors import DivergedError
 from cutlayer.fleet.clock import now, run_virtual
 from cutlayer.fleet.machine import ModelledMachine
 from cutlayer.fleet.profile import Fleet
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.model.trainable import OptimizerSettings, TrainSettings
+from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.scope import Scope, shared
+from cutlayer.rounds.round import Round
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.steps.train import answer, train
 from cutlayer.testing.playground import FlatCosts, ListedBatches, learning_rate
-from cutlayer.types import Batch, Event
+from cutlayer.types import Batch, Event, RoundPlan
+from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Finish, Gradients, Message, Update
 
 ADAMW = TrainSettings(OptimizerSettings())
@@ -82,6 +87,27 @@ def activations_for(base: Base, batch: Batch, cut: int, *, device: str = "device
     part.use(base.initial_adapter(0))
     h_BTD = part.forward(model_inputs(batch)).detach()
     return Activations("run", 0, step, device, h_BTD, batch.attention_mask_BT.bool(), batch.labels.int(), batch.weight)
+
+
+class Suspecting:
+    """A round on a server that can refuse its devices, and on which these trials of an adapter fail, by their number.
+
+    Attributes:
+      refused: by device, why.
+      trials: counts them; asked for the next, it says how many there were.
+    """
+
+    def __init__(self, inner: Round, *fail: int) -> None:
+        self._inner, self._fail, self.trials = inner, fail, count()
+        self.refused: dict[str, DivergedError] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
+        server.sound = lambda _adapter: next(self.trials) not in self._fail
+        server.held_by(lambda error: self.refused.update({error.device: error}), [*links])
+        return await self._inner.server_end(server, links, plan)
 
 
 @contextmanager

@@ -3,10 +3,13 @@ name, and no honest device is."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 import fault_liars
 from cutlayer.testing.faults import LIES
+from faulty_runs import FLEET, Plan, World, play, write_inputs
 
 HERE = {
     "memsfl optimal": (
@@ -42,10 +45,22 @@ def test_one_liar(setting: str, campaign: fault_liars.Campaign) -> None:
     assert counts.runs[setting].total() == len(HERE[setting])
 
 
-@pytest.mark.parametrize("setting", ["16 bits", "16 bits, split", "16 bits, held out"])
-def test_poison_that_shows_when_the_model_runs(setting: str, campaign: fault_liars.Campaign) -> None:
+@pytest.mark.parametrize(
+    ("setting", "lie"),
+    [
+        ("16 bits", "poison within bounds"),
+        ("16 bits, split", "poison within bounds"),
+        ("16 bits, held out", "poison within bounds"),
+        ("16 bits", "poison on some rows"),
+        ("16 bits, folded", "poison on some rows"),
+        ("16 bits, relayed", "poison on some rows"),
+        ("16 bits, at sites", "poison on some rows"),
+        ("16 bits, no barrier", "poison on some rows"),
+    ],
+)
+def test_poison_that_shows_when_the_model_runs(setting: str, lie: str, campaign: fault_liars.Campaign) -> None:
     """Each number of it could be; the run goes on with the adapter of the fleet without who sent it."""
-    counts = campaign.play(setting, ["poison within bounds"])
+    counts = campaign.play(setting, [lie])
     assert not counts.failures, counts.failures
     assert counts.runs[setting] == {"diverged": 1}, "the liar was refused"
 
@@ -55,3 +70,16 @@ def test_poison_that_shows_when_the_model_runs(setting: str, campaign: fault_lia
 def test_every_lie(setting: str, campaign: fault_liars.Campaign) -> None:
     counts = campaign.play(setting, LIES)
     assert not counts.failures, "\n".join(f"{lie}: {told}" for lie, told in counts.failures.items())
+
+
+def test_a_rate_that_breaks_the_model_is_nobodys_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no barrier a round may be one device's, of which nobody can say whether it lies. Where the next one breaks
+    the model as well, the run ends with its line, and does not go through the devices one after the other."""
+    speeds = {"a": 1.0e-6, "b": 0.9e-6, "c": 0.8e-6}
+    three = [{"name": name, "tflops": tflops, "max_blocks": 1} for name, tflops in speeds.items()]
+    monkeypatch.setitem(FLEET, "devices", three)
+    hopeless = {"train.lr": 3000.0, "train.local_steps": 1, "train.rounds": 8}
+    values = {**fault_liars.SETTINGS["16 bits, no barrier"], **hopeless}
+    result = play(World(values, write_inputs(tmp_path / "inputs"), tmp_path), Plan(seed=0))
+    assert result.outcome == "DivergedError"
+    assert "with room to spare" in result.problems[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cutlayer.state import State, Stateless
 from cutlayer.testing.playground import fleet_of, play, streams_for
 from cutlayer.types import Adapter
 from cutlayer.wire.messages import Assignment, Update
+from ends import Suspecting
 
 ModelMaker = Callable[[str, str], Path]
 
@@ -83,6 +85,36 @@ def test_the_broadcast_stays_until_the_aggregate_replaces_it(bert: Base) -> None
     play(bert, Method(built.plan, built.round, Noting()), fleet, streams, rounds=1, local_steps=1)
     start = bert.initial_adapter(0)
     assert all(torch.equal(broadcasts[0][name], value) for name, value in start.items())
+
+
+@pytest.mark.parametrize("trial", [0, 1])
+def test_poison_is_not_passed_on(trial: int, bert: Base) -> None:
+    """The first turn is tried, as far as it goes and with room; the next begins where the round did, and with nobody
+    before it is tried as well. The adapter is that of the fleet without who was refused."""
+    fleet, method = fleet_of(3), build_method("vanilla", {"cut": 2}, seed=0)
+    streams = streams_for(fleet, "classification", steps=1)
+    suspecting = Suspecting(method.round, trial)
+    played = play(bert, replace(method, round=suspecting), fleet, streams, rounds=1, local_steps=1)
+    assert [*suspecting.refused] == ["device-0"]
+    assert "with room to spare" in str(suspecting.refused["device-0"])
+    [row] = played.rows
+    assert [row["devices"][device.name]["samples"] > 0 for device in fleet.devices] == [False, True, True]
+    rest = fleet.model_copy(update={"devices": fleet.devices[1:]})
+    streams = streams_for(fleet, "classification", steps=1)
+    expected = play(bert, build_method("vanilla", {"cut": 2}, seed=0), rest, streams, rounds=1, local_steps=1)
+    assert all(torch.equal(value, expected.adapter[name]) for name, value in played.adapter.items())
+
+
+@pytest.mark.parametrize(("far", "trials"), [(3.0, 2), (0.5, 6)])
+def test_a_turn_is_tried_that_goes_further_than_those_before(
+    far: float, trials: int, bert: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By so many medians: AdamW's first steps are all as long as each other."""
+    monkeypatch.setattr("cutlayer.rounds.relay.FAR", far)
+    fleet, method = fleet_of(3), build_method("vanilla", {"cut": 2}, seed=0)
+    suspecting, streams = Suspecting(method.round), streams_for(fleet, "classification", steps=1)
+    play(bert, replace(method, round=suspecting), fleet, streams, rounds=1, local_steps=1)
+    assert next(suspecting.trials) == trials
 
 
 def test_it_carries_nothing_from_round_to_round() -> None:

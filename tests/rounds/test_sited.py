@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from cutlayer.testing.playground import Played, fleet_of, play, streams_for, tin
 from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.frames import frame_bytes
 from cutlayer.wire.messages import Assignment, SiteRound, Update
+from ends import Suspecting
 
 STEPS = 2
 
@@ -161,6 +163,26 @@ def test_a_site_whose_devices_are_not_drawn_keeps_what_it_has_and_reports_it() -
     assert len(played.rows) == 6
     start = tiny_base().initial_adapter(0)
     assert any(not torch.equal(value, start[name]) for name, value in played.adapter.items())
+
+
+def test_poison_at_a_site_stays_out_of_its_mean() -> None:
+    """A site of one device, whose part is tried: it is refused, and the adapter is that of the fleet without it."""
+    fleet = at(3, ("device-0",), ("device-1", "device-2"))
+    streams = streams_for(fleet, "classification", steps=STEPS)
+    method = build_method("hfl_prune", {"prune": 0.0, "cloud_every": 1}, seed=0)
+    suspecting = Suspecting(method.round, 0)
+    poisoned = play(tiny_base(), replace(method, round=suspecting), fleet, streams, rounds=1, local_steps=STEPS)
+    assert [*suspecting.refused] == ["device-0"]
+    assert [part.device for part in poisoned.contributions[0]] == ["site-1"]
+    [row] = poisoned.rows
+    assert row["devices"]["device-0"]["samples"] == 0
+    facts = {record.device: record.facts for record in poisoned.logbook.history.records}
+    assert facts["device-1"]["cloud_bytes_up"] > 0
+    rest = fleet.model_copy(update={"devices": fleet.devices[1:], "sites": fleet.sites[1:]})
+    streams = streams_for(fleet, "classification", steps=STEPS)
+    method = build_method("hfl_prune", {"prune": 0.0, "cloud_every": 1}, seed=0)
+    expected = play(tiny_base(), method, rest, streams, rounds=1, local_steps=STEPS)
+    assert_same(poisoned.adapter, expected.adapter)
 
 
 def test_state_goes_on() -> None:

@@ -13,8 +13,10 @@ import torch
 from bases import moved_adapter, open_base
 from cutlayer.fleet.clock import run_virtual
 from cutlayer.model.base import Base
+from cutlayer.model.low_rank import factor_names
 from cutlayer.policies.aggregate import Aggregate, Contribution, mean_per_block, with_momentum
 from cutlayer.policies.scope import EVERYONE, Scope, personal, personal_below_the_cut, shared
+from cutlayer.policies.stack import begin_anew, stack
 from cutlayer.sealed import seal, unseal
 from cutlayer.server.adapters import Adapters
 from cutlayer.server.aggregation import Aggregation
@@ -315,6 +317,28 @@ def test_what_nobody_trained_is_written_once(bert: Base, tmp_path: Path) -> None
     Aggregation(mean_per_block())(adapters, brought(bert, 1, 2, names=names), plan_of(3, 3))
     seal(tmp_path / "adapters", {}, adapters.state())
     assert adapters.state().branch("own").branch("device-1").tensors.keys() == set(names)
+
+
+def test_what_is_tried_may_go_further(bert: Base) -> None:
+    adapters, aggregation = adapters_of(bert, personal_below_the_cut), Aggregation(mean_per_block())
+    plan, parts = plan_of(1, 3), brought(bert, 1, 2)
+    once, thrice = (aggregation.tried(adapters, parts, plan, times=times) for times in (1.0, 3.0))
+    assert once.keys() == thrice.keys() == {EVERYONE, "device-0", "device-1"}
+    for scope, adapter in once.items():
+        for name, value in adapters.broadcast(scope, list(adapter)).items():
+            torch.testing.assert_close(thrice[scope][name] - value, 3 * (adapter[name] - value))
+
+
+def test_what_is_folded_is_tried_in_the_place_of_factors_that_begin_anew(bert: Base) -> None:
+    """The product of the stack as it is, and so many times that."""
+    adapters, aggregation = adapters_of(bert, shared), Aggregation(begin_anew(seed=0))
+    parts = brought(bert, 1, 2)
+    folded = stack(parts)
+    for times in (1.0, 4.0):
+        [tried] = aggregation.tried(adapters, parts, plan_of(1, 3), stack, times=times).values()
+        assert tried.keys() == adapters.shared.keys()
+        for b, a in factor_names(tried):
+            torch.testing.assert_close(tried[b] @ tried[a], times * (folded[b] @ folded[a]))
 
 
 @pytest.mark.parametrize("scope", [shared, personal_below_the_cut])

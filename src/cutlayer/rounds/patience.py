@@ -171,7 +171,8 @@ class _Hold:
         self._finished = 0
         self._lasting = links  # which outlive the round
         self._server = server
-        server.held_by(self._turn_out)
+        strangers = [device.device for device in plan.devices if isinstance(links[device.device], Refusing)]
+        server.held_by(self._turn_out, strangers)
         self._links = {device.device: self._link(links[device.device], device.device) for device in plan.devices}
         seconds = policy.seconds if plan.deadline_seconds is None else plan.deadline_seconds
         if seconds is not None:

@@ -3,26 +3,32 @@
     for device in cohort:  an up-and-down round with this device alone; its adapter goes to the next
 
 No averaging happens: the round's one contribution is where the last device left off. What a device that leaves has
-trained is forgotten: the next goes on from where the one before it left off.
+trained is forgotten: the next goes on from where the one before it left off. So it is with a device that has left an
+adapter with which the model does not run (`server/found_out.py`); it is looked for at the first turn of a round, and
+where an adapter has moved far more than at the turns before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median_low
 
 from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.labels import labels_stay
 from cutlayer.policies.order import fifo
+from cutlayer.policies.robust import norm
 from cutlayer.rounds.round import Round
 from cutlayer.rounds.split import split
 from cutlayer.rounds.u_shape import u_shape
+from cutlayer.server.contributions import FAR
+from cutlayer.server.found_out import ROOM, further, poisoned
 from cutlayer.server.owners import one_for_all
 from cutlayer.server.server import Server
 from cutlayer.server.steps.halves import in_halves
 from cutlayer.server.steps.one_at_a_time import one_device_at_a_time
 from cutlayer.state import State
-from cutlayer.types import Costs, RoundPlan
+from cutlayer.types import Adapter, Costs, RoundPlan
 from cutlayer.wire.link import Link
 
 
@@ -56,12 +62,20 @@ class _Relay:
 
     async def server_end(self, server: Server, links: Mapping[str, Link], plan: RoundPlan) -> list[Contribution]:
         broadcast = server.adapter
-        anybody = False
+        anybody, lengths = False, list[float]()  # of strangers' changes that count
         for device in plan.devices:
             trained = await self._turn.server_end(server, links, replace(plan, devices=(device,)))
+            if not trained:
+                continue
             # a copy: the next device may train these tensors, and leave
-            server.adapter = {**server.adapter, **{k: v.clone() for part in trained for k, v in part.adapter.items()}}
-            anybody = anybody or bool(trained)
+            after = {**server.adapter, **{k: v.clone() for part in trained for k, v in part.adapter.items()}}
+            if device.device in server.refusable:
+                length = norm({name: value - server.adapter[name] for name, value in after.items()})
+                if not await _sound(server, after, length, lengths):
+                    server.expel(poisoned(device.device, plan.round))
+                    continue
+                lengths.append(length)
+            server.adapter, anybody = after, True
         relayed, server.adapter = server.adapter, broadcast
         return [Contribution(relayed, dict.fromkeys(relayed, 1.0))] if anybody else []
 
@@ -78,3 +92,11 @@ class _Relay:
 
     def load(self, state: State) -> None:
         self._turn.load(state)
+
+
+async def _sound(server: Server, after: Adapter, length: float, before: Sequence[float]) -> bool:
+    """Whether the model runs with what a turn has left; tried where the change is far longer than those before it."""
+    if before and length <= FAR * median_low(before):
+        return True
+    began = server.adapter
+    return await server.machine.aside(lambda: all(server.sound(further(began, after, times)) for times in (1.0, ROOM)))

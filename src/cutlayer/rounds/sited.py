@@ -23,7 +23,7 @@ its part of each round by `SiteEnd`, and its devices' adapters stay with it:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from cutlayer.errors import DeviceGone
@@ -31,6 +31,8 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.scatter import scatter
 from cutlayer.policies.sites import AtSite
 from cutlayer.rounds.round import Round
+from cutlayer.server.contributions import table_of
+from cutlayer.server.found_out import found_out, further, poisoned
 from cutlayer.server.ledger import Tally
 from cutlayer.server.owners import one_per_device
 from cutlayer.server.server import Server
@@ -131,9 +133,29 @@ class Sited:
         exact: dict[str, Adapter] = {}
         for site in sorted({*where.values()}):
             own = [part for part in parts if where[part.device] == site]
+            guilty = await self._poison(server, site, own, plan)
+            parts, own = _without(parts, guilty), _without(own, guilty)
             if own:
                 exact[site] = self._learn(site, own, plan)
         return parts, exact
+
+    async def _poison(
+        self, server: Server, site: str, parts: Sequence[Contribution], plan: RoundPlan
+    ) -> Collection[str]:
+        """The devices of a site whose part of its mean is poison: they are taken out of the round, and refused."""
+        if not server.refusable:
+            return ()
+        began = self._adapters[site]
+        rows = table_of(parts, lambda part: {name: began[name] for name in part.adapter}, plan.round)
+
+        def sound(without: Collection[str], times: float) -> bool:
+            mean = self._mean(began, _without(parts, without), plan)
+            return server.sound(further(began, mean, times))
+
+        guilty = await server.machine.aside(lambda: found_out(rows, sound, server.refusable.__contains__))
+        for device in guilty:
+            server.expel(poisoned(device, plan.round))
+        return guilty
 
     async def _hold_far(self, server: Server, site: str, plan: RoundPlan, *, reports: bool) -> Held | None:
         """The part of a site that is a process of its own; None where it is gone, and with it what its devices did."""
@@ -266,6 +288,10 @@ class SiteEnd(Sited):
         parts, exact = await self._trained(server, links, at)
         self._exact = exact.get(self._site)
         return parts
+
+
+def _without(parts: Sequence[Contribution], devices: Collection[str]) -> list[Contribution]:
+    return [part for part in parts if part.device not in devices]
 
 
 def _reported(held: Mapping[str, Held], server: Server, round: int) -> list[Contribution]:

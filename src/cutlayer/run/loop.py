@@ -25,11 +25,11 @@ from cutlayer.report.intervals import length, union
 from cutlayer.report.round_row import round_row
 from cutlayer.rounds.patience import nobody
 from cutlayer.rounds.round import Round
-from cutlayer.run.found_out import found_out
 from cutlayer.run.judging import Judges
 from cutlayer.run.placed import placed
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.contributions import fairly_weighed, log_outliers, table_of
+from cutlayer.server.found_out import found_out, poisoned
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
 from cutlayer.server.tasks import Tasks
@@ -104,7 +104,6 @@ class Coordinator:
       judges: Asks devices what the adapter comes to on rows that they hold out; None where they hold out none.
       enough: Whether the run ends before its rounds do, after those so far.
       told: Gets who has moved the adapter by how much, before the round is committed.
-      sound: Whether the model runs with an adapter: in a real fleet, what does not is traced to its device.
     """
 
     def __init__(
@@ -126,9 +125,11 @@ class Coordinator:
         judges: Judges | None = None,
         enough: Callable[[], bool] = lambda: False,
         told: Callable[[list[dict[str, Any]]], None] = lambda _rows: None,
-        sound: Callable[[Adapter], bool] = lambda _adapter: True,
     ) -> None:
-        self._told, self._sound = told, sound
+        self._told = told
+        self._spoilers = set[
+            str
+        ]()  # devices that nothing was left of a round without, since the last of which there was
         self._tasks, self._judges, self._enough = tasks, judges, enough
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock
@@ -167,6 +168,9 @@ class Coordinator:
             guilty = await self._server.machine.aside(lambda: self._aggregate(contributions, plan, links))
             for device in guilty:
                 self._turn_out(device, links[device], number)
+            self._spoilers = self._spoilers | {*guilty} if len(guilty) == len(contributions) else set()
+            if len(self._spoilers) > 1:  # each alone, and no sound round between them: it is the learning rate
+                raise poisoned(guilty[-1], number)
         elif number + 1 == self._rounds:
             raise nobody(plan)  # there is no round left that could make up for it
         duration = self._clock() - start
@@ -258,15 +262,18 @@ class Coordinator:
         log_outliers(rows)
         self._told(rows)
 
-        def sound(without: Collection[str]) -> bool:
+        def sound(without: Collection[str], times: float) -> bool:
             rest = [part for part in contributions if part.device not in without]
-            return all(self._sound(adapter) for adapter in aggregation.tried(adapters, rest, plan).values())
+            tried = aggregation.tried(adapters, rest, plan, self._method.fold, times=times)
+            return all(self._server.sound(adapter) for adapter in tried.values())
 
-        may_leave = self._server.may_leave
-        guilty = found_out(rows, sound, lambda device: may_leave and isinstance(links.get(device), Refusing))
+        others = self._server.may_leave and len(links) > 1
+        guilty = found_out(rows, sound, lambda device: others and isinstance(links.get(device), Refusing))
         for device in guilty:
             self._server.take_back(device)
         contributions = [part for part in contributions if part.device not in guilty]
+        if not contributions:
+            return guilty
         contributions = aggregation.steadied(adapters, contributions, plan)
         aggregation(adapters, contributions, plan)
         if self._method.fold is not None:
@@ -276,8 +283,7 @@ class Coordinator:
     def _turn_out(self, device: str, link: Link, round: int) -> None:
         """Refuses a device, of which nothing has counted, as one that sends what may not be believed."""
         assert isinstance(link, Refusing), "whoever is found out can be refused"
-        why = f"device {device}, round {round}: expected an adapter with which the model's loss is finite, got another."
-        link.refuse(Refused("diverged", f"{why} Lower the learning rate (--lr), or set train.clip."))
+        link.refuse(Refused("diverged", str(poisoned(device, round))))
 
     def _observed(self, device: DevicePlan, update: Update | None) -> Mapping[str, Any]:
         """Facts that the method reads from a device's update; none for a device whose round did not count."""

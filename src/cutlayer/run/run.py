@@ -48,7 +48,7 @@ from cutlayer.server.sites import Sites
 from cutlayer.server.tasks import Tasks
 from cutlayer.state import Keeper, State, joined
 from cutlayer.transport.descriptors import with_descriptors
-from cutlayer.types import Adapter, Event, RoundPlan
+from cutlayer.types import Adapter, Batch, Event, RoundPlan
 
 SOME_TOKENS = 32
 """Tokens of each text that means nothing, on which an adapter is tried."""
@@ -128,7 +128,28 @@ def server_of(
         broadcast=method.broadcast,
         may_leave=may_leave,
         sites=sites,
+        sound=sound_in(inputs, method),
     )
+
+
+def sound_in(inputs: ServerInputs, method: Method) -> Callable[[Adapter], bool]:
+    """Returns a function that says whether the model runs with an adapter.
+
+    It is tried on the first rows that it is judged by and on tokens by chance: a server may have no rows.
+    """
+    base, longest = inputs.base, min(SOME_TOKENS, inputs.config.data.max_length)
+
+    @cache
+    def batches() -> list[Batch]:
+        by_chance = random_tokens(base.settings.task, base.vocabulary, longest)
+        return [*inputs.validation_batches()[:1], by_chance]
+
+    def sound(adapter: Adapter) -> bool:
+        if method.moved is not None:
+            return True
+        return math.isfinite(evaluate(base, adapter, batches(), method.structure())["loss"])
+
+    return sound
 
 
 class Run:
@@ -232,7 +253,6 @@ class Run:
             judges=Judges(self._method, self.server, patience) if self._inputs.config.data.hold_out else None,
             enough=lambda: self._best.exhausted,
             told=self._contributions.extend,
-            sound=self._sound,
         )
         await coordinator.run()
         if not self._logbook.metrics:  # resumed after its last round
@@ -309,16 +329,6 @@ class Run:
                 step=self._inputs.config.train.local_steps,
             )
         return metrics
-
-    def _sound(self, adapter: Adapter) -> bool:
-        """Whether the model runs with an adapter, on the first rows that it is judged by and on tokens by chance: a
-        server may have no rows."""
-        if self._method.moved is not None:
-            return True
-        base, config = self._inputs.base, self._inputs.config
-        some = random_tokens(base.settings.task, base.vocabulary, min(SOME_TOKENS, config.data.max_length))
-        batches = [*self._validation[:1], some]
-        return math.isfinite(evaluate(base, adapter, batches, self._method.structure())["loss"])
 
     async def _commit(self, row: dict[str, Any], events: list[Event]) -> None:
         """The commit point: what the round did is on the disk, then the state that goes on from there."""

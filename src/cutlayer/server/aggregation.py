@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 
+from cutlayer.model.low_rank import factor_names
 from cutlayer.policies.aggregate import Aggregate, Contribution
 from cutlayer.policies.robust import NONE, Robust
 from cutlayer.policies.scope import EVERYONE
 from cutlayer.server.adapters import Adapters
+from cutlayer.server.found_out import further
 from cutlayer.state import State, joined
 from cutlayer.types import Adapter, RoundPlan
 
@@ -57,17 +59,38 @@ class Aggregation:
         """Makes the next adapter of the scope of all, and of each other to which somebody contributed."""
         adapters.put(self._made(adapters, contributions, plan), plan)
 
-    def tried(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> dict[str, Adapter]:
+    def tried(
+        self,
+        adapters: Adapters,
+        contributions: Sequence[Contribution],
+        plan: RoundPlan,
+        fold: Callable[[Sequence[Contribution]], Adapter] | None = None,
+        *,
+        times: float = 1.0,
+    ) -> dict[str, Adapter]:
         """The adapters that contributions would come to, by scope: each whole, as those see it who share the scope.
 
         Nothing is changed by it: what aggregates carry from round to round is put back.
+
+        Args:
+          adapters: The run's.
+          contributions: Those to try.
+          plan: The round's.
+          fold: Makes what the round folds into the base, which stands in the place of the factors that begin anew.
+          times: How many times as far they go from where the round began.
         """
         before = {scope: aggregate.state() for scope, aggregate in self._aggregates.items()}
         made = self._made(adapters, self.steadied(adapters, contributions, plan), plan)
         self._aggregates = {scope: self._aggregates[scope] for scope in before}
         for scope, carried in before.items():
             self._aggregates[scope].load(carried)
-        return {scope: {**made[EVERYONE], **own} for scope, own in made.items()}
+        stack = {} if fold is None else fold(contributions)
+        stack |= {a: times * stack[a] for _, a in factor_names(stack)}
+        tried = {scope: {**made[EVERYONE], **own} for scope, own in made.items()}
+        for scope, whole in tried.items():
+            began = adapters.broadcast(scope, list(whole))
+            tried[scope] = further(began, whole, times) | stack
+        return tried
 
     def _made(self, adapters: Adapters, contributions: Sequence[Contribution], plan: RoundPlan) -> dict[str, Adapter]:
         parts = {EVERYONE: [], **_by_scope(adapters, contributions, plan)}

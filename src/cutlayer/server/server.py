@@ -58,11 +58,14 @@ class Server:
       broadcast: what devices are sent when a round opens.
       may_leave: whether devices may leave a round: it then keeps what it needs to forget a device's part in one.
       sites: their connections; see below.
+      sound: whether the model runs with a full adapter; one with which it does not is traced to its device, where that
+        can be refused.
 
     Attributes:
       sites: the connections of sites, for rounds that end there.
       adapters, engine, folds, ledger: its parts.
       turn_out: takes a device out of the round under way; set by whoever holds the round (`rounds/patience.py`).
+      refusable: devices of that round that can be shown the door; none in simulation, whose devices are ours.
       diverged: by device, why it was taken out of the round under way.
     """
 
@@ -83,9 +86,12 @@ class Server:
         broadcast: Broadcast = the_adapter,
         may_leave: bool = True,
         sites: Sites | None = None,
+        sound: Callable[[Adapter], bool] = lambda _adapter: True,
     ) -> None:
         self.sites: Sites = sites or SamePlace()
+        self.sound = sound
         self.turn_out: TurnOut | None = None
+        self.refusable: Collection[str] = ()
         self.diverged: dict[str, DivergedError] = {}
         self.run, self.base, self.machine, self.costs, self.settings = run, base, machine, costs, settings
         self.learning_rate, self.forecast, self.longest_tokens = learning_rate, forecast, longest_tokens
@@ -180,9 +186,14 @@ class Server:
         self.ledger.accept(update, late=late)
         self.folds.has_all(update.device, self.ledger.device(update.device).cut)
 
-    def held_by(self, turn_out: TurnOut | None) -> None:
-        """Sets the function that takes devices out of rounds from now on; None when nobody holds rounds any more."""
-        self.turn_out = turn_out
+    def held_by(self, turn_out: TurnOut | None, refusable: Collection[str] = ()) -> None:
+        """Sets the function that takes devices out of rounds from now on; None when nobody holds rounds any more.
+
+        Args:
+          turn_out: The function.
+          refusable: See above.
+        """
+        self.turn_out, self.refusable = turn_out, refusable if self._may_leave else ()
         if turn_out is not None:
             self.diverged = {}
 
@@ -219,6 +230,11 @@ class Server:
         assert self._may_leave, "a server whose devices stay keeps nothing to forget them by"
         self.ledger.take_back(device)
         self.adapters.forget(self.ledger)
+
+    def expel(self, error: DivergedError) -> None:
+        """Takes out of the round under way a device whose update has counted, and refuses it: see `blame`."""
+        self.take_back(error.device)
+        self.blame(error)
 
     @property
     def may_leave(self) -> bool:

@@ -200,12 +200,17 @@ def _tensor(kind: type[Any], name: str, number: float) -> Lie:
     return Lie(kind, change)
 
 
-def _poison(update: Update) -> Update:
+def _poison(where: slice) -> Callable[[Update], Update]:
     """An adapter of numbers that each could be, and with which the attention of many models is infinite."""
-    adapter = {name: tensor.clone() for name, tensor in update.adapter.items()}
-    for tensor in adapter.values():
-        tensor[..., ::2] = LOUDEST["update"]  # not all of them: a layer norm's output adds up to nothing
-    return replace(update, adapter=adapter)
+
+    def poisoned(update: Update) -> Update:
+        adapter = {name: tensor.clone() for name, tensor in update.adapter.items()}
+        for tensor in adapter.values():
+            if tensor.is_floating_point():  # and not the codes of one that is packed
+                tensor[..., where] = LOUDEST["update"]
+        return replace(update, adapter=adapter)
+
+    return poisoned
 
 
 def _full(tensor: Tensor, number: float) -> Tensor:
@@ -266,7 +271,8 @@ LIES: dict[str, Lie] = {
     "flops 1e300": _events(4, 1e300),
     "an adapter of 3e38": _tensor(Update, "adapter", 3e38),
     "an adapter of 1e6": _tensor(Update, "adapter", 1e6),
-    "poison within bounds": Lie(Update, _poison, refused=False),  # of most models it is none
+    "poison within bounds": Lie(Update, _poison(slice(None, None, 2)), refused=False),  # of most models it is none
+    "poison on some rows": Lie(Update, _poison(slice(None)), refused=False),  # a layer norm's output adds up to nothing
     "an adapter of none": _tensor(Update, "adapter", math.nan),
     "facts of an update 3e38": _tensor(Update, "facts", 3e38),
     "a loss of none": _says(Update, "loss", math.nan),

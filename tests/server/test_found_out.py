@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cutlayer.run.found_out import found_out
+from cutlayer.server.found_out import found_out
 
 NORMS = {"a": 1.0, "b": 1.5, "c": 900.0, "d": 1.2, "e": 800.0}
 
@@ -23,19 +23,42 @@ def anybody(_device: str) -> bool:
 
 
 class Round:
-    """A round in which the parts of some are poison."""
+    """A round in which the parts of some are poison: by and by, of those that show only further on."""
 
-    def __init__(self, *poison: str) -> None:
+    def __init__(self, *poison: str, by_and_by: Collection[str] = ()) -> None:
         self.poison, self.tried = set(poison), list[tuple[str, ...]]()
+        self.later = self.poison | set(by_and_by)
 
-    def sound(self, without: Collection[str]) -> bool:
-        self.tried.append(tuple(without))
-        return self.poison <= set(without)
+    def sound(self, without: Collection[str], times: float) -> bool:
+        if times == 1:
+            self.tried.append(tuple(without))
+        return (self.poison if times == 1 else self.later) <= set(without)
 
 
 @pytest.mark.parametrize("poison", [p for count in (1, 2, 3, 4) for p in combinations("abcde", count)])
 def test_exactly_those_are_left_out(poison: tuple[str, ...]) -> None:
     assert set(found_out(rows(NORMS), Round(*poison).sound, anybody)) == set(poison)
+
+
+@pytest.mark.parametrize("now", ["", "c", "e"])
+@pytest.mark.parametrize("later", ["c", "e", "ce"])
+def test_poison_that_shows_only_further_on(now: str, later: str) -> None:
+    """So it may be on rows that nobody has tried; beside what shows at once, and instead of it."""
+    round = Round(*now, by_and_by=later)
+    assert set(found_out(rows(NORMS), round.sound, anybody)) == {*now, *later}
+
+
+def test_a_rate_that_leaves_no_room_hides_nobody() -> None:
+    """With everybody's part the model breaks further on: that is nobody's fault, and what breaks it now still is."""
+    assert found_out(rows(NORMS), Round("c", by_and_by=NORMS).sound, anybody) == ["c"]
+    assert found_out(rows(NORMS), Round(by_and_by=NORMS).sound, anybody) == []
+
+
+def test_who_is_alone_may_be_to_blame() -> None:
+    alone = rows({"a": 1.0})
+    assert found_out(alone, Round("a").sound, anybody) == ["a"]
+    assert found_out(alone, Round().sound, anybody) == []
+    assert found_out(alone, Round("a").sound, lambda _: False) == []
 
 
 def test_the_furthest_is_tried_first_and_nobody_is_left_out_of_a_sound_round() -> None:
