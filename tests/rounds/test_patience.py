@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 
 from bases import open_base
 from cutlayer.device.store import MemoryStore
-from cutlayer.errors import ConfigError, StragglersError
+from cutlayer.errors import ConfigError, DivergedError, StragglersError
 from cutlayer.fleet.clock import Deadlock, now
 from cutlayer.fleet.profile import Fleet
 from cutlayer.methods.table import TABLE, build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.policies.stragglers import Late, Stragglers, deadline, quorum, wait_all
-from cutlayer.rounds.patience import Patience
+from cutlayer.rounds.patience import Patience, nobody
 from cutlayer.run.loop import Logbook
 from cutlayer.run.run import LOST_ROUNDS
 from cutlayer.testing import playground
@@ -34,7 +35,7 @@ from cutlayer.testing.playground import (
     play,
     streams_for,
 )
-from cutlayer.types import Adapter
+from cutlayer.types import Adapter, DevicePlan, RoundPlan
 from cutlayer.wire.link import Around, Link
 from cutlayer.wire.messages import Close, Message, Update
 from turns import by_turns
@@ -138,7 +139,11 @@ def test_a_round_that_everybody_leaves_says_what_to_do(method: str, bert: Base) 
         run(bert, method, leaving(*names, round=1))
     (error,) = caught.value.exceptions
     assert isinstance(error, StragglersError)
-    assert str(error).startswith("round 1: expected an update from one of device-0, device-1, device-2, got none: ")
+    assert str(error) == (
+        "round 1: expected an update from one of device-0, device-1, device-2, got none: device-0: unplugged; "
+        "device-1: unplugged; device-2: unplugged. Look at the devices and their links, or give them longer "
+        "(train.stragglers)."
+    )
 
 
 @pytest.mark.parametrize("method", SHARED)
@@ -536,3 +541,62 @@ def test_an_error_of_ours_is_nobodys_lateness(bert: Base) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         held(bert, "memsfl", deadline(1.0), link_of=lambda _device, link: Broken(link, round=0, after=0))
     assert "a mistake in the program" in str(caught.value.exceptions[0].exceptions[0])  # type: ignore[union-attr]
+
+
+class Diverging(Around):
+    """The server's end of a link from which losses come that are no numbers."""
+
+    async def receive(self) -> Message:
+        message = await self._link.receive()
+        return replace(message, loss=float("nan")) if isinstance(message, Update) else message
+
+
+@pytest.mark.parametrize("concurrency", [1.0, 0.1])
+def test_a_round_with_no_barrier_waits_for_another_in_the_place_of_one_that_diverged(
+    concurrency: float, bert: Base
+) -> None:
+    """Each round is one device's, and all are at work or one at a time. Without that, the quickest's would be lost."""
+    options = {"concurrency": concurrency, "buffer": 0.1}
+    played = held(
+        bert,
+        "teasq_fed",
+        build_method("teasq_fed", options, seed=0).patience or wait_all(),
+        fleet=fleet_of(3),
+        rounds=5,
+        link_of=lambda name, link: Diverging(link) if name == "device-2" else link,
+        options=dict(options),
+    )
+    trained = [{name for name, one in row["devices"].items() if one["samples"]} for row in played.rows]
+    assert all(len(names) == 1 for names in trained)
+    assert set[str]().union(*trained) == {"device-0", "device-1"}
+    diverged = [message for message in played.sent_up if isinstance(message, Update) and message.device == "device-2"]
+    assert len(diverged) > 1
+
+
+@pytest.mark.usefixtures("again")
+def test_a_round_is_lost_to_some_that_diverge_and_others_that_are_late(bert: Base) -> None:
+    """It says nothing of the learning rate; a round that everybody diverges in does."""
+    silent = {"device-1", "device-2"}
+
+    def link_of(name: str, link: Link) -> Link:
+        return SilentIn(link, (0,)) if name in silent else Diverging(link)
+
+    played = held(bert, "fedlora", deadline(7.0), fleet=fleet_of(3), rounds=2, link_of=link_of)
+    assert [row["samples"] > 0 for row in played.rows] == [False, True]
+    with pytest.raises(ExceptionGroup) as caught:
+        held(bert, "fedlora", deadline(7.0), fleet=fleet_of(3), link_of=lambda _, link: Diverging(link))
+    (error,) = caught.value.exceptions
+    assert isinstance(error, DivergedError)
+    assert "round 0" in str(error)
+
+
+def test_a_round_of_wrong_numbers_says_so() -> None:
+    plan = RoundPlan(2, (DevicePlan("a"), DevicePlan("b")))
+    start = "round 2: expected an update from one of a, b, got none: "
+    assert str(nobody(plan)).startswith(f"{start}every device left or was late. Look at")
+    assert str(nobody(plan, {"a": "not-finite", "b": "diverged"})) == (
+        f"{start}a: not-finite; b: diverged. Lower the learning rate (--lr), or set train.clip."
+    )
+    assert str(nobody(plan, {"a": "not-finite", "b": "deadline"})).startswith(
+        f"{start}a: not-finite; b: deadline. Look at"
+    )

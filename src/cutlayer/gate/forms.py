@@ -530,7 +530,7 @@ class Forms:
         return Refused(
             reason,
             f"device {self._device}, round {self.assignment.round}, step {self._steps}: expected {expected}, "
-            f"got {shown}. Do both ends run one version and one model?",
+            f"got {shown}. {what_to_do(reason)}",
         )
 
     @property
@@ -646,6 +646,18 @@ def walked(script: Script) -> Iterator[tuple[Form, ...]]:
 def as_options(yielded: Form | tuple[Form, ...]) -> tuple[Form, ...]:
     """The forms that a script yielded, as a tuple."""
     return yielded if isinstance(yielded, tuple) else (yielded,)
+
+
+def what_to_do(reason: str) -> str:
+    """The advice at the end of a refusal, by the word for it.
+
+    Example:
+      >>> what_to_do("wrong-shape")
+      'Do both ends run one version and one model?'
+    """
+    if reason == "not-finite":
+        return "If it is so of other devices too, lower the learning rate (--lr); else look at this one."
+    return "Do both ends run one version and one model?"
 
 
 def diverged(message: Update | HiddenGradients) -> bool:

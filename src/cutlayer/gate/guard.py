@@ -55,6 +55,7 @@ from cutlayer.gate.forms import (
     as_options,
     diverged,
     outline,
+    what_to_do,
 )
 from cutlayer.model.base import Base
 from cutlayer.model.finite import within
@@ -263,5 +264,5 @@ class Guard:
         shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
         return Refused(
             reason,
-            f"device {self._device}: expected {expected}, got {shown}. Do both ends run one version and one model?",
+            f"device {self._device}: expected {expected}, got {shown}. {what_to_do(reason)}",
         )

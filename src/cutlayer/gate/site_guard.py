@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from cutlayer.errors import Refused
-from cutlayer.gate.forms import LOUDEST, MOST_EVENTS, MOST_FLOPS, MOST_SECONDS, WORDS
+from cutlayer.gate.forms import LOUDEST, MOST_EVENTS, MOST_FLOPS, MOST_SECONDS, WORDS, what_to_do
 from cutlayer.model.base import Base
 from cutlayer.model.finite import finite, within
 from cutlayer.server.sites import DEVICE_ROWS, DeviceRow
@@ -127,9 +127,7 @@ class SiteGuard:
 
     def _refused(self, reason: str, expected: str, got: object) -> Refused:
         shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
-        return Refused(
-            reason, f"site {self._site}: expected {expected}, got {shown}. Do both ends run one version and one model?"
-        )
+        return Refused(reason, f"site {self._site}: expected {expected}, got {shown}. {what_to_do(reason)}")
 
 
 class GuardedSite(Around):

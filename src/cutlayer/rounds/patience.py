@@ -29,6 +29,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from cutlayer.errors import DeviceGone, DivergedError, Refused, StragglersError
@@ -49,6 +50,8 @@ _log = logging.getLogger("cutlayer.rounds")
 Judging = Callable[[Mapping[str, Link]], Awaitable[dict[str, Sums]]]
 """Has devices judge, through these links (`rounds/judging.py`)."""
 
+WRONG_NUMBERS = frozenset({"diverged", "not-finite"})
+"""Words for why a device left, where training is to blame if it is so of all."""
 WARMING_SECONDS = 120.0
 """Seconds by which a planned deadline is later in a real fleet's first round, in which devices read their weights."""
 
@@ -78,7 +81,7 @@ class Patience:
 
         Raises:
           StragglersError: Everybody left, too often.
-          DivergedError: Everybody left, and what somebody trained is not finite.
+          DivergedError: Everybody left because what they trained is not finite; or too often, and somebody for that.
         """
         for task in [task for task in self._parting if task.done()]:
             self._parting.remove(task)
@@ -100,11 +103,10 @@ class Patience:
         if contributions:
             self._lost = 0
             return contributions
-        if server.diverged:
-            raise next(iter(server.diverged.values()))
         self._lost += 1
-        if self._lost > self._again:
-            raise nobody(plan)
+        everybody = all(device.device in server.diverged for device in plan.devices)
+        if everybody or self._lost > self._again:
+            raise next(iter(server.diverged.values()), nobody(plan, server.left))
         _log.warning(
             "round %d: nobody has finished, and the adapter is what it was. The next round waits %d times as long",
             plan.round,
@@ -141,13 +143,19 @@ class Patience:
         self._parting.add(asyncio.create_task(_send_if_there(link, close)))
 
 
-def nobody(plan: RoundPlan) -> StragglersError:
-    """The error of a round that every device left."""
+def nobody(plan: RoundPlan, left: Mapping[str, str] = MappingProxyType({})) -> StragglersError:
+    """The error of a round that every device left.
+
+    Args:
+      plan: Of the round.
+      left: By device, the word for why it did, as far as that is known.
+    """
     names = ", ".join(sorted(device.device for device in plan.devices))
-    return StragglersError(
-        f"round {plan.round}: expected an update from one of {names}, got none: every device left or was "
-        "late. Look at the devices and their links, or give them longer (train.stragglers)."
-    )
+    why = "; ".join(f"{device}: {word}" for device, word in sorted(left.items())) or "every device left or was late"
+    what_to_do = "Look at the devices and their links, or give them longer (train.stragglers)."
+    if left and WRONG_NUMBERS.issuperset(left.values()):
+        what_to_do = "Lower the learning rate (--lr), or set train.clip."
+    return StragglersError(f"round {plan.round}: expected an update from one of {names}, got none: {why}. {what_to_do}")
 
 
 class _Hold:
@@ -191,8 +199,9 @@ class _Hold:
         for timer in self._timers:
             timer.cancel()
 
-    def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
+    def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> asyncio.TimerHandle:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call, reason))
+        return self._timers[-1]
 
     def _turn_out(self, error: DivergedError) -> None:
         """A device takes no further part, for what came of what it sent."""
@@ -245,6 +254,7 @@ class _Keep(_Hold):
         tasks.waiting.clear()
         self._tasks, self._started_from, self._rebased = tasks, started_from, policy.rebased
         self._slots = _Slots(policy.at_once(len(plan.devices)) - len(tasks))
+        self._ending: asyncio.TimerHandle | None = None  # once enough have finished
         super().__init__(policy, server, links, plan, part)
 
     def _link(self, link: Link, device: str) -> PatientLink:
@@ -259,16 +269,27 @@ class _Keep(_Hold):
             self._started_from if self._rebased else None,
         )
 
-    def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
+    def _after(self, seconds: float, call: Callable[[str], None], reason: str) -> asyncio.TimerHandle:
         at = math.nextafter(now() + seconds, math.inf)
         self._timers.append(asyncio.get_running_loop().call_at(at, call, reason))
+        return self._timers[-1]
 
     def _finish(self) -> None:
         self._finished += 1
         if self._finished < self._enough:
             self._slots.give_back()
         elif self._finished == self._enough:
-            self._after(0.0, self._leave, "quorum")
+            self._ending = self._after(0.0, self._leave, "quorum")
+
+    def _turn_out(self, error: DivergedError) -> None:
+        """The round waits for another in the place of a device that had finished."""
+        super()._turn_out(error)
+        if self._links[error.device].finished:
+            self._finished -= 1
+            if self._ending is not None and self._finished < self._enough:
+                self._ending.cancel()
+                self._ending = None
+                self._slots.give_back()
 
     def _close(self, reason: str) -> None:
         if self._finished:
@@ -330,6 +351,11 @@ class PatientLink(Around):
         self._sending: set[asyncio.Timeout] = set()
 
     @property
+    def finished(self) -> bool:
+        """Whether the device's update has come, or what it judged."""
+        return self._done
+
+    @property
     def knows_no_better(self) -> bool:
         """Whether the device may be at work on this round, and has not been told that it ends."""
         return self._begun and not self._told
@@ -355,6 +381,7 @@ class PatientLink(Around):
         if self._done or self._gone is not None:
             return False
         self._gone = gone
+        self._server.left[self._device] = gone.reason
         _interrupt(self._receiving)
         _interrupt(self._sending)
         return True
@@ -402,6 +429,9 @@ class PatientLink(Around):
             async with scope:
                 scopes.add(scope)
                 return await wait
+        except DeviceGone as gone:
+            self._server.left[self._device] = gone.reason
+            raise
         except TimeoutError:
             if not scope.expired():
                 raise

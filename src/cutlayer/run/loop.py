@@ -172,7 +172,7 @@ class Coordinator:
             if len(self._spoilers) > 1:  # each alone, and no sound round between them: it is the learning rate
                 raise poisoned(guilty[-1], number)
         elif number + 1 == self._rounds:
-            raise nobody(plan)  # there is no round left that could make up for it
+            raise nobody(plan, self._server.left)  # there is no round left that could make up for it
         duration = self._clock() - start
         records = self._records(plan, situation, links, self._server.ledger.take_tallies(), duration, bytes_before)
         self.logbook.history.records.extend(records)

@@ -67,6 +67,7 @@ class Server:
       turn_out: takes a device out of the round under way; set by whoever holds the round (`rounds/patience.py`).
       refusable: devices of that round that can be shown the door; none in simulation, whose devices are ours.
       diverged: by device, why it was taken out of the round under way.
+      left: by device of that round, the word for why it left.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Server:
         self.turn_out: TurnOut | None = None
         self.refusable: Collection[str] = ()
         self.diverged: dict[str, DivergedError] = {}
+        self.left: dict[str, str] = {}
         self.run, self.base, self.machine, self.costs, self.settings = run, base, machine, costs, settings
         self.learning_rate, self.forecast, self.longest_tokens = learning_rate, forecast, longest_tokens
         self.scratch = scratch
@@ -195,7 +197,7 @@ class Server:
         """
         self.turn_out, self.refusable = turn_out, refusable if self._may_leave else ()
         if turn_out is not None:
-            self.diverged = {}
+            self.diverged, self.left = {}, {}
 
     def blame(self, error: DivergedError) -> None:
         """Takes a device out of this round, since what it sent, or what was computed of that alone, is not finite; it
@@ -209,6 +211,7 @@ class Server:
         if error.device in self.diverged:
             return  # more of what it had sent by then
         self.diverged[error.device] = error
+        self.left[error.device] = "diverged"
         self.turn_out(error)
 
     @property

@@ -193,7 +193,7 @@ def _tensor(kind: type[Any], name: str, number: float) -> Lie:
     def change(message: Any) -> Any:
         value = getattr(message, name)
         if isinstance(value, Tensor):
-            return replace(message, **{name: torch.full_like(value, number)})
+            return replace(message, **{name: _full(value, number)})
         first = next((key for key, tensor in value.items() if tensor.is_floating_point()), None)
         return message if first is None else replace(message, **{name: value | {first: _full(value[first], number)}})
 
@@ -214,7 +214,7 @@ def _poison(where: slice) -> Callable[[Update], Update]:
 
 
 def _full(tensor: Tensor, number: float) -> Tensor:
-    return torch.full_like(tensor, number)
+    return torch.full_like(tensor, number, dtype=torch.float64).to(tensor.dtype)  # 16 bits may have it infinite only
 
 
 def _events(column: int, number: float, *, refused: bool = True) -> Lie:
