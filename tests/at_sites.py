@@ -68,6 +68,7 @@ class World:
         self._site_of = site_of or {name: site.name for name in self.files if (site := fleet.site_of(name))}
         self.sites = sorted({*self._site_of.values()} - {""})
         self._out, self._machines = out, one_thread()
+        self.patience_seconds = 30.0  # for which devices look for whom they join
         self._ports: dict[str, asyncio.Future[int]] = {}
         self.tasks: dict[str, asyncio.Task[Any]] = {}
         self.heard: list[str] = []
@@ -143,7 +144,8 @@ class World:
     async def start_device(self, name: str) -> None:
         """Begins a device."""
         at = self._site_of.get(name) or "server"
-        joining = Joining(name, str(self.files[name]), "", self._out / "devices" / name, patience_seconds=30.0)
+        folder = self._out / "devices" / name
+        joining = Joining(name, str(self.files[name]), "", folder, patience_seconds=self.patience_seconds)
         address = f"127.0.0.1:{await self._ports[at]}"
         self.tasks[name] = asyncio.create_task(device(joining, address, self._machines))
 

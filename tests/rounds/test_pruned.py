@@ -11,6 +11,7 @@ import torch
 
 from bases import moved_adapter, open_base, some_kept
 from cutlayer.device.talks.pruned import CHANGE, structure_in
+from cutlayer.gate.guard import Guard
 from cutlayer.methods.table import build_method
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
@@ -56,6 +57,23 @@ def test_without_the_clause_it_is_the_local_round(base: Base) -> None:
 def test_a_ratio_of_nothing_trains_the_same(base: Base) -> None:
     run, plain = played(base, Prune(0.0)), played(base, None)
     assert all(torch.equal(run.adapter[name], value) for name, value in plain.adapter.items())
+
+
+def test_a_device_may_prune_less_than_in_the_round_before(base: Base) -> None:
+    """As `hfl_prune` asks of it when the fleet changes; what it says is what the server's guard expects."""
+    ratios = (0.6, 0.3, 0.0)
+
+    def planner(plan: RoundPlan, _situation: object) -> RoundPlan:
+        ratio = ratios[plan.round]
+        return plan.with_each(lambda device: device.having(Prune(ratio, score=False)) if ratio else device)
+
+    method = build_method("hfl_prune", {}, seed=0)
+    method = replace(method, plan=(*method.plan[:-2], planner, method.plan[-1]))
+    streams = streams_for(fleet_of(2), base.settings.task, steps=ROUNDS * STEPS)
+    run = play(base, method, fleet_of(2), streams, rounds=ROUNDS, local_steps=STEPS, guard=Guard)
+    sent = [structure_in(message.facts) for message in run.sent_up if isinstance(message, Update)]
+    left = [base.structure.from_tensors(said, "device")[0] if said else base.structure.everything for said in sent]
+    assert [len(kept.channels[0]) for kept in left[::2]] == [base.structure.left(ratio)[1] for ratio in ratios]
 
 
 def test_what_is_gone_is_no_longer_sent_up_nor_trained(base: Base) -> None:

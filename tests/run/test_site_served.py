@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,13 +17,17 @@ import pytest
 
 from at_sites import World, fleet_at
 from cutlayer.config import read_config
+from cutlayer.device.device import Device
+from cutlayer.errors import JoinError
 from cutlayer.fleet.profile import load_fleet
 from cutlayer.gate import hub
 from cutlayer.gate.roster import Roster
 from cutlayer.run.inputs import prepare, write_shares
 from cutlayer.run.run import Outcome
 from cutlayer.run.site_served import _Site
+from cutlayer.testing.faults import LIES
 from cutlayer.transport.certificates import issue_server, make_authority
+from cutlayer.wire.messages import Update
 from real import simulated, values_for
 
 
@@ -133,6 +138,41 @@ def test_a_site_that_stays_away_is_gone_on_without_until_it_comes(
     some = samples[0][0]
     assert samples == [[some] * 4, [0, 0, some, some], [0, 0, some, some], [some] * 4]
     assert any("not waited for any more" in line for line in world.display.lines)
+
+
+class WithLiar(World):
+    """A run whose device of this name may be refused."""
+
+    liar = "b"
+
+    async def start_device(self, name: str) -> None:
+        await super().start_device(name)
+        if name == self.liar:
+            self.tasks[name] = asyncio.create_task(_until_refused(self.tasks[name]))
+
+
+async def _until_refused(task: asyncio.Task[Any]) -> None:
+    with contextlib.suppress(JoinError):
+        await task
+
+
+def test_poison_of_a_device_stays_out_of_its_sites_mean(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The site, which has no rows, finds it out and refuses the device; the others go on at both sites."""
+    update = Device.update
+
+    def poisoned(self: Device, *args: Any, **facts: Any) -> Update:
+        honest = update(self, *args, **facts)
+        return LIES["poison on some rows"].change(honest) if self.name == WithLiar.liar else honest
+
+    monkeypatch.setattr(Device, "update", poisoned)
+    world = WithLiar(values_at(inputs, *PAIRS, model__dtype="fp16", method__cloud_every=1), tmp_path / "real")
+    world.patience_seconds = 3.0
+    outcome = asyncio.run(world.play())
+    samples = [{name for name, row in one["devices"].items() if row["samples"]} for one in outcome.rows]
+    assert samples == [{"a", "c", "d"}] * 3
+    assert outcome.metrics["loss"] < 10.0
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The part of a device's model that is pruned by a round, and the choice of the units that go.
 
-A pruning ratio is the share of each block's heads and FFN channels that is gone. It only grows: what a device has
-removed is not there to come back.
+A pruning ratio is the share of each block's heads and FFN channels that is gone. Where a device scores its units, the
+ratio only grows: what is gone stays gone. Where the size of the frozen weights decides, it may fall as well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Prune(Clause):
 
     Attributes:
       ratio: the share of each block's heads and FFN channels that it has removed by this round, below 1.
-      score: whether it scores heads and channels as it trains, for a later round to prune by.
+      score: whether it scores heads and channels as it trains, for a later round to prune by; else it chooses them
+        by the size of their weights, anew in each round.
     """
 
     ratio: float

@@ -108,12 +108,21 @@ def test_a_device_that_never_prunes_says_nothing_of_its_structure(bert: Base) ->
 
 
 def test_what_is_gone_stays_gone(bert: Base) -> None:
-    """Also in a round whose plan says nothing of pruning."""
     device = pruning_device(bert)
     first = hold_round(device, bert, 0, Prune(0.3))
-    for later in (None, Prune(0.0)):
-        facts = hold_round(device, bert, 1, later).facts
-        assert all(torch.equal(facts[name], first.facts[name]) for name in facts if name.startswith("kept/"))
+    facts = hold_round(device, bert, 1, Prune(0.0)).facts
+    assert all(torch.equal(facts[name], first.facts[name]) for name in facts if name.startswith("kept/"))
+
+
+def test_what_is_chosen_by_size_may_come_back(bert: Base) -> None:
+    """A device is left with what one is left with that has never pruned more, or with its whole model."""
+    for later in (Prune(0.3, score=False), None):
+        device = pruning_device(bert)
+        hold_round(device, bert, 0, Prune(0.6, score=False))
+        update, expected = hold_round(device, bert, 1, later), hold_round(pruning_device(bert), bert, 1, later)
+        assert update.facts.keys() == expected.facts.keys()
+        assert all(torch.equal(update.facts[name], value) for name, value in expected.facts.items())
+        assert [value.shape for value in update.adapter.values()] == [v.shape for v in expected.adapter.values()]
 
 
 def test_a_round_that_ends_early_counts_what_was_done(bert: Base) -> None:

@@ -88,7 +88,7 @@ class Pruned(RoundTalk):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self._pruning: Pruning | None = None  # a device that never prunes knows nothing of it
+        self._pruning: Pruning | None = None  # a device whose plan says nothing of it has its whole model
         self._change = 0.0
 
     async def work(self, heard: Attentive, assignment: Assignment) -> Message | None:
@@ -106,12 +106,17 @@ class Pruned(RoundTalk):
         )
 
     def _prune(self, adapter: Adapter) -> Adapter:
-        """Removes what the plan asks for; what is left of the adapter."""
+        """Removes what the plan asks for; what is left of the adapter.
+
+        A device that scores goes on from what it has left. One that does not chooses anew, and may have more left.
+        """
         base, prune = self._device.base, self._device.now.plan.clause(Prune)
-        if prune is None and self._pruning is None:
+        if prune is None:
+            self._pruning = None
             return adapter
-        self._pruning = self._pruning or Pruning(base)
-        self._pruning.prune(0.0 if prune is None else prune.ratio)
+        if self._pruning is None or not prune.score:
+            self._pruning = Pruning(base)
+        self._pruning.prune(prune.ratio)
         return base.structure.slice_all(adapter, self._pruning.kept)
 
     def _part(self) -> WholePart:
