@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sfpl": {},
     "ho_sfl": {},
     "fedkseed": {},
+    "all linear": {"method.name": "fedlora", "lora.targets": ["all-linear"]},
     "16 bits": {"method.name": "fedlora", "model.dtype": "fp16"},
     "16 bits, split": {"method.name": "memsfl", "model.dtype": "fp16"},
     "16 bits, folded": {"method.name": "flora", "model.dtype": "fp16"},

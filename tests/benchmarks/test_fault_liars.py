@@ -52,6 +52,7 @@ def test_one_liar(setting: str, campaign: fault_liars.Campaign) -> None:
         ("16 bits, split", "poison within bounds"),
         ("16 bits, held out", "poison within bounds"),
         ("16 bits", "poison on some rows"),
+        ("all linear", "poison within bounds"),
         ("16 bits, folded", "poison on some rows"),
         ("16 bits, relayed", "poison on some rows"),
         ("16 bits, at sites", "poison on some rows"),

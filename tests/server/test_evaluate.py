@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bases import moved_adapter, open_base
+from bases import moved_adapter, open_base, some_kept
 from cutlayer.model.adapter import LoraSettings
 from cutlayer.model.base import Base
 from cutlayer.model.part import model_inputs
 from cutlayer.server import evaluate as module
-from cutlayer.server.evaluate import evaluate, rows_at_once
+from cutlayer.server.evaluate import evaluate, has_gradients, rows_at_once
 from cutlayer.testing.reference import plain_peft_model
 from cutlayer.testing.tiny import LABELS, random_batch
 from cutlayer.types import Adapter, Batch
@@ -139,3 +139,25 @@ def test_a_row_with_nothing_to_learn_counts_for_nothing(tiny_model: ModelMaker) 
     empty = replace(batch, labels=torch.full_like(batch.labels, -100), weight=0)
     adapter = base.initial_adapter(0)
     assert evaluate(base, adapter, [batch, empty]) == evaluate(base, adapter, [batch])
+
+
+def test_a_loss_may_be_finite_and_its_gradients_not(tiny_model: ModelMaker) -> None:
+    """Norms bring what is loud back on the way up, and not on the way down: 32 bits are not enough for that."""
+    base = open_base(tiny_model("gpt2", "causal-lm"), "causal-lm", lora=LoraSettings(targets=("all-linear",)))
+    [batch, *_] = batches_of("causal-lm")
+    adapter = moved_adapter(base)
+    before = {name: value.clone() for name, value in adapter.items()}
+    assert has_gradients(base, adapter, batch)
+    assert all(torch.equal(value, before[name]) for name, value in adapter.items())
+    for value in adapter.values():
+        value[..., ::2] = 4096.0
+    assert math.isfinite(evaluate(base, adapter, [batch])["loss"])
+    assert not has_gradients(base, adapter, batch)
+
+
+def test_gradients_of_a_pruned_model(tiny_model: ModelMaker) -> None:
+    lora = LoraSettings(targets=("all-linear",))
+    base = open_base(tiny_model("bert", "classification"), "classification", lora=lora)
+    [batch, *_] = batches_of("classification")
+    kept = some_kept(base.structure, seed=3)
+    assert has_gradients(base, moved_adapter(base), batch, kept)

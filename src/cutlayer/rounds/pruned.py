@@ -12,7 +12,7 @@ import torch
 
 from cutlayer.device.talks.pruned import CHANGE, SHAPE, structure_in
 from cutlayer.errors import MalformedMessage, Refused
-from cutlayer.gate.forms import Forms, Script, Shape, meta
+from cutlayer.gate.forms import LOUDEST_FACT, Forms, Script, Shape, meta
 from cutlayer.model.base import Base
 from cutlayer.model.finite import finite
 from cutlayer.model.structure import IMPORTANCE, KEPT, units_by_name
@@ -77,8 +77,8 @@ class _Structure:
             return
         if not all(finite(scores) for scores in importance.values()):
             raise self._forms.refused("not-finite", "finite importance", "others")
-        if not (finite(facts[CHANGE]) and float(facts[CHANGE]) >= 0):
-            raise self._forms.refused("not-finite", f"{CHANGE} from 0 on", float(facts[CHANGE]))
+        if not 0 <= (change := float(facts[CHANGE])) <= LOUDEST_FACT:
+            raise self._forms.refused("not-finite", f"{CHANGE} from 0 to {LOUDEST_FACT:g}", change)
 
     def shapes(self, facts: Adapter | None) -> Mapping[str, Shape]:
         full = self._forms.shapes

@@ -41,7 +41,7 @@ from cutlayer.run.start import starting_adapter
 from cutlayer.run.understood import Noticed, unnoticed
 from cutlayer.server.aggregation import Aggregation
 from cutlayer.server.checkpoint import save_checkpoint
-from cutlayer.server.evaluate import evaluate
+from cutlayer.server.evaluate import evaluate, has_gradients
 from cutlayer.server.forecast import Forecast
 from cutlayer.server.server import Server
 from cutlayer.server.sites import Sites
@@ -133,21 +133,24 @@ def server_of(
 
 
 def sound_in(inputs: ServerInputs, method: Method) -> Callable[[Adapter], bool]:
-    """Returns a function that says whether the model runs with an adapter.
+    """Returns a function that says whether the model runs with an adapter, and learns.
 
-    It is tried on the first rows that it is judged by and on tokens by chance: a server may have no rows.
+    It runs on the first rows that it is judged by and on tokens by chance: a server may have no rows. Gradients are
+    those of tokens by chance, which take little memory.
     """
     base, longest = inputs.base, min(SOME_TOKENS, inputs.config.data.max_length)
 
     @cache
-    def batches() -> list[Batch]:
-        by_chance = random_tokens(base.settings.task, base.vocabulary, longest)
-        return [*inputs.validation_batches()[:1], by_chance]
+    def batches() -> tuple[list[Batch], Batch]:
+        return inputs.validation_batches()[:1], random_tokens(base.settings.task, base.vocabulary, longest)
 
     def sound(adapter: Adapter) -> bool:
         if method.moved is not None:
             return True
-        return math.isfinite(evaluate(base, adapter, batches(), method.structure())["loss"])
+        (rows, by_chance), kept = batches(), method.structure()
+        if not has_gradients(base, adapter, by_chance, kept):
+            return False
+        return not rows or math.isfinite(evaluate(base, adapter, rows, kept)["loss"])
 
     return sound
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 from cutlayer.data.batches import parts_of
 from cutlayer.model.base import Base
+from cutlayer.model.finite import finite
 from cutlayer.model.loss import MASKED
+from cutlayer.model.part import WholePart
 from cutlayer.report.metrics import ClassificationMetrics, LanguageMetrics
 from cutlayer.types import Adapter, Batch, Kept
 
@@ -41,10 +44,7 @@ def evaluate(
     Returns:
       `accuracy`, `macro_f1`, `loss` for classification; `loss`, `perplexity`, `tokens` for causal LM.
     """
-    if kept is None:
-        part = base.whole(base.blocks_in(adapter))
-    else:
-        part, adapter = base.pruned(kept, base.blocks_in(adapter)), base.structure.slice_all(adapter, kept)
+    part, adapter = _whole(base, adapter, kept)
     part.use(adapter)
     classification = base.settings.task == "classification"
     classes, language = ClassificationMetrics(max(1, base.settings.num_labels)), LanguageMetrics()
@@ -67,6 +67,32 @@ def evaluate(
     finally:
         part.model.train()
     return classes.result() if classification else language.result()
+
+
+def has_gradients(base: Base, adapter: Adapter, batch: Batch, kept: Kept | None = None) -> bool:
+    """Whether the loss of a batch and its gradients are finite with this adapter, dropout off.
+
+    Args:
+      base, adapter, kept: See `evaluate`.
+      batch: some rows, all at once.
+    """
+    part, adapter = _whole(base, adapter, kept)
+    parameters = {name: nn.Parameter(value.detach()) for name, value in adapter.items()}
+    part.use(parameters)
+    part.model.eval()
+    try:
+        loss = part.loss(batch)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    finally:
+        part.model.train()
+    return finite(loss) and all(finite(one) for one in gradients if one is not None)
+
+
+def _whole(base: Base, adapter: Adapter, kept: Kept | None) -> tuple[WholePart, Adapter]:
+    """The whole model for this adapter, or what is left of it; and what of the adapter is for that."""
+    if kept is None:
+        return base.whole(base.blocks_in(adapter)), adapter
+    return base.pruned(kept, base.blocks_in(adapter)), base.structure.slice_all(adapter, kept)
 
 
 def rows_at_once(batch: Batch, base: Base) -> list[int]:
