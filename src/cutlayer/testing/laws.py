@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from cutlayer.config import read_config
+from cutlayer.data.batches import parts_of
 from cutlayer.device.store import MemoryStore
 from cutlayer.errors import ConfigError, StragglersError, UserError, leaves
 from cutlayer.fleet.allotment import frequency_of
 from cutlayer.fleet.profile import Fleet, Trace
+from cutlayer.gate.guard import Guard
 from cutlayer.methods.method import Method
 from cutlayer.methods.source import described_error
 from cutlayer.methods.table import MethodRow
@@ -39,6 +41,7 @@ from cutlayer.run.simulated import simulate
 from cutlayer.testing.playground import (
     FlatCosts,
     LeavingLink,
+    ListedBatches,
     Played,
     fleet_of,
     learning_rate,
@@ -49,7 +52,7 @@ from cutlayer.testing.playground import (
     tiny_base,
 )
 from cutlayer.testing.tiny import BLOCKS, save_inputs, scratch
-from cutlayer.types import Adapter, Event, History, RoundPlan
+from cutlayer.types import Adapter, Batch, Event, History, RoundPlan
 from cutlayer.wire.frames import encode
 from cutlayer.wire.link import Link
 from cutlayer.wire.messages import Activations, Assignment, Finish, Message
@@ -345,9 +348,10 @@ def who_leaves_holds_up_nobody(subject: Subject) -> str | None:
 
 @law
 def devices_may_come_and_go(subject: Subject) -> str | None:
-    """Every round ends under every policy where devices come and go; where all are waited for, all counts."""
+    """Every round ends under every policy where devices come and go, and none is refused; waited for, all counts."""
     fleet = fleet_that_comes_and_goes(subject.run.rows[0]["virtual_seconds"])
     _expect_all_counted(_on(subject, fleet, wait_all()))
+    _expect_all_counted(_on(subject, fleet_half_of_which_is_there(), wait_all(), rounds=2 * ROUNDS))
     method = subject.build()
     late: list[Late] = ["drop", "use"]
     plan = method.make_plan(0, _situation(3))
@@ -382,17 +386,36 @@ def fleet_that_comes_and_goes(seconds: float) -> Fleet:
     return fleet.model_copy(update={"devices": tuple(devices)})
 
 
-def _on(subject: Subject, fleet: Fleet, policy: Stragglers) -> Played:
-    streams = streams_for(fleet, "classification", steps=(ROUNDS + 2) * STEPS)
+def fleet_half_of_which_is_there() -> Fleet:
+    """Unequal devices each of which is there in every second round or so: what is planned for one depends on others."""
+    fleet = fleet_of(4)
+    devices = [one.model_copy(update={"availability": 0.5}) for one in fleet.devices]
+    return fleet.model_copy(update={"devices": tuple(devices)})
+
+
+class _AsAsked(ListedBatches):
+    """A stream that gives of each prepared batch as many samples as it is asked for, at most."""
+
+    def next(self, batch_size: int | None = None) -> Batch:
+        batch = super().next()
+        most = batch.num_samples if batch_size is None else min(batch_size, batch.num_samples)
+        self._batches[self._next - 1], _ = parts_of(batch, [most, batch.num_samples - most])
+        return self._batches[self._next - 1]
+
+
+def _on(subject: Subject, fleet: Fleet, policy: Stragglers, rounds: int = ROUNDS) -> Played:
+    """A run whose server looks at each message as that of a real fleet does: batches are no larger than it has said."""
+    streams = streams_for(fleet, "classification", steps=(rounds + 2) * STEPS)
     return play(
         tiny_base(),
         subject.build(),
         fleet,
-        streams,
-        rounds=ROUNDS,
+        {device: _AsAsked(stream.all) for device, stream in streams.items()},
+        rounds=rounds,
         local_steps=STEPS,
         stragglers=policy,
         stores={device.name: MemoryStore() for device in fleet.devices},
+        guard=Guard,
     )
 
 
