@@ -127,9 +127,7 @@ class Coordinator:
         told: Callable[[list[dict[str, Any]]], None] = lambda _rows: None,
     ) -> None:
         self._told = told
-        self._spoilers = set[
-            str
-        ]()  # devices that nothing was left of a round without, since the last of which there was
+        self._spoilers = set[str]()  # whose part was all of a round, and poison, since a round that was not
         self._tasks, self._judges, self._enough = tasks, judges, enough
         self._method, self._server, self._aggregation, self._members = method, server, aggregation, members
         self.logbook, self._clock = logbook, clock

@@ -22,7 +22,7 @@ from cutlayer.server.contributions import FAR
 from cutlayer.types import Adapter
 
 ROOM = 4.0
-"""Times as far as a round goes, the model must still run."""
+"""The model must still run where a round goes so many times as far."""
 
 
 class Sound(Protocol):
