@@ -50,6 +50,7 @@ class Compression:
 
     Attributes:
       error_feedback: whether what packing an update lost is added to the next.
+      seed: of what is rounded at random.
     """
 
     activations: Codec = NONE
@@ -57,6 +58,7 @@ class Compression:
     broadcast: RowCodec = NONE
     update: Codec = NONE
     error_feedback: bool = True
+    seed: int = 0
 
     def of(self, role: Role) -> Codec:
         codec: Codec = getattr(self, role)
@@ -96,7 +98,12 @@ def codec_under(plan: DevicePlan, role: Role, codec: Codec, at: str = "") -> Cod
 
 
 def compression(
-    *, activations: str = "none", gradients: str = "none", adapters: str = "none", error_feedback: bool = True
+    *,
+    activations: str = "none",
+    gradients: str = "none",
+    adapters: str = "none",
+    error_feedback: bool = True,
+    seed: int = 0,
 ) -> Compression:
     """Finds codecs by their names, as in a run file.
 
@@ -114,6 +121,7 @@ def compression(
         broadcast=NONE if isinstance(of_adapters, TopK | Sparse) else of_adapters,
         update=of_adapters,
         error_feedback=error_feedback,
+        seed=seed,
     )
 
 
@@ -231,7 +239,7 @@ class CompressedLink(Around):
             return codec
         at = f"{message.round}/{self._plan.device}/{getattr(message, 'step', '')}/{getattr(message, 'micro_batch', 0)}"
         codec = codec_under(self._plan, role, codec, f"{at}/{name}")
-        return codec.keyed(f"{message.run}/{at}/{name}") if isinstance(codec, Sparse) else codec
+        return codec.keyed(f"{self._compression.seed}/{at}/{name}") if isinstance(codec, Sparse) else codec
 
     def _pack_update(self, message: Message, trained: Adapter, lost: Adapter) -> Adapter:
         """Differences to what the device started from, and what the last ones owe, packed.

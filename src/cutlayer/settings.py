@@ -119,6 +119,7 @@ def packing(config: RunConfig) -> Compression:
         gradients=wire.gradients,
         adapters=wire.adapters,
         error_feedback=wire.error_feedback,
+        seed=config.train.seed,
     )
 
 

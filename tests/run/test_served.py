@@ -37,6 +37,14 @@ def test_micro_batches_over_a_real_wire(overlap: bool, inputs: Path, tmp_path: P
     assert bytes_of(served(values, tmp_path / "real")) == bytes_of(simulated(other, tmp_path / "simulated"))
 
 
+def test_what_devices_round_at_random_is_drawn_from_the_runs_seed(inputs: Path, tmp_path: Path) -> None:
+    """The adapter of the simulated run, whose seed is not the usual one, and whose model lies where theirs does not."""
+    changes = {"method__name": "fedlora", "wire__adapters": "sparse:0.5:8", "train__seed": 3}
+    real = served(values_for(inputs, **changes), tmp_path / "real")
+    elsewhere = values_for(shutil.copytree(inputs, tmp_path / "elsewhere"), **changes)
+    assert bytes_of(real) == bytes_of(simulated(elsewhere, tmp_path / "simulated"))
+
+
 def test_labels_at_home_over_a_real_wire(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapter of the simulated run, and of the one with labels on the server; not even their counts are told."""
     told: list[tuple[int, ...]] = []

@@ -20,6 +20,7 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.server.checkpoint import load_checkpoint
 from cutlayer.testing.tiny import save_inputs
+from turns import by_turns
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,43 @@ def test_a_thousand_phones_of_whom_a_few_join(inputs: Path, tmp_path: Path) -> N
     assert {name for name, device in devices.items() if device.branch("moments").tensors} == trained
     assert {name for name, device in devices.items() if device.tensors} == trained
     assert all(device.branch("data").facts.keys() == {"epoch", "position"} for device in devices.values())
+
+
+BY_CHANCE = {
+    "teasq_fed": {},
+    "fedsl": {"prune": 0.3},
+    "fedkseed": {"seeds": 8},
+    "prge": {"queries": 2},
+    "ho_sfl": {},
+    "sfpl": {},
+}
+"""Methods that draw something, with options."""
+
+
+@pytest.mark.parametrize("method", list(by_turns(BY_CHANCE, one_of=6, always=["teasq_fed"])))
+def test_a_run_is_the_same_wherever_its_files_lie(method: str, tmp_path: Path) -> None:
+    """Nothing is drawn from the run's identifier, which knows the paths of the model and of the data."""
+    left = list[dict[str, bytes]]()
+    for place in ("here", "elsewhere"):
+        inputs = save_inputs(tmp_path / place, rows=60)
+        values = {
+            "model.name": str(inputs / "model"),
+            "data.path": str(inputs / "data"),
+            "data.max_length": 16,
+            "train.rounds": 2,
+            "train.local_steps": 2,
+            "train.batch_size": 2,
+            "out": str(tmp_path / f"{place}-run"),
+            "fleet": "memsfl-six",
+            "lora.targets": ["all-linear"],
+            "method.name": method,
+            **{f"method.{name}": value for name, value in BY_CHANCE[method].items()},
+        }
+        run = prepare(read_config(None, values=values))
+        simulation.simulate(run, NoProgress())
+        out = tmp_path / f"{place}-run"
+        files = [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors"), out / "events.jsonl"]
+        left.append({file.name: file.read_bytes() for file in files})
+    assert left[0].keys() == left[1].keys()
+    assert len(left[0]) > 1
+    assert [name for name in left[0] if left[0][name] != left[1][name]] == []
