@@ -58,8 +58,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "held out, alone": {"method.name": "fedlora", "data.hold_out": 0.3},
 }
 """Keys of the config, by the setting's name, which is that of the method where the keys name none."""
-NO_BARRIER = {"16 bits, no barrier"}
-"""Settings in whose rounds a device may have no part."""
 NO_ROWS = {"16 bits, held out"}
 """Settings whose server has no validation rows, as that of a real fleet may not."""
 
@@ -94,7 +92,7 @@ class Campaign:
         for number, lie in enumerate(lies):
             out = Path(tempfile.mkdtemp(dir=self._folder)) / "server"
             result = play(world, Plan(number, lie=lie), keep=out)
-            said, problems = self._look(world, lie, result, out, waits=setting not in NO_BARRIER)
+            said, problems = self._look(world, lie, result, out)
             counts.runs[setting][said] += 1
             if problems:
                 counts.failures[f"{setting}: {lie}"] = problems
@@ -109,16 +107,8 @@ class Campaign:
             )
         return self._worlds[setting]
 
-    def _look(self, world: World, lie: str, result: Result, out: Path, *, waits: bool) -> tuple[str, list[str]]:
-        """Finds the reasons for which the liar was refused, and the problems: what must not be.
-
-        Args:
-          world: The run.
-          lie: What was said.
-          result: What came of it.
-          out: The run's folder.
-          waits: Whether each round waits for every device.
-        """
+    def _look(self, world: World, lie: str, result: Result, out: Path) -> tuple[str, list[str]]:
+        """Finds the reasons for which the liar was refused, and the problems: what must not be."""
         problems = list(result.problems)
         if result.outcome != "done" or problems:
             return "failed", [f"ended with {result.outcome or 'nothing'}", *problems]
@@ -137,7 +127,8 @@ class Campaign:
         if any(value is None for value in summary["metrics"].values()):
             problems.append(f"metrics: {summary['metrics']}")
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        if not waits:
+        patience = build_method(world.values["method.name"], {}, 0).patience
+        if patience is not None and patience.late == "keep":  # a device may have no part in a round
             if len(rows) != ROUNDS:
                 problems.append(f"{len(rows)} rounds")
             return ", ".join(refused.get(liar, {"not": 1})), problems

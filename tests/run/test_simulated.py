@@ -20,6 +20,7 @@ from cutlayer.report.run_folder import RunFolder
 from cutlayer.run.inputs import RunInputs, prepare
 from cutlayer.server.checkpoint import load_checkpoint
 from cutlayer.testing.tiny import save_inputs
+from real import simulated, values_for
 from turns import by_turns
 
 
@@ -132,22 +133,9 @@ def test_a_run_is_the_same_wherever_its_files_lie(method: str, tmp_path: Path) -
     left = list[dict[str, bytes]]()
     for place in ("here", "elsewhere"):
         inputs = save_inputs(tmp_path / place, rows=60)
-        values = {
-            "model.name": str(inputs / "model"),
-            "data.path": str(inputs / "data"),
-            "data.max_length": 16,
-            "train.rounds": 2,
-            "train.local_steps": 2,
-            "train.batch_size": 2,
-            "out": str(tmp_path / f"{place}-run"),
-            "fleet": "memsfl-six",
-            "lora.targets": ["all-linear"],
-            "method.name": method,
-            **{f"method.{name}": value for name, value in BY_CHANCE[method].items()},
-        }
-        run = prepare(read_config(None, values=values))
-        simulation.simulate(run, NoProgress())
+        options = {f"method__{name}": value for name, value in BY_CHANCE[method].items()}
         out = tmp_path / f"{place}-run"
+        simulated(values_for(inputs, method__name=method, lora__targets=["all-linear"], **options), out)
         files = [*out.glob("adapter/*.safetensors"), *out.glob("model/*.safetensors"), out / "events.jsonl"]
         left.append({file.name: file.read_bytes() for file in files})
     assert left[0].keys() == left[1].keys()

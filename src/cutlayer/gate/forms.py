@@ -526,12 +526,8 @@ class Forms:
 
     def refused(self, reason: str, expected: str, got: object) -> Refused:
         """The refusal of what was got, at this point of the round."""
-        shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
-        return Refused(
-            reason,
-            f"device {self._device}, round {self.assignment.round}, step {self._steps}: expected {expected}, "
-            f"got {shown}. {what_to_do(reason)}",
-        )
+        where = f"device {self._device}, round {self.assignment.round}, step {self._steps}"
+        return refusal(reason, where, expected, got)
 
     @property
     def _per_token(self) -> bool:
@@ -648,16 +644,18 @@ def as_options(yielded: Form | tuple[Form, ...]) -> tuple[Form, ...]:
     return yielded if isinstance(yielded, tuple) else (yielded,)
 
 
-def what_to_do(reason: str) -> str:
-    """The advice at the end of a refusal, by the word for it.
+def refusal(reason: str, where: str, expected: str, got: object) -> Refused:
+    """The refusal of what was got, with what to do about it.
 
     Example:
-      >>> what_to_do("wrong-shape")
-      'Do both ends run one version and one model?'
+      >>> print(refusal("wrong-shape", "device pi", "2 samples", 3))
+      device pi: expected 2 samples, got 3. Do both ends run one version and one model?
     """
+    shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
+    advice = "Do both ends run one version and one model?"
     if reason == "not-finite":
-        return "If it is so of other devices too, lower the learning rate (--lr); else look at this one."
-    return "Do both ends run one version and one model?"
+        advice = "If it is so of other devices too, lower the learning rate (--lr); else look at this one."
+    return Refused(reason, f"{where}: expected {expected}, got {shown}. {advice}")
 
 
 def diverged(message: Update | HiddenGradients) -> bool:

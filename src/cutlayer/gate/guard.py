@@ -37,7 +37,6 @@ a matter of aggregation (`policies/robust.py`), not of the guard.
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,7 +54,7 @@ from cutlayer.gate.forms import (
     as_options,
     diverged,
     outline,
-    what_to_do,
+    refusal,
 )
 from cutlayer.model.base import Base
 from cutlayer.model.finite import within
@@ -261,8 +260,4 @@ class Guard:
     def _refused(self, reason: str, expected: str, got: object) -> Refused:
         if self._forms is not None:
             return self._forms.refused(reason, expected, got)
-        shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
-        return Refused(
-            reason,
-            f"device {self._device}: expected {expected}, got {shown}. {what_to_do(reason)}",
-        )
+        return refusal(reason, f"device {self._device}", expected, got)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Mapping
 
 import torch
 from pydantic import ValidationError
 
 from cutlayer.errors import Refused
-from cutlayer.gate.forms import LOUDEST, MOST_EVENTS, MOST_FLOPS, MOST_SECONDS, WORDS, what_to_do
+from cutlayer.gate.forms import LOUDEST, MOST_EVENTS, MOST_FLOPS, MOST_SECONDS, WORDS, refusal
 from cutlayer.model.base import Base
 from cutlayer.model.finite import finite, within
 from cutlayer.server.sites import DEVICE_ROWS, DeviceRow
@@ -126,8 +125,7 @@ class SiteGuard:
             raise self._refused("wrong-events", "events of this round, in order of time", "others")
 
     def _refused(self, reason: str, expected: str, got: object) -> Refused:
-        shown = got if isinstance(got, str) and len(got) < 200 else reprlib.repr(got)
-        return Refused(reason, f"site {self._site}: expected {expected}, got {shown}. {what_to_do(reason)}")
+        return refusal(reason, f"site {self._site}", expected, got)
 
 
 class GuardedSite(Around):

@@ -10,7 +10,7 @@ where an adapter has moved far more than at the turns before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median_low
 
@@ -22,7 +22,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.rounds.split import split
 from cutlayer.rounds.u_shape import u_shape
 from cutlayer.server.contributions import FAR
-from cutlayer.server.found_out import ROOM, further, poisoned
+from cutlayer.server.found_out import found_out, further, poisoned
 from cutlayer.server.owners import one_for_all
 from cutlayer.server.server import Server
 from cutlayer.server.steps.halves import in_halves
@@ -71,7 +71,7 @@ class _Relay:
             after = {**server.adapter, **{k: v.clone() for part in trained for k, v in part.adapter.items()}}
             if device.device in server.refusable:
                 length = norm({name: value - server.adapter[name] for name, value in after.items()})
-                if not await _sound(server, after, length, lengths):
+                if await _is_poison(server, device.device, after, length, lengths):
                     server.expel(poisoned(device.device, plan.round))
                     continue
                 lengths.append(length)
@@ -94,9 +94,13 @@ class _Relay:
         self._turn.load(state)
 
 
-async def _sound(server: Server, after: Adapter, length: float, before: Sequence[float]) -> bool:
-    """Whether the model runs with what a turn has left; tried where the change is far longer than those before it."""
+async def _is_poison(server: Server, device: str, after: Adapter, length: float, before: Sequence[float]) -> bool:
+    """Whether the model does not run with what a turn has left; tried where the change is far longer than others."""
     if before and length <= FAR * median_low(before):
-        return True
-    began = server.adapter
-    return await server.machine.aside(lambda: all(server.sound(further(began, after, times)) for times in (1.0, ROOM)))
+        return False
+    began, alone = server.adapter, [{"device": device, "norm": length, "times": 1.0}]
+
+    def sound(without: Collection[str], times: float) -> bool:
+        return bool(without) or server.sound(further(began, after, times))
+
+    return bool(await server.machine.aside(lambda: found_out(alone, sound, server.refusable.__contains__)))

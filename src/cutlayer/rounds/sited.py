@@ -31,7 +31,7 @@ from cutlayer.policies.aggregate import Contribution
 from cutlayer.policies.scatter import scatter
 from cutlayer.policies.sites import AtSite
 from cutlayer.rounds.round import Round
-from cutlayer.server.contributions import table_of
+from cutlayer.server.contributions import but_for, table_of
 from cutlayer.server.found_out import found_out, further, poisoned
 from cutlayer.server.ledger import Tally
 from cutlayer.server.owners import one_per_device
@@ -134,7 +134,7 @@ class Sited:
         for site in sorted({*where.values()}):
             own = [part for part in parts if where[part.device] == site]
             guilty = await self._poison(server, site, own, plan)
-            parts, own = _without(parts, guilty), _without(own, guilty)
+            parts, own = but_for(parts, guilty), but_for(own, guilty)
             if own:
                 exact[site] = self._learn(site, own, plan)
         return parts, exact
@@ -149,7 +149,7 @@ class Sited:
         rows = table_of(parts, lambda part: {name: began[name] for name in part.adapter}, plan.round)
 
         def sound(without: Collection[str], times: float) -> bool:
-            mean = self._mean(began, _without(parts, without), plan)
+            mean = self._mean(began, but_for(parts, without), plan)
             return server.sound(further(began, mean, times))
 
         guilty = await server.machine.aside(lambda: found_out(rows, sound, server.refusable.__contains__))
@@ -288,10 +288,6 @@ class SiteEnd(Sited):
         parts, exact = await self._trained(server, links, at)
         self._exact = exact.get(self._site)
         return parts
-
-
-def _without(parts: Sequence[Contribution], devices: Collection[str]) -> list[Contribution]:
-    return [part for part in parts if part.device not in devices]
 
 
 def _reported(held: Mapping[str, Held], server: Server, round: int) -> list[Contribution]:

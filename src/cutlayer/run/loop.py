@@ -28,7 +28,7 @@ from cutlayer.rounds.round import Round
 from cutlayer.run.judging import Judges
 from cutlayer.run.placed import placed
 from cutlayer.server.aggregation import Aggregation
-from cutlayer.server.contributions import fairly_weighed, log_outliers, table_of
+from cutlayer.server.contributions import but_for, fairly_weighed, log_outliers, table_of
 from cutlayer.server.found_out import found_out, poisoned
 from cutlayer.server.ledger import Tally
 from cutlayer.server.server import Server
@@ -261,15 +261,14 @@ class Coordinator:
         self._told(rows)
 
         def sound(without: Collection[str], times: float) -> bool:
-            rest = [part for part in contributions if part.device not in without]
-            tried = aggregation.tried(adapters, rest, plan, self._method.fold, times=times)
+            tried = aggregation.tried(adapters, but_for(contributions, without), plan, self._method.fold, times=times)
             return all(self._server.sound(adapter) for adapter in tried.values())
 
         others = self._server.may_leave and len(links) > 1
         guilty = found_out(rows, sound, lambda device: others and isinstance(links.get(device), Refusing))
         for device in guilty:
             self._server.take_back(device)
-        contributions = [part for part in contributions if part.device not in guilty]
+        contributions = but_for(contributions, guilty)
         if not contributions:
             return guilty
         contributions = aggregation.steadied(adapters, contributions, plan)

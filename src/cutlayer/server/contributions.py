@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median_low
 from typing import Any
@@ -73,6 +73,17 @@ def table_of(contributions: Sequence[Contribution], began: Began, round: int) ->
             }
         )
     return rows
+
+
+def but_for(contributions: Sequence[Contribution], devices: Collection[str]) -> list[Contribution]:
+    """The contributions without those of some devices.
+
+    Example:
+      >>> from cutlayer import Contribution
+      >>> [part.device for part in but_for([Contribution({}, {}, name) for name in "abc"], {"b"})]
+      ['a', 'c']
+    """
+    return [part for part in contributions if part.device not in devices]
 
 
 def fair(weights: Mapping[str, float], samples: Mapping[str, int]) -> dict[str, float]:
